@@ -1,0 +1,12 @@
+module LoRASub.Tests.Program
+
+open Expecto.Impl
+open LoRASub
+
+[<EntryPoint>]
+let main argv =
+    NativeBackend.ensureLoaded () |> ignore
+
+    match testFromThisAssembly () with
+    | Some tests -> TestRun.run argv tests
+    | None -> 2
