@@ -1,0 +1,143 @@
+namespace LoRASub
+
+open TorchSharp
+
+[<ReferenceEquality>]
+type LayerNorm =
+    { Weight: torch.Tensor
+      Bias: torch.Tensor
+      Epsilon: float }
+
+/// One pre-norm transformer block with frozen weights.
+[<ReferenceEquality>]
+type Block =
+    {
+        Norm1: LayerNorm
+        /// Fused rows of query, key and value, [3d, d], in the master format: deltas are added to it before it is
+        /// cast for use.
+        Qkv: Linear
+        Projection: Linear
+        Norm2: LayerNorm
+        Fc1: Linear
+        Fc2: Linear
+    }
+
+/// A plain Vision Transformer (Dosovitskiy et al. 2021, in timm's form: pre-norm, class token, learned positions).
+/// Frozen; a value shared by every learner on it.
+[<ReferenceEquality>]
+type VisionTransformer =
+    {
+        /// [d, channels, p, p]
+        PatchEmbedding: Linear
+        /// [1, 1, d]
+        ClassToken: torch.Tensor
+        /// [1, 1 + tokens, d]
+        Positions: torch.Tensor
+        Blocks: Block[]
+        Norm: LayerNorm
+        Heads: int
+        /// Height and width of its images, in pixels.
+        ImageSize: int
+        Precision: Precision
+    }
+
+    /// d: the number of columns of a token.
+    member this.Width = this.ClassToken.shape[2]
+    /// Side of a patch, in pixels.
+    member this.PatchSize = int this.PatchEmbedding.Weight.shape[2]
+    /// Channels of its images.
+    member this.Channels = int this.PatchEmbedding.Weight.shape[1]
+    member this.Device = this.ClassToken.device
+
+/// What the qkv layers of one network hold: effective fused weights per block, and the pairs in training, if any.
+[<ReferenceEquality>]
+type Adapters =
+    {
+        /// Per block, [3d, d] in the compute format.
+        Qkv: torch.Tensor[]
+        /// Per block, or empty outside training.
+        Lora: LayerLora[]
+    }
+
+[<RequireQualifiedAccess>]
+module VisionTransformer =
+
+    let private normLeaves (n: LayerNorm) = [ n.Weight; n.Bias ]
+
+    let private blockLeaves (b: Block) =
+        Seq.concat
+            [ Seq.ofList (normLeaves b.Norm1)
+              Linear.leaves b.Qkv
+              Linear.leaves b.Projection
+              Seq.ofList (normLeaves b.Norm2)
+              Linear.leaves b.Fc1
+              Linear.leaves b.Fc2 ]
+
+    let leaves: Leaves<VisionTransformer> =
+        fun vit ->
+            Seq.concat
+                [ Linear.leaves vit.PatchEmbedding
+                  Seq.ofList [ vit.ClassToken; vit.Positions ]
+                  Seq.collect blockLeaves vit.Blocks
+                  Seq.ofList (normLeaves vit.Norm) ]
+
+    /// Effective fused weights with `sign` · deltas on keys and values. Borrows; owned by the caller.
+    let effectiveQkv (sign: float) (deltas: LayerDelta[]) (vit: VisionTransformer) : torch.Tensor[] =
+        let dtype = Precision.compute vit.Precision
+        Array.map2 (fun (block: Block) delta -> Attention.withDelta sign dtype delta block.Qkv.Weight) vit.Blocks deltas
+
+    let private normalise (norm: LayerNorm) (x: torch.Tensor) =
+        let shape = [| x.shape[x.shape.Length - 1] |]
+        torch.nn.functional.layer_norm (x, shape, norm.Weight, norm.Bias, norm.Epsilon)
+
+    let private embed (vit: VisionTransformer) (images: torch.Tensor) =
+        let patch = int64 vit.PatchSize
+
+        let patches =
+            torch.nn.functional.conv2d (
+                images.``to`` vit.ClassToken.dtype,
+                vit.PatchEmbedding.Weight,
+                Option.toObj vit.PatchEmbedding.Bias,
+                [| patch; patch |]
+            ) // [B, d, H/p, W/p]
+
+        let tokens = patches.flatten(2L).transpose (1L, 2L) // [B, tokens, d]
+        let classToken = vit.ClassToken.expand (images.shape[0], 1L, -1L)
+        torch.cat([| classToken; tokens |], 1L).add vit.Positions // [B, 1 + tokens, d]
+
+    /// Runs images through the network and folds `visit` over the attention inputs of its blocks, in order.
+    /// images [B, c, H, W], floating point, in the backbone's input range -> features [B, d] (class token after the
+    /// final norm, in the master format) and the folded state. Borrows; features owned by the caller.
+    let fold
+        (visit: 'S -> int -> torch.Tensor -> 'S)
+        (initial: 'S)
+        (adapters: Adapters)
+        (vit: VisionTransformer)
+        (images: torch.Tensor)
+        : struct (torch.Tensor * 'S) =
+        let size = int64 vit.ImageSize
+        Shape.expect "images" [ Axis.Any "batch"; Axis.Is(int64 vit.Channels); Axis.Is size; Axis.Is size ] images
+        let mutable state = initial
+        let mutable x = embed vit images // [B, N, d]
+
+        for i in 0 .. vit.Blocks.Length - 1 do
+            let block = vit.Blocks[i]
+            let input = normalise block.Norm1 x
+            state <- visit state i input
+            let qkv = { block.Qkv with Weight = adapters.Qkv[i] }
+            let lora = if Array.isEmpty adapters.Lora then None else Some adapters.Lora[i]
+            let mixed = Attention.forward (int64 vit.Heads) qkv block.Projection lora input
+            x <- x.add mixed
+            let hidden = torch.nn.functional.gelu (Linear.forward block.Fc1 (normalise block.Norm2 x))
+            x <- x.add (Linear.forward block.Fc2 hidden)
+
+        // only the class token is read, and the norm works row by row
+        let classToken = x.select (1L, 0L) // [B, d]
+        struct ((normalise vit.Norm classToken).``to`` (Precision.master vit.Precision), state)
+
+    /// Features of images: [B, c, H, W] -> [B, d]. Intermediate activations live until the enclosing scope ends
+    /// where a gradient needs them; without gradients they are freed at once.
+    let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
+        Scope.keep Leaves.tensor (fun () ->
+            let struct (result, ()) = fold (fun () _ _ -> ()) () adapters vit images
+            result)

@@ -1,0 +1,46 @@
+namespace LoRASub
+
+open System
+open TorchSharp
+
+/// A gradient per parameter; None where the value does not depend on it.
+type Gradients = torch.Tensor option[]
+
+[<RequireQualifiedAccess>]
+module Grad =
+
+    /// Value, extra results and gradients of a scalar function of parameters. Parameters are borrowed and keep their
+    /// state; value, extra leaves and gradients are owned by the caller and carry no graph.
+    let valueAndGradWith
+        (f: torch.Tensor[] -> struct (torch.Tensor * torch.Tensor[]))
+        (parameters: torch.Tensor[])
+        : struct (torch.Tensor * torch.Tensor[] * Gradients) =
+        let leaves struct (value, extra, gradients) =
+            Seq.concat [ Seq.singleton value; Seq.ofArray extra; Seq.choose id gradients ]
+
+        Scope.keep leaves (fun () ->
+            // detached aliases: `backward` writes `.grad` on them, never on what the caller handed in
+            let variables = parameters |> Array.map (fun p -> p.detach().requires_grad_ ())
+            let struct (value, extra) = f variables
+
+            if value.numel () <> 1L then
+                Errors.reject "value to differentiate" "must be a scalar" (Shape.text value.shape) ""
+
+            if not value.requires_grad then
+                let none: Gradients = Array.map (fun _ -> None) variables
+                struct (value.detach (), extra |> Array.map _.detach(), none)
+            else
+                torch.autograd.backward ([| value |], null, Nullable(), false, variables)
+
+                let gradients =
+                    variables
+                    |> Array.map (fun variable -> variable.grad |> Option.ofObj |> Option.map _.detach())
+
+                struct (value.detach (), extra |> Array.map _.detach(), gradients))
+
+    /// Value and gradients of a scalar function of parameters, owned by the caller.
+    let valueAndGrad (f: torch.Tensor[] -> torch.Tensor) parameters : struct (torch.Tensor * Gradients) =
+        let struct (value, _, gradients) =
+            valueAndGradWith (fun variables -> struct (f variables, [||])) parameters
+
+        struct (value, gradients)

@@ -1,0 +1,76 @@
+namespace LoRASub
+
+open TorchSharp
+
+/// A position in the tree of random streams: a value, so that the same key always gives the same numbers and
+/// nothing is remembered between draws. After JAX's explicit keys; the mixing is SplitMix64 (Steele et al. 2014).
+[<Struct>]
+type RandomKey = { Bits: uint64 }
+
+[<RequireQualifiedAccess>]
+module Rng =
+
+    let private mix (z: uint64) =
+        let z = (z ^^^ (z >>> 30)) * 0xBF58476D1CE4E5B9UL
+        let z = (z ^^^ (z >>> 27)) * 0x94D049BB133111EBUL
+        z ^^^ (z >>> 31)
+
+    /// The root key of a seed.
+    let ofSeed (seed: int64) =
+        { Bits = mix (uint64 seed + 0x9E3779B97F4A7C15UL) }
+
+    /// The child of a key at a number: children of different numbers are independent streams.
+    let fold (number: int64) (key: RandomKey) =
+        { Bits = mix (key.Bits ^^^ mix (uint64 number * 0xD1342543DE82EF95UL + 0x9E3779B97F4A7C15UL)) }
+
+    /// The key's own number, not negative, for other generators (FsCheck, System.Random).
+    let toSeed (key: RandomKey) = int64 (key.Bits >>> 1)
+
+    // Drawn on the CPU whatever the target device: the same key gives the same numbers everywhere.
+    let private draw (key: RandomKey) (device: torch.Device) (sample: torch.Generator -> torch.Tensor) =
+        use generator = new torch.Generator(key.Bits, torch.CPU)
+        let numbers = sample generator
+
+        if device.``type`` = DeviceType.CPU then
+            numbers
+        else
+            use onCpu = numbers
+            onCpu.``to`` device
+
+    /// Uniform numbers in [low, high). Owned by the caller.
+    let uniform (low: float) (high: float) (shape: int64[]) (dtype: torch.ScalarType) (device: torch.Device) key =
+        draw key device (fun generator ->
+            let numbers = torch.rand (shape, dtype = dtype, device = torch.CPU, generator = generator)
+            numbers.mul_(Scalar.op_Implicit (high - low)).add_ (Scalar.op_Implicit low))
+
+    /// Standard normal numbers. Owned by the caller.
+    let normal (shape: int64[]) (dtype: torch.ScalarType) (device: torch.Device) key =
+        draw key device (fun generator ->
+            torch.randn (shape, dtype = dtype, device = torch.CPU, generator = generator))
+
+    /// Integers in [0, high). Owned by the caller.
+    let integers (high: int64) (shape: int64[]) (device: torch.Device) key =
+        draw key device (fun generator ->
+            torch.randint (
+                0L,
+                high,
+                shape,
+                dtype = torch.ScalarType.Int64,
+                device = torch.CPU,
+                generator = generator
+            ))
+
+    /// The numbers 0 to n - 1 in random order (Fisher-Yates).
+    let permutation (n: int) (key: RandomKey) : int[] =
+        let order = Array.init n id
+        let mutable state = key
+
+        for i in n - 1 .. -1 .. 1 do
+            state <- fold (int64 i) state
+            // the bias of a remainder of 64 bits is below 2^-32 for any array
+            let j = int (state.Bits % uint64 (i + 1))
+            let kept = order[i]
+            order[i] <- order[j]
+            order[j] <- kept
+
+        order

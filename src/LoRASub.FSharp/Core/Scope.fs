@@ -1,0 +1,61 @@
+namespace LoRASub
+
+open System
+open System.Collections.Generic
+open TorchSharp
+
+/// The only lifetime code. Rule of the library: a function borrows its arguments and owns its result.
+[<RequireQualifiedAccess>]
+module Scope =
+
+    let private distinct (tensors: torch.Tensor seq) =
+        HashSet<torch.Tensor>(tensors, HashIdentity.Reference)
+
+    /// Runs `f` and frees every tensor made in it except the leaves of its result. Leaves that existed before stay
+    /// where they were.
+    let keep (leaves: Leaves<'T>) (f: unit -> 'T) : 'T =
+        use scope = torch.NewDisposeScope()
+        let result = f ()
+
+        for tensor in distinct (leaves result) do
+            scope.MoveToOuter tensor |> ignore
+
+        result
+
+    /// Runs `f` and frees every tensor made in it.
+    let run (f: unit -> 'T) : 'T = keep Leaves.none f
+
+    /// `keep` without gradients.
+    let noGrad (leaves: Leaves<'T>) (f: unit -> 'T) : 'T =
+        use _ = torch.no_grad ()
+        keep leaves f
+
+    /// Frees the leaves of a value.
+    let free (leaves: Leaves<'T>) (value: 'T) =
+        for tensor in distinct (leaves value) do
+            tensor.Dispose()
+
+    /// Frees the leaves of `previous` that none of `kept` holds.
+    let supersede (leaves: Leaves<'S>) (kept: 'S seq) (previous: 'S) =
+        let held = distinct (Seq.collect leaves kept)
+
+        for tensor in distinct (leaves previous) do
+            if not (held.Contains tensor) then
+                tensor.Dispose()
+
+    /// Folds pure steps over items, freeing what each step makes obsolete. The initial state is borrowed, the result
+    /// owned.
+    let fold (leaves: Leaves<'S>) (step: 'S -> 'T -> 'S) (initial: 'S) (items: 'T seq) : 'S =
+        let mutable state = initial
+
+        for item in items do
+            let previous = state
+            state <- keep leaves (fun () -> step previous item)
+            supersede leaves [ state; initial ] previous
+
+        state
+
+    /// A handle that frees the leaves of a value when disposed: for `use` in F# and `using` in C#.
+    let own (leaves: Leaves<'T>) (value: 'T) : IDisposable =
+        { new IDisposable with
+            member _.Dispose() = free leaves value }

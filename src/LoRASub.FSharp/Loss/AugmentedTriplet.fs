@@ -1,0 +1,59 @@
+namespace LoRASub
+
+open System
+open TorchSharp
+
+/// Batch-hard triplet loss whose negatives include the old classes' prototypes (Liu & Chang 2025, "ATL").
+[<RequireQualifiedAccess>]
+module AugmentedTriplet =
+
+    let private number (x: float) = Scalar.op_Implicit x
+
+    // Rows are unit vectors: |a|² + |b|² − 2ab, clamped under the root where its slope is infinite.
+    let private pairwise (rows: torch.Tensor) =
+        let squares = rows.pow(number 2.0).sum (1L, keepdim = true) // [n, 1]
+        squares.add(squares.t()).sub(rows.mm(rows.t()).mul (number 2.0)).clamp_min(number 1e-12).sqrt () // [n, n]
+
+    /// mean over i of max(0, d⁺ᵢ − d⁻ᵢ + margin).
+    /// `features` [n, d], unit rows, borrowed; `labels` [n] int64; `prototypes` [c, d], raw, c may be 0;
+    /// `normOrder` is the order of the norm between features and prototypes, at least 1.
+    /// d⁺ᵢ is the largest distance to the same class; d⁻ᵢ the smallest to another class of the batch (d⁺ᵢ + margin
+    /// where there is none) or to a prototype scaled to unit length. Distances that tie for the extreme share the
+    /// gradient evenly. Returns a scalar, owned by the caller.
+    let loss
+        (margin: float)
+        (normOrder: float)
+        (prototypes: torch.Tensor)
+        (labels: torch.Tensor)
+        (features: torch.Tensor)
+        : torch.Tensor =
+        Shape.expect "triplet features" [ Axis.Any "batch"; Axis.Any "width" ] features
+        let n, width = features.shape[0], features.shape[1]
+        Shape.expect "triplet labels" [ Axis.Is n ] labels
+        Shape.expect "triplet prototypes" [ Axis.Any "classes"; Axis.Is width ] prototypes
+        Shape.expectLike "triplet prototypes" features prototypes
+
+        if not (normOrder >= 1.0) then
+            Errors.reject "norm order" "must be at least 1" $"{normOrder}" ""
+
+        Scope.keep Leaves.tensor (fun () ->
+            let far, near = number Double.NegativeInfinity, number Double.PositiveInfinity
+            let distances = pairwise features
+            let same = labels.unsqueeze(1L).eq (labels.unsqueeze 0L) // [n, n]
+            let hardestPositive = distances.masked_fill(same.logical_not (), far).amax [| 1L |] // [n]
+
+            // a row whose batch holds no other class
+            let alone = same.all(1L).unsqueeze 1L // [n, 1]
+            let fallback = hardestPositive.add(number margin).unsqueeze(1L).masked_fill (alone.logical_not (), near)
+
+            let toPrototypes =
+                if prototypes.shape[0] = 0L then
+                    [||]
+                else
+                    let unit = prototypes.div (prototypes.norm (1, keepdim = true))
+                    [| torch.cdist(features, unit, normOrder).clamp_min (number 1e-12) |] // [n, c]
+
+            // one minimum over all candidates, so that ties share evenly wherever they come from
+            let candidates = Array.append [| distances.masked_fill (same, near); fallback |] toPrototypes
+            let hardestNegative = torch.cat(candidates, 1L).amin [| 1L |] // [n]
+            hardestPositive.sub(hardestNegative).add(number margin).relu().mean ())

@@ -1,0 +1,46 @@
+namespace LoRASub
+
+open TorchSharp
+
+/// On which side of a parameter's update its projection stands. A property of the parameter, never guessed from
+/// shapes: a square parameter must work as well.
+[<RequireQualifiedAccess>]
+type Side =
+    /// P·u, for a [d, r] parameter that writes into the projected space (LoRA's B).
+    | Left
+    /// u·P, for a [r, d] parameter that reads from it (LoRA's A); 4-D updates are flattened to [out, rest].
+    | Right
+
+/// What happens to one parameter's updates.
+[<RequireQualifiedAccess>]
+type Confinement =
+    /// Updated freely.
+    | Free
+    /// Multiplied by a projection matrix [d, d].
+    | Within of Side * torch.Tensor
+
+[<RequireQualifiedAccess>]
+module Projected =
+
+    let private apply i (update: torch.Tensor) confinement =
+        match confinement with
+        | Confinement.Free -> update
+        | Confinement.Within(side, matrix) ->
+            Shape.expectLike $"projection of parameter {i}" update matrix
+            let rows = update.shape[0]
+
+            match side with
+            | Side.Left ->
+                Shape.expect $"projection of parameter {i}, from the left" [ Axis.Is rows; Axis.Is rows ] matrix
+                Shape.expect $"update of parameter {i}, projected from the left" [ Axis.Any "d"; Axis.Any "r" ] update
+                matrix.mm update
+            | Side.Right ->
+                let flat = update.reshape (rows, -1L) // [out, rest]
+                let columns = flat.shape[1]
+                Shape.expect $"projection of parameter {i}, from the right" [ Axis.Is columns; Axis.Is columns ] matrix
+                flat.mm(matrix).reshape update.shape
+
+    /// Confines each parameter's update to its retained space (Liu & Chang 2025, the update rule). Borrows the
+    /// matrices. Rejects a matrix whose size, type or device does not fit its parameter.
+    let transform (confinements: Confinement[]) : Transform<unit> =
+        Transform.stateless (fun i update _ -> apply i update confinements[i])
