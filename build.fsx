@@ -99,11 +99,15 @@ let reasons (output: string) =
     let lines = output.Split('\n') |> Array.map _.Trim() |> Array.filter ((<>) "")
 
     let isReason (line: string) =
-        Regex.IsMatch(line, @"\b(error|warning)\b", RegexOptions.IgnoreCase)
+        Regex.IsMatch(line, @"\b(error|warning)( [A-Z]+\d+)?\s*:", RegexOptions.IgnoreCase)
 
-    match lines |> Array.filter isReason |> Array.distinct with
+    // MSBuild ends each with the project in brackets, which the file's own path already shows
+    let short (line: string) =
+        Regex.Replace(line, @" \[[^\]]+proj\]$", "").Replace(root + string Path.DirectorySeparatorChar, "")
+
+    match lines |> Array.filter isReason |> Array.map short |> Array.distinct with
     | [||] -> String.Join('\n', lines)
-    | found -> String.Join('\n', found).Replace(root + string Path.DirectorySeparatorChar, "")
+    | found -> String.Join('\n', found)
 
 /// One line on the console: the step's name, then its seconds. `work` gets a function that runs `dotnet` quietly.
 let step (name: string) (work: (string list -> unit) -> unit) =
