@@ -384,8 +384,8 @@ module Safetensors =
         WholeFile.write path (fun stream ->
             let prefix = Array.zeroCreate<byte> 8
             BinaryPrimitives.WriteUInt64LittleEndian(Span prefix, uint64 json.Length)
-            stream.Write prefix
-            stream.Write json
+            stream.Write(prefix, 0, prefix.Length)
+            stream.Write(json, 0, json.Length)
 
             for _, tensor in tensors do
                 // one tensor at a time: at most one copy is alive

@@ -74,7 +74,7 @@ module Weights =
             | Some(i, block) -> Errors.reject subject $"must have a block {i}" $"block {block} after {i - 1}" ""
             | None -> blocks.Length
 
-    let private headsOf (subject: string) options (metadata: Map<string, string>) (width: int64) =
+    let private headsOf (subject: string) (options: BackboneOptions) (metadata: Map<string, string>) (width: int64) =
         let known = Map.ofList [ 192L, 3; 384L, 6; 768L, 12; 1024L, 16; 1280L, 16 ]
 
         let heads =
@@ -121,7 +121,7 @@ module Weights =
                 torch.nn.functional.interpolate (
                     image,
                     [| grid; grid |],
-                    mode = InterpolationMode.Bicubic,
+                    mode = torch.InterpolationMode.Bicubic,
                     align_corners = Nullable false,
                     antialias = true
                 )

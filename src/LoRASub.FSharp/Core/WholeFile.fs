@@ -54,4 +54,5 @@ module WholeFile =
 
     /// Writes a text in UTF-8, without a byte order mark, as the whole of a file. Rejects as `write`.
     let writeText (path: string) (text: string) : unit =
-        write path (fun stream -> stream.Write(UTF8Encoding(false).GetBytes text))
+        let bytes = UTF8Encoding(false).GetBytes text
+        write path _.Write(bytes, 0, bytes.Length)
