@@ -18,8 +18,10 @@ type LayerLora = { Key: LoraPair; Value: LoraPair }
 /// The summed deltas B·A of finished tasks on the key and the value projection of one block, [d, d] each.
 [<ReferenceEquality>]
 type LayerDelta =
-    { Key: torch.Tensor
-      Value: torch.Tensor }
+    {
+        Key: torch.Tensor
+        Value: torch.Tensor
+    }
 
 /// How B starts in each task.
 [<RequireQualifiedAccess>]
@@ -42,10 +44,20 @@ module Lora =
             Errors.reject "rank" $"must lie in [1, {width}], the backbone's width" $"{rank}" ""
 
     /// A fresh pair: A ~ U(−1/√d, 1/√d) (Kaiming uniform with a = √5), B as `bInit` says. Owned by the caller.
-    let initPair (bInit: BInit) (rank: int) (width: int64) dtype device (key: RandomKey) : LoraPair =
+    let initPair
+        (bInit: BInit)
+        (rank: int)
+        (width: int64)
+        (dtype: torch.ScalarType)
+        (device: torch.Device)
+        (key: RandomKey)
+        : LoraPair =
         checkRank width rank
         let bound = 1.0 / sqrt (float width)
-        let a = Rng.uniform -bound bound [| int64 rank; width |] dtype device (Rng.fold 0L key)
+
+        let a =
+            Rng.uniform -bound bound [| int64 rank; width |] dtype device (Rng.fold 0L key)
+
         let b = torch.zeros ([| width; int64 rank |], dtype = dtype, device = device)
 
         match bInit with
@@ -60,14 +72,16 @@ module Lora =
 
     /// Fresh pairs for one block. Owned by the caller.
     let init bInit rank width dtype device key : LayerLora =
-        { Key = initPair bInit rank width dtype device (Rng.fold 0L key)
-          Value = initPair bInit rank width dtype device (Rng.fold 1L key) }
+        {
+            Key = initPair bInit rank width dtype device (Rng.fold 0L key)
+            Value = initPair bInit rank width dtype device (Rng.fold 1L key)
+        }
 
     /// B·A, [d, d]. Owned by the caller.
     let delta (pair: LoraPair) : torch.Tensor = pair.B.mm pair.A
 
     /// The deltas of no task. Owned by the caller.
-    let noDelta (width: int64) dtype device : LayerDelta =
+    let noDelta (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : LayerDelta =
         let zeros () =
             torch.zeros ([| width; width |], dtype = dtype, device = device)
 
@@ -76,5 +90,7 @@ module Lora =
     /// V + B·A for key and value: how a finished task joins the earlier ones. Owned by the caller.
     let merge (lora: LayerLora) (merged: LayerDelta) : LayerDelta =
         Scope.noGrad deltaLeaves (fun () ->
-            { Key = merged.Key.add (delta lora.Key)
-              Value = merged.Value.add (delta lora.Value) })
+            {
+                Key = merged.Key.add (delta lora.Key)
+                Value = merged.Value.add (delta lora.Value)
+            })

@@ -17,7 +17,12 @@ module Errors =
         raise (InputException $"{subject}: {rule}; found {received}{fix}")
 
     /// Rejects unless `condition` holds; the texts are built only then.
-    let inline require ([<InlineIfLambda>] condition: unit -> bool) (subject: string) (rule: string) (received: unit -> string) =
+    let inline require
+        ([<InlineIfLambda>] condition: unit -> bool)
+        (subject: string)
+        (rule: string)
+        (received: unit -> string)
+        =
         if not (condition ()) then
             reject subject rule (received ()) ""
 

@@ -31,13 +31,26 @@ module Projected =
 
             match side with
             | Side.Left ->
-                Shape.expect $"projection of parameter {i}, from the left" [ Axis.Is rows; Axis.Is rows ] matrix
-                Shape.expect $"update of parameter {i}, projected from the left" [ Axis.Any "d"; Axis.Any "r" ] update
+                Shape.expect
+                    $"projection of parameter {i}, from the left"
+                    [ Axis.Is rows; Axis.Is rows ]
+                    matrix
+
+                Shape.expect
+                    $"update of parameter {i}, projected from the left"
+                    [ Axis.Any "d"; Axis.Any "r" ]
+                    update
+
                 matrix.mm update
             | Side.Right ->
                 let flat = update.reshape (rows, -1L) // [out, rest]
                 let columns = flat.shape[1]
-                Shape.expect $"projection of parameter {i}, from the right" [ Axis.Is columns; Axis.Is columns ] matrix
+
+                Shape.expect
+                    $"projection of parameter {i}, from the right"
+                    [ Axis.Is columns; Axis.Is columns ]
+                    matrix
+
                 flat.mm(matrix).reshape update.shape
 
     /// Confines each parameter's update to its retained space (Liu & Chang 2025, the update rule). Borrows the
