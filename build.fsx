@@ -318,7 +318,10 @@ let test (arguments: string list) =
                 let mutable found = None
 
                 // each project closes with a line of counts; their sum is shown instead
-                let show line =
+                let show (line: string) =
+                    // Expecto resets colours that it never set
+                    let line = Regex.Replace(line, @"\x1b\[[0-9;]*m", "")
+
                     match counts line with
                     | None -> printfn "%s" line
                     | sums -> found <- sums

@@ -47,6 +47,20 @@ module internal Elf =
                                 name
         ]
 
+    /// Whether the file is as long as its header says: the linker dies on a shared object that is cut off.
+    let isWhole (path: string) : bool =
+        use file = File.OpenRead path
+        let header = Array.zeroCreate<byte> 64
+
+        let length = file.ReadAtLeast(Span header, 64, throwOnEndOfStream = false)
+        let sections = int64 (BitConverter.ToUInt64(header, 0x28))
+
+        let each, count =
+            BitConverter.ToUInt16(header, 0x3A), BitConverter.ToUInt16(header, 0x3C)
+        // what is no such file at all, the linker names well by itself
+        let isOne = length = 64 && header[..5] = magic
+        not isOne || file.Length >= sections + int64 each * int64 count
+
     /// An x86-64 shared object that holds nothing and is called `name`.
     let empty (name: string) : byte[] =
         let strings = Array.concat [ [| 0uy |]; Encoding.UTF8.GetBytes name; [| 0uy |] ]

@@ -255,16 +255,7 @@ module NativeBackend =
                 UnixFileMode.UserRead ||| UnixFileMode.UserWrite ||| UnixFileMode.UserExecute
 
             Directory.CreateDirectory(folder, onlyOwner) |> ignore
-            let temporary = under folder $".{Guid.NewGuid():N}"
-
-            try
-                (use stream = new FileStream(temporary, FileMode.CreateNew)
-                 stream.Write(bytes, 0, bytes.Length)
-                 stream.Flush(flushToDisk = true))
-
-                File.Move(temporary, file, overwrite = true)
-            finally
-                File.Delete temporary
+            WholeFile.write file (fun stream -> stream.Write(bytes, 0, bytes.Length))
 
         file
 
@@ -278,6 +269,7 @@ module NativeBackend =
                     let file = store cache name bytes
                     tryOpen file |> Result.map (fun _ -> file)
                 with
+                | :? InputException
                 | :? IOException
                 | :? UnauthorizedAccessException as e -> Error e.Message)
             |> Seq.cache
@@ -307,8 +299,14 @@ module NativeBackend =
         (tried: Set<string>)
         (name: string)
         : string list =
-        match tryOpen (under folder name) with
-        | Ok _ -> [ under folder name ]
+        let path = under folder name
+
+        if File.Exists path && not (Elf.isWhole path) then
+            let length = FileInfo(target path).Length
+            Errors.reject subject $"{name} must be whole" $"only its first {length} bytes" "fetch it again"
+
+        match tryOpen path with
+        | Ok _ -> [ path ]
         | Error complaint ->
             let missing =
                 Regex.Match(complaint, @"^(\S+): cannot open shared object file").Groups[1].Value
