@@ -312,7 +312,7 @@ let private block (width: int) (workload: Workload) (plan: Plan) (view: View) : 
 
     Rows(
         [
-            line ""
+            line " "
 
             match view.Task with
             | Some task ->
@@ -328,17 +328,17 @@ let private block (width: int) (workload: Workload) (plan: Plan) (view: View) : 
                         ""
 
                 line $"{Phase.name step.Phase, -11} step {step.Done}/{step.Steps}{epoch}"
-            | None -> line ""
+            | None -> line " "
 
             match view.Loss, view.Accuracy with
             | Some loss, Some accuracy ->
                 line $"""{"training", -11} loss {number 4 loss}, accuracy {percent accuracy}%%"""
-            | _ -> line ""
+            | _ -> line " "
 
             if view.Retained.Length > 0 then
                 line $"""{"retained", -11} {safe (ranks view.Retained)} [grey]of {plan.Backbone.Width}[/]"""
             else
-                line ""
+                line " "
 
             line $"{bar (width - 40) share} {int (100.0 * share), 3}%%  [grey]{time}[/]"
         ]
@@ -443,11 +443,9 @@ let results (outcome: Outcome) : string list =
         | Some x -> $"{percent x}%%"
         | None -> "needs two tasks"
 
-    let seconds =
-        Phase.all
-        |> List.choose (fun phase ->
-            Map.tryFind phase outcome.PhaseSeconds
-            |> Option.map (fun s -> $"{Phase.name phase} {number 1 s}"))
+    let seconds phases =
+        phases
+        |> List.map (fun phase -> $"{Phase.name phase} {number 1 outcome.PhaseSeconds[phase]}")
         |> String.concat ", "
 
     [
@@ -462,7 +460,8 @@ let results (outcome: Outcome) : string list =
 
         $"forgetting         {orNeeds measures.Forgetting}"
         $"backward transfer  {orNeeds measures.BackwardTransfer}"
-        $"seconds            {seconds}"
+        $"seconds            {seconds [ Phase.Observe; Phase.Project; Phase.Train ]}"
+        $"                   {seconds [ Phase.Prototypes; Phase.Predict ]}"
         $"peak memory        {bytes (MemoryUse.peakBytes ())}"
     ]
 

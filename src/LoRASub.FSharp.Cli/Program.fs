@@ -72,7 +72,7 @@ let start (shell: Shell) (argv: string[]) : int =
             0
         | Arguments.Command.Run(settings, out, libTorch) -> run shell settings out libTorch
         | Arguments.Command.Evaluate _ -> 1
-        | Arguments.Command.Doctor libTorch -> 1
+        | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
         if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
             shell.Error.WriteLine(string e)
@@ -83,6 +83,10 @@ let start (shell: Shell) (argv: string[]) : int =
         match e with
         | :? InputException -> 2
         | _ -> 1
+
+/// Ends the process at once: LibTorch's threads may be at work, under which an orderly exit takes their memory away.
+[<DllImport("libc", EntryPoint = "_exit")>]
+extern void private leave(int code)
 
 [<EntryPoint>]
 let main argv =
@@ -102,7 +106,7 @@ let main argv =
                 Console.Out.Write "\x1b[?25h\n"
 
             Console.Error.WriteLine "lorasub: interrupted"
-            exit code)
+            leave code)
 
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGINT, stop 130)
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGTERM, stop 143)
