@@ -85,9 +85,8 @@ module Plan =
         | "seed1993" -> ClassOrder.Seed1993
         | path -> ClassOrder.readFile path
 
-    /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
-    /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load`, `LoRASubDrs.check`. Owned by the caller.
-    let load (settings: RunSettings) : Plan =
+    /// `load` with a class order that is at hand.
+    let loadWith (order: ClassOrder) (settings: RunSettings) : Plan =
         Settings.check settings
 
         let needed name value =
@@ -97,7 +96,6 @@ module Plan =
 
         let device = Device.parse settings.Device
         let dataset = Datasets.load settings.Data (needed "data-path" settings.DataPath)
-        let order = classOrder settings.ClassOrder
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses
 
         let options =
@@ -122,6 +120,11 @@ module Plan =
         with _ ->
             Scope.free VisionTransformer.leaves backbone
             reraise ()
+
+    /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
+    /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load`, `LoRASubDrs.check`. Owned by the caller.
+    let load (settings: RunSettings) : Plan =
+        loadWith (classOrder settings.ClassOrder) settings
 
     /// How this plan's images become batches; the test transform where `augmentation` is None.
     let batchOptions (plan: Plan) (augmentation: Augmentation) : BatchOptions =
