@@ -142,7 +142,7 @@ module RunFolder =
 
     /// Scores a saved learner again on every task it has learned, under `settings` (the saved ones, but for what
     /// belongs to the machine: paths, device, batch). `listen` counts test batches.
-    let evaluate (folder: string) (settings: RunSettings) (listen: int -> unit) : Recheck[] =
+    let evaluate (folder: string) (settings: RunSettings) (listen: unit -> unit) : Recheck[] =
         let row = lastRow folder
 
         // the order that was learned, even where its file is gone
