@@ -12,9 +12,11 @@ open TorchSharp
 /// Tensors and text of one file.
 [<ReferenceEquality>]
 type TensorFile =
-    { Path: string
-      Tensors: Map<string, torch.Tensor>
-      Metadata: Map<string, string> }
+    {
+        Path: string
+        Tensors: Map<string, torch.Tensor>
+        Metadata: Map<string, string>
+    }
 
 /// Where one tensor stands in its file.
 type TensorEntry =
@@ -57,20 +59,28 @@ module Safetensors =
     let private metadataKey = "__metadata__"
 
     let private types =
-        [ "F64", torch.ScalarType.Float64, 8L
-          "F32", torch.ScalarType.Float32, 4L
-          "F16", torch.ScalarType.Float16, 2L
-          "BF16", torch.ScalarType.BFloat16, 2L
-          "I64", torch.ScalarType.Int64, 8L
-          "I32", torch.ScalarType.Int32, 4L
-          "U8", torch.ScalarType.Byte, 1L
-          "BOOL", torch.ScalarType.Bool, 1L ]
+        [
+            "F64", torch.ScalarType.Float64, 8L
+            "F32", torch.ScalarType.Float32, 4L
+            "F16", torch.ScalarType.Float16, 2L
+            "BF16", torch.ScalarType.BFloat16, 2L
+            "I64", torch.ScalarType.Int64, 8L
+            "I32", torch.ScalarType.Int32, 4L
+            "U8", torch.ScalarType.Byte, 1L
+            "BOOL", torch.ScalarType.Bool, 1L
+        ]
 
-    let private knownTypes = types |> List.map (fun (code, _, _) -> code) |> String.concat ", "
+    let private knownTypes =
+        types |> List.map (fun (code, _, _) -> code) |> String.concat ", "
 
     // a hostile name or value must not flood the screen
     let private shown (text: string) =
-        let short = if text.Length > 80 then text.Substring(0, 77) + "..." else text
+        let short =
+            if text.Length > 80 then
+                text.Substring(0, 77) + "..."
+            else
+                text
+
         String.map (fun c -> if Char.IsControl c then '?' else c) short
 
     let private tensorOf path name = $"{path}: tensor '{shown name}'"
@@ -97,10 +107,16 @@ module Safetensors =
     // ---- header
 
     let private text (subject: string) (element: JsonElement) =
+        let refuse () =
+            Errors.reject subject "must be a string" (shown (element.GetRawText())) ""
+
+        if element.ValueKind <> JsonValueKind.String then
+            refuse ()
+
         try
             element.GetString()
         with :? InvalidOperationException ->
-            Errors.reject subject "must be a string" (shown (element.GetRawText())) ""
+            refuse () // half of a surrogate pair
 
     let private properties (subject: string) (element: JsonElement) =
         if element.ValueKind <> JsonValueKind.Object then
@@ -108,17 +124,19 @@ module Safetensors =
 
         let seen = HashSet<string>(StringComparer.Ordinal)
 
-        [| for property in element.EnumerateObject() do
-               let name =
-                   try
-                       property.Name
-                   with :? InvalidOperationException ->
-                       Errors.reject subject "must have names in Unicode" "half of a surrogate pair" ""
+        [|
+            for property in element.EnumerateObject() do
+                let name =
+                    try
+                        property.Name
+                    with :? InvalidOperationException ->
+                        Errors.reject subject "must have names in Unicode" "half of a surrogate pair" ""
 
-               if not (seen.Add name) then
-                   Errors.reject subject "must name everything once" $"'{shown name}' twice" ""
+                if not (seen.Add name) then
+                    Errors.reject subject "must name everything once" $"'{shown name}' twice" ""
 
-               name, property.Value |]
+                name, property.Value
+        |]
 
     let private wholeNumbers (subject: string) (field: string) (element: JsonElement) =
         let rule = $"must have a list of whole numbers from 0 as '{field}'"
@@ -126,10 +144,12 @@ module Safetensors =
         if element.ValueKind <> JsonValueKind.Array then
             Errors.reject subject rule (shown (element.GetRawText())) ""
 
-        [| for item in element.EnumerateArray() do
-               match item.ValueKind, item.ValueKind = JsonValueKind.Number && fst (item.TryGetInt64()) with
-               | JsonValueKind.Number, true when item.GetInt64() >= 0L -> item.GetInt64()
-               | _ -> Errors.reject subject rule (shown (item.GetRawText())) "" |]
+        [|
+            for item in element.EnumerateArray() do
+                match item.ValueKind, item.ValueKind = JsonValueKind.Number && fst (item.TryGetInt64()) with
+                | JsonValueKind.Number, true when item.GetInt64() >= 0L -> item.GetInt64()
+                | _ -> Errors.reject subject rule (shown (item.GetRawText())) ""
+        |]
 
     /// Bytes of a tensor, where they can be counted. Zeros count as ones: LibTorch multiplies the other sizes into
     /// its strides.
@@ -138,7 +158,11 @@ module Safetensors =
 
         for size in shape do
             if size > 0L && bound > Int64.MaxValue / size then
-                Errors.reject subject "must have a size below 2^63 bytes" $"shape {shown (Shape.text shape)}" ""
+                Errors.reject
+                    subject
+                    "must have a size below 2^63 bytes"
+                    $"shape {shown (Shape.text shape)}"
+                    ""
 
             bound <- bound * max size 1L
 
@@ -159,7 +183,8 @@ module Safetensors =
         let scalarType, elementSize =
             match types |> List.tryFind (fun (known, _, _) -> known = code) with
             | Some(_, scalarType, size) -> scalarType, size
-            | None -> Errors.reject subject $"must have a dtype out of {knownTypes}" (shown code) "convert it first"
+            | None ->
+                Errors.reject subject $"must have a dtype out of {knownTypes}" (shown code) "convert it first"
 
         let shape = wholeNumbers subject "shape" (field "shape")
 
@@ -174,12 +199,19 @@ module Safetensors =
                 let rule = $"must have {expected} bytes for {code} {Shape.text shape}"
                 Errors.reject subject rule $"{last - first}" "the file is damaged"
 
-            { Name = name
-              Type = scalarType
-              Shape = shape
-              Offset = first
-              Length = expected }
-        | offsets -> Errors.reject subject "must have two offsets, the first not after the last" (Shape.text offsets) ""
+            {
+                Name = name
+                Type = scalarType
+                Shape = shape
+                Offset = first
+                Length = expected
+            }
+        | offsets ->
+            Errors.reject
+                subject
+                "must have two offsets, the first not after the last"
+                (Shape.text offsets)
+                ""
 
     let private metadataOf path (element: JsonElement) =
         let subject = $"{path}: {metadataKey}"
@@ -198,7 +230,12 @@ module Safetensors =
 
             if e.Offset + e.Length > dataLength then
                 let received = $"bytes {e.Offset} to {e.Offset + e.Length}"
-                Errors.reject subject $"must lie in the file's {dataLength} bytes of data" received "the file is cut short"
+
+                Errors.reject
+                    subject
+                    $"must lie in the file's {dataLength} bytes of data"
+                    received
+                    "the file is cut short"
 
             if e.Offset <> reached then
                 let rule = $"must start at byte {reached}, where the tensor before it ends"
@@ -207,7 +244,11 @@ module Safetensors =
             reached <- e.Offset + e.Length
 
         if reached <> dataLength then
-            Errors.reject path $"must end where its last tensor does, after {reached} bytes of data" $"{dataLength}" ""
+            Errors.reject
+                path
+                $"must end where its last tensor does, after {reached} bytes of data"
+                $"{dataLength}"
+                ""
 
         sorted |> Array.map (fun e -> { e with Offset = dataStart + e.Offset })
 
@@ -226,11 +267,15 @@ module Safetensors =
             let rule = $"must have a header of at most {min available longestHeader} bytes"
             Errors.reject path rule $"a length of {length}" "it is no safetensors file, or cut short"
 
-        let json = Array.zeroCreate<byte> (int length)
+        let json = Array.zeroCreate<byte>(int length)
         fill path stream (Span json)
 
         if not (Unicode.Utf8.IsValid(ReadOnlySpan json)) then
             Errors.reject path "must have a header in UTF-8" "other bytes" ""
+
+        if json.Length = 0 || json[0] <> byte '{' then
+            let received = if json.Length = 0 then "nothing" else $"byte {json[0]}"
+            Errors.reject path "must have a header that starts with '{'" received "it is no safetensors file"
 
         use document =
             try
@@ -243,15 +288,17 @@ module Safetensors =
             properties $"{path}: header" document.RootElement
             |> Array.partition (fun (name, _) -> name = metadataKey)
 
-        { Path = path
-          Entries =
-            tensors
-            |> Array.map (fun (name, element) -> entry path name element)
-            |> covering path (8L + int64 length) (available - int64 length)
-          Metadata =
-            match metadata with
-            | [| _, element |] -> metadataOf path element
-            | _ -> Map.empty }
+        {
+            Path = path
+            Entries =
+                tensors
+                |> Array.map (fun (name, element) -> entry path name element)
+                |> covering path (8L + int64 length) (available - int64 length)
+            Metadata =
+                match metadata with
+                | [| _, element |] -> metadataOf path element
+                | _ -> Map.empty
+        }
 
     /// Names, types, shapes and metadata of a file. Rejects a file that is not well-formed.
     let header (path: string) : TensorFileHeader =
@@ -280,8 +327,15 @@ module Safetensors =
                 let bytes = chunk.bytes
                 fill path stream bytes
 
-                if entry.Type = torch.ScalarType.Bool && bytes.IndexOfAnyExceptInRange(0uy, 1uy) >= 0 then
-                    Errors.reject (tensorOf path entry.Name) "must hold 0 or 1 in each byte" "another value" "")
+                if
+                    entry.Type = torch.ScalarType.Bool
+                    && bytes.IndexOfAnyExceptInRange(0uy, 1uy) >= 0
+                then
+                    Errors.reject
+                        (tensorOf path entry.Name)
+                        "must hold 0 or 1 in each byte"
+                        "another value"
+                        "")
 
             tensor)
 
@@ -292,13 +346,15 @@ module Safetensors =
         let header = readHeader path stream
 
         Scope.keep leaves (fun () ->
-            { Path = path
-              Tensors =
-                header.Entries
-                |> Array.filter (fun e -> wanted e.Name)
-                |> Array.map (fun e -> e.Name, readTensor path stream e)
-                |> Map.ofArray
-              Metadata = header.Metadata })
+            {
+                Path = path
+                Tensors =
+                    header.Entries
+                    |> Array.filter (fun e -> wanted e.Name)
+                    |> Array.map (fun e -> e.Name, readTensor path stream e)
+                    |> Map.ofArray
+                Metadata = header.Metadata
+            })
 
     /// Reads a whole file. On the CPU; owned by the caller. Rejects a file that is not well-formed.
     let read (path: string) : TensorFile = readOnly (fun _ -> true) path
@@ -316,18 +372,29 @@ module Safetensors =
         checkText subject name
 
         if name = metadataKey then
-            Errors.reject subject $"must not be called {metadataKey}" "that name" "the format keeps it for itself"
+            Errors.reject
+                subject
+                $"must not be called {metadataKey}"
+                "that name"
+                "the format keeps it for itself"
 
         if tensor.is_sparse || tensor.device_type = DeviceType.META then
             Errors.reject subject "must be dense and have values" "a sparse or meta tensor" ""
 
         match types |> List.tryFind (fun (_, scalarType, _) -> scalarType = tensor.dtype) with
         | Some(code, _, size) -> struct (code, size * tensor.numel ())
-        | None -> Errors.reject subject $"must have a dtype out of {knownTypes}" $"{tensor.dtype}" "convert it first"
+        | None ->
+            Errors.reject
+                subject
+                $"must have a dtype out of {knownTypes}"
+                $"{tensor.dtype}"
+                "convert it first"
 
     let private headerBytes path (metadata: Map<string, string>) (tensors: (string * torch.Tensor)[]) =
         use buffer = new MemoryStream()
-        let options = JsonWriterOptions(Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping)
+
+        let options =
+            JsonWriterOptions(Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping)
 
         (use json = new Utf8JsonWriter(buffer, options)
          json.WriteStartObject()
@@ -390,5 +457,5 @@ module Safetensors =
             for _, tensor in tensors do
                 // one tensor at a time: at most one copy is alive
                 Scope.noGrad Leaves.none (fun () ->
-                    eachChunk (tensor.detach().cpu().contiguous ()) (fun chunk ->
+                    eachChunk (tensor.detach().cpu().contiguous()) (fun chunk ->
                         stream.Write(Span.op_Implicit chunk.bytes: ReadOnlySpan<byte>))))

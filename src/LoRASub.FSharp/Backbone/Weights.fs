@@ -41,15 +41,26 @@ module Weights =
 
     /// Classifier leaves: read by nothing here.
     let private ignored (name: string) =
-        name = "head.weight" || name = "head.bias" || name.StartsWith("pre_logits.", StringComparison.Ordinal)
+        name = "head.weight"
+        || name = "head.bias"
+        || name.StartsWith("pre_logits.", StringComparison.Ordinal)
 
     let private outerLeaves =
-        [ "cls_token"; "pos_embed"; "patch_embed.proj.weight"; "patch_embed.proj.bias"; "norm.weight"; "norm.bias" ]
+        [
+            "cls_token"
+            "pos_embed"
+            "patch_embed.proj.weight"
+            "patch_embed.proj.bias"
+            "norm.weight"
+            "norm.bias"
+        ]
 
     let private blockLeaves =
-        [ for layer in [ "norm1"; "attn.qkv"; "attn.proj"; "norm2"; "mlp.fc1"; "mlp.fc2" ] do
-              $"{layer}.weight"
-              $"{layer}.bias" ]
+        [
+            for layer in [ "norm1"; "attn.qkv"; "attn.proj"; "norm2"; "mlp.fc1"; "mlp.fc2" ] do
+                $"{layer}.weight"
+                $"{layer}.bias"
+        ]
 
     /// The block and the leaf in it, for a name of the form blocks.<number>.<leaf>.
     let private inBlock (name: string) =
@@ -71,10 +82,16 @@ module Weights =
         | [||] -> Errors.reject subject "must have at least one block" "no 'blocks.0.'" ""
         | blocks ->
             match blocks |> Array.indexed |> Array.tryFind (fun (i, block) -> i <> block) with
-            | Some(i, block) -> Errors.reject subject $"must have a block {i}" $"block {block} after {i - 1}" ""
+            | Some(i, block) ->
+                Errors.reject subject $"must have a block {i}" $"block {block} after {i - 1}" ""
             | None -> blocks.Length
 
-    let private headsOf (subject: string) (options: BackboneOptions) (metadata: Map<string, string>) (width: int64) =
+    let private headsOf
+        (subject: string)
+        (options: BackboneOptions)
+        (metadata: Map<string, string>)
+        (width: int64)
+        =
         let known = Map.ofList [ 192L, 3; 384L, 6; 768L, 12; 1024L, 16; 1280L, 16 ]
 
         let heads =
@@ -88,11 +105,17 @@ module Weights =
                 match Map.tryFind width known with
                 | Some heads -> heads
                 | None ->
-                    let rule = "must say its number of attention heads where its width is not one of timm's"
+                    let rule =
+                        "must say its number of attention heads where its width is not one of timm's"
+
                     Errors.reject subject rule $"width {width} and no metadata 'heads'" "give --heads"
 
         if heads < 1 || width % int64 heads <> 0L then
-            Errors.reject subject $"must have a number of heads that divides its width {width}" $"{heads}" "give --heads"
+            Errors.reject
+                subject
+                $"must have a number of heads that divides its width {width}"
+                $"{heads}"
+                "give --heads"
 
         heads
 
@@ -112,10 +135,19 @@ module Weights =
         Scope.noGrad Leaves.tensor (fun () ->
             let old = gridOf "positions" positions
             let d = positions.shape[2]
-            let wide =
-                if positions.dtype = torch.ScalarType.Float64 then torch.ScalarType.Float64 else torch.ScalarType.Float32
 
-            let image = positions.narrow(1L, 1L, old * old).``to``(wide).reshape(1L, old, old, d).permute (0L, 3L, 1L, 2L) // [1, d, g, g]
+            let wide =
+                if positions.dtype = torch.ScalarType.Float64 then
+                    torch.ScalarType.Float64
+                else
+                    torch.ScalarType.Float32
+
+            let image =
+                positions
+                    .narrow(1L, 1L, old * old)
+                    .``to``(wide)
+                    .reshape(1L, old, old, d)
+                    .permute(0L, 3L, 1L, 2L) // [1, d, g, g]
 
             let resampled =
                 torch.nn.functional.interpolate (
@@ -126,7 +158,9 @@ module Weights =
                     antialias = true
                 )
 
-            let rows = resampled.permute(0L, 2L, 3L, 1L).reshape(1L, grid * grid, d).``to`` positions.dtype
+            let rows =
+                resampled.permute(0L, 2L, 3L, 1L).reshape(1L, grid * grid, d).``to`` positions.dtype
+
             torch.cat ([| positions.narrow (1L, 0L, 1L); rows |], 1L))
 
     let private checkEpsilon (name: string) (epsilon: float) =
@@ -167,9 +201,9 @@ module Weights =
         Scope.noGrad VisionTransformer.leaves (fun () ->
             // a copy, so that the caller's tensors and the network's never share memory
             let cast (dtype: torch.ScalarType) name (tensor: torch.Tensor) =
-                let copy = tensor.detach().``to`` (dtype, options.Device, copy = true)
+                let copy = tensor.detach().``to``(dtype, options.Device, copy = true)
 
-                if not (copy.isfinite().all().item<bool> ()) then
+                if not (copy.isfinite().all().item<bool>()) then
                     Errors.reject (named name) $"must be finite in {dtype}" "NaN or infinity" ""
 
                 copy
@@ -177,7 +211,10 @@ module Weights =
             let leafIn dtype name axes = cast dtype name (find name axes)
             let leaf name axes = leafIn compute name axes
             let patchName = "patch_embed.proj.weight"
-            let patches = find patchName [ Axis.Any "d"; Axis.Any "channels"; Axis.Any "p"; Axis.Any "p" ]
+
+            let patches =
+                find patchName [ Axis.Any "d"; Axis.Any "channels"; Axis.Any "p"; Axis.Any "p" ]
+
             let d, patch = patches.shape[0], patches.shape[2]
 
             if patches.shape[3] <> patch then
@@ -186,7 +223,9 @@ module Weights =
             let heads = headsOf subject options metadata d
             let positions = find "pos_embed" [ Axis.Is 1L; Axis.Any "1 + tokens"; Axis.Is d ]
             let oldGrid = gridOf (named "pos_embed") positions
-            let size = options.ImageSize |> Option.map int64 |> Option.defaultValue (oldGrid * patch)
+
+            let size =
+                options.ImageSize |> Option.map int64 |> Option.defaultValue (oldGrid * patch)
 
             if size < patch || size % patch <> 0L then
                 Errors.reject "image size" $"must be a multiple of the patch, {patch} pixels" $"{size}" ""
@@ -194,41 +233,65 @@ module Weights =
             let grid = size / patch
 
             let linear name rows columns =
-                { Weight = leaf $"{name}.weight" [ Axis.Is rows; Axis.Is columns ]
-                  Bias = Some(leaf $"{name}.bias" [ Axis.Is rows ]) }
+                {
+                    Weight = leaf $"{name}.weight" [ Axis.Is rows; Axis.Is columns ]
+                    Bias = Some(leaf $"{name}.bias" [ Axis.Is rows ])
+                }
 
             let norm name epsilon =
-                { Weight = leaf $"{name}.weight" [ Axis.Is d ]
-                  Bias = leaf $"{name}.bias" [ Axis.Is d ]
-                  Epsilon = epsilon }
+                {
+                    Weight = leaf $"{name}.weight" [ Axis.Is d ]
+                    Bias = leaf $"{name}.bias" [ Axis.Is d ]
+                    Epsilon = epsilon
+                }
 
             let block i =
                 let at layer = $"blocks.{i}.{layer}"
                 let hidden = (find (at "mlp.fc1.weight") [ Axis.Any "hidden"; Axis.Is d ]).shape[0]
                 let qkvBias = at "attn.qkv.bias"
 
-                { Norm1 = norm (at "norm1") options.NormEpsilon.Blocks
-                  Qkv =
-                    { Weight =
-                        leafIn (Precision.master options.Precision) (at "attn.qkv.weight") [ Axis.Is(3L * d); Axis.Is d ]
-                      Bias =
-                        if tensors.ContainsKey qkvBias then Some(leaf qkvBias [ Axis.Is(3L * d) ]) else None }
-                  Projection = linear (at "attn.proj") d d
-                  Norm2 = norm (at "norm2") options.NormEpsilon.Blocks
-                  Fc1 = linear (at "mlp.fc1") hidden d
-                  Fc2 = linear (at "mlp.fc2") d hidden }
+                {
+                    Norm1 = norm (at "norm1") options.NormEpsilon.Blocks
+                    Qkv =
+                        {
+                            Weight =
+                                leafIn
+                                    (Precision.master options.Precision)
+                                    (at "attn.qkv.weight")
+                                    [ Axis.Is(3L * d); Axis.Is d ]
+                            Bias =
+                                if tensors.ContainsKey qkvBias then
+                                    Some(leaf qkvBias [ Axis.Is(3L * d) ])
+                                else
+                                    None
+                        }
+                    Projection = linear (at "attn.proj") d d
+                    Norm2 = norm (at "norm2") options.NormEpsilon.Blocks
+                    Fc1 = linear (at "mlp.fc1") hidden d
+                    Fc2 = linear (at "mlp.fc2") d hidden
+                }
 
-            { PatchEmbedding =
-                { Weight = cast compute patchName patches
-                  Bias = Some(leaf "patch_embed.proj.bias" [ Axis.Is d ]) }
-              ClassToken = leaf "cls_token" [ Axis.Is 1L; Axis.Is 1L; Axis.Is d ]
-              Positions =
-                cast compute "pos_embed" (if grid = oldGrid then positions else resamplePositions grid positions)
-              Blocks = Array.init depth block
-              Norm = norm "norm" options.NormEpsilon.Final
-              Heads = heads
-              ImageSize = int size
-              Precision = options.Precision })
+            {
+                PatchEmbedding =
+                    {
+                        Weight = cast compute patchName patches
+                        Bias = Some(leaf "patch_embed.proj.bias" [ Axis.Is d ])
+                    }
+                ClassToken = leaf "cls_token" [ Axis.Is 1L; Axis.Is 1L; Axis.Is d ]
+                Positions =
+                    cast
+                        compute
+                        "pos_embed"
+                        (if grid = oldGrid then
+                             positions
+                         else
+                             resamplePositions grid positions)
+                Blocks = Array.init depth block
+                Norm = norm "norm" options.NormEpsilon.Final
+                Heads = heads
+                ImageSize = int size
+                Precision = options.Precision
+            })
 
     /// Reads a plain timm ViT from a safetensors file; a classifier in it is left out. Owned by the caller. Rejects
     /// a malformed file, and what `ofTensors` rejects.
@@ -239,52 +302,66 @@ module Weights =
 
     let private checkShape (shape: BackboneShape) =
         for name, size in
-            [ "width", shape.Width
-              "depth", shape.Depth
-              "heads", shape.Heads
-              "patch size", shape.PatchSize
-              "image size", shape.ImageSize
-              "channels", shape.Channels ] do
+            [
+                "width", shape.Width
+                "depth", shape.Depth
+                "heads", shape.Heads
+                "patch size", shape.PatchSize
+                "image size", shape.ImageSize
+                "channels", shape.Channels
+            ] do
             if size < 1 then
                 Errors.reject $"backbone's {name}" "must be at least 1" $"{size}" ""
 
         if shape.ImageSize % shape.PatchSize <> 0 then
-            Errors.reject "image size" $"must be a multiple of the patch, {shape.PatchSize} pixels" $"{shape.ImageSize}" ""
+            Errors.reject
+                "image size"
+                $"must be a multiple of the patch, {shape.PatchSize} pixels"
+                $"{shape.ImageSize}"
+                ""
 
         if not (float shape.Width * shape.MlpRatio >= 1.0 && Double.IsFinite shape.MlpRatio) then
             Errors.reject "backbone's MLP ratio" "must give at least one hidden column" $"{shape.MlpRatio}" ""
 
     /// Random tensors in timm's names for a network of this shape: weights and positions from N(0, 0.02²) (not cut
     /// off, where timm cuts at 2), class token from N(0, 1e-6²), biases 0, norms 1. On the CPU; owned by the caller.
-    let randomTensors (shape: BackboneShape) (dtype: torch.ScalarType) (key: RandomKey) : Map<string, torch.Tensor> =
+    let randomTensors
+        (shape: BackboneShape)
+        (dtype: torch.ScalarType)
+        (key: RandomKey)
+        : Map<string, torch.Tensor> =
         checkShape shape
         let d, p = int64 shape.Width, int64 shape.PatchSize
         let tokens = pown (int64 shape.ImageSize / p) 2
         let hidden = int64 (float d * shape.MlpRatio)
 
         let linear name rows columns =
-            [ $"{name}.weight", [| rows; columns |], 0.0, 0.02
-              $"{name}.bias", [| rows |], 0.0, 0.0 ]
+            [
+                $"{name}.weight", [| rows; columns |], 0.0, 0.02
+                $"{name}.bias", [| rows |], 0.0, 0.0
+            ]
 
         let norm name =
             [ $"{name}.weight", [| d |], 1.0, 0.0; $"{name}.bias", [| d |], 0.0, 0.0 ]
 
         // name, shape, mean, standard deviation
         let leaves =
-            [ "cls_token", [| 1L; 1L; d |], 0.0, 1e-6
-              "pos_embed", [| 1L; 1L + tokens; d |], 0.0, 0.02
-              "patch_embed.proj.weight", [| d; int64 shape.Channels; p; p |], 0.0, 0.02
-              "patch_embed.proj.bias", [| d |], 0.0, 0.0
+            [
+                "cls_token", [| 1L; 1L; d |], 0.0, 1e-6
+                "pos_embed", [| 1L; 1L + tokens; d |], 0.0, 0.02
+                "patch_embed.proj.weight", [| d; int64 shape.Channels; p; p |], 0.0, 0.02
+                "patch_embed.proj.bias", [| d |], 0.0, 0.0
 
-              for i in 0 .. shape.Depth - 1 do
-                  yield! norm $"blocks.{i}.norm1"
-                  yield! linear $"blocks.{i}.attn.qkv" (3L * d) d
-                  yield! linear $"blocks.{i}.attn.proj" d d
-                  yield! norm $"blocks.{i}.norm2"
-                  yield! linear $"blocks.{i}.mlp.fc1" hidden d
-                  yield! linear $"blocks.{i}.mlp.fc2" d hidden
+                for i in 0 .. shape.Depth - 1 do
+                    yield! norm $"blocks.{i}.norm1"
+                    yield! linear $"blocks.{i}.attn.qkv" (3L * d) d
+                    yield! linear $"blocks.{i}.attn.proj" d d
+                    yield! norm $"blocks.{i}.norm2"
+                    yield! linear $"blocks.{i}.mlp.fc1" hidden d
+                    yield! linear $"blocks.{i}.mlp.fc2" d hidden
 
-              yield! norm "norm" ]
+                yield! norm "norm"
+            ]
             |> List.filter (fun (name, _, _, _) -> shape.QkvBias || not (name.EndsWith ".qkv.bias"))
 
         Scope.noGrad _.Values (fun () ->
@@ -294,7 +371,8 @@ module Weights =
                     if deviation = 0.0 then
                         torch.full (sizes, Scalar.op_Implicit mean, dtype = dtype, device = torch.CPU)
                     else
-                        (Rng.normal sizes dtype torch.CPU (Rng.fold (int64 i) key)).mul (Scalar.op_Implicit deviation)
+                        (Rng.normal sizes dtype torch.CPU (Rng.fold (int64 i) key))
+                            .mul(Scalar.op_Implicit deviation)
 
                 name, numbers)
             |> Map.ofList)
@@ -304,4 +382,9 @@ module Weights =
     let random (options: BackboneOptions) (shape: BackboneShape) (key: RandomKey) : VisionTransformer =
         Scope.keep VisionTransformer.leaves (fun () ->
             randomTensors shape (Precision.master options.Precision) key
-            |> ofTensors { options with Heads = Some shape.Heads } "random backbone" Map.empty)
+            |> ofTensors
+                { options with
+                    Heads = Some shape.Heads
+                }
+                "random backbone"
+                Map.empty)
