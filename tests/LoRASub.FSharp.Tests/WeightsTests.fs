@@ -32,8 +32,8 @@ let private tinyOptions = { options with Heads = Some tiny.Heads }
 let private key = Rng.ofSeed 1993L
 
 /// Tensors in timm's names, every element random, so that no two leaves are alike.
-let private distinctTensors shape =
-    Scope.noGrad _.Values (fun () ->
+let private distinctTensors (shape: BackboneShape) =
+    Scope.noGrad (fun (tensors: Map<string, torch.Tensor>) -> tensors.Values) (fun () ->
         Weights.randomTensors shape torch.ScalarType.Float64 key
         |> Map.toArray
         |> Array.mapi (fun i (name, tensor) ->
@@ -42,18 +42,9 @@ let private distinctTensors shape =
 
 let private featuresOf (vit: VisionTransformer) (images: torch.Tensor) =
     Scope.noGrad Leaves.tensor (fun () ->
-        let dtype = Precision.master vit.Precision
-
-        let deltas =
-            vit.Blocks |> Array.map (fun _ -> Lora.noDelta vit.Width dtype vit.Device)
-
-        let adapters =
-            {
-                Qkv = VisionTransformer.effectiveQkv 1.0 deltas vit
-                Lora = [||]
-            }
-
-        VisionTransformer.features adapters vit images)
+        let dtype = Precision.compute vit.Precision
+        let qkv = vit.Blocks |> Array.map _.Qkv.Weight.``to``(dtype)
+        VisionTransformer.features { Qkv = qkv; Lora = [||] } vit images)
 
 let private numbers (tensor: torch.Tensor) : float[] =
     use _ = torch.NewDisposeScope()
@@ -103,7 +94,7 @@ let private shapes =
 type private Tensors = Map<string, torch.Tensor>
 
 let private replaced name (shape: int64 list) (tensors: Tensors) =
-    tensors.Add(name, torch.ones (Array.ofList shape, dtype = torch.ScalarType.Float64))
+    tensors.Add(name, torch.ones (Array.ofList shape, torch.ScalarType.Float64))
 
 let private spoiled name (value: float) (tensors: Tensors) =
     let copy = tensors[name].clone()
@@ -245,6 +236,12 @@ let private wrongOptions =
         { tinyOptions with ImageSize = Some -8 },
         id,
         [ "multiple of the patch, 4"; "-8" ]
+        "an image that no memory holds",
+        { tinyOptions with
+            ImageSize = Some 2147483644
+        },
+        id,
+        [ "up to 4096"; "2147483644" ]
         "an epsilon of 0",
         { tinyOptions with
             NormEpsilon = { Blocks = 0.0; Final = 1e-6 }
@@ -538,7 +535,8 @@ let tests =
                         |> Map.map (fun _ tensor -> tensor.``to`` torch.ScalarType.BFloat16)
 
                     Safetensors.write path (Map.ofList [ "image", "32" ]) (Map.toSeq tensors)
-                    Expect.equal (FileInfo(path).Length / 1000L) 5391L "2.7 M parameters in kilobytes"
+                    let header = Safetensors.header path
+                    Expect.equal (header.Entries |> Array.sumBy _.Length) 5383296L "2.7 M parameters"
                     let vit = Weights.load options path
 
                     Expect.equal

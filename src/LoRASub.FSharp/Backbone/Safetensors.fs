@@ -74,7 +74,7 @@ module Safetensors =
         types |> List.map (fun (code, _, _) -> code) |> String.concat ", "
 
     // a hostile name or value must not flood the screen
-    let private shown (text: string) =
+    let internal shown (text: string) =
         let short =
             if text.Length > 80 then
                 text.Substring(0, 77) + "..."
