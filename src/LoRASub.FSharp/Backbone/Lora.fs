@@ -67,7 +67,7 @@ module Lora =
     let delta (pair: LoraPair) : torch.Tensor = pair.B.mm pair.A
 
     /// The deltas of no task. Owned by the caller.
-    let noDelta (width: int64) dtype device : LayerDelta =
+    let noDelta (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : LayerDelta =
         let zeros () =
             torch.zeros ([| width; width |], dtype = dtype, device = device)
 

@@ -33,7 +33,7 @@ module ClassSums =
     let leaves: Leaves<ClassSums> = fun s -> [ s.Sums; s.Counts ]
 
     /// The sums of no image. Owned by the caller.
-    let zero (classes: int) (width: int64) dtype device : ClassSums =
+    let zero (classes: int) (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : ClassSums =
         { Sums = torch.zeros ([| int64 classes; width |], dtype = dtype, device = device)
           Counts = torch.zeros ([| int64 classes |], dtype = torch.ScalarType.Int64, device = device) }
 
@@ -63,7 +63,7 @@ module Prototype =
     let leaves: Leaves<Prototypes> = fun p -> Seq.singleton p.Means
 
     /// Before the first task. Owned by the caller.
-    let none (width: int64) dtype device : Prototypes =
+    let none (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : Prototypes =
         { Means = torch.zeros ([| 0L; width |], dtype = dtype, device = device)
           Classes = [||] }
 
