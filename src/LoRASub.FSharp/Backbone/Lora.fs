@@ -64,7 +64,11 @@ module Lora =
           Value = initPair bInit rank width dtype device (Rng.fold 1L key) }
 
     /// B·A, [d, d]. Owned by the caller.
-    let delta (pair: LoraPair) : torch.Tensor = pair.B.mm pair.A
+    let delta (pair: LoraPair) : torch.Tensor =
+        let r, d = pair.A.shape[0], pair.A.shape[1]
+        Shape.expect "LoRA's B" [ Axis.Is d; Axis.Is r ] pair.B
+        Shape.expectLike "LoRA's B" pair.A pair.B
+        pair.B.mm pair.A
 
     /// The deltas of no task. Owned by the caller.
     let noDelta (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : LayerDelta =
@@ -75,6 +79,12 @@ module Lora =
 
     /// V + B·A for key and value: how a finished task joins the earlier ones. Owned by the caller.
     let merge (lora: LayerLora) (merged: LayerDelta) : LayerDelta =
+        let add name (merged: torch.Tensor) pair =
+            let delta = delta pair
+            Shape.expect $"delta of the finished {name} pair" [ for n in merged.shape -> Axis.Is n ] delta
+            Shape.expectLike $"delta of the finished {name} pair" merged delta
+            merged.add delta
+
         Scope.noGrad deltaLeaves (fun () ->
-            { Key = merged.Key.add (delta lora.Key)
-              Value = merged.Value.add (delta lora.Value) })
+            { Key = add "key" merged.Key lora.Key
+              Value = add "value" merged.Value lora.Value })

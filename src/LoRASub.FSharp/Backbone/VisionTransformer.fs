@@ -84,6 +84,10 @@ module VisionTransformer =
     /// Effective fused weights with `sign` · deltas on keys and values. Borrows; owned by the caller.
     let effectiveQkv (sign: float) (deltas: LayerDelta[]) (vit: VisionTransformer) : torch.Tensor[] =
         let dtype = Precision.compute vit.Precision
+
+        if deltas.Length <> vit.Blocks.Length then
+            Errors.reject "deltas" $"must be {vit.Blocks.Length}, one per block" $"{deltas.Length}" ""
+
         Array.map2 (fun (block: Block) delta -> Attention.withDelta sign dtype delta block.Qkv.Weight) vit.Blocks deltas
 
     let private normalise (norm: LayerNorm) (x: torch.Tensor) =
@@ -117,6 +121,15 @@ module VisionTransformer =
         : struct (torch.Tensor * 'S) =
         let size = int64 vit.ImageSize
         Shape.expect "images" [ Axis.Any "batch"; Axis.Is(int64 vit.Channels); Axis.Is size; Axis.Is size ] images
+        Shape.expectDevice "images" vit.ClassToken images
+        let depth = vit.Blocks.Length
+
+        if adapters.Qkv.Length <> depth then
+            Errors.reject "qkv weights" $"must be {depth}, one per block" $"{adapters.Qkv.Length}" ""
+
+        if adapters.Lora.Length <> 0 && adapters.Lora.Length <> depth then
+            Errors.reject "LoRA pairs" $"must be 0 or {depth}, one per block" $"{adapters.Lora.Length}" ""
+
         let mutable state = initial
         let mutable x = embed vit images // [B, N, d]
 

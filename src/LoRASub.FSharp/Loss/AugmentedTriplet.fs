@@ -30,6 +30,7 @@ module AugmentedTriplet =
         Shape.expect "triplet features" [ Axis.Any "batch"; Axis.Any "width" ] features
         let n, width = features.shape[0], features.shape[1]
         Shape.expect "triplet labels" [ Axis.Is n ] labels
+        Shape.expectDevice "triplet labels" features labels
         Shape.expect "triplet prototypes" [ Axis.Any "classes"; Axis.Is width ] prototypes
         Shape.expectLike "triplet prototypes" features prototypes
 
