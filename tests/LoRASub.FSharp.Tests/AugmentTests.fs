@@ -110,13 +110,13 @@ let tests =
                     let kept = Array.map2 (fun a b -> if a = b then 1 else 0) plain flipped |> Array.sum
                     Expect.isTrue (kept > 160 && kept < 240) $"{kept} of 400 are as they were"))
 
-            testCase "cropping is the box of its key, mirrored or not" (fun () ->
+            testCase "cropping is the box of its key in the image, mirrored or not" (fun () ->
                 Scope.run (fun () ->
                     let key = Rng.ofSeed 17L
                     let given = pattern 16 12 10
                     let boxes = Augment.cropBoxes 12 10 16 (Rng.fold 0L key)
-                    let cut = Resample.crop 6 boxes given
-                    let plain, mirrored = images cut, images (cut.flip 3L)
+                    let plain = images (Resample.crop 6 boxes given)
+                    let mirrored = images (Resample.crop 6 boxes (given.flip 3L))
                     let augmented = images (Augment.apply Augmentation.CropFlip 6 given key)
 
                     for i in 0..15 do

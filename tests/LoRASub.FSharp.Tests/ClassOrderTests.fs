@@ -110,5 +110,6 @@ let tests =
                         entries (ClassOrder.readFile (Path.Combine(folder, "order.json")))
 
                     Expect.equal (read "[2, 0, 1]") [| 2; 0; 1 |] "array"
+                    Expect.equal (read "\uFEFF[1, 0]") [| 1; 0 |] "array after a byte order mark"
                     Expect.equal (read "{\"dataset\": \"x\", \"order\": [1, 0]}") [| 1; 0 |] "object"))
         ]

@@ -32,6 +32,12 @@ let private loadWith (name: string) (content: byte[]) (folder: string) =
 
 let private packed = gzip (List.head good |> snd)
 
+/// Four images of 40 x 60 that do not shrink, so that half of the file is half of the images.
+let private noise =
+    let pixels = Array.zeroCreate<byte> 9600
+    System.Random(1).NextBytes pixels
+    gzip (idx 0x803 [ 4; 40; 60 ] pixels)
+
 let private badInputs: BadInput list =
     let row what name words content : BadInput =
         what, name :: words, loadWith name content
@@ -48,7 +54,7 @@ let private badInputs: BadInput list =
                 write folder file bytes
 
             load folder |> ignore
-        row "an empty file" trainImages [ "0x00000803"; "an empty file" ] [||]
+        row "an empty file" trainImages [ "0x00000803"; "no bytes" ] [||]
         row "two bytes" trainImages [ "0x00000803"; "0x0000" ] [| 0uy; 0uy |]
         row
             "the magic number of labels in images"
@@ -93,8 +99,23 @@ let private badInputs: BadInput list =
             (trainImages + ".gz")
             [ "must be gzip"; "something else" ]
             (List.head good |> snd)
-        row "a gzip stream cut in its middle" (trainImages + ".gz") [] packed[.. packed.Length / 2]
-        row "a gzip stream cut after its header" (trainImages + ".gz") [] packed[..9]
+        row
+            "a gzip stream cut in its middle"
+            (trainImages + ".gz")
+            [ "9600"; "truncated" ]
+            noise[.. noise.Length / 2]
+        row "a gzip stream cut after its header" (trainImages + ".gz") [ "no bytes" ] packed[..9]
+        row
+            "a gzip stream without its trailer"
+            (trainImages + ".gz")
+            [ "end with their length, 40" ]
+            packed[.. packed.Length - 9]
+        row
+            "a gzip stream without its last byte"
+            (trainImages + ".gz")
+            [ "end with their length, 40" ]
+            packed[.. packed.Length - 2]
+        row "a gzip stream of two bytes" (trainImages + ".gz") [ "no bytes" ] packed[..1]
         row
             "a gzip stream with a damaged checksum"
             (trainImages + ".gz")
