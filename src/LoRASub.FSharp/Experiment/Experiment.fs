@@ -85,6 +85,16 @@ module Plan =
         | "seed1993" -> ClassOrder.Seed1993
         | path -> ClassOrder.readFile path
 
+    /// What settings say about the backbone. Rejects a device that is absent.
+    let backboneOptions (settings: RunSettings) : BackboneOptions =
+        {
+            Heads = settings.Heads
+            ImageSize = settings.ImageSize
+            NormEpsilon = settings.NormEpsilon
+            Precision = settings.Precision
+            Device = Device.parse settings.Device
+        }
+
     /// `load` with a class order that is at hand.
     let loadWith (order: ClassOrder) (settings: RunSettings) : Plan =
         Settings.check settings
@@ -94,18 +104,9 @@ module Plan =
             | Some path -> path
             | None -> Errors.reject name "must be given" "none" $"add --{name}"
 
-        let device = Device.parse settings.Device
+        let options = backboneOptions settings
         let dataset = Datasets.load settings.Data (needed "data-path" settings.DataPath)
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses
-
-        let options =
-            {
-                Heads = settings.Heads
-                ImageSize = settings.ImageSize
-                NormEpsilon = settings.NormEpsilon
-                Precision = settings.Precision
-                Device = device
-            }
 
         let backbone = Weights.load options (needed "backbone" settings.Backbone)
 
