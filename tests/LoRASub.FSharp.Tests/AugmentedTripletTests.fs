@@ -67,12 +67,14 @@ let private gradient margin order prototypes labels features =
     (numbers value)[0], gradients[0].Value
 
 let private againstLoops order (c: Batch) =
-    let expected, slopes =
+    let expected, slopes, torn =
         Oracles.augmentedTriplet c.M order c.Means c.Labels c.Features
 
     let value, gradient = gradient c.M order c.Means c.Labels c.Features
     close "value" [ expected ] [ value ]
-    closeMatrix "gradient" slopes gradient
+
+    if not torn then
+        closeMatrix "gradient" slopes gradient
 
 let private x, y, p =
     normalMatrix 1 4 3 |> unitRows, [| 0; 0; 1; 1 |], normalMatrix 2 2 3
@@ -98,14 +100,9 @@ let tests =
                 let direction = normalMatrix (c.Seed + 5) c.Rows c.Width
 
                 let at step =
-                    fst (
-                        Oracles.augmentedTriplet
-                            c.M
-                            2.0
-                            c.Means
-                            c.Labels
-                            (Oracles.add c.Features (Oracles.scale step direction))
-                    )
+                    let moved = Oracles.add c.Features (Oracles.scale step direction)
+                    let value, _, _ = Oracles.augmentedTriplet c.M 2.0 c.Means c.Labels moved
+                    value
 
                 let near step = (at step - at -step) / (2.0 * step)
                 // a kink within the step shows as two steps that disagree
@@ -191,22 +188,37 @@ let tests =
                             OnPrototype = false
                         }))
 
-            testCase "exact ties share the gradient evenly" (fun () ->
-                Scope.run (fun () ->
-                    // the two negatives of row 0 are equally far; row 1 has no part in its hinge
-                    let f = array2D [ [ 1.0; 0.0 ]; [ 1.0; 0.0 ]; [ 0.0; 1.0 ]; [ 0.0; -1.0 ] ]
+            testList
+                "exact ties share the gradient evenly"
+                [
+                    let ties name prototypes labels features =
+                        testCase name (fun () ->
+                            Scope.run (fun () ->
+                                let expected, slopes, _ =
+                                    Oracles.augmentedTriplet 1.0 2.0 prototypes labels features
 
-                    let expected, slopes =
-                        Oracles.augmentedTriplet 1.0 2.0 (Array2D.zeroCreate 0 2) [| 0; 0; 1; 2 |] f
+                                let value, actual = gradient 1.0 2.0 prototypes labels features
+                                close "value" [ expected ] [ value ]
+                                closeMatrix "gradient" slopes actual))
 
-                    let value, actual = gradient 1.0 2.0 (Array2D.zeroCreate 0 2) [| 0; 0; 1; 2 |] f
-                    close "value" [ expected ] [ value ]
-                    closeMatrix "gradient" slopes actual
+                    let none = Array2D.zeroCreate 0 2
+                    let east, north, south = [ 1.0; 0.0 ], [ 0.0; 1.0 ], [ 0.0; -1.0 ]
+                    ties "of two other classes" none [| 0; 1; 2 |] (array2D [ east; north; south ])
 
-                    close
-                        "rows 2 and 3 mirror each other"
-                        [ actual[2L, 0L].item<float>() ]
-                        [ actual[3L, 0L].item<float>() ]))
+                    ties
+                        "of two rows of the same class"
+                        none
+                        [| 0; 0; 0; 1 |]
+                        (array2D [ east; north; south; [ -1.0; 0.0 ] ])
+
+                    ties "of duplicate rows" none [| 0; 1; 1; 1 |] (array2D [ east; north; north; south ])
+
+                    ties
+                        "of a row and a prototype"
+                        (array2D [ [ 0.0; -3.0 ] ])
+                        [| 0; 1 |]
+                        (array2D [ east; north ])
+                ]
 
             testCase "float32 stays close to float64" (fun () ->
                 Scope.run (fun () ->
@@ -245,17 +257,12 @@ let tests =
                 loss 1.0 0.5 p y x |> ignore)
             rejects "an order that is NaN" [ "norm order"; "NaN" ] (fun () -> loss 1.0 nan p y x |> ignore)
 
-            testCase "value and gradient on the meta device" (fun () ->
+            // the value only: this LibTorch has no meta kernel (`where`) for the gradient of a clamp
+            testCase "the loss on the meta device, with and without prototypes" (fun () ->
                 Scope.run (fun () ->
                     for count in [ 0; 2 ] do
                         let prototypes, labels = onMeta (tensor p[.. count - 1, *]), onMeta (labelTensor y)
-
-                        let f (ps: torch.Tensor[]) =
-                            AugmentedTriplet.loss 1.0 2.0 prototypes labels ps[0]
-
-                        let struct (value, gradients) = Grad.valueAndGrad f [| onMeta (tensor x) |]
-                        expectMeta [] value
-                        expectMeta [ 4L; 3L ] gradients[0].Value))
+                        expectMeta [] (AugmentedTriplet.loss 1.0 2.0 prototypes labels (onMeta (tensor x)))))
 
             noLeaks "loss" (fun () -> tensor p, labelTensor y, tensor x) (fun (p, y, x) ->
                 [ AugmentedTriplet.loss 1.0 2.0 p y x ])

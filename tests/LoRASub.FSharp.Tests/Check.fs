@@ -19,9 +19,15 @@ let private rootSeed =
 
 let private executed = ResizeArray<struct (string * int)>()
 
-/// "group: name: N cases" per property that ran, in order, and the total.
-let countsReport () : string list =
+let private notes = ResizeArray<string>()
+
+/// Adds a line to the report that follows the run.
+let note (line: string) = notes.Add line
+
+/// The notes, "property group: name: N cases" per property that ran, in order, and the total.
+let report () : string list =
     [
+        yield! notes
         for struct (name, cases) in executed do
             $"property {name}: {cases} cases"
         let total = executed |> Seq.sumBy (fun struct (_, cases) -> cases)

@@ -165,20 +165,21 @@ let projectedAdam (o: AdamSettings) (confined: Confined) (start: float[,]) (grad
             w
     ]
 
-/// η_e = η₀ cos(99π max(e−1, 0) / (200 max(K−1, 1))), held at its last positive value.
-let rec learningRate (baseRate: float) (k: int) (e: int) : float =
-    let rate =
+/// η_e = η₀ cos(99π max(e−1, 0) / (200 max(K−1, 1))), held at its last value before it first stops being positive.
+let learningRate (baseRate: float) (k: int) (e: int) : float =
+    let rate e =
         baseRate
         * cos (99.0 * Math.PI * float (max (e - 1) 0) / (200.0 * float (max (k - 1) 1)))
 
-    if rate > 0.0 then rate else learningRate baseRate k (e - 1)
+    Seq.init (e + 1) rate |> Seq.takeWhile (fun rate -> rate > 0.0) |> Seq.last
 
 /// Augmented triplet loss of order `p` and its gradient in the features; extremes that tie share it evenly.
+/// Also says whether a row of the batch and a prototype are so equally near that rounding decides between them.
 let augmentedTriplet (margin: float) (p: float) (prototypes: float[,]) (labels: int[]) (f: float[,]) =
     let n, d, c = length1 f, length2 f, length1 prototypes
     let unit = Generators.unitRows prototypes
     let gradient = Array2D.zeroCreate n d
-    let mutable loss = 0.0
+    let mutable loss, torn = 0.0, false
 
     // A distance, and how to add a multiple of its slope to the gradient.
     let between i j =
@@ -241,16 +242,19 @@ let augmentedTriplet (margin: float) (p: float) (prototypes: float[,]) (labels: 
             else
                 others
 
-        let negatives = others @ [ for q in 0 .. c - 1 -> toPrototype i q ]
+        let toPrototypes = [ for q in 0 .. c - 1 -> toPrototype i q ]
+        let negatives = others @ toPrototypes
         let negative = negatives |> List.map fst |> List.min
+        let near = List.exists (fun (distance, _) -> distance < negative + 1e-9)
+        torn <- torn || (near others && near toPrototypes)
         let hinge = positive - negative + margin
 
-        if hinge > 0.0 then
+        if hinge >= 0.0 then
             loss <- loss + hinge / float n
             share (1.0 / float n) positive positives
             share (-1.0 / float n) negative negatives
 
-    loss, gradient
+    loss, gradient, torn
 
 /// Mean cross entropy of logits and its gradient.
 let crossEntropy (labels: int[]) (logits: float[,]) : float * float[,] =

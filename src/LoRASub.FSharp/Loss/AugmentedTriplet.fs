@@ -62,4 +62,5 @@ module AugmentedTriplet =
                 Array.append [| distances.masked_fill (same, near); fallback |] toPrototypes
 
             let hardestNegative = torch.cat(candidates, 1L).amin [| 1L |] // [n]
-            hardestPositive.sub(hardestNegative).add(number margin).relu().mean())
+            // the published ranking loss clamps: unlike relu, its slope at exactly 0 is 1
+            hardestPositive.sub(hardestNegative).add(number margin).clamp_min(number 0.0).mean())
