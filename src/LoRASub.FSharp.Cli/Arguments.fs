@@ -1,0 +1,236 @@
+/// The command line, from text to a command. Reads no file and loads no native library.
+module LoRASub.Cli.Arguments
+
+open System
+open Argu
+open LoRASub
+
+/// Every case but the last two is a setting of the library's under the same name.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type RunFlag =
+    | [<Unique>] Data of NAME: string
+    | [<Unique>] Data_Path of DIR: string
+    | [<Unique>] Backbone of FILE: string
+    | [<Unique>] Variant of NAME: string
+    | [<Unique>] Tasks of N: string
+    | [<Unique>] Initial_Classes of N: string
+    | [<Unique>] Class_Order of ORDER: string
+    | [<Unique>] Stop_After of N: string
+    | [<Unique>] Epochs of N: string
+    | [<Unique>] Initial_Epochs of N: string
+    | [<Unique>] Schedule_Epochs of N: string
+    | [<Unique>] Batch of N: string
+    | [<Unique>] Rank of N: string
+    | [<Unique>] B_Init of KIND: string
+    | [<Unique>] Lr of X: string
+    | [<Unique>] Head_Lr of X: string
+    | [<Unique>] Weight_Decay of X: string
+    | [<Unique>] Margin of X: string
+    | [<Unique>] Triplet_Weight of X: string
+    | [<Unique>] Norm_Order of X: string
+    | [<Unique>] Energy of X: string
+    | [<Unique>] Update_Scale of KIND: string
+    | [<Unique>] No_Projection
+    | [<Unique>] No_Subtraction
+    | [<Unique>] No_Triplet
+    | [<Unique>] No_Training
+    | [<Unique>] Heads of N: string
+    | [<Unique>] Image_Size of N: string
+    | [<Unique>] Norm_Epsilon of X: string
+    | [<Unique>] Input_Range of RANGE: string
+    | [<Unique>] Augment of KIND: string
+    | [<Unique>] Prototype_Transform of KIND: string
+    | [<Unique>] Seeding of KIND: string
+    | [<Unique>] Seed of N: string
+    | [<Unique>] Precision of KIND: string
+    | [<Unique>] Device of NAME: string
+    | [<Unique>] Threads of N: string
+    | [<Unique>] Out of DIR: string
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Data _ -> "mnist, fashion-mnist (default), cifar10 or cifar100"
+            | Data_Path _ -> "folder with the published files of the data set"
+            | Backbone _ -> "ViT weights: a safetensors file in timm's names"
+            | Variant _ -> "defaults of a published code: libcontinual or official"
+            | Tasks _ -> "number of tasks (default 5)"
+            | Initial_Classes _ -> "classes of the first task, if not like the rest"
+            | Class_Order _ -> "natural, seed1993 or a JSON file"
+            | Stop_After _ -> "stop after this many tasks"
+            | Epochs _ -> "epochs of a task (default 3)"
+            | Initial_Epochs _ -> "epochs of the first task, if not like the rest"
+            | Schedule_Epochs _ -> "epochs the schedule is cut for (default: epochs)"
+            | Batch _ -> "images in a batch (default 128)"
+            | Rank _ -> "rank of each low-rank pair (default 10)"
+            | B_Init _ -> "B at the start of a task: zeros or sparse"
+            | Lr _ -> "learning rate of the low-rank pairs (default 5e-4)"
+            | Head_Lr _ -> "learning rate of the heads (default 2e-3)"
+            | Weight_Decay _ -> "added to the gradient (default 0)"
+            | Margin _ -> "margin of the triplet loss (default 1)"
+            | Triplet_Weight _ -> "weight of the triplet loss (default 0.05)"
+            | Norm_Order _ -> "norm of prototype distances (default 2)"
+            | Energy _ -> "energy share the projection retains (default 0.99)"
+            | Update_Scale _ -> "norm of the projection: frobenius (1) or none"
+            | No_Projection -> "do not project updates"
+            | No_Subtraction -> "observe with the old tasks' weights added"
+            | No_Triplet -> "train with cross-entropy alone"
+            | No_Training -> "prototypes of the frozen backbone"
+            | Heads _ -> "attention heads, where the weights do not say"
+            | Image_Size _ -> "pixels of an image's side, resampling positions"
+            | Norm_Epsilon _ -> "layer-norm epsilon: BLOCKS or BLOCKS,FINAL"
+            | Input_Range _ -> "LO,HI: black and white for the net (default 0,1)"
+            | Augment _ -> "none, flip or crop-flip (default)"
+            | Prototype_Transform _ -> "images for prototypes as in: train or test"
+            | Seeding _ -> "restart random numbers: every-epoch or once"
+            | Seed _ -> "root of all random numbers (default 1993)"
+            | Precision _ -> "of the network: float32, bfloat16 or float64"
+            | Device _ -> "cpu (default) or cuda:N"
+            | Threads _ -> "threads of LibTorch (default: LibTorch's choice)"
+            | Out _ -> "folder for the results (default: not saved)"
+            | Libtorch _ -> "folder of another LibTorch, as for CUDA"
+
+/// What may differ between the machine that ran and the one that evaluates.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type EvaluateFlag =
+    | [<MainCommand; Unique>] Folder of DIR: string
+    | [<Unique>] Data_Path of DIR: string
+    | [<Unique>] Backbone of FILE: string
+    | [<Unique>] Batch of N: string
+    | [<Unique>] Device of NAME: string
+    | [<Unique>] Threads of N: string
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Folder _ -> "what --out named in the run"
+            | Data_Path _ -> "folder with the data set, if moved"
+            | Backbone _ -> "the backbone's weights, if moved"
+            | Batch _ -> "images in a batch"
+            | Device _ -> "cpu or cuda:N"
+            | Threads _ -> "threads of LibTorch"
+            | Libtorch _ -> "folder of another LibTorch, as for CUDA"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type DoctorFlag =
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member _.Usage = "folder of another LibTorch, as for CUDA"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type Flag =
+    | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
+    | [<CliPrefix(CliPrefix.None)>] Evaluate of ParseResults<EvaluateFlag>
+    | [<CliPrefix(CliPrefix.None)>] Doctor of ParseResults<DoctorFlag>
+    | Version
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Run _ -> "learn the classes of a data set, task by task"
+            | Evaluate _ -> "score a saved learner again"
+            | Doctor _ -> "check this installation and measure its speed"
+            | Version -> "print the version"
+
+/// What to do.
+[<RequireQualifiedAccess>]
+type Command =
+    /// Show this text.
+    | Help of string
+    | Version
+    | Run of settings: RunSettings * out: string option * libTorch: string option
+    /// A run's folder and the settings that replace its own.
+    | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
+    | Doctor of libTorch: string option
+
+/// --name=value as two arguments.
+let private splitEquals (argument: string) =
+    match argument.IndexOf '=' with
+    | at when at > 0 && argument.StartsWith "--" -> [| argument[.. at - 1]; argument[at + 1 ..] |]
+    | _ -> [| argument |]
+
+let private parser =
+    lazy ArgumentParser.Create<Flag>(programName = "lorasub", usageStringCharacterWidth = 80)
+
+let private names (parser: ArgumentParser) =
+    parser.GetArgumentCases() |> List.collect _.CommandLineNames.Value
+
+/// Rejects the first argument that nobody knows, with the nearest known one.
+let private refuseUnknown (parser: ArgumentParser) (what: string) (unknown: string list) =
+    match unknown with
+    | [] -> ()
+    | name :: _ ->
+        let known =
+            names parser |> List.filter (fun n -> n.StartsWith '-' = name.StartsWith '-')
+
+        let advice =
+            if known.IsEmpty then
+                ""
+            else
+                $"did you mean {Errors.nearest known name}?"
+
+        Errors.reject name $"must be {what}" "no such name" advice
+
+/// A flag as the command line has it: its name without dashes, and its value; --no-X switches X off.
+let private pair (results: ParseResults<'Flag>) (flag: 'Flag) =
+    match results.Parser.PrintCommandLineArguments [ flag ] with
+    | [| name; value |] -> name.TrimStart '-', value
+    | other -> other[0].Substring "--no-".Length, "false"
+
+let private pairsWithout (shellOnly: 'Flag -> bool) (results: ParseResults<'Flag>) =
+    results.GetAllResults()
+    |> List.filter (shellOnly >> not)
+    |> List.map (pair results)
+
+let private command (results: ParseResults<Flag>) : Command =
+    refuseUnknown results.Parser "a command or option of lorasub" results.UnrecognizedCliParams
+
+    match results.TryGetSubCommand() with
+    | Some(Run flags) ->
+        refuseUnknown flags.Parser "an option of lorasub run" flags.UnrecognizedCliParams
+
+        let settings =
+            flags
+            |> pairsWithout (function
+                | Out _
+                | RunFlag.Libtorch _ -> true
+                | _ -> false)
+            |> Settings.ofPairs Preset.quick
+
+        Command.Run(settings, flags.TryGetResult Out, flags.TryGetResult RunFlag.Libtorch)
+    | Some(Evaluate flags) ->
+        refuseUnknown flags.Parser "an option of lorasub evaluate" flags.UnrecognizedCliParams
+
+        let changes =
+            flags
+            |> pairsWithout (function
+                | Folder _
+                | EvaluateFlag.Libtorch _ -> true
+                | _ -> false)
+
+        match flags.TryGetResult Folder with
+        | Some folder -> Command.Evaluate(folder, changes, flags.TryGetResult EvaluateFlag.Libtorch)
+        | None -> Errors.reject "lorasub evaluate" "needs the folder of a run" "none" ""
+    | Some(Doctor flags) ->
+        refuseUnknown flags.Parser "an option of lorasub doctor" flags.UnrecognizedCliParams
+        Command.Doctor(flags.TryGetResult DoctorFlag.Libtorch)
+    | Some Version
+    | None when results.Contains Version -> Command.Version
+    | _ -> Command.Help(results.Parser.PrintUsage())
+
+/// The command that the arguments ask for. Rejects what is unknown, given twice or without its value, and values of
+/// the wrong kind.
+let parse (argv: string[]) : Command =
+    try
+        parser.Value.Parse(Array.collect splitEquals argv, ignoreUnrecognized = true)
+        |> command
+    with :? ArguParseException as e ->
+        match e.ErrorCode with
+        | ErrorCode.HelpText -> Command.Help e.Message
+        | _ ->
+            // the first line says what is wrong, the rest is the usage
+            let said = e.Message.Split('\n')[0]
+            raise (InputException(said.Replace("ERROR: ", ""), e))

@@ -1,0 +1,42 @@
+/// The small data set and backbone that come with the program, for runs that name none.
+module LoRASub.Cli.Assets
+
+open System
+open System.IO
+open LoRASub
+
+/// Beside the executable, in a build folder as in a published one.
+let folder = Path.Combine(AppContext.BaseDirectory, "assets")
+
+[<Literal>]
+let DataName = "fashion-mnist"
+
+let dataPath = Path.Combine(folder, DataName)
+let backbone = Path.Combine(folder, "vit_micro_patch4_32.safetensors")
+
+let private orAsset exists flag path given =
+    match given with
+    | Some _ -> given
+    | None when exists path -> Some path
+    | None -> Errors.reject path "must lie beside the program" "nothing" $"install it again, or give --{flag}"
+
+/// The settings with the program's own data set and backbone where none is named. Rejects an unknown data set, and
+/// one of which the program has no copy.
+let fill (settings: RunSettings) : RunSettings =
+    if not (List.contains settings.Data Datasets.names) then
+        Datasets.load settings.Data "" |> ignore
+
+    let data =
+        match settings.DataPath with
+        | None when settings.Data <> DataName ->
+            Errors.reject
+                "data-path"
+                $"must name the folder with the files of {settings.Data}"
+                "none"
+                "give --data-path"
+        | given -> orAsset Directory.Exists "data-path" dataPath given
+
+    { settings with
+        DataPath = data
+        Backbone = orAsset File.Exists "backbone" backbone settings.Backbone
+    }

@@ -1,0 +1,498 @@
+/// What a run shows: one live block on a terminal, plain lines elsewhere, and the results at the end.
+module LoRASub.Cli.Display
+
+open System
+open System.Globalization
+open System.IO
+open Spectre.Console
+open LoRASub
+
+// ---------------------------------------------------------------------------------------------- texts
+
+[<Literal>]
+let private Columns = 80
+
+let private percent (x: float) =
+    (100.0 * x).ToString("F2", CultureInfo.InvariantCulture)
+
+let private number (digits: int) (x: float) =
+    x.ToString($"F{digits}", CultureInfo.InvariantCulture)
+
+/// Bytes in the largest binary unit that leaves at least 1.
+let bytes (n: int64) =
+    let rec scale x units =
+        match units with
+        | [ unit ] -> $"{number 1 x} {unit}"
+        | unit :: _ when x < 1024.0 -> $"{number 1 x} {unit}"
+        | _ :: larger -> scale (x / 1024.0) larger
+        | [] -> ""
+
+    scale (float n) [ "B"; "KiB"; "MiB"; "GiB"; "TiB" ]
+
+/// 0:07, 12:34, 1:02:03.
+let duration (seconds: float) =
+    let t = TimeSpan.FromSeconds(Math.Round seconds)
+
+    if t.TotalHours >= 1.0 then
+        $"{int t.TotalHours}:{t.Minutes:D2}:{t.Seconds:D2}"
+    else
+        $"{t.Minutes}:{t.Seconds:D2}"
+
+/// The text, cut to a width with dots at its end.
+let fit (width: int) (text: string) =
+    if text.Length <= width then
+        text
+    else
+        text[.. width - 4] + "..."
+
+let private classNames (dataset: Dataset) (task: LearningTask) =
+    task.Classes |> Array.map (fun c -> dataset.ClassNames[c]) |> String.concat ", "
+
+let private ranks (retained: Retained[]) =
+    retained |> Array.map (fun r -> string r.Rank) |> String.concat " "
+
+// ---------------------------------------------------------------------------------------------- time left
+
+/// Steps of each phase, per task.
+type Workload = Map<Phase, int>[]
+
+[<RequireQualifiedAccess>]
+module Workload =
+
+    /// The steps of a plan, as `Experiment.run` counts them.
+    let ofPlan (learner: Learner<_, _>) (plan: Plan) : Workload =
+        let settings, stream = plan.Settings, plan.Stream
+
+        let batches images =
+            (images + settings.Batch - 1) / settings.Batch
+
+        let tests =
+            stream.Tasks |> Array.map (TaskStream.testIndices stream >> _.Length >> batches)
+
+        stream.Tasks
+        |> Array.truncate (defaultArg settings.StopAfter stream.Tasks.Length)
+        |> Array.map (fun task ->
+            let train = batches (TaskStream.trainIndices stream task).Length
+
+            Map.ofList
+                [
+                    Phase.Observe, (if learner.Observes task then train else 0)
+                    Phase.Train, train * settings.EpochsOf task
+                    Phase.Prototypes, train
+                    Phase.Predict, Array.sum tests[.. task.Index]
+                ])
+
+/// All that a display needs to know, as a value: what was heard so far.
+type View =
+    {
+        /// Since the run began.
+        Now: TimeSpan
+        Task: LearningTask option
+        /// Where the newest step stands.
+        Step: Step option
+        /// Newest mean loss and accuracy of the task's training.
+        Loss: float option
+        Accuracy: float option
+        Retained: Retained[]
+        /// Seconds spent in each phase.
+        Spent: Map<Phase, float>
+    }
+
+[<RequireQualifiedAccess>]
+module View =
+
+    let initial =
+        {
+            Now = TimeSpan.Zero
+            Task = None
+            Step = None
+            Loss = None
+            Accuracy = None
+            Retained = [||]
+            Spent = Map.empty
+        }
+
+    /// The view after one more message, which came at a time since the run began. The time since the message before
+    /// goes to the phase that used it: training tells of a step after it, the other phases before it.
+    let hear (now: TimeSpan) (progress: Progress) (view: View) : View =
+        let spend phase =
+            let before = Map.tryFind phase view.Spent |> Option.defaultValue 0.0
+            Map.add phase (before + (now - view.Now).TotalSeconds) view.Spent
+
+        let previous =
+            match view.Step with
+            | Some step -> spend step.Phase
+            | None -> view.Spent
+
+        let view =
+            match progress with
+            | TaskBegins(task, _) ->
+                { view with
+                    Task = Some task
+                    Step = None
+                    Loss = None
+                    Accuracy = None
+                    Retained = [||]
+                }
+            | Steps step ->
+                { view with
+                    Step = Some step
+                    Loss = Option.orElse view.Loss step.Loss
+                    Accuracy = Option.orElse view.Accuracy step.Accuracy
+                    Spent =
+                        if step.Phase = Phase.Train then
+                            spend Phase.Train
+                        else
+                            previous
+                }
+            | Retains(_, retained) ->
+                { view with
+                    Retained = retained
+                    Spent = previous
+                }
+            | TaskEnds _ ->
+                { view with
+                    Step = None
+                    Spent = previous
+                }
+            | Notice _ -> view
+
+        { view with Now = now }
+
+    /// Steps of a phase that are done, and those still to do.
+    let private steps (workload: Workload) (view: View) (phase: Phase) =
+        let order p = List.findIndex ((=) p) Phase.all
+        let total = workload |> Array.sumBy (Map.find phase)
+
+        let finished =
+            match view.Task with
+            | None -> 0
+            | Some task ->
+                let earlier = workload |> Array.truncate task.Index |> Array.sumBy (Map.find phase)
+                let mine = workload[task.Index][phase]
+
+                match view.Step with
+                | Some step when step.Phase = phase -> earlier + min step.Done mine
+                | Some step when order step.Phase > order phase -> earlier + mine
+                | _ -> earlier
+
+        struct (finished, total - finished)
+
+    /// A training step runs forward and backward, the others forward only.
+    let private weight phase =
+        if phase = Phase.Train then 3.0 else 1.0
+
+    /// Seconds still to go: each phase's steps to do at the mean cost of its steps done. A phase that has not been
+    /// reached costs what the others did, by weight. None before the first step.
+    let secondsLeft (workload: Workload) (view: View) : float option =
+        let phases =
+            [ Phase.Observe; Phase.Train; Phase.Prototypes; Phase.Predict ]
+            |> List.map (fun phase ->
+                let struct (finished, left) = steps workload view phase
+                phase, finished, left, Map.tryFind phase view.Spent |> Option.defaultValue 0.0)
+
+        let measured =
+            phases
+            |> List.filter (fun (_, finished, _, spent) -> finished > 0 && spent > 0.0)
+
+        if measured.IsEmpty then
+            None
+        else
+            let seconds = measured |> List.sumBy (fun (_, _, _, spent) -> spent)
+
+            let weights =
+                measured |> List.sumBy (fun (phase, n, _, _) -> weight phase * float n)
+
+            phases
+            |> List.sumBy (fun (phase, finished, left, spent) ->
+                let cost =
+                    if finished > 0 && spent > 0.0 then
+                        spent / float finished
+                    else
+                        weight phase * seconds / weights
+
+                cost * float left)
+            |> Some
+
+// ---------------------------------------------------------------------------------------------- the run
+
+/// The lines that tell what is about to run.
+let header (plan: Plan) (threads: int) : string list =
+    let settings, stream, vit = plan.Settings, plan.Stream, plan.Backbone
+    let data = stream.Dataset
+
+    let classes =
+        match stream.Tasks |> Array.map _.Classes.Length |> Array.distinct with
+        | [| n |] -> $"{stream.Tasks.Length} tasks x {n} classes"
+        | sizes -> $"{stream.Tasks.Length} tasks: {sizes[0]} classes, then {sizes[1]} each"
+
+    let setting name =
+        Settings.toPairs settings |> List.find (fun (n, _) -> n = name) |> snd
+
+    let variant, precision = setting "variant", setting "precision"
+
+    [
+        $"data      {data.Name}: {Dataset.classes data} classes, {data.Train.Labels.Length} training and {data.Test.Labels.Length} test images"
+        $"tasks     {classes}, epochs {settings.Epochs}, batch {settings.Batch}"
+        $"method    {variant}, rank {settings.Method.Rank}, seed {settings.Seed}"
+        $"backbone  ViT, {vit.Blocks.Length} blocks of width {vit.Width}, {vit.Heads} heads, {vit.ImageSize} px in patches of {vit.PatchSize}"
+        $"runs on   {settings.Device}, {threads} threads, {precision}"
+        ""
+    ]
+
+let private taskOf (tasks: int) (task: LearningTask) = $"task {task.Index + 1}/{tasks}"
+
+let private taskEnd (tasks: int) (task: LearningTask) (row: Score[]) (seconds: float) =
+    let seen = row |> Array.reduce (+) |> Metrics.accuracy |> percent
+    let news = Array.last row |> Metrics.accuracy |> percent
+    let classes = task.FirstClass + task.Classes.Length
+
+    $"{taskOf tasks task}: {seen}%% right over the {classes} classes seen, {news}%% on the new; {duration seconds}"
+
+/// What is listened with while `work` runs.
+type Show = (((Progress -> unit) -> Outcome) -> Outcome)
+
+/// Plain lines, for files and pipes: at most one for each phase and epoch of a task, without control characters.
+let plain (out: TextWriter) (workload: Workload) (plan: Plan) : Show =
+    fun work ->
+        let clock = Diagnostics.Stopwatch.StartNew()
+        let tasks = workload.Length
+        let mutable began = TimeSpan.Zero
+        let mutable phase = None
+
+        let say (text: string) =
+            out.WriteLine(fit Columns text)
+            out.Flush()
+
+        work (fun progress ->
+            match progress with
+            | TaskBegins(task, _) ->
+                began <- clock.Elapsed
+                phase <- None
+                say $"{taskOf tasks task}: {classNames plan.Stream.Dataset task}"
+            | Steps({ Phase = Phase.Train } as step) ->
+                phase <- Some Phase.Train
+
+                match step.Loss, step.Accuracy with
+                | Some loss, Some accuracy when step.Done % (step.Steps / step.Epochs) = 0 ->
+                    say
+                        $"{taskOf tasks step.Task}: epoch {step.Epoch + 1}/{step.Epochs}, loss {number 4 loss}, accuracy {percent accuracy}%%"
+                | _ -> ()
+            | Steps step when phase <> Some step.Phase ->
+                phase <- Some step.Phase
+                say $"{taskOf tasks step.Task}: {Phase.name step.Phase}, {step.Steps} batches"
+            | Steps _ -> ()
+            | Retains(task, retained) ->
+                say $"{taskOf tasks task}: retained ranks of {plan.Backbone.Width}: {ranks retained}"
+            | TaskEnds(task, row, _) -> say (taskEnd tasks task row (clock.Elapsed - began).TotalSeconds)
+            | Notice text -> say $"note: {text}")
+
+let private bar (width: int) (share: float) =
+    let full = int (Math.Round(float width * share))
+    let rest = width - full
+    $"[green]{String('━', full)}[/][grey]{String('─', rest)}[/]"
+
+/// The live block: what runs now, how far it is and what it has told.
+let private block (width: int) (workload: Workload) (plan: Plan) (view: View) : Rendering.IRenderable =
+    let line (text: string) = Markup text :> Rendering.IRenderable
+    let safe (text: string) = Markup.Escape(fit (width - 12) text)
+
+    let gone = view.Now.TotalSeconds
+    let left = View.secondsLeft workload view
+
+    let share =
+        left
+        |> Option.map (fun s -> gone / max 1e-9 (gone + s))
+        |> Option.defaultValue 0.0
+
+    let time =
+        match left with
+        | Some seconds -> $"{duration gone} gone, about {duration seconds} left"
+        | None -> $"{duration gone} gone"
+
+    Rows(
+        [
+            line ""
+
+            match view.Task with
+            | Some task ->
+                line $"[bold]{taskOf workload.Length task}[/]    {safe (classNames plan.Stream.Dataset task)}"
+            | None -> line "starting"
+
+            match view.Step with
+            | Some step ->
+                let epoch =
+                    if step.Phase = Phase.Train then
+                        $", epoch {step.Epoch + 1}/{step.Epochs}"
+                    else
+                        ""
+
+                line $"{Phase.name step.Phase, -11} step {step.Done}/{step.Steps}{epoch}"
+            | None -> line ""
+
+            match view.Loss, view.Accuracy with
+            | Some loss, Some accuracy ->
+                line $"""{"training", -11} loss {number 4 loss}, accuracy {percent accuracy}%%"""
+            | _ -> line ""
+
+            if view.Retained.Length > 0 then
+                line $"""{"retained", -11} {safe (ranks view.Retained)} [grey]of {plan.Backbone.Width}[/]"""
+            else
+                line ""
+
+            line $"{bar (width - 40) share} {int (100.0 * share), 3}%%  [grey]{time}[/]"
+        ]
+    )
+
+/// How often the live block is drawn at most.
+let private redraw = TimeSpan.FromSeconds 0.2
+
+/// A block that is drawn again and again below a growing list of finished tasks, for terminals.
+let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
+    fun work ->
+        let clock = Diagnostics.Stopwatch.StartNew()
+        let tasks = workload.Length
+        let width = max 60 (min Columns console.Profile.Width) - 1
+        let mutable view = View.initial
+        let mutable began = TimeSpan.Zero
+        let mutable drawn = TimeSpan.MinValue
+
+        let display = console.Live(block width workload plan view)
+        display.AutoClear <- true
+
+        display.Start(fun context ->
+            let draw () =
+                drawn <- clock.Elapsed
+                context.UpdateTarget(block width workload plan view)
+
+            let log (text: string) =
+                console.MarkupLine(Markup.Escape(fit width text))
+
+            work (fun progress ->
+                let now = clock.Elapsed
+                view <- View.hear now progress view
+
+                match progress with
+                | TaskBegins _ -> began <- now
+                | TaskEnds(task, row, _) -> log (taskEnd tasks task row (now - began).TotalSeconds)
+                | Notice text -> log $"note: {text}"
+                | Steps _
+                | Retains _ -> ()
+
+                if drawn = TimeSpan.MinValue || now - drawn >= redraw then
+                    draw ()))
+
+// ---------------------------------------------------------------------------------------------- results
+
+/// Most tasks whose columns fit.
+[<Literal>]
+let private MatrixTasks = 10
+
+/// The accuracy matrix as lines of text; of more than ten tasks, ten spread over the run.
+let matrixLines (matrix: AccuracyMatrix) : string list =
+    let n = matrix.Length
+
+    let shown =
+        if n <= MatrixTasks then
+            [ 0 .. n - 1 ]
+        else
+            [ for i in 0 .. MatrixTasks - 1 -> i * (n - 1) / (MatrixTasks - 1) ]
+
+    let cell (text: string) = text.PadLeft 6
+
+    let cells texts =
+        texts |> List.map cell |> String.concat ""
+
+    let short x = number 1 (100.0 * x)
+
+    [
+        "accuracy in percent after each task (row) on each task (column)"
+        cells ("task" :: (shown |> List.map (fun j -> string (j + 1))) @ [ "seen" ])
+
+        for t in shown do
+            let tasks =
+                shown
+                |> List.map (fun j ->
+                    if j <= t then
+                        short (Metrics.accuracy (matrix[t][j]))
+                    else
+                        "")
+
+            let seen = matrix[t] |> Array.reduce (+) |> Metrics.accuracy |> short
+            cells (string (t + 1) :: tasks @ [ seen ])
+
+        if n > MatrixTasks then
+            $"({MatrixTasks} of the {n} tasks; summary.json has all)"
+    ]
+
+/// Everything that a finished run tells, as lines of text.
+let results (outcome: Outcome) : string list =
+    let measures = Metrics.measure outcome.Matrix
+
+    let same a b =
+        Option.map percent a = Option.map percent b
+
+    let differs =
+        not (
+            same (Some measures.Last) (Some measures.LastByTask)
+            && same (Some measures.Average) (Some measures.AverageByTask)
+        )
+
+    let orNeeds value =
+        match value with
+        | Some x -> $"{percent x}%%"
+        | None -> "needs two tasks"
+
+    let seconds =
+        Phase.all
+        |> List.choose (fun phase ->
+            Map.tryFind phase outcome.PhaseSeconds
+            |> Option.map (fun s -> $"{Phase.name phase} {number 1 s}"))
+        |> String.concat ", "
+
+    [
+        ""
+        yield! matrixLines outcome.Matrix
+        ""
+        $"last accuracy      {percent measures.Last}%%"
+        $"average accuracy   {percent measures.Average}%%"
+
+        if differs then
+            $"  by task          last {percent measures.LastByTask}%%, average {percent measures.AverageByTask}%%"
+
+        $"forgetting         {orNeeds measures.Forgetting}"
+        $"backward transfer  {orNeeds measures.BackwardTransfer}"
+        $"seconds            {seconds}"
+        $"peak memory        {bytes (MemoryUse.peakBytes ())}"
+    ]
+
+/// One row of a matrix scored again, beside what was saved.
+let evaluation (saved: Score[]) (now: Score[]) : string list =
+    let cells (texts: string list) =
+        texts |> List.map (fun (text: string) -> text.PadLeft 10) |> String.concat ""
+
+    [
+        cells [ "task"; "now"; "saved"; "equal" ]
+
+        for j in 0 .. now.Length - 1 do
+            let equal = if now[j] = saved[j] then "yes" else "no"
+
+            cells
+                [
+                    string (j + 1)
+                    percent (Metrics.accuracy now[j])
+                    percent (Metrics.accuracy saved[j])
+                    equal
+                ]
+
+        let all = Array.reduce (+)
+        let equal = if now = saved then "yes" else "no"
+
+        cells
+            [
+                "seen"
+                percent (Metrics.accuracy (all now))
+                percent (Metrics.accuracy (all saved))
+                equal
+            ]
+    ]
