@@ -251,7 +251,7 @@ let restore () =
             if List.forall isUnpacked (lockedPackages ()) then
                 ""
             else
-                " (0.8 GB)"
+                " (once, 1 GB)"
 
         step $"Restore{size}" (fun dotnet ->
             dotnet [ "tool"; "restore" ]

@@ -465,33 +465,41 @@ let results (outcome: Outcome) : string list =
         $"peak memory        {bytes (MemoryUse.peakBytes ())}"
     ]
 
-/// One row of a matrix scored again, beside what was saved.
-let evaluation (saved: Score[]) (now: Score[]) : string list =
+/// Whether a task's score is the one that was saved.
+let isReproduced (row: Recheck) =
+    abs (100.0 * Metrics.accuracy row.Now - row.SavedPercent) < 1e-9
+
+/// Scores of a saved learner beside those that were saved.
+let evaluation (rows: Recheck[]) : string list =
     let cells (texts: string list) =
-        texts |> List.map (fun (text: string) -> text.PadLeft 10) |> String.concat ""
+        texts |> List.map _.PadLeft(10) |> String.concat ""
 
     [
         cells [ "task"; "now"; "saved"; "equal" ]
 
-        for j in 0 .. now.Length - 1 do
-            let equal = if now[j] = saved[j] then "yes" else "no"
-
+        for row in rows do
             cells
                 [
-                    string (j + 1)
-                    percent (Metrics.accuracy now[j])
-                    percent (Metrics.accuracy saved[j])
-                    equal
+                    string (row.Task.Index + 1)
+                    percent (Metrics.accuracy row.Now)
+                    number 2 row.SavedPercent
+                    (if isReproduced row then "yes" else "no")
                 ]
 
-        let all = Array.reduce (+)
-        let equal = if now = saved then "yes" else "no"
-
-        cells
-            [
-                "seen"
-                percent (Metrics.accuracy (all now))
-                percent (Metrics.accuracy (all saved))
-                equal
-            ]
+        let seen = rows |> Array.map _.Now |> Array.reduce (+)
+        cells [ "seen"; percent (Metrics.accuracy seen) ]
     ]
+
+/// Counts the batches of `work` on a terminal while it runs.
+let counting (console: IAnsiConsole) (work: (unit -> unit) -> 'T) : 'T =
+    console
+        .Status()
+        .Start(
+            "reading",
+            fun context ->
+                let mutable batches = 0
+
+                work (fun () ->
+                    batches <- batches + 1
+                    context.Status <- $"test batch {batches}")
+        )

@@ -6,6 +6,8 @@ open System.Diagnostics
 open System.IO
 open System.IO.Compression
 open System.Text
+open System.Text.Json
+open System.Text.RegularExpressions
 open Expecto
 open LoRASub
 open LoRASub.Cli
@@ -258,11 +260,11 @@ let private badInput =
     [
         // data sets
         flags "no data folder" [ "--data-path"; "/no/such/data" ] [ "/no/such/data"; "no such folder" ]
-        flags "no data path" [ "--data"; "cifar100"; "--data-path"; "" ] [ "no such folder" ]
+        flags "empty data path" [ "--data-path"; "" ] [ "data-path"; "found an empty name" ]
         data "no images" trainImages File.Delete [ "mnist needs this file"; "no such file" ]
         data "no labels" "t10k-labels-idx1-ubyte" File.Delete [ "no such file" ]
         data "images cut off" trainImages cut [ "need 2560 bytes"; "found 2541"; "truncated" ]
-        data "empty images" trainImages (fun path -> File.WriteAllBytes(path, [||])) [ "an empty file" ]
+        data "empty images" trainImages (fun path -> File.WriteAllBytes(path, [||])) [ "found no bytes" ]
         data "wrong magic" trainImages (editBytes (fun b -> b[3] <- 1uy)) [ "0x00000803"; "0x00000801" ]
         data "negative size" trainImages (editBytes (fun b -> b[4] <- 255uy)) [ "at least 1" ]
         data "more bytes than elements" trainLabels (editBytes (fun b -> b[7] <- 39uy)) [ "must end after" ]
@@ -352,7 +354,7 @@ let private badInput =
         backbone "header not in UTF-8" (rawTensors [| 123uy; 34uy; 255uy; 254uy; 34uy; 125uy |]) [ "UTF-8" ]
         backbone
             "deeply nested header"
-            (jsonTensors (String('[', 5000) + String(']', 5000)))
+            (jsonTensors ("{\"a\":" + String('[', 5000) + String(']', 5000) + "}"))
             [ "levels deep" ]
 
         // networks
@@ -459,12 +461,12 @@ let private badInput =
                     Directory.CreateDirectory(under world "done") |> ignore
                     File.WriteAllText(under (under world "done") "summary.json", "{}")
             Arguments = fun world -> arguments world [ "--out"; under world "done" ]
-            Words = [ "done"; "finished run"; "choose another --out" ]
+            Words = [ "done"; "finished run"; "found summary.json"; "choose another" ]
         }
         flags
             "output that cannot be written"
             [ "--out"; "/proc/lorasub" ]
-            [ "/proc/lorasub"; "can be written" ]
+            [ "/proc/lorasub"; "must be writable" ]
 
         // the line itself
         flags "unknown flag" [ "--epoch"; "3" ] [ "--epoch"; "lorasub run"; "did you mean --epochs?" ]
@@ -474,6 +476,10 @@ let private badInput =
         flags "switch with a value" [ "--no-triplet=maybe" ] [ "maybe" ]
         line "unknown command" [ "rum" ] [ "rum"; "did you mean run?" ]
         line "unknown option" [ "--versoin" ] [ "--versoin"; "did you mean --version?" ]
+        line
+            "no data path"
+            [ "run"; "--data"; "cifar100" ]
+            [ "data-path"; "files of cifar100"; "give --data-path" ]
         line "nothing to evaluate" [ "evaluate" ] [ "evaluate"; "folder of a run" ]
         line "evaluate what is not there" [ "evaluate"; "/no/run" ] [ "/no/run" ]
         line "evaluate two" [ "evaluate"; "a"; "b" ] [ "b" ]
@@ -487,6 +493,8 @@ let private listing (folder: string) =
             |> Array.sort do
             path, (if File.Exists path then FileInfo(path).Length else -1L)
     ]
+
+let mutable private refused = 0
 
 let private refuses (run: string list -> Ended) (bad: Bad) =
     testCase
@@ -502,7 +510,8 @@ let private refuses (run: string list -> Ended) (bad: Bad) =
             for word in bad.Words do
                 Expect.stringContains ended.Error word "the message"
 
-            Expect.equal (listing world) before "nothing is written"))
+            Expect.equal (listing world) before "nothing is written"
+            refused <- refused + 1))
 
 // ---------------------------------------------------------------------------------------------- tests
 
@@ -597,6 +606,97 @@ let private runs =
                         "forgetting "
                     ] do
                     Expect.stringContains ended.Out word "output"))
+
+        testCase
+            "a run is saved whole, and evaluating it reproduces its last row"
+            (inWorld (fun world ->
+                let ended = inside (arguments world [ "--tasks"; "5"; "--seed"; "7" ])
+                Expect.equal (ended.Code, ended.Error) (0, "") "run"
+                let out = under world "out"
+                Expect.stringContains ended.Out $"saved in           {out}" "where"
+                use json = JsonDocument.Parse(File.ReadAllText(under out "summary.json"))
+                let summary = json.RootElement
+                let text (name: string) = (summary.GetProperty name).GetString()
+                let number (name: string) = (summary.GetProperty name).GetDouble()
+
+                Expect.equal
+                    (text "method", text "variant", text "data")
+                    ("lora-sub-drs", "libcontinual", "mnist")
+                    "texts"
+
+                Expect.equal (number "tasks", number "seed") (5.0, 7.0) "numbers"
+
+                let matrix =
+                    [
+                        for row in (summary.GetProperty "accuracyMatrix").EnumerateArray() ->
+                            [ for entry in row.EnumerateArray() -> entry.GetDouble() ]
+                    ]
+
+                Expect.equal (matrix |> List.map _.Length) [ 1..5 ] "lower-triangular"
+                Expect.all (List.concat matrix) (fun x -> x >= 0.0 && x <= 100.0) "percent"
+                // equal task sizes
+                Expect.floatClose Accuracy.high (number "last") (List.average (List.last matrix)) "last"
+
+                Expect.floatClose
+                    Accuracy.high
+                    (number "average")
+                    (matrix |> List.averageBy List.average)
+                    "average"
+
+                Expect.floatClose Accuracy.high (number "lastByTask") (number "last") "last by task"
+                Expect.floatClose Accuracy.high (number "averageByTask") (number "average") "average by task"
+
+                let overEarlier f = [ 0..3 ] |> List.averageBy f
+
+                Expect.floatClose
+                    Accuracy.high
+                    (number "backwardTransfer")
+                    (overEarlier (fun j -> matrix[4][j] - matrix[j][j]))
+                    "backward transfer"
+
+                Expect.floatClose
+                    Accuracy.high
+                    (number "forgetting")
+                    (overEarlier (fun j -> List.max [ for t in j..3 -> matrix[t][j] ] - matrix[4][j]))
+                    "forgetting"
+
+                for phase in [ "observe"; "project"; "train"; "prototypes"; "predict" ] do
+                    let seconds = ((summary.GetProperty "phaseSeconds").GetProperty phase).GetDouble()
+                    Expect.isGreaterThan seconds 0.0 phase
+
+                Expect.isGreaterThan (number "peakMemoryBytes") 1e7 "memory"
+
+                let again = inside [ "evaluate"; out; "--batch"; "3" ]
+                Expect.equal (again.Code, again.Error) (0, "") "evaluate"
+                Expect.stringContains again.Out "       yes\n" "equal"
+                Expect.hasLength (again.Out.TrimEnd().Split '\n') 7 "a heading, five tasks and all seen"
+
+                // moved files have to be named
+                Directory.Move(under world "data", under world "moved")
+                let lost = inside [ "evaluate"; out ]
+                Expect.equal lost.Code 2 "lost"
+                Expect.stringContains lost.Error (under world "data") "lost"
+                let found = inside [ "evaluate"; "--data-path"; under world "moved"; out ]
+                Expect.equal found again "found"
+
+                // other weights are refused, a saved score that differs is told
+                let other = under world "other.safetensors"
+                writeBackbone other (with1 "norm.bias" (fill 0.5))
+
+                let refused =
+                    inside [ "evaluate"; out; "--data-path"; under world "moved"; "--backbone"; other ]
+
+                Expect.equal refused.Code 2 "other weights"
+                Expect.stringContains refused.Error "other.safetensors" "other weights"
+                let path = under out "summary.json"
+                // six digits of percent are no score of four images
+                let wrong =
+                    Regex.Replace(File.ReadAllText path, @"(?<=\[\s*)[0-9.]+(?=\s*[,\]])", "12.345678")
+
+                File.WriteAllText(path, wrong)
+                let differs = inside [ "evaluate"; out; "--data-path"; under world "moved" ]
+                Expect.equal differs.Code 1 "another score"
+                Expect.stringContains differs.Error "differ from those saved" "another score"))
 
         testCase
             "the same run gives the same numbers, and one task has no forgetting"
@@ -741,11 +841,14 @@ let tests =
             testList "arguments" line'
             testList "runs" runs
             testList "texts" texts
-            testList $"{badInput.Length} bad inputs" (badInput |> List.map (refuses inside))
+            testList "bad inputs" (badInput |> List.map (refuses inside))
             testList
                 "bad inputs of a process"
                 (badInput
                  |> List.filter (fun bad ->
                      List.contains bad.Name [ "unknown flag"; "weights cut off"; "a loss that is no number" ])
                  |> List.map (refuses (outside [])))
+            testCase "bad inputs are counted" (fun () ->
+                printfn "%d bad inputs refused, nothing written" refused
+                Expect.isGreaterThan refused 0 "refused")
         ]

@@ -8,5 +8,5 @@ let main argv =
     NativeBackend.ensureLoaded () |> ignore
 
     match testFromThisAssembly () with
-    | Some tests -> TestRun.run argv tests
+    | Some tests -> TestRun.run argv Check.report tests
     | None -> 2

@@ -10,8 +10,9 @@ let countsLine passed failed skipped =
     let ran = $"{passed} passed, {failed} failed"
     if skipped = 0 then ran else $"{ran}, {skipped} skipped"
 
-/// Runs `tests` with Expecto's arguments; 0 only when something ran and nothing failed.
-let run (argv: string[]) (tests: Test) : int =
+/// Runs `tests` with Expecto's arguments, then prints `report`'s lines and the counts; 0 only when something ran and
+/// nothing failed.
+let run (argv: string[]) (report: unit -> string list) (tests: Test) : int =
     let mutable outcome: TestRunSummary option = None
 
     let settings =
@@ -33,6 +34,7 @@ let run (argv: string[]) (tests: Test) : int =
         let failed = List.length summary.failed + List.length summary.errored
         // Expecto's last line may end in a colour reset; the counts need a line of their own.
         Console.Out.WriteLine()
+        List.iter (fun (line: string) -> Console.Out.WriteLine line) (report ())
         Console.Out.WriteLine(countsLine passed failed (List.length summary.ignored))
         Console.Out.Flush()
         if exitCode = 0 && passed = 0 then 2 else exitCode

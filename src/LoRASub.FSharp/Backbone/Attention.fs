@@ -32,8 +32,11 @@ module Attention =
         Scope.noGrad Leaves.tensor (fun () ->
             let d = qkv.shape[1]
             Shape.expect "qkv weight" [ Axis.Is(3L * d); Axis.Is d ] qkv
-            Shape.expect "key delta" [ Axis.Is d; Axis.Is d ] delta.Key
-            Shape.expect "value delta" [ Axis.Is d; Axis.Is d ] delta.Value
+
+            for name, part in [ "key delta", delta.Key; "value delta", delta.Value ] do
+                Shape.expect name [ Axis.Is d; Axis.Is d ] part
+                Shape.expectLike name qkv part
+
             let queries = torch.zeros_like delta.Key
             let stacked = torch.cat ([| queries; delta.Key; delta.Value |], 0L) // [3d, d]
             // `mul` makes a copy also where dtype is the weight's own
@@ -42,7 +45,13 @@ module Attention =
     /// Attention over tokens. `heads` divides d; `qkv` holds the effective fused weight [3d, d]; `lora`, where given,
     /// is added to keys and values as x·Aᵀ·Bᵀ, so that no gradient of full size is formed. x [B, N, d] -> [B, N, d].
     let forward (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora option) (x: torch.Tensor) =
-        let batch, tokens, d = x.shape[0], x.shape[1], x.shape[2]
+        let d = qkv.Weight.shape[1]
+        Shape.expect "attention input" [ Axis.Any "batch"; Axis.Any "tokens"; Axis.Is d ] x
+
+        if heads < 1L || d % heads <> 0L then
+            Errors.reject "attention heads" $"must divide the width {d}" $"{heads}" ""
+
+        let batch, tokens = x.shape[0], x.shape[1]
         let fused = (Linear.forward qkv x).chunk(3L, dim = -1L) // 3 × [B, N, d]
 
         let lowRank (pair: LoraPair) =

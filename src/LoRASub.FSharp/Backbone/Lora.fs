@@ -44,14 +44,7 @@ module Lora =
             Errors.reject "rank" $"must lie in [1, {width}], the backbone's width" $"{rank}" ""
 
     /// A fresh pair: A ~ U(−1/√d, 1/√d) (Kaiming uniform with a = √5), B as `bInit` says. Owned by the caller.
-    let initPair
-        (bInit: BInit)
-        (rank: int)
-        (width: int64)
-        (dtype: torch.ScalarType)
-        (device: torch.Device)
-        (key: RandomKey)
-        : LoraPair =
+    let initPair (bInit: BInit) (rank: int) (width: int64) dtype device (key: RandomKey) : LoraPair =
         checkRank width rank
         let bound = 1.0 / sqrt (float width)
 
@@ -78,7 +71,11 @@ module Lora =
         }
 
     /// B·A, [d, d]. Owned by the caller.
-    let delta (pair: LoraPair) : torch.Tensor = pair.B.mm pair.A
+    let delta (pair: LoraPair) : torch.Tensor =
+        let r, d = pair.A.shape[0], pair.A.shape[1]
+        Shape.expect "LoRA's B" [ Axis.Is d; Axis.Is r ] pair.B
+        Shape.expectLike "LoRA's B" pair.A pair.B
+        pair.B.mm pair.A
 
     /// The deltas of no task. Owned by the caller.
     let noDelta (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : LayerDelta =
@@ -89,8 +86,14 @@ module Lora =
 
     /// V + B·A for key and value: how a finished task joins the earlier ones. Owned by the caller.
     let merge (lora: LayerLora) (merged: LayerDelta) : LayerDelta =
+        let add name (merged: torch.Tensor) pair =
+            let delta = delta pair
+            Shape.expect $"delta of the finished {name} pair" [ for n in merged.shape -> Axis.Is n ] delta
+            Shape.expectLike $"delta of the finished {name} pair" merged delta
+            merged.add delta
+
         Scope.noGrad deltaLeaves (fun () ->
             {
-                Key = merged.Key.add (delta lora.Key)
-                Value = merged.Value.add (delta lora.Value)
+                Key = add "key" merged.Key lora.Key
+                Value = add "value" merged.Value lora.Value
             })

@@ -74,7 +74,7 @@ module Safetensors =
         types |> List.map (fun (code, _, _) -> code) |> String.concat ", "
 
     // a hostile name or value must not flood the screen
-    let private shown (text: string) =
+    let internal shown (text: string) =
         let short =
             if text.Length > 80 then
                 text.Substring(0, 77) + "..."
@@ -107,10 +107,16 @@ module Safetensors =
     // ---- header
 
     let private text (subject: string) (element: JsonElement) =
+        let refuse () =
+            Errors.reject subject "must be a string" (shown (element.GetRawText())) ""
+
+        if element.ValueKind <> JsonValueKind.String then
+            refuse ()
+
         try
             element.GetString()
         with :? InvalidOperationException ->
-            Errors.reject subject "must be a string" (shown (element.GetRawText())) ""
+            refuse () // half of a surrogate pair
 
     let private properties (subject: string) (element: JsonElement) =
         if element.ValueKind <> JsonValueKind.Object then
@@ -266,6 +272,10 @@ module Safetensors =
 
         if not (Unicode.Utf8.IsValid(ReadOnlySpan json)) then
             Errors.reject path "must have a header in UTF-8" "other bytes" ""
+
+        if json.Length = 0 || json[0] <> byte '{' then
+            let received = if json.Length = 0 then "nothing" else $"byte {json[0]}"
+            Errors.reject path "must have a header that starts with '{'" received "it is no safetensors file"
 
         use document =
             try

@@ -91,6 +91,9 @@ module VisionTransformer =
     let effectiveQkv (sign: float) (deltas: LayerDelta[]) (vit: VisionTransformer) : torch.Tensor[] =
         let dtype = Precision.compute vit.Precision
 
+        if deltas.Length <> vit.Blocks.Length then
+            Errors.reject "deltas" $"must be {vit.Blocks.Length}, one per block" $"{deltas.Length}" ""
+
         Array.map2
             (fun (block: Block) delta -> Attention.withDelta sign dtype delta block.Qkv.Weight)
             vit.Blocks
@@ -101,18 +104,21 @@ module VisionTransformer =
         torch.nn.functional.layer_norm (x, shape, norm.Weight, norm.Bias, norm.Epsilon)
 
     let private embed (vit: VisionTransformer) (images: torch.Tensor) =
-        let patch = int64 vit.PatchSize
+        let batch, channels, p = images.shape[0], int64 vit.Channels, int64 vit.PatchSize
+        let side = int64 vit.ImageSize / p
+        // patches do not overlap: their convolution is one product, which is faster than conv2d
+        let grid =
+            images.``to``(vit.ClassToken.dtype).reshape [| batch; channels; side; p; side; p |]
 
         let patches =
-            torch.nn.functional.conv2d (
-                images.``to`` vit.ClassToken.dtype,
-                vit.PatchEmbedding.Weight,
-                Option.toObj vit.PatchEmbedding.Bias,
-                [| patch; patch |]
-            ) // [B, d, H/p, W/p]
+            grid.permute(0L, 2L, 4L, 1L, 3L, 5L).reshape(batch, side * side, channels * p * p)
 
-        let tokens = patches.flatten(2L).transpose(1L, 2L) // [B, tokens, d]
-        let classToken = vit.ClassToken.expand (images.shape[0], 1L, -1L)
+        let kernel = vit.PatchEmbedding.Weight.flatten 1L // [d, c·p·p]
+
+        let tokens =
+            torch.nn.functional.linear (patches, kernel, Option.toObj vit.PatchEmbedding.Bias) // [B, tokens, d]
+
+        let classToken = vit.ClassToken.expand (batch, 1L, -1L)
         torch.cat([| classToken; tokens |], 1L).add vit.Positions // [B, 1 + tokens, d]
 
     let private runBlock (heads: int64) (block: Block) (qkv: torch.Tensor) lora input (x: torch.Tensor) =
@@ -140,6 +146,15 @@ module VisionTransformer =
         (images: torch.Tensor)
         : struct (torch.Tensor * 'S) =
         let size = int64 vit.ImageSize
+        Shape.expectDevice "images" vit.ClassToken images
+        let depth = vit.Blocks.Length
+
+        if adapters.Qkv.Length <> depth then
+            Errors.reject "qkv weights" $"must be {depth}, one per block" $"{adapters.Qkv.Length}" ""
+
+        if adapters.Lora.Length <> 0 && adapters.Lora.Length <> depth then
+            Errors.reject "LoRA pairs" $"must be 0 or {depth}, one per block" $"{adapters.Lora.Length}" ""
+
 
         Shape.expect
             "images"

@@ -39,6 +39,9 @@ type BackboneShape =
 [<RequireQualifiedAccess>]
 module Weights =
 
+    /// Pixels. Attention over the patches of larger images would fill any memory.
+    let private largestImage = 4096L
+
     /// Classifier leaves: read by nothing here.
     let private ignored (name: string) =
         name = "head.weight"
@@ -76,7 +79,12 @@ module Weights =
         for name in names do
             if not (ignored name || List.contains name outerLeaves || (inBlock name).IsSome) then
                 let rule = "must belong to a plain ViT in timm's names"
-                Errors.reject $"{subject}: tensor '{name}'" rule "another name" "other networks are not read"
+
+                Errors.reject
+                    $"{subject}: tensor '{Safetensors.shown name}'"
+                    rule
+                    "another name"
+                    "other networks are not read"
 
         match names |> Seq.choose inBlock |> Seq.distinct |> Seq.sort |> Array.ofSeq with
         | [||] -> Errors.reject subject "must have at least one block" "no 'blocks.0.'" ""
@@ -227,8 +235,9 @@ module Weights =
             let size =
                 options.ImageSize |> Option.map int64 |> Option.defaultValue (oldGrid * patch)
 
-            if size < patch || size % patch <> 0L then
-                Errors.reject "image size" $"must be a multiple of the patch, {patch} pixels" $"{size}" ""
+            if size < patch || size % patch <> 0L || size > largestImage then
+                let rule = $"must be a multiple of the patch, {patch} pixels, up to {largestImage}"
+                Errors.reject "image size" rule $"{size}" ""
 
             let grid = size / patch
 

@@ -24,6 +24,9 @@ type ClassSums =
 
     /// Merges the sums of disjoint images. Owned by the caller.
     static member (+)(left: ClassSums, right: ClassSums) : ClassSums =
+        Shape.expect "class sums to add" [ for n in left.Sums.shape -> Axis.Is n ] right.Sums // one class would broadcast
+        Shape.expectLike "class sums to add" left.Sums right.Sums
+
         {
             Sums = left.Sums.add right.Sums
             Counts = left.Counts.add right.Counts
@@ -44,7 +47,9 @@ module ClassSums =
     /// Adds a batch: features [n, d] and labels [n] in [0, classes). Borrows; owned by the caller.
     let observe (features: torch.Tensor) (labels: torch.Tensor) (sums: ClassSums) : ClassSums =
         Shape.expect "features" [ Axis.Any "batch"; Axis.Is sums.Sums.shape[1] ] features
+        Shape.expectDevice "features" sums.Sums features
         Shape.expect "labels" [ Axis.Is features.shape[0] ] labels
+        Shape.expectLike "labels" sums.Counts labels
 
         Scope.noGrad leaves (fun () ->
             {
@@ -79,13 +84,16 @@ module Prototype =
     /// Appends classes; the old rows keep their values bit by bit. Borrows; owned by the caller.
     let append (classes: int[]) (means: torch.Tensor) (prototypes: Prototypes) : Prototypes =
         Shape.expect "new prototypes" [ Axis.Is classes.LongLength; Axis.Is prototypes.Means.shape[1] ] means
+        Shape.expectLike "new prototypes" prototypes.Means means
+        let all = Array.append prototypes.Classes classes
 
-        match classes |> Array.tryFind (fun c -> Array.contains c prototypes.Classes) with
-        | Some known -> Errors.reject $"class {known}" "must be new" "a class that has a prototype already" ""
+        match all |> Array.countBy id |> Array.tryFind (fun (_, count) -> count > 1) with
+        | Some(known, _) ->
+            Errors.reject $"class {known}" "must be new" "a class that has a prototype already" ""
         | None ->
             {
                 Means = torch.cat ([| prototypes.Means; means |], 0L)
-                Classes = Array.append prototypes.Classes classes
+                Classes = all
             }
 
     /// Squared distances between features scaled by 1/(‖f‖ + 1e-8) and prototypes scaled to unit length, [n, c]:

@@ -18,6 +18,9 @@ module Grad =
         let leaves struct (value, extra, gradients) =
             Seq.concat [ Seq.singleton value; Seq.ofArray extra; Seq.choose id gradients ]
 
+        // the result must not depend on the caller's mode: under no_grad every gradient would silently be None
+        use _ = torch.enable_grad ()
+
         Scope.keep leaves (fun () ->
             // detached aliases: `backward` writes `.grad` on them, never on what the caller handed in
             let variables = parameters |> Array.map (fun p -> p.detach().requires_grad_())
@@ -26,7 +29,8 @@ module Grad =
             if value.numel () <> 1L then
                 Errors.reject "value to differentiate" "must be a scalar" (Shape.text value.shape) ""
 
-            if not value.requires_grad then
+            // without inputs, `backward` would write on every leaf that the function captured
+            if Array.isEmpty variables || not value.requires_grad then
                 let none: Gradients = Array.map (fun _ -> None) variables
                 struct (value.detach (), extra |> Array.map _.detach(), none)
             else

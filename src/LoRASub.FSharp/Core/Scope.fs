@@ -43,17 +43,21 @@ module Scope =
             if not (held.Contains tensor) then
                 tensor.Dispose()
 
-    /// Folds pure steps over items, freeing what each step makes obsolete. The initial state is borrowed, the result
-    /// owned.
+    /// Folds pure steps over items, freeing what each step makes obsolete, also when a step fails. The initial state
+    /// is borrowed, the result owned; without items the result is the initial state itself.
     let fold (leaves: Leaves<'S>) (step: 'S -> 'T -> 'S) (initial: 'S) (items: 'T seq) : 'S =
         let mutable state = initial
 
-        for item in items do
-            let previous = state
-            state <- keep leaves (fun () -> step previous item)
-            supersede leaves [ state; initial ] previous
+        try
+            for item in items do
+                let previous = state
+                state <- keep leaves (fun () -> step previous item)
+                supersede leaves [ state; initial ] previous
 
-        state
+            state
+        with _ ->
+            supersede leaves [ initial ] state
+            reraise ()
 
     /// A handle that frees the leaves of a value when disposed: for `use` in F# and `using` in C#.
     let own (leaves: Leaves<'T>) (value: 'T) : IDisposable =

@@ -41,10 +41,14 @@ module Shape =
         if not (actual.Length = axes.Length && Seq.forall2 fits axes actual) then
             Errors.reject subject $"must have shape {expectedText axes}" (text actual) ""
 
+    /// Checks that a tensor lies on the device of its neighbour.
+    let expectDevice (subject: string) (neighbour: torch.Tensor) (tensor: torch.Tensor) =
+        if tensor.device.ToString() <> neighbour.device.ToString() then
+            Errors.reject subject $"must lie on {neighbour.device}" $"{tensor.device}" "move it there first"
+
     /// Checks that a tensor lies on the device of its neighbour and has its element type.
     let expectLike (subject: string) (neighbour: torch.Tensor) (tensor: torch.Tensor) =
         if tensor.dtype <> neighbour.dtype then
             Errors.reject subject $"must be {neighbour.dtype}" $"{tensor.dtype}" ""
 
-        if tensor.device.ToString() <> neighbour.device.ToString() then
-            Errors.reject subject $"must lie on {neighbour.device}" $"{tensor.device}" "move it there first"
+        expectDevice subject neighbour tensor

@@ -92,7 +92,8 @@ module Augment =
         Scope.noGrad Leaves.tensor (fun () ->
             match augmentation with
             | Augmentation.None -> Resample.resize size images
-            | Augmentation.Flip -> Resample.resize size images |> flip flipKey
+            // mirrored first, while the images are small: the place of a box is as likely as its mirror image
+            | Augmentation.Flip -> flip flipKey images |> Resample.resize size
             | Augmentation.CropFlip ->
                 let n, height, width = int images.shape[0], int images.shape[2], int images.shape[3]
-                Resample.crop size (cropBoxes height width n cropKey) images |> flip flipKey)
+                flip flipKey images |> Resample.crop size (cropBoxes height width n cropKey))

@@ -133,7 +133,9 @@ module ClassOrder =
                 ""
 
         try
-            use document = JsonDocument.Parse(System.ReadOnlyMemory(DataFile.bytes path))
+            use document =
+                DataFile.openRead path (fun stream -> JsonDocument.Parse(stream: System.IO.Stream))
+
             let root = document.RootElement
 
             let list =

@@ -45,7 +45,7 @@ module Idx =
         if got < 4 || BinaryPrimitives.ReadInt32BigEndian(ReadOnlySpan header) <> magic then
             let found =
                 if got = 0 then
-                    "an empty file"
+                    "no bytes"
                 else
                     "0x" + Convert.ToHexString(header, 0, min got 4)
 
@@ -85,13 +85,27 @@ module Idx =
 
         struct (List.toArray sizes, elements)
 
+    /// The decoder is content with a stream that lacks its end, which holds the length.
+    let private requireGzipEnd (path: string) (length: int) (stream: Stream) =
+        stream.Seek(-4L, SeekOrigin.End) |> ignore
+        let struct (stated, _) = readUpTo stream 4
+
+        if BinaryPrimitives.ReadInt32LittleEndian(ReadOnlySpan stated) <> length then
+            Errors.reject
+                path
+                $"gzip data must end with their length, {length}"
+                "other bytes"
+                "the file is damaged"
+
     let private read (dataset: string) (axes: string list) (folder: string) (name: string) =
         let path = DataFile.find dataset folder [ name; name + ".gz" ]
 
         DataFile.openRead path (fun stream ->
             if isGzip stream then
-                use unpacked = new GZipStream(stream, CompressionMode.Decompress)
-                struct (path, parse path axes unpacked)
+                use unpacked = new GZipStream(stream, CompressionMode.Decompress, leaveOpen = true)
+                let struct (sizes, elements) = parse path axes unpacked
+                requireGzipEnd path (4 + 4 * axes.Length + elements.Length) stream
+                struct (path, struct (sizes, elements))
             elif path.EndsWith ".gz" then
                 Errors.reject
                     path

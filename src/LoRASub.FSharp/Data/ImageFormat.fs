@@ -68,16 +68,15 @@ module ImageFormat =
                 else
                     pixels
 
-            let sized = Augment.apply augmentation format.Size pixels key
-
+            // before resampling, whose weights sum to 1, there are mostly fewer pixels to scale
             let scaled =
-                sized
+                pixels
                     .mul(Scalar.op_Implicit ((format.High - format.Low) / 255.0))
                     .add(Scalar.op_Implicit format.Low)
-                    .``to``
-                    dtype
+
+            let input = (Augment.apply augmentation format.Size scaled key).``to`` dtype
 
             if format.Channels = 3 && channels = 1L then
-                scaled.repeat (1L, 3L, 1L, 1L)
+                input.repeat (1L, 3L, 1L, 1L)
             else
-                scaled)
+                input)

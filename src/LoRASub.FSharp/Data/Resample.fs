@@ -65,10 +65,10 @@ module Resample =
         let target = rows.shape[1]
         let across = (images.reshape (n, c * height, width)).bmm(columns.transpose (1L, 2L)) // [n, c·H, target]
 
-        let byRow =
-            (across.view (n, c, height, target)).transpose(1L, 2L).reshape(n, height, c * target)
+        let perChannel =
+            rows.unsqueeze(1L).expand(n, c, target, height).reshape(n * c, target, height)
 
-        (rows.bmm byRow).view(n, target, c, target).transpose(1L, 2L).contiguous() // [n, c, target, target]
+        (perChannel.bmm (across.view (n * c, height, target))).view(n, c, target, target)
 
     let private check (target: int) (images: torch.Tensor) =
         Shape.expect "images" [ Axis.Any "n"; Axis.Any "c"; Axis.Any "H"; Axis.Any "W" ] images

@@ -85,9 +85,18 @@ module Plan =
         | "seed1993" -> ClassOrder.Seed1993
         | path -> ClassOrder.readFile path
 
-    /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
-    /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load`, `LoRASubDrs.check`. Owned by the caller.
-    let load (settings: RunSettings) : Plan =
+    /// What settings say about the backbone. Rejects a device that is absent.
+    let backboneOptions (settings: RunSettings) : BackboneOptions =
+        {
+            Heads = settings.Heads
+            ImageSize = settings.ImageSize
+            NormEpsilon = settings.NormEpsilon
+            Precision = settings.Precision
+            Device = Device.parse settings.Device
+        }
+
+    /// `load` with a class order that is at hand.
+    let loadWith (order: ClassOrder) (settings: RunSettings) : Plan =
         Settings.check settings
 
         let needed name value =
@@ -95,19 +104,9 @@ module Plan =
             | Some path -> path
             | None -> Errors.reject name "must be given" "none" $"add --{name}"
 
-        let device = Device.parse settings.Device
+        let options = backboneOptions settings
         let dataset = Datasets.load settings.Data (needed "data-path" settings.DataPath)
-        let order = classOrder settings.ClassOrder
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses
-
-        let options =
-            {
-                Heads = settings.Heads
-                ImageSize = settings.ImageSize
-                NormEpsilon = settings.NormEpsilon
-                Precision = settings.Precision
-                Device = device
-            }
 
         let backbone = Weights.load options (needed "backbone" settings.Backbone)
 
@@ -122,6 +121,11 @@ module Plan =
         with _ ->
             Scope.free VisionTransformer.leaves backbone
             reraise ()
+
+    /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
+    /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load`, `LoRASubDrs.check`. Owned by the caller.
+    let load (settings: RunSettings) : Plan =
+        loadWith (classOrder settings.ClassOrder) settings
 
     /// How this plan's images become batches; the test transform where `augmentation` is None.
     let batchOptions (plan: Plan) (augmentation: Augmentation) : BatchOptions =
@@ -149,6 +153,24 @@ module Plan =
             Rng.ofSeed settings.Seed
             |> Rng.fold (int64 task.Index)
             |> Rng.fold (int64 epoch)
+
+/// Seconds per phase, summed over the tasks of a run. Mutable: it belongs to the shell around the pure phases.
+type PhaseClock() =
+    let seconds = Collections.Generic.Dictionary<Phase, float>()
+
+    /// Runs `f` and adds its time to a phase.
+    member _.Time (phase: Phase) (f: unit -> 'T) : 'T =
+        let clock = Stopwatch.StartNew()
+        let result = f ()
+        let _, before = seconds.TryGetValue phase
+        seconds[phase] <- before + clock.Elapsed.TotalSeconds
+        result
+
+    /// Every phase, 0 for those that did not run.
+    member _.Seconds: Map<Phase, float> =
+        Phase.all
+        |> List.map (fun phase -> phase, snd (seconds.TryGetValue phase))
+        |> Map.ofList
 
 /// The task loop: the imperative shell around a learner's pure phases.
 [<RequireQualifiedAccess>]
@@ -185,226 +207,244 @@ module Experiment =
     // Losses are read this often at most, so that the device seldom waits for the host.
     let private readEvery = TimeSpan.FromSeconds 0.5
 
-    /// Scores of a model on the test images of some tasks. Borrows all.
+    let private stepOf (plan: Plan) task phase finished steps =
+        {
+            Task = task
+            Phase = phase
+            Done = finished
+            Steps = steps
+            Epoch = 0
+            Epochs = plan.Settings.EpochsOf task
+            Loss = None
+            Accuracy = None
+        }
+
+    // Tells of each loader's turn.
+    let private counted plan (listen: Progress -> unit) task phase (loaders: BatchLoader[]) : BatchLoader[] =
+        loaders
+        |> Array.mapi (fun i load ->
+            fun () ->
+                listen (Steps(stepOf plan task phase i loaders.Length))
+                load ())
+
+    // `next` replaces `previous`, whose other leaves nothing needs any more.
+    let private replacing leaves (previous: 'S) (next: 'S) =
+        Scope.supersede leaves [ next ] previous
+        next
+
+    let private trainBatches (plan: Plan) task epoch =
+        let key = Plan.epochKey plan.Settings task epoch
+        TaskStream.trainBatches (Plan.batchOptions plan plan.Settings.Augmentation) key plan.Stream task
+
+    let private observe (learner: Learner<'Observing, 'Training>) plan listen task observing =
+        let loaders = trainBatches plan task -1 |> counted plan listen task Phase.Observe
+
+        Scope.fold
+            learner.ObservingLeaves
+            (fun o (load: BatchLoader) -> learner.Observe (load ()) o)
+            observing
+            loaders
+
+    let private requireFinite (task: LearningTask) epoch (loss: float) =
+        if not (Double.IsFinite loss) then
+            let fix = "lower --lr or --head-lr, or use a wider --precision"
+            Errors.reject $"loss of task {task.Index}, epoch {epoch}" "must stay finite" $"{loss}" fix
+
+    let private trainEpoch
+        (learner: Learner<'Observing, 'Training>)
+        plan
+        listen
+        task
+        training
+        epoch
+        : 'Training =
+        let loaders = trainBatches plan task epoch
+        let steps = plan.Settings.EpochsOf task * loaders.Length
+        let sinceRead = Stopwatch.StartNew()
+
+        let step struct (training, tally) (load: BatchLoader) =
+            let batch = load ()
+            let struct (training, report) = learner.Update batch training
+            let tally = add batch report tally
+
+            let now =
+                { stepOf plan task Phase.Train (epoch * loaders.Length + tally.Steps) steps with
+                    Epoch = epoch
+                }
+
+            if tally.Steps = loaders.Length || sinceRead.Elapsed >= readEvery then
+                sinceRead.Restart()
+                let loss = tally.Loss.item<float>() / float tally.Steps
+                requireFinite task epoch loss
+                let accuracy = float (tally.Correct.item<int64>()) / float tally.Images
+
+                listen (
+                    Steps
+                        { now with
+                            Loss = Some loss
+                            Accuracy = Some accuracy
+                        }
+                )
+            else
+                listen (Steps now)
+
+            struct (training, tally)
+
+        Scope.keep learner.TrainingLeaves (fun () ->
+            let leaves = Leaves.both learner.TrainingLeaves tallyLeaves
+
+            let initial =
+                struct (learner.BeginEpoch epoch training, noTally plan.Backbone.Device)
+
+            let struct (training, _) = Scope.fold leaves step initial loaders
+            training)
+
+    /// Learns one task: observes it where the method does, trains, and merges it into the next state. Borrows the
+    /// state; the next one is owned by the caller. `listen` hears of the progress on the calling thread. Rejects a
+    /// loss that is not finite, and what the phases reject.
+    let learnTask
+        (learner: Learner<'Observing, 'Training>)
+        (plan: Plan)
+        (clock: PhaseClock)
+        (listen: Progress -> unit)
+        (state: TaskState)
+        (task: LearningTask)
+        : struct (TaskState * Retained[]) =
+        let settings = plan.Settings
+        let epochs = settings.EpochsOf task
+
+        Scope.keep (Leaves.first TaskState.leaves) (fun () ->
+            let begun = learner.BeginTask task state
+
+            let observing =
+                if learner.Observes task then
+                    clock.Time Phase.Observe (fun () -> observe learner plan listen task begun)
+                    |> replacing learner.ObservingLeaves begun
+                else
+                    begun
+
+            let prepared = clock.Time Phase.Project (fun () -> learner.Prepare observing)
+            Scope.free learner.ObservingLeaves observing
+            let retained = learner.Retained prepared
+
+            if not (Array.isEmpty retained) then
+                listen (Retains(task, retained))
+
+            let trained =
+                clock.Time Phase.Train (fun () ->
+                    let epoch = trainEpoch learner plan listen task
+                    Scope.fold learner.TrainingLeaves epoch prepared [ 0 .. epochs - 1 ])
+                |> replacing learner.TrainingLeaves prepared
+
+            let loaders =
+                match settings.PrototypeTransform with
+                | PrototypeTransform.Train -> trainBatches plan task epochs
+                | PrototypeTransform.Test ->
+                    TaskStream.plainTrainBatches (Plan.batchOptions plan Augmentation.None) plan.Stream task
+                |> counted plan listen task Phase.Prototypes
+
+            let next = clock.Time Phase.Prototypes (fun () -> learner.AfterTask loaders trained)
+            struct (next, retained))
+
+    /// Scores of a model on the test images of some tasks. Borrows all; `listen` is told of each batch.
     let score
         (learner: Learner<_, _>)
         (plan: Plan)
-        (listen: int -> unit)
+        (listen: unit -> unit)
         (model: Model)
         (tasks: LearningTask[])
         =
         let options = Plan.batchOptions plan Augmentation.None
 
+        let step struct (correct: torch.Tensor, total) (load: BatchLoader) =
+            let batch = load ()
+            listen ()
+            let right = (learner.Predict model batch.Images).eq(batch.Labels).sum()
+            struct (correct.add right, total + int batch.Labels.shape[0])
+
         tasks
         |> Array.map (fun task ->
             Scope.run (fun () ->
-                let loaders = TaskStream.testBatches options plan.Stream task
-
-                let step (struct (correct: torch.Tensor, total)) (load: BatchLoader) =
-                    let batch = load ()
-                    listen 1
-                    let right = (learner.Predict model batch.Images).eq(batch.Labels).sum()
-                    struct (correct.add right, total + int batch.Labels.shape[0])
-
                 let none =
                     torch.zeros ([||], dtype = torch.ScalarType.Int64, device = plan.Backbone.Device)
 
                 let struct (correct, total) =
-                    Scope.fold (Leaves.first Leaves.tensor) step struct (none, 0) loaders
+                    TaskStream.testBatches options plan.Stream task
+                    |> Scope.fold (Leaves.first Leaves.tensor) step struct (none, 0)
 
                 {
                     Correct = int (correct.item<int64>())
                     Total = total
                 }))
 
-    /// Learns every task of a plan in turn and scores it on all tasks so far. `listen` hears of the progress on the
-    /// calling thread. Rejects a loss that is not finite.
+    let private scoreSeen
+        learner
+        (plan: Plan)
+        (clock: PhaseClock)
+        listen
+        (state: TaskState)
+        (task: LearningTask)
+        =
+        let seen = plan.Stream.Tasks[.. task.Index]
+
+        let batches task =
+            let images = (TaskStream.testIndices plan.Stream task).Length
+            (images + plan.Settings.Batch - 1) / plan.Settings.Batch
+
+        let steps = Array.sumBy batches seen
+        let mutable finished = 0
+
+        clock.Time Phase.Predict (fun () ->
+            Scope.run (fun () ->
+                let tell () =
+                    listen (Steps(stepOf plan task Phase.Predict finished steps))
+                    finished <- finished + 1
+
+                score learner plan tell (learner.Deploy state) seen))
+
+    let private heldRates (plan: Plan) =
+        plan.Stream.Tasks
+        |> Array.truncate 2
+        |> Array.choose (fun task ->
+            let epochs = plan.Settings.EpochsOf task
+
+            Schedule.heldFrom plan.Settings.Method.ScheduleEpochs epochs
+            |> Option.map (fun epoch ->
+                Notice
+                    $"task {task.Index}: the learning rate is held from epoch {epoch} on, past the schedule's end"))
+
+    /// Learns the tasks of a plan in turn and scores each state on all tasks so far. `listen` hears of the progress
+    /// on the calling thread. Rejects as `learnTask`.
     let run (learner: Learner<'Observing, 'Training>) (plan: Plan) (listen: Progress -> unit) : Outcome =
-        let settings, stream = plan.Settings, plan.Stream
-        let seconds = Collections.Generic.Dictionary<Phase, float>()
-
-        for phase in Phase.all do
-            seconds[phase] <- 0.0
-
-        let timed phase f =
-            let clock = Stopwatch.StartNew()
-            let result = f ()
-            seconds[phase] <- seconds[phase] + clock.Elapsed.TotalSeconds
-            result
-
-        let trainBatches augmentation task epoch =
-            let key = Plan.epochKey settings task epoch
-            TaskStream.trainBatches (Plan.batchOptions plan augmentation) key stream task
-
-        let stepOf task phase finished steps =
-            {
-                Task = task
-                Phase = phase
-                Done = finished
-                Steps = steps
-                Epoch = 0
-                Epochs = settings.EpochsOf task
-                Loss = None
-                Accuracy = None
-            }
-
-        // tells of each loader's turn
-        let counted task phase (loaders: BatchLoader[]) : BatchLoader[] =
-            loaders
-            |> Array.mapi (fun i load ->
-                fun () ->
-                    listen (Steps(stepOf task phase i loaders.Length))
-                    load ())
-
-        let observe task observing =
-            let loaders =
-                trainBatches settings.Augmentation task -1 |> counted task Phase.Observe
-
-            let step o (load: BatchLoader) = learner.Observe (load ()) o
-            Scope.fold learner.ObservingLeaves step observing loaders
-
-        let trainEpoch task (training: 'Training) epoch : 'Training =
-            let loaders = trainBatches settings.Augmentation task epoch
-            let sinceRead = Stopwatch.StartNew()
-
-            let step struct (training, tally) (load: BatchLoader) =
-                let batch = load ()
-                let struct (training, report) = learner.Update batch training
-                let tally = add batch report tally
-                let steps = (epoch * loaders.Length) + tally.Steps
-
-                let now =
-                    { stepOf task Phase.Train steps (settings.EpochsOf task * loaders.Length) with
-                        Epoch = epoch
-                    }
-
-                if tally.Steps = loaders.Length || sinceRead.Elapsed >= readEvery then
-                    sinceRead.Restart()
-                    let loss = tally.Loss.item<float>() / float tally.Steps
-
-                    if not (Double.IsFinite loss) then
-                        let fix = "lower --lr or --head-lr, or use a wider --precision"
-
-                        Errors.reject
-                            $"loss of task {task.Index}, epoch {epoch}"
-                            "must stay finite"
-                            $"{loss}"
-                            fix
-
-                    listen (
-                        Steps
-                            { now with
-                                Loss = Some loss
-                                Accuracy = Some(float (tally.Correct.item<int64>()) / float tally.Images)
-                            }
-                    )
-                else
-                    listen (Steps now)
-
-                struct (training, tally)
-
-            Scope.keep learner.TrainingLeaves (fun () ->
-                let leaves = Leaves.both learner.TrainingLeaves tallyLeaves
-
-                let initial =
-                    struct (learner.BeginEpoch epoch training, noTally plan.Backbone.Device)
-
-                let struct (training, _) = Scope.fold leaves step initial loaders
-                training)
-
-        let train task (training: 'Training) : 'Training =
-            Scope.fold learner.TrainingLeaves (trainEpoch task) training [ 0 .. settings.EpochsOf task - 1 ]
-
-        // `prepared` replaces `previous`, whose other leaves nothing needs any more
-        let replacing leaves (previous: 'S) (next: 'S) =
-            Scope.supersede leaves [ next ] previous
-            next
-
-        let learn (state: TaskState) (task: LearningTask) : struct (TaskState * Retained[]) =
-            let observing = learner.BeginTask task state
-
-            let observing =
-                if learner.Observes task then
-                    timed Phase.Observe (fun () -> observe task observing)
-                    |> replacing learner.ObservingLeaves observing
-                else
-                    observing
-
-            let training = timed Phase.Project (fun () -> learner.Prepare observing)
-            Scope.free learner.ObservingLeaves observing
-            let retained = learner.Retained training
-
-            if not (Array.isEmpty retained) then
-                listen (Retains(task, retained))
-
-            let training =
-                timed Phase.Train (fun () -> train task training)
-                |> replacing learner.TrainingLeaves training
-
-            let loaders =
-                match settings.PrototypeTransform with
-                | PrototypeTransform.Train -> trainBatches settings.Augmentation task (settings.EpochsOf task)
-                | PrototypeTransform.Test ->
-                    TaskStream.plainTrainBatches (Plan.batchOptions plan Augmentation.None) stream task
-                |> counted task Phase.Prototypes
-
-            let next = timed Phase.Prototypes (fun () -> learner.AfterTask loaders training)
-            Scope.free learner.TrainingLeaves training
-            struct (next, retained)
-
-        let scoreSeen (state: TaskState) (task: LearningTask) : Score[] =
-            let seen = stream.Tasks[.. task.Index]
-
-            let batches (task: LearningTask) =
-                let images = (TaskStream.testIndices stream task).Length
-                (images + settings.Batch - 1) / settings.Batch
-
-            let steps = Array.sumBy batches seen
-            let mutable finished = 0
-
-            let tell n =
-                listen (Steps(stepOf task Phase.Predict finished steps))
-                finished <- finished + n
-
-            timed Phase.Predict (fun () ->
-                Scope.run (fun () ->
-                    let model = learner.Deploy state
-                    score learner plan tell model seen))
-
-        for task in stream.Tasks do
-            match Schedule.heldFrom settings.Method.ScheduleEpochs (settings.EpochsOf task) with
-            | Some epoch when task.Index < 2 ->
-                listen (
-                    Notice
-                        $"task {task.Index}: the learning rate is held from epoch {epoch} on, where the schedule ends"
-                )
-            | _ -> ()
+        let settings = plan.Settings
+        let clock = PhaseClock()
 
         let tasks =
-            stream.Tasks
-            |> Array.truncate (defaultArg settings.StopAfter stream.Tasks.Length)
+            plan.Stream.Tasks
+            |> Array.truncate (defaultArg settings.StopAfter Int32.MaxValue)
 
-        let oneTask (state: TaskState, rows) task =
+        Array.iter listen (heldRates plan)
+
+        let oneTask struct (state: TaskState, rows) task =
             let before = MemoryUse.now ()
             listen (TaskBegins(task, before))
-            let struct (next, retained) = learn state task
-            let next = replacing TaskState.leaves state next
-            let row = scoreSeen next task
+            let struct (learned, retained) = learnTask learner plan clock listen state task
+            let next = replacing TaskState.leaves state learned
+            let row = scoreSeen learner plan clock listen next task
             let after = MemoryUse.now ()
             listen (TaskEnds(task, row, after))
-            next, struct (row, retained, struct (before, after)) :: rows
+            struct (next, struct (row, retained, struct (before, after)) :: rows)
 
         Scope.keep (fun outcome -> TaskState.leaves outcome.State) (fun () ->
-            let state, rows =
-                Array.fold oneTask (learner.Start(Rng.ofSeed settings.Seed), []) tasks
-
-            let rows = List.rev rows |> Array.ofList
+            let first = learner.Start(Rng.ofSeed settings.Seed)
+            let struct (state, rows) = Array.fold oneTask struct (first, []) tasks
+            let rows = rows |> List.rev |> Array.ofList
 
             {
                 State = state
                 Method = learner.Name
-                Matrix = rows |> Array.map (fun (struct (row, _, _)) -> row)
-                Retained = rows |> Array.map (fun (struct (_, retained, _)) -> retained)
-                Memory = rows |> Array.map (fun (struct (_, _, memory)) -> memory)
-                PhaseSeconds = Phase.all |> List.map (fun phase -> phase, seconds[phase]) |> Map.ofList
+                Matrix = rows |> Array.map (fun struct (row, _, _) -> row)
+                Retained = rows |> Array.map (fun struct (_, retained, _) -> retained)
+                Memory = rows |> Array.map (fun struct (_, _, memory) -> memory)
+                PhaseSeconds = clock.Seconds
             })

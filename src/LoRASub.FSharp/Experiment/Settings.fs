@@ -2,9 +2,8 @@ namespace LoRASub
 
 open System
 open System.Globalization
-open System.IO
-open System.Text
 open System.Text.Json
+open System.Text.Json.Nodes
 
 /// The two published codes, whose defaults differ (see `Preset`).
 [<RequireQualifiedAccess>]
@@ -412,22 +411,18 @@ module Settings =
         all
         |> List.choose (fun s -> s.Get settings |> Option.map (fun text -> s.Name, text))
 
-    /// Writes the settings as one JSON object; numbers and true/false as such.
-    let writeJson (writer: Utf8JsonWriter) (settings: RunSettings) =
-        writer.WriteStartObject()
+    /// The settings as one JSON object; numbers and true/false as such.
+    let toJson (settings: RunSettings) : JsonNode =
+        let node (text: string) =
+            match Double.TryParse(text, NumberStyles.Float, invariant) with
+            | true, x when Double.IsFinite x -> JsonNode.Parse text
+            | _ when text = "true" || text = "false" -> JsonNode.Parse text
+            | _ -> Json.text text
 
-        for name, text in toPairs settings do
-            writer.WritePropertyName name
+        Json.object (toPairs settings |> List.map (fun (name, text) -> name, node text))
 
-            match Double.TryParse(text, NumberStyles.Float, invariant), text with
-            | _, ("true" | "false") -> writer.WriteRawValue text
-            | (true, x), _ when Double.IsFinite x -> writer.WriteRawValue text
-            | _ -> writer.WriteStringValue text
-
-        writer.WriteEndObject()
-
-    /// Reads what `writeJson` wrote. Rejects unknown names and values of the wrong kind; `subject` names the file.
-    let readJson (subject: string) (json: JsonElement) : RunSettings =
+    /// Reads what `toJson` made. Rejects unknown names and values of the wrong kind; `subject` names the file.
+    let ofJson (subject: string) (json: JsonElement) : RunSettings =
         if json.ValueKind <> JsonValueKind.Object then
             Errors.reject subject "must hold a JSON object of settings" $"{json.ValueKind}" ""
 

@@ -30,6 +30,7 @@ module AugmentedTriplet =
         Shape.expect "triplet features" [ Axis.Any "batch"; Axis.Any "width" ] features
         let n, width = features.shape[0], features.shape[1]
         Shape.expect "triplet labels" [ Axis.Is n ] labels
+        Shape.expectDevice "triplet labels" features labels
         Shape.expect "triplet prototypes" [ Axis.Any "classes"; Axis.Is width ] prototypes
         Shape.expectLike "triplet prototypes" features prototypes
 
@@ -40,13 +41,14 @@ module AugmentedTriplet =
             let far, near = number Double.NegativeInfinity, number Double.PositiveInfinity
             let distances = pairwise features
             let same = labels.unsqueeze(1L).eq(labels.unsqueeze 0L) // [n, n]
-            let hardestPositive = distances.masked_fill(same.logical_not (), far).amax [| 1L |] // [n]
+            let other = labels.unsqueeze(1L).ne(labels.unsqueeze 0L) // [n, n]
+            let hardestPositive = distances.masked_fill(other, far).amax [| 1L |] // [n]
 
-            // a row whose batch holds no other class
-            let alone = same.all(1L).unsqueeze 1L // [n, 1]
+            // for a row whose batch holds no other class
+            let accompanied = other.any(1L).unsqueeze 1L // [n, 1]
 
             let fallback =
-                hardestPositive.add(number margin).unsqueeze(1L).masked_fill(alone.logical_not (), near)
+                hardestPositive.add(number margin).unsqueeze(1L).masked_fill(accompanied, near)
 
             let toPrototypes =
                 if prototypes.shape[0] = 0L then
@@ -60,4 +62,5 @@ module AugmentedTriplet =
                 Array.append [| distances.masked_fill (same, near); fallback |] toPrototypes
 
             let hardestNegative = torch.cat(candidates, 1L).amin [| 1L |] // [n]
-            hardestPositive.sub(hardestNegative).add(number margin).relu().mean())
+            // the published ranking loss clamps: unlike relu, its slope at exactly 0 is 1
+            hardestPositive.sub(hardestNegative).add(number margin).clamp_min(number 0.0).mean())

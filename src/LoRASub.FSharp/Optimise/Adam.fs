@@ -91,6 +91,8 @@ module Adam =
                     let rule = $"must have its parameter's shape {Shape.text parameter.shape}"
                     Errors.reject $"gradient {i}" rule (Shape.text gradient.shape) ""
 
+                Shape.expectLike $"gradient {i}" parameter gradient
+
                 let gradient =
                     if options.WeightDecay = 0.0 then
                         gradient

@@ -27,6 +27,14 @@ module Projected =
         | Confinement.Free -> update
         | Confinement.Within(side, matrix) ->
             Shape.expectLike $"projection of parameter {i}" update matrix
+
+            if update.dim () = 0L then
+                Errors.reject
+                    $"update of parameter {i}"
+                    "must have rows to be projected"
+                    (Shape.text update.shape)
+                    ""
+
             let rows = update.shape[0]
 
             match side with
@@ -54,6 +62,17 @@ module Projected =
                 flat.mm(matrix).reshape update.shape
 
     /// Confines each parameter's update to its retained space (Liu & Chang 2025, the update rule). Borrows the
-    /// matrices. Rejects a matrix whose size, type or device does not fit its parameter.
+    /// matrices. Rejects a matrix whose size, type or device does not fit its parameter, and another number of
+    /// parameters than of confinements.
     let transform (confinements: Confinement[]) : Transform<unit> =
-        Transform.stateless (fun i update _ -> apply i update confinements[i])
+        let each = Transform.stateless (fun i update _ -> apply i update confinements[i])
+
+        { each with
+            Update =
+                fun gradients state parameters ->
+                    if confinements.Length <> parameters.Length then
+                        let rule = $"must be {parameters.Length}, one per parameter"
+                        Errors.reject "confinements" rule $"{confinements.Length}" ""
+
+                    each.Update gradients state parameters
+        }

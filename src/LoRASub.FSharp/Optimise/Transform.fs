@@ -47,7 +47,21 @@ module Transform =
         }
 
     /// Gives each parameter the transformation of its group: `groupOf[i]` is an index into `groups`.
+    /// Rejects a group that does not exist, and another number of parameters than that of `groupOf`.
     let partition (groupOf: int[]) (groups: Transform<'S>[]) : Transform<'S[]> =
+        groupOf
+        |> Array.iteri (fun i g ->
+            if g < 0 || g >= groups.Length then
+                Errors.reject $"group of parameter {i}" $"must lie in [0, {groups.Length - 1}]" $"{g}" "")
+
+        let checkCount (parameters: torch.Tensor[]) =
+            if parameters.Length <> groupOf.Length then
+                Errors.reject
+                    "parameters"
+                    $"must be {groupOf.Length}, one per group index"
+                    $"{parameters.Length}"
+                    ""
+
         let members =
             groups
             |> Array.mapi (fun g _ ->
@@ -61,9 +75,12 @@ module Transform =
 
         {
             Init =
-                fun parameters -> Array.map2 (fun group at -> group.Init(pick parameters at)) groups members
+                fun parameters ->
+                    checkCount parameters
+                    Array.map2 (fun group at -> group.Init(pick parameters at)) groups members
             Update =
                 fun gradients states parameters ->
+                    checkCount parameters
                     let updates: Gradients = Array.create parameters.Length None
 
                     let next =

@@ -46,6 +46,8 @@ module Projection =
     /// moment that is all zero or not finite; `subject` names it in the message.
     let retain (scale: UpdateScale) (threshold: float) (subject: string) (moment: SecondMoment) : Projection =
         checkThreshold threshold
+        let d = moment.Moment.shape[0]
+        Shape.expect subject [ Axis.Is d; Axis.Is d ] moment.Moment
 
         Scope.noGrad leaves (fun () ->
             // checked first: the decomposition of NaN fails deep inside LAPACK

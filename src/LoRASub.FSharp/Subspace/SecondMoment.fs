@@ -14,6 +14,9 @@ type SecondMoment =
 
     /// Merges two moments over disjoint rows: associative and commutative, `zero` is its identity. Owned by the caller.
     static member (+)(left: SecondMoment, right: SecondMoment) : SecondMoment =
+        let d = left.Moment.shape[0]
+        Shape.expect "second moment to add" [ Axis.Is d; Axis.Is d ] right.Moment // one column would broadcast
+        Shape.expectLike "second moment to add" left.Moment right.Moment
         let total = left.Count + right.Count
 
         if total = 0L then
@@ -24,7 +27,7 @@ type SecondMoment =
             let weighted (m: SecondMoment) =
                 m.Moment.mul (Scalar.op_Implicit (float m.Count / float total))
 
-            Scope.keep (fun m -> Seq.singleton m.Moment) (fun () ->
+            Scope.noGrad (fun m -> Seq.singleton m.Moment) (fun () ->
                 {
                     Moment = (weighted left).add(weighted right)
                     Count = total
@@ -45,7 +48,7 @@ module SecondMoment =
     /// The moment of one batch of inputs [..., d], computed in `dtype` as one product. Borrows the inputs; owned by
     /// the caller.
     let ofInputs (dtype: torch.ScalarType) (inputs: torch.Tensor) : SecondMoment =
-        Scope.keep leaves (fun () ->
+        Scope.noGrad leaves (fun () ->
             let width = inputs.shape[inputs.shape.Length - 1]
             let rows = inputs.reshape(-1L, width).``to`` dtype // [n, d]
             let count = rows.shape[0]
@@ -66,5 +69,7 @@ module SecondMoment =
                 $"must have {width} columns"
                 (Shape.text inputs.shape)
                 ""
+
+        Shape.expectDevice "inputs of the second moment" moment.Moment inputs
 
         Scope.keep leaves (fun () -> moment + ofInputs moment.Moment.dtype inputs)

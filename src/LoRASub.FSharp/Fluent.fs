@@ -1,0 +1,362 @@
+namespace LoRASub.Fluent
+
+open System
+open System.Collections.Generic
+open System.IO
+open LoRASub
+open TorchSharp
+
+/// Where learning stands, for a progress bar.
+[<Struct>]
+type LearningProgress =
+    {
+        /// observe, project, train or prototypes.
+        Phase: string
+        /// Steps done in this phase.
+        Done: int
+        /// Steps of this phase.
+        Total: int
+        /// Mean loss of the epoch so far; NaN where it was not read.
+        Loss: float
+    }
+
+/// Settings of a `ContinualClassifier`, with the published defaults of CIFAR-100 but for the number of epochs.
+type ClassifierOptions() =
+    /// Passes over the images of each new group of classes.
+    member val Epochs = 5 with get, set
+    /// Images per step.
+    member val BatchSize = 128 with get, set
+    /// Rank of the low-rank pairs.
+    member val Rank = 10 with get, set
+    /// Base learning rate of the low-rank pairs.
+    member val LearningRate = 5e-4 with get, set
+    /// Base learning rate of the linear head that each group of classes is trained with.
+    member val HeadLearningRate = 2e-3 with get, set
+    /// Margin of the triplet loss.
+    member val Margin = 1.0 with get, set
+    /// Weight of the triplet loss.
+    member val TripletWeight = 0.05 with get, set
+    /// Share of the observed energy that the retained space holds, in (0, 1].
+    member val Energy = 0.99 with get, set
+    /// Random crops and flips of the training images; switch off for digits and text.
+    member val Augment = true with get, set
+    /// The value of a black pixel as the backbone was trained.
+    member val InputLow = -1.0 with get, set
+    /// The value of a white pixel as the backbone was trained.
+    member val InputHigh = 1.0 with get, set
+    /// Layer-norm epsilon that the backbone was trained with.
+    member val NormEpsilon = 1e-6 with get, set
+    /// Attention heads; 0: as the file or its width tells.
+    member val Heads = 0 with get, set
+    /// Height and width of the backbone's images in pixels; 0: as its positions tell.
+    member val ImageSize = 0 with get, set
+    /// "float32", "bfloat16" or "float64".
+    member val Precision = "float32" with get, set
+    /// "cpu" or "cuda:N".
+    member val Device = "cpu" with get, set
+    /// The same seed, options and images give the same classifier.
+    member val Seed = 0L with get, set
+    /// Hears of the progress on the calling thread.
+    member val Progress: Action<LearningProgress> = null with get, set
+
+    member internal this.ToSettings(backbone: string) : RunSettings =
+        let positive n = if n > 0 then Some n else None
+        let preset = Preset.cifar100 Variant.LibContinual
+
+        { preset with
+            Backbone = Some backbone
+            Epochs = this.Epochs
+            Batch = this.BatchSize
+            Heads = positive this.Heads
+            ImageSize = positive this.ImageSize
+            NormEpsilon =
+                {
+                    Blocks = this.NormEpsilon
+                    Final = this.NormEpsilon
+                }
+            InputRange = struct (this.InputLow, this.InputHigh)
+            Augmentation =
+                if this.Augment then
+                    Augmentation.CropFlip
+                else
+                    Augmentation.None
+            PrototypeTransform = PrototypeTransform.Test
+            Device = this.Device
+            Seed = this.Seed
+            Method =
+                { preset.Method with
+                    Rank = this.Rank
+                    LearningRate = this.LearningRate
+                    HeadLearningRate = this.HeadLearningRate
+                    ScheduleEpochs = max 1 this.Epochs
+                    Energy = this.Energy
+                    Margin = this.Margin
+                    TripletWeight = this.TripletWeight
+                }
+        }
+        |> Settings.set "precision" this.Precision
+
+/// A class and how near its prototype is.
+[<Struct>]
+type Prediction =
+    {
+        ClassName: string
+        /// Cosine between the image's feature and the class's prototype, in [-1, 1].
+        Similarity: float
+    }
+
+/// A classifier that learns new classes from their images alone and forgets the images: the library's front door
+/// from C#. Holds native memory: dispose it. Not safe for use from several threads at once.
+/// Throws InputException for input that breaks a rule.
+type ContinualClassifier
+    private
+    (
+        plan: Plan,
+        backboneFile: string,
+        options: ClassifierOptions,
+        initial: TaskState,
+        names: string[],
+        sizes: int[]
+    ) =
+    let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+    let mutable state = initial
+    let mutable classNames = names
+    let mutable groupSizes = sizes
+    let mutable model: Model option = None
+    let mutable disposed = false
+
+    let requireLive () =
+        ObjectDisposedException.ThrowIf(disposed, typeof<ContinualClassifier>)
+
+    let forgetModel () =
+        Option.iter (Scope.free Model.leaves) model
+        model <- None
+
+    let deployed () =
+        match model with
+        | Some model -> model
+        | None ->
+            let fresh = learner.Deploy state
+            model <- Some fresh
+            fresh
+
+    let tell (progress: Progress) =
+        match progress with
+        | Steps step when not (isNull options.Progress) ->
+            options.Progress.Invoke
+                {
+                    Phase = Phase.name step.Phase
+                    Done = step.Done
+                    Total = step.Steps
+                    Loss = defaultArg step.Loss nan
+                }
+        | _ -> ()
+
+    static let openPlan (backbone: string) (settings: RunSettings) =
+        Settings.check settings
+
+        let nothing: ImageSet =
+            {
+                Source = "none"
+                Labels = [||]
+                Read = fun _ -> invalidOp "no images"
+            }
+
+        {
+            Settings = settings
+            Stream =
+                {
+                    Dataset =
+                        {
+                            Name = "classifier"
+                            ClassNames = [||]
+                            Train = nothing
+                            Test = nothing
+                        }
+                    Order = [||]
+                    Tasks = [||]
+                }
+            Backbone = Weights.load (Plan.backboneOptions settings) backbone
+        }
+
+    static let guarded (plan: Plan) (build: unit -> ContinualClassifier) =
+        try
+            build ()
+        with _ ->
+            Scope.free Plan.leaves plan
+            reraise ()
+
+    /// A classifier that knows no class yet, over a frozen Vision Transformer in a safetensors file with timm's names.
+    static member Create(backbone: string, options: ClassifierOptions) : ContinualClassifier =
+        NativeBackend.ensureLoaded () |> ignore
+        let plan = openPlan backbone (options.ToSettings backbone)
+
+        guarded plan (fun () ->
+            let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+            let state = learner.Start(Rng.ofSeed options.Seed)
+            new ContinualClassifier(plan, backbone, options, state, [||], [||]))
+
+    /// A saved classifier, over the backbone file that it was trained on. The image size, input range, heads and
+    /// epsilon are the saved ones whatever `options` say.
+    static member Load(folder: string, backbone: string, options: ClassifierOptions) : ContinualClassifier =
+        NativeBackend.ensureLoaded () |> ignore
+        let settings = options.ToSettings backbone
+        let dtype = Precision.master settings.Precision
+        let saved = LearnerFile.load dtype (Device.parse settings.Device) folder
+
+        try
+            let plan =
+                openPlan
+                    backbone
+                    { settings with
+                        InputRange = struct (saved.Input.Low, saved.Input.High)
+                        ImageSize = Some saved.Input.Size
+                        Heads = Some saved.Heads
+                        NormEpsilon = saved.NormEpsilon
+                    }
+
+            guarded plan (fun () ->
+                LearnerFile.checkBackbone saved plan.Backbone backbone
+                let learned = TaskState.classes saved.State
+                let names = Array.truncate learned saved.ClassNames
+                new ContinualClassifier(plan, backbone, options, saved.State, names, saved.TaskSizes))
+        with _ ->
+            Scope.free LearnerFile.leaves saved
+            reraise ()
+
+    /// Names of the classes learned so far, in the order learned.
+    member _.ClassNames: IReadOnlyList<string> = classNames
+
+    /// Learns a group of new classes: `images` labelled 0, 1, … into `newClasses`. The images are not kept. Rejects a
+    /// name that is known, labels out of range and a class without images; the classifier then stays as it was.
+    member _.Learn(newClasses: IReadOnlyList<string>, images: ImageSet) : unit =
+        requireLive ()
+        let fresh = Array.ofSeq newClasses
+
+        if Array.isEmpty fresh then
+            Errors.reject "new classes" "must be at least one" "none" ""
+
+        for name, count in Array.countBy id (Array.append classNames fresh) do
+            if count > 1 then
+                Errors.reject
+                    $"class '{name}'"
+                    "must be new"
+                    "a class of that name"
+                    "give each class a name of its own"
+
+        ImageSet.requireLabels images.Source fresh.Length images.Labels
+
+        let task =
+            {
+                Index = state.Finished
+                FirstClass = classNames.Length
+                Classes = Array.init fresh.Length id
+            }
+
+        let stream =
+            { plan.Stream with
+                Dataset =
+                    { plan.Stream.Dataset with
+                        ClassNames = fresh
+                        Train = images
+                    }
+                Order = task.Classes
+                Tasks = [| task |]
+            }
+
+        let struct (next, _) =
+            Experiment.learnTask learner { plan with Stream = stream } (PhaseClock()) tell state task
+
+        forgetModel ()
+        Scope.supersede TaskState.leaves [ next ] state
+        state <- next
+        classNames <- Array.append classNames fresh
+        groupSizes <- Array.append groupSizes [| fresh.Length |]
+
+    /// The nearest class of each image, at the given positions of a set.
+    member _.Predict(images: ImageSet, positions: int[]) : Prediction[] =
+        requireLive ()
+
+        if Array.isEmpty state.Prototypes.Classes then
+            Errors.reject "prediction" "needs at least one learned class" "none" "learn some classes first"
+
+        let format = (Plan.batchOptions plan Augmentation.None).Format
+        let device = plan.Backbone.Device
+        let dtype = Precision.compute plan.Backbone.Precision
+
+        let predict (some: int[]) =
+            Scope.noGrad Leaves.none (fun () ->
+                let pixels = images.Read some
+
+                let input =
+                    ImageFormat.toInput format Augmentation.None (Rng.ofSeed 0L) device dtype pixels
+
+                let features = VisionTransformer.features (deployed ()).Adapters plan.Backbone input
+                // |a − b|² = 2 − 2·cos for unit vectors
+                let struct (nearest, at) = (Prototype.distances state.Prototypes features).min 1L
+                let squared = nearest.cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
+                let positions = at.cpu().data<int64>().ToArray()
+
+                Array.map2
+                    (fun (d: float) (position: int64) ->
+                        {
+                            ClassName = classNames[state.Prototypes.Classes[int position]]
+                            Similarity = 1.0 - d / 2.0
+                        })
+                    squared
+                    positions)
+
+        positions |> Array.chunkBySize options.BatchSize |> Array.collect predict
+
+    /// The nearest class of each image of a set.
+    member this.Predict(images: ImageSet) : Prediction[] =
+        this.Predict(images, Array.init images.Labels.Length id)
+
+    /// Writes the classifier into a folder, made where it is missing: `learner.safetensors` and `learner.json`. The
+    /// backbone stays where it is.
+    member _.Save(folder: string) : unit =
+        requireLive ()
+        Directory.CreateDirectory folder |> ignore
+        let struct (low, high) = plan.Settings.InputRange
+
+        LearnerFile.save
+            folder
+            {
+                Method = learner.Name
+                State = state
+                Order = Array.init classNames.Length id
+                ClassNames = classNames
+                TaskSizes = groupSizes
+                Input =
+                    {
+                        Size = plan.Backbone.ImageSize
+                        Channels = plan.Backbone.Channels
+                        Low = low
+                        High = high
+                    }
+                Heads = plan.Backbone.Heads
+                NormEpsilon = plan.Settings.NormEpsilon
+                BackboneSha256 = LearnerFile.sha256 backboneFile
+            }
+
+    interface IDisposable with
+        member _.Dispose() =
+            if not disposed then
+                disposed <- true
+                forgetModel ()
+                Scope.free TaskState.leaves state
+                Scope.free Plan.leaves plan
+
+/// Images for a `ContinualClassifier`.
+[<AbstractClass; Sealed>]
+type Images =
+
+    /// Images held in memory: `pixels` holds count × channels × height × width bytes, each image plane by plane, row
+    /// by row; channels is 1 (grey) or 3 (RGB); `labels` holds one number per image. Borrows the arrays.
+    static member FromBytes
+        (labels: int[], channels: int, height: int, width: int, pixels: byte[])
+        : ImageSet =
+        ImageSet.ofBytes "images in memory" labels channels height width pixels
+
+    /// One of the data sets known by name (see Datasets.names), from a folder in its published layout.
+    static member FromDataset(name: string, folder: string) : Dataset = Datasets.load name folder
