@@ -226,6 +226,11 @@ let header (plan: Plan) (threads: int) : string list =
         | [| n |] -> $"{stream.Tasks.Length} tasks x {n} classes"
         | sizes -> $"{stream.Tasks.Length} tasks: {sizes[0]} classes, then {sizes[1]} each"
 
+    let stop =
+        match settings.StopAfter with
+        | Some n when n < stream.Tasks.Length -> $", stop after {n}"
+        | _ -> ""
+
     let setting name =
         Settings.toPairs settings |> List.find (fun (n, _) -> n = name) |> snd
 
@@ -233,7 +238,7 @@ let header (plan: Plan) (threads: int) : string list =
 
     [
         $"data      {data.Name}: {Dataset.classes data} classes, {data.Train.Labels.Length} training and {data.Test.Labels.Length} test images"
-        $"tasks     {classes}, epochs {settings.Epochs}, batch {settings.Batch}"
+        $"tasks     {classes}{stop}, epochs {settings.Epochs}, batch {settings.Batch}"
         $"method    {variant}, rank {settings.Method.Rank}, seed {settings.Seed}"
         $"backbone  ViT, {vit.Blocks.Length} blocks of width {vit.Width}, {vit.Heads} heads, {vit.ImageSize} px in patches of {vit.PatchSize}"
         $"runs on   {settings.Device}, {threads} threads, {precision}"
@@ -317,7 +322,7 @@ let private block (width: int) (workload: Workload) (plan: Plan) (view: View) : 
             match view.Task with
             | Some task ->
                 line $"[bold]{taskOf workload.Length task}[/]    {safe (classNames plan.Stream.Dataset task)}"
-            | None -> line "starting"
+            | None -> line " "
 
             match view.Step with
             | Some step ->
@@ -328,7 +333,7 @@ let private block (width: int) (workload: Workload) (plan: Plan) (view: View) : 
                         ""
 
                 line $"{Phase.name step.Phase, -11} step {step.Done}/{step.Steps}{epoch}"
-            | None -> line " "
+            | None -> line "starting"
 
             match view.Loss, view.Accuracy with
             | Some loss, Some accuracy ->
@@ -352,7 +357,7 @@ let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
     fun work ->
         let clock = Diagnostics.Stopwatch.StartNew()
         let tasks = workload.Length
-        let width = max 60 (min Columns console.Profile.Width) - 1
+        let width = max 50 (min Columns console.Profile.Width) - 1
         let mutable view = View.initial
         let mutable began = TimeSpan.Zero
         let mutable drawn = TimeSpan.MinValue

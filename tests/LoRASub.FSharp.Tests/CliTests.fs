@@ -11,6 +11,7 @@ open System.Text.RegularExpressions
 open Expecto
 open LoRASub
 open LoRASub.Cli
+open Spectre.Console
 open TorchSharp
 
 // ---------------------------------------------------------------------------------------------- a small world
@@ -122,8 +123,8 @@ type private Ended =
         Error: string
     }
 
-/// Runs the program in this process.
-let private inside (arguments: string list) : Ended =
+/// Runs the program in this process, on what `terminal` makes of its output.
+let private insideOn (terminal: StringWriter -> IAnsiConsole option) (arguments: string list) : Ended =
     use out = new StringWriter()
     use error = new StringWriter()
 
@@ -132,7 +133,7 @@ let private inside (arguments: string list) : Ended =
             {
                 Out = out
                 Error = error
-                Terminal = None
+                Terminal = terminal out
             }
             (Array.ofList arguments)
 
@@ -141,6 +142,8 @@ let private inside (arguments: string list) : Ended =
         Out = out.ToString()
         Error = error.ToString()
     }
+
+let private inside = insideOn (fun _ -> None)
 
 let private processOf (environment: (string * string) list) (arguments: string list) =
     let program = under AppContext.BaseDirectory "lorasub.dll"
@@ -697,6 +700,50 @@ let private runs =
                 let differs = inside [ "evaluate"; out; "--data-path"; under world "moved" ]
                 Expect.equal differs.Code 1 "another score"
                 Expect.stringContains differs.Error "differ from those saved" "another score"))
+
+        testCase
+            "a terminal shows the run in place and gets its cursor back"
+            (inWorld (fun world ->
+                let terminal (out: StringWriter) =
+                    let settings = AnsiConsoleSettings(Out = AnsiConsoleOutput out)
+                    settings.Ansi <- AnsiSupport.Yes
+                    settings.Interactive <- InteractionSupport.Yes
+                    Some(AnsiConsole.Create settings)
+
+                let hidden, shown = "\x1b[?25l", "\x1b[?25h"
+
+                let endsWithCursor (ended: Ended) =
+                    Expect.stringContains ended.Out hidden "hidden"
+
+                    Expect.isGreaterThan
+                        (ended.Out.LastIndexOf(shown, StringComparison.Ordinal))
+                        (ended.Out.LastIndexOf(hidden, StringComparison.Ordinal))
+                        "shown again"
+
+                let ended = insideOn terminal (arguments world [])
+                Expect.equal (ended.Code, ended.Error) (0, "") "run"
+                endsWithCursor ended
+
+                for word in [ "task 1/2"; "% right over the 5 classes seen"; "last accuracy" ] do
+                    Expect.stringContains ended.Out word "output"
+
+                let again = insideOn terminal [ "evaluate"; under world "out" ]
+                Expect.equal again.Code 0 "evaluate"
+
+                let broken =
+                    insideOn
+                        terminal
+                        (arguments world [ "--head-lr"; "1e38"; "--epochs"; "4"; "--out"; under world "b" ])
+
+                Expect.equal broken.Code 2 "a failing run"
+                endsWithCursor broken))
+
+        testCase
+            "a held learning rate is told"
+            (inWorld (fun world ->
+                let more = [ "--epochs"; "5"; "--schedule-epochs"; "2"; "--stop-after"; "1" ]
+                let ended = inside (arguments world more)
+                Expect.stringContains ended.Out "note: task 0: the learning rate is held" "note"))
 
         testCase
             "the same run gives the same numbers, and one task has no forgetting"
