@@ -10,163 +10,292 @@ let private property name law = property "Attention" name law
 let private float64 = torch.ScalarType.Float64
 
 type Layer =
-    { [<Between(0, 9999)>] Seed: int
-      [<Between(1, 3)>] Batch: int
-      [<Between(1, 5)>] Tokens: int
-      [<Between(1, 3)>] Heads: int
-      [<Between(1, 3)>] HeadWidth: int
-      [<Between(1, 9)>] Rank: int }
+    {
+        [<Between(0, 9999)>]
+        Seed: int
+        [<Between(1, 3)>]
+        Batch: int
+        [<Between(1, 5)>]
+        Tokens: int
+        [<Between(1, 3)>]
+        Heads: int
+        [<Between(1, 3)>]
+        HeadWidth: int
+        [<Between(1, 9)>]
+        Rank: int
+    }
 
     interface IConstrained with
         member c.Holds = c.Rank <= c.Width
 
     member c.Width = c.Heads * c.HeadWidth
-    member c.Qkv = normalMatrix c.Seed (3 * c.Width) c.Width, normals (c.Seed + 1) (3 * c.Width)
-    member c.Projection = normalMatrix (c.Seed + 2) c.Width c.Width, normals (c.Seed + 3) c.Width
-    member c.Image i = normalMatrix (c.Seed + 100 + i) c.Tokens c.Width
+
+    member c.Qkv =
+        normalMatrix c.Seed (3 * c.Width) c.Width, normals (c.Seed + 1) (3 * c.Width)
+
+    member c.Projection =
+        normalMatrix (c.Seed + 2) c.Width c.Width, normals (c.Seed + 3) c.Width
+
+    member c.Image i =
+        normalMatrix (c.Seed + 100 + i) c.Tokens c.Width
+
     member c.X = Array.init c.Batch (fun i -> tensor (c.Image i)) |> torch.stack
 
     member c.Lora: Oracles.PlainLora =
         let pair seed : Oracles.PlainPair =
-            { A = normalMatrix seed c.Rank c.Width
-              B = normalMatrix (seed + 1) c.Width c.Rank }
+            {
+                A = normalMatrix seed c.Rank c.Width
+                B = normalMatrix (seed + 1) c.Width c.Rank
+            }
 
-        { Key = pair (c.Seed + 4)
-          Value = pair (c.Seed + 6) }
+        {
+            Key = pair (c.Seed + 4)
+            Value = pair (c.Seed + 6)
+        }
 
-let private layer (weight, bias) : Linear = { Weight = tensor weight; Bias = Some(torch.tensor (bias: float[])) }
+let private layer (weight, bias) : Linear =
+    {
+        Weight = tensor weight
+        Bias = Some(torch.tensor (bias: float[]))
+    }
+
 let private pair (p: Oracles.PlainPair) : LoraPair = { A = tensor p.A; B = tensor p.B }
-let private lora (l: Oracles.PlainLora) : LayerLora = { Key = pair l.Key; Value = pair l.Value }
-let private run (c: Layer) (qkv: Linear) l = Attention.forward (int64 c.Heads) qkv (layer c.Projection) l c.X
-let private delta (c: Layer) = Lora.merge (lora c.Lora) (Lora.noDelta (int64 c.Width) float64 torch.CPU)
+
+let private lora (l: Oracles.PlainLora) : LayerLora =
+    {
+        Key = pair l.Key
+        Value = pair l.Value
+    }
+
+let private run (c: Layer) (qkv: Linear) l =
+    Attention.forward (int64 c.Heads) qkv (layer c.Projection) l c.X
+
+let private delta (c: Layer) =
+    Lora.merge (lora c.Lora) (Lora.noDelta (int64 c.Width) float64 torch.CPU)
 
 let private againstLoops (c: Layer) (l: Oracles.PlainLora option) =
     let actual = run c (layer c.Qkv) (Option.map lora l)
     Expect.equal actual.shape [| int64 c.Batch; int64 c.Tokens; int64 c.Width |] "[B, N, d]"
 
     for i in 0 .. c.Batch - 1 do
-        closeMatrix $"image {i}" (Oracles.attention c.Heads c.Qkv c.Projection l (c.Image i)) (actual[int64 i])
+        closeMatrix
+            $"image {i}"
+            (Oracles.attention c.Heads c.Qkv c.Projection l (c.Image i))
+            (actual[int64 i])
 
-let private example: Layer = { Seed = 1; Batch = 2; Tokens = 3; Heads = 2; HeadWidth = 2; Rank = 2 }
+let private example: Layer =
+    {
+        Seed = 1
+        Batch = 2
+        Tokens = 3
+        Heads = 2
+        HeadWidth = 2
+        Rank = 2
+    }
+
 let private withDelta sign d w = Attention.withDelta sign float64 d w
 
 let private keyDelta (shape: int list) : LayerDelta =
-    { Key = shaped shape (normals 1 (List.reduce (*) shape))
-      Value = tensor (normalMatrix 1 4 4) }
+    {
+        Key = shaped shape (normals 1 (List.reduce (*) shape))
+        Value = tensor (normalMatrix 1 4 4)
+    }
 
 [<Tests>]
 let tests =
-    testList "Attention" [
-        property "≡ the loops" (fun (c: Layer) -> againstLoops c None)
-        property "with LoRA on keys and values ≡ the loops" (fun (c: Layer) -> againstLoops c (Some c.Lora))
+    testList
+        "Attention"
+        [
+            property "≡ the loops" (fun (c: Layer) -> againstLoops c None)
+            property "with LoRA on keys and values ≡ the loops" (fun (c: Layer) ->
+                againstLoops c (Some c.Lora))
 
-        property "B = 0 leaves the output at the base model's" (fun (c: Layer) ->
-            let l = c.Lora
-            let silent (p: Oracles.PlainPair) = { p with B = Array2D.map (fun _ -> 0.0) p.B }
-            let off: Oracles.PlainLora = { Key = silent l.Key; Value = silent l.Value }
-            closeTensors "output" (run c (layer c.Qkv) None) (run c (layer c.Qkv) (Some(lora off))))
+            property "B = 0 leaves the output at the base model's" (fun (c: Layer) ->
+                let l = c.Lora
 
-        property "merged weights ≡ separate path" (fun (c: Layer) ->
-            let qkv = layer c.Qkv
-            let merged = { qkv with Weight = withDelta 1.0 (delta c) qkv.Weight }
-            closeTensors "output" (run c qkv (Some(lora c.Lora))) (run c merged None))
+                let silent (p: Oracles.PlainPair) =
+                    { p with
+                        B = Array2D.map (fun _ -> 0.0) p.B
+                    }
 
-        property "(W − V) + V = W" (fun (c: Layer) ->
-            let w = tensor (fst c.Qkv)
-            closeTensors "weight" w (w |> withDelta -1.0 (delta c) |> withDelta 1.0 (delta c)))
+                let off: Oracles.PlainLora =
+                    {
+                        Key = silent l.Key
+                        Value = silent l.Value
+                    }
 
-        property "the delta stands on keys and values; queries keep their bits" (fun (c: Layer) ->
-            let w, d, v = tensor (fst c.Qkv), int64 c.Width, delta c
-            let subtracted = withDelta -1.0 v w
-            identical "queries" (w.narrow (0L, 0L, d)) (subtracted.narrow (0L, 0L, d))
-            closeTensors "keys" ((w.narrow (0L, d, d)).sub v.Key) (subtracted.narrow (0L, d, d))
-            closeTensors "values" ((w.narrow (0L, 2L * d, d)).sub v.Value) (subtracted.narrow (0L, 2L * d, d)))
+                closeTensors "output" (run c (layer c.Qkv) None) (run c (layer c.Qkv) (Some(lora off))))
 
-        property "images do not see each other" (fun (c: Layer) ->
-            let qkv, projection = layer c.Qkv, layer c.Projection
-            let alone = Attention.forward (int64 c.Heads) qkv projection None (c.X.narrow (0L, 0L, 1L))
-            closeTensors "first image" ((run c qkv None).narrow (0L, 0L, 1L)) alone)
+            property "merged weights ≡ separate path" (fun (c: Layer) ->
+                let qkv = layer c.Qkv
 
-        property "permuted tokens give permuted outputs" (fun (c: Layer) ->
-            let order = labelTensor (order c.Seed c.Tokens)
-            let qkv, projection = layer c.Qkv, layer c.Projection
-            let permuted = Attention.forward (int64 c.Heads) qkv projection (Some(lora c.Lora)) (c.X.index_select (1L, order))
-            closeTensors "output" ((run c qkv (Some(lora c.Lora))).index_select (1L, order)) permuted)
+                let merged =
+                    { qkv with
+                        Weight = withDelta 1.0 (delta c) qkv.Weight
+                    }
 
-        property "gradients of A and B are those of the merged weight: dA = Bᵀ dW, dB = dW Aᵀ" (fun (c: Layer) ->
-            let l, projection, qkv = lora c.Lora, layer c.Projection, layer c.Qkv
-            let weighing = shaped [ c.Batch; c.Tokens; c.Width ] (normals (c.Seed + 9) (c.Batch * c.Tokens * c.Width))
-            let scalar (y: torch.Tensor) = y.mul(weighing).sum ()
+                closeTensors "output" (run c qkv (Some(lora c.Lora))) (run c merged None))
 
-            let struct (_, pairs) =
-                [| l.Key.A; l.Key.B; l.Value.A; l.Value.B |]
-                |> Grad.valueAndGrad (fun p ->
-                    let l: LayerLora = { Key = { A = p[0]; B = p[1] }; Value = { A = p[2]; B = p[3] } }
-                    scalar (Attention.forward (int64 c.Heads) qkv projection (Some l) c.X))
+            property "(W − V) + V = W" (fun (c: Layer) ->
+                let w = tensor (fst c.Qkv)
+                closeTensors "weight" w (w |> withDelta -1.0 (delta c) |> withDelta 1.0 (delta c)))
 
-            let struct (_, full) =
-                [| withDelta 1.0 (delta c) qkv.Weight |]
-                |> Grad.valueAndGrad (fun p -> scalar (Attention.forward (int64 c.Heads) { qkv with Weight = p[0] } projection None c.X))
+            property "the delta stands on keys and values; queries keep their bits" (fun (c: Layer) ->
+                let w, d, v = tensor (fst c.Qkv), int64 c.Width, delta c
+                let subtracted = withDelta -1.0 v w
+                identical "queries" (w.narrow (0L, 0L, d)) (subtracted.narrow (0L, 0L, d))
+                closeTensors "keys" ((w.narrow (0L, d, d)).sub v.Key) (subtracted.narrow (0L, d, d))
 
-            let d = int64 c.Width
+                closeTensors
+                    "values"
+                    ((w.narrow (0L, 2L * d, d)).sub v.Value)
+                    (subtracted.narrow (0L, 2L * d, d)))
 
-            for i, p in [ 0, l.Key; 1, l.Value ] do
-                let dW = full[0].Value.narrow (0L, int64 (i + 1) * d, d)
-                closeTensors "dA" (p.B.t().mm dW) pairs[2 * i].Value
-                closeTensors "dB" (dW.mm (p.A.t ())) pairs[2 * i + 1].Value)
+            property "images do not see each other" (fun (c: Layer) ->
+                let qkv, projection = layer c.Qkv, layer c.Projection
 
-        property "borrows: weights, deltas and tokens keep their bits" (fun (c: Layer) ->
-            let qkv, x, v = layer c.Qkv, c.X, delta c
-            let all = Seq.concat [ Linear.leaves qkv; Seq.singleton x; Lora.deltaLeaves v ] |> Array.ofSeq
-            let before = all |> Array.map _.clone()
-            withDelta -1.0 v qkv.Weight |> ignore
-            Attention.forward (int64 c.Heads) qkv (layer c.Projection) None x |> ignore
-            Array.iter2 (identical "argument") before all)
+                let alone =
+                    Attention.forward (int64 c.Heads) qkv projection None (c.X.narrow (0L, 0L, 1L))
 
-        testCase "a zero delta gives a copy, not the weight itself" (fun () ->
-            Scope.run (fun () ->
-                let w = tensor (normalMatrix 1 12 4)
-                let copy = withDelta 1.0 (Lora.noDelta 4L float64 torch.CPU) w
-                copy.zero_ () |> ignore
-                closeMatrix "the weight" (normalMatrix 1 12 4) w))
+                closeTensors "first image" ((run c qkv None).narrow(0L, 0L, 1L)) alone)
 
-        testCase "the compute format is the one asked for" (fun () ->
-            Scope.run (fun () ->
-                let w = Attention.withDelta 1.0 torch.bfloat16 (Lora.noDelta 4L float64 torch.CPU) (tensor (normalMatrix 1 12 4))
-                Expect.equal w.dtype torch.bfloat16 "type"))
+            property "permuted tokens give permuted outputs" (fun (c: Layer) ->
+                let order = labelTensor (order c.Seed c.Tokens)
+                let qkv, projection = layer c.Qkv, layer c.Projection
 
-        rejects "a fused weight of two parts" [ "qkv weight"; "[12, 4]"; "[8, 4]" ] (fun () ->
-            withDelta 1.0 (Lora.noDelta 4L float64 torch.CPU) (tensor (normalMatrix 1 8 4)) |> ignore)
+                let permuted =
+                    Attention.forward
+                        (int64 c.Heads)
+                        qkv
+                        projection
+                        (Some(lora c.Lora))
+                        (c.X.index_select (1L, order))
 
-        rejects "a key delta of another width" [ "key delta"; "[4, 4]"; "[1, 4]" ] (fun () ->
-            withDelta 1.0 (keyDelta [ 1; 4 ]) (tensor (normalMatrix 1 12 4)) |> ignore)
+                closeTensors "output" ((run c qkv (Some(lora c.Lora))).index_select(1L, order)) permuted)
 
-        rejects "a delta of another type" [ "key delta"; "Float64"; "Float32" ] (fun () ->
-            withDelta 1.0 (Lora.noDelta 4L torch.float32 torch.CPU) (tensor (normalMatrix 1 12 4)) |> ignore)
+            property
+                "gradients of A and B are those of the merged weight: dA = Bᵀ dW, dB = dW Aᵀ"
+                (fun (c: Layer) ->
+                    let l, projection, qkv = lora c.Lora, layer c.Projection, layer c.Qkv
 
-        rejects "a delta on another device" [ "key delta"; "cpu"; "meta" ] (fun () ->
-            withDelta 1.0 (Lora.noDelta 4L float64 torch.META) (tensor (normalMatrix 1 12 4)) |> ignore)
+                    let weighing =
+                        shaped
+                            [ c.Batch; c.Tokens; c.Width ]
+                            (normals (c.Seed + 9) (c.Batch * c.Tokens * c.Width))
 
-        rejects "heads that do not divide the width" [ "heads"; "divide"; "4"; "3" ] (fun () ->
-            Attention.forward 3L (layer example.Qkv) (layer example.Projection) None example.X |> ignore)
+                    let scalar (y: torch.Tensor) = y.mul(weighing).sum()
 
-        rejects "tokens of another width" [ "attention input"; "[batch, tokens, 4]"; "[2, 3, 5]" ] (fun () ->
-            let x = shaped [ 2; 3; 5 ] (normals 1 30)
-            Attention.forward 2L (layer example.Qkv) (layer example.Projection) None x |> ignore)
+                    let struct (_, pairs) =
+                        [| l.Key.A; l.Key.B; l.Value.A; l.Value.B |]
+                        |> Grad.valueAndGrad (fun p ->
+                            let l: LayerLora =
+                                {
+                                    Key = { A = p[0]; B = p[1] }
+                                    Value = { A = p[2]; B = p[3] }
+                                }
 
-        // forward itself cannot run there: this LibTorch has no meta kernel for attention
-        testCase "weights on the meta device" (fun () ->
-            Scope.run (fun () ->
-                let l = Lora.init BInit.Sparse 2 4L float64 torch.META (Rng.ofSeed 1L)
-                let delta = Lora.merge l (Lora.noDelta 4L float64 torch.META)
-                expectMeta [ 12L; 4L ] (withDelta -1.0 delta (onMeta (tensor (normalMatrix 1 12 4))))))
+                            scalar (Attention.forward (int64 c.Heads) qkv projection (Some l) c.X))
 
-        noLeaks "withDelta" (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 torch.CPU) (fun (w, d) -> [ withDelta 1.0 d w ])
+                    let struct (_, full) =
+                        [| withDelta 1.0 (delta c) qkv.Weight |]
+                        |> Grad.valueAndGrad (fun p ->
+                            scalar (
+                                Attention.forward
+                                    (int64 c.Heads)
+                                    { qkv with Weight = p[0] }
+                                    projection
+                                    None
+                                    c.X
+                            ))
 
-        noLeaks "withDelta in another format" (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 torch.CPU) (fun (w, d) ->
-            [ Attention.withDelta 1.0 torch.float32 d w ])
+                    let d = int64 c.Width
 
-        // forward itself leaves its activations to the caller's scope, which may need them for a gradient
-        noLeaks "forward in a scope" (fun () -> layer example.Qkv, layer example.Projection, lora example.Lora, example.X) (fun (qkv, projection, l, x) ->
-            [ Scope.keep Leaves.tensor (fun () -> Attention.forward 2L qkv projection (Some l) x) ])
-    ]
+                    for i, p in [ 0, l.Key; 1, l.Value ] do
+                        let dW = full[0].Value.narrow(0L, int64 (i + 1) * d, d)
+                        closeTensors "dA" (p.B.t().mm dW) pairs[2 * i].Value
+                        closeTensors "dB" (dW.mm (p.A.t ())) pairs[2 * i + 1].Value)
+
+            property "borrows: weights, deltas and tokens keep their bits" (fun (c: Layer) ->
+                let qkv, x, v = layer c.Qkv, c.X, delta c
+
+                let all =
+                    Seq.concat [ Linear.leaves qkv; Seq.singleton x; Lora.deltaLeaves v ]
+                    |> Array.ofSeq
+
+                let before = all |> Array.map _.clone()
+                withDelta -1.0 v qkv.Weight |> ignore
+                Attention.forward (int64 c.Heads) qkv (layer c.Projection) None x |> ignore
+                Array.iter2 (identical "argument") before all)
+
+            testCase "a zero delta gives a copy, not the weight itself" (fun () ->
+                Scope.run (fun () ->
+                    let w = tensor (normalMatrix 1 12 4)
+                    let copy = withDelta 1.0 (Lora.noDelta 4L float64 torch.CPU) w
+                    copy.zero_ () |> ignore
+                    closeMatrix "the weight" (normalMatrix 1 12 4) w))
+
+            testCase "the compute format is the one asked for" (fun () ->
+                Scope.run (fun () ->
+                    let w =
+                        Attention.withDelta
+                            1.0
+                            torch.bfloat16
+                            (Lora.noDelta 4L float64 torch.CPU)
+                            (tensor (normalMatrix 1 12 4))
+
+                    Expect.equal w.dtype torch.bfloat16 "type"))
+
+            rejects "a fused weight of two parts" [ "qkv weight"; "[12, 4]"; "[8, 4]" ] (fun () ->
+                withDelta 1.0 (Lora.noDelta 4L float64 torch.CPU) (tensor (normalMatrix 1 8 4))
+                |> ignore)
+
+            rejects "a key delta of another width" [ "key delta"; "[4, 4]"; "[1, 4]" ] (fun () ->
+                withDelta 1.0 (keyDelta [ 1; 4 ]) (tensor (normalMatrix 1 12 4)) |> ignore)
+
+            rejects "a delta of another type" [ "key delta"; "Float64"; "Float32" ] (fun () ->
+                withDelta 1.0 (Lora.noDelta 4L torch.float32 torch.CPU) (tensor (normalMatrix 1 12 4))
+                |> ignore)
+
+            rejects "a delta on another device" [ "key delta"; "cpu"; "meta" ] (fun () ->
+                withDelta 1.0 (Lora.noDelta 4L float64 torch.META) (tensor (normalMatrix 1 12 4))
+                |> ignore)
+
+            rejects "heads that do not divide the width" [ "heads"; "divide"; "4"; "3" ] (fun () ->
+                Attention.forward 3L (layer example.Qkv) (layer example.Projection) None example.X
+                |> ignore)
+
+            rejects
+                "tokens of another width"
+                [ "attention input"; "[batch, tokens, 4]"; "[2, 3, 5]" ]
+                (fun () ->
+                    let x = shaped [ 2; 3; 5 ] (normals 1 30)
+
+                    Attention.forward 2L (layer example.Qkv) (layer example.Projection) None x
+                    |> ignore)
+
+            // forward itself cannot run there: this LibTorch has no meta kernel for attention
+            testCase "weights on the meta device" (fun () ->
+                Scope.run (fun () ->
+                    let l = Lora.init BInit.Sparse 2 4L float64 torch.META (Rng.ofSeed 1L)
+                    let delta = Lora.merge l (Lora.noDelta 4L float64 torch.META)
+                    expectMeta [ 12L; 4L ] (withDelta -1.0 delta (onMeta (tensor (normalMatrix 1 12 4))))))
+
+            noLeaks
+                "withDelta"
+                (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 torch.CPU)
+                (fun (w, d) -> [ withDelta 1.0 d w ])
+
+            noLeaks
+                "withDelta in another format"
+                (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 torch.CPU)
+                (fun (w, d) -> [ Attention.withDelta 1.0 torch.float32 d w ])
+
+            // forward itself leaves its activations to the caller's scope, which may need them for a gradient
+            noLeaks
+                "forward in a scope"
+                (fun () -> layer example.Qkv, layer example.Projection, lora example.Lora, example.X)
+                (fun (qkv, projection, l, x) ->
+                    [
+                        Scope.keep Leaves.tensor (fun () -> Attention.forward 2L qkv projection (Some l) x)
+                    ])
+        ]

@@ -26,14 +26,19 @@ let note (line: string) = notes.Add line
 
 /// The notes, "property group: name: N cases" per property that ran, in order, and the total.
 let report () : string list =
-    [ yield! notes
-      for struct (name, cases) in executed do
-          $"property {name}: {cases} cases"
-      let total = executed |> Seq.sumBy (fun struct (_, cases) -> cases)
-      $"{executed.Count} properties, {total} cases, seed {rootSeed}" ]
+    [
+        yield! notes
+        for struct (name, cases) in executed do
+            $"property {name}: {cases} cases"
+        let total = executed |> Seq.sumBy (fun struct (_, cases) -> cases)
+        $"{executed.Count} properties, {total} cases, seed {rootSeed}"
+    ]
 
 let private nameSeed (name: string) =
-    let key = Encoding.UTF8.GetBytes name |> Seq.fold (fun key b -> Rng.fold (int64 b) key) (Rng.ofSeed rootSeed)
+    let key =
+        Encoding.UTF8.GetBytes name
+        |> Seq.fold (fun key b -> Rng.fold (int64 b) key) (Rng.ofSeed rootSeed)
+
     uint64 (Rng.toSeed key)
 
 /// A named law over generated cases; each case runs in a dispose scope of its own.
@@ -47,21 +52,33 @@ let propertyOf<'T> (cases: int) (group: string) (name: string) (law: 'T -> unit)
                 member _.OnStartFixture _ = ()
                 member _.OnArguments(_, _, _) = ()
                 member _.OnShrink(_, _) = ()
-                member _.OnFinished(_, result) = outcome <- Some result }
+                member _.OnFinished(_, result) = outcome <- Some result
+            }
 
         let config =
             Config.Quick
                 .WithMaxTest(cases)
-                .WithReplay(Some { Rnd = Rnd(nameSeed full); Size = None })
+                .WithReplay(
+                    Some
+                        {
+                            Rnd = Rnd(nameSeed full)
+                            Size = None
+                        }
+                )
                 .WithRunner(recorder)
 
-        Check.One(config, Prop.forAll (Generators.arbitrary<'T> ()) (fun case -> Scope.run (fun () -> law case)))
+        Check.One(
+            config,
+            Prop.forAll (Generators.arbitrary<'T>()) (fun case -> Scope.run (fun () -> law case))
+        )
 
         match outcome with
         | Some(FsCheck.TestResult.Passed(data, _)) -> executed.Add(struct (full, data.NumberOfTests))
         | Some(FsCheck.TestResult.Failed(data, original, shrunk, reason, _, replay, size)) ->
             executed.Add(struct (full, data.NumberOfTests))
-            let shown (values: obj list) = values |> List.map (sprintf "%A") |> String.concat " "
+
+            let shown (values: obj list) =
+                values |> List.map (sprintf "%A") |> String.concat " "
 
             failtest
                 $"""case {data.NumberOfTests} of {cases} breaks the law
@@ -103,7 +120,10 @@ let closeTensors what (expected: torch.Tensor) (actual: torch.Tensor) =
 let identical (what: string) (expected: torch.Tensor) (actual: torch.Tensor) =
     Expect.equal actual.dtype expected.dtype $"{what}: type"
     Expect.equal actual.shape expected.shape $"{what}: shape"
-    let bits (t: torch.Tensor) = t.detach().cpu().contiguous().bytes.ToArray()
+
+    let bits (t: torch.Tensor) =
+        t.detach().cpu().contiguous().bytes.ToArray()
+
     Expect.equal (bits actual) (bits expected) $"{what}: bits"
 
 let atMost what (bound: float) (actual: float) =
@@ -115,14 +135,21 @@ let finite what (t: torch.Tensor) =
 
 /// The call must raise an InputException whose message holds all these words.
 let refused (words: string list) (call: unit -> unit) =
-    match (try Scope.run call; None with error -> Some error) with
+    match
+        (try
+            Scope.run call
+            None
+         with error ->
+             Some error)
+    with
     | Some(:? InputException as error) ->
         for word in words do
             Expect.stringContains error.Message word "the message names subject, rule and finding"
     | Some error -> failtest $"{error.GetType().Name} instead of InputException: {error.Message}"
     | None -> failtest "was accepted"
 
-let rejects name (words: string list) (call: unit -> unit) : Test = testCase name (fun () -> refused words call)
+let rejects name (words: string list) (call: unit -> unit) : Test =
+    testCase name (fun () -> refused words call)
 
 /// Runs `call` on prepared inputs: afterwards exactly the tensors that it returns as its own may be new, and freeing
 /// them brings the count of live tensors back to where it was.
@@ -135,7 +162,11 @@ let noLeaks (name: string) (inputs: unit -> 'I) (call: 'I -> torch.Tensor seq) :
         GC.WaitForPendingFinalizers()
         let before = torch.Tensor.TotalCount
         let owned = HashSet<torch.Tensor>(call given, HashIdentity.Reference)
-        Expect.equal (torch.Tensor.TotalCount - before) (int64 owned.Count) "new tensors are those of the result"
+
+        Expect.equal
+            (torch.Tensor.TotalCount - before)
+            (int64 owned.Count)
+            "new tensors are those of the result"
 
         for one in owned do
             one.Dispose()

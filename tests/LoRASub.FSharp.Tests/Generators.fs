@@ -38,7 +38,11 @@ let private fieldShrink (field: Reflection.PropertyInfo) (value: obj) : obj list
     | :? bool as flag -> if flag then [ box false ] else []
     | _ ->
         let low, n = fst (range field), unbox<int> value
-        [ low; low + (n - low) / 2; n - 1 ] |> List.distinct |> List.filter (fun m -> m >= low && m < n) |> List.map box
+
+        [ low; low + (n - low) / 2; n - 1 ]
+        |> List.distinct
+        |> List.filter (fun m -> m >= low && m < n)
+        |> List.map box
 
 let private holds (case: 'T) =
     match box case with
@@ -48,10 +52,16 @@ let private holds (case: 'T) =
 /// Draws and shrinks a record of ints (each with [<Between>]) and bools.
 let arbitrary<'T> () : Arbitrary<'T> =
     let fields = FSharpType.GetRecordFields typeof<'T>
-    let make (values: obj[]) = FSharpValue.MakeRecord(typeof<'T>, values) :?> 'T
+
+    let make (values: obj[]) =
+        FSharpValue.MakeRecord(typeof<'T>, values) :?> 'T
 
     let generator =
-        fields |> Array.map fieldGen |> Gen.sequenceToArray |> Gen.map make |> Gen.filter holds
+        fields
+        |> Array.map fieldGen
+        |> Gen.sequenceToArray
+        |> Gen.map make
+        |> Gen.filter holds
 
     let shrink (case: 'T) =
         let values = FSharpValue.GetRecordFields(box case)
@@ -72,7 +82,8 @@ let normals (seed: int) (count: int) : float[] =
     let random = Random seed
 
     Array.init count (fun _ ->
-        sqrt (-2.0 * log (1.0 - random.NextDouble())) * cos (2.0 * Math.PI * random.NextDouble()))
+        sqrt (-2.0 * log (1.0 - random.NextDouble()))
+        * cos (2.0 * Math.PI * random.NextDouble()))
 
 /// A rows × columns matrix of standard normal numbers.
 let normalMatrix seed rows columns : float[,] =
@@ -91,7 +102,10 @@ let order (seed: int) (count: int) : int[] =
 
 let row (m: float[,]) i : float[] = m[i, *]
 let rows (m: float[,]) : float[][] = Array.init (Array2D.length1 m) (row m)
-let pick (indices: int[]) (m: float[,]) = Array2D.init indices.Length (Array2D.length2 m) (fun i j -> m[indices[i], j])
+
+let pick (indices: int[]) (m: float[,]) =
+    Array2D.init indices.Length (Array2D.length2 m) (fun i j -> m[indices[i], j])
+
 let norm (v: float[]) = sqrt (Array.sumBy (fun x -> x * x) v)
 
 /// Every row scaled to unit length.
@@ -118,7 +132,7 @@ let orthogonal (seed: int) (n: int) : float[,] =
 
 /// A float64 tensor of this shape on the CPU.
 let shaped (shape: int list) (numbers: float[]) : torch.Tensor =
-    torch.tensor(numbers).reshape (shape |> List.map int64 |> Array.ofList)
+    torch.tensor(numbers).reshape(shape |> List.map int64 |> Array.ofList)
 
 let tensor (m: float[,]) : torch.Tensor =
     shaped [ Array2D.length1 m; Array2D.length2 m ] (m |> Seq.cast<float> |> Array.ofSeq)
@@ -127,7 +141,7 @@ let labelTensor (labels: int[]) : torch.Tensor = torch.tensor (Array.map int64 l
 
 /// The numbers of a float64 tensor, row by row.
 let numbers (t: torch.Tensor) : float[] =
-    use whole = t.detach().contiguous ()
+    use whole = t.detach().contiguous()
     whole.data<float>().ToArray()
 
 let matrix (t: torch.Tensor) : float[,] =

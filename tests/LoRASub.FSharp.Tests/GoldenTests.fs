@@ -3,7 +3,6 @@ module LoRASub.Tests.GoldenTests
 
 open System
 open System.IO
-open System.Text.Json
 open Expecto
 open LoRASub
 open LoRASub.Tests.Generators
@@ -17,36 +16,34 @@ let private folder =
 
 /// Tensors by name, and the header's settings.
 type private Fixture(name: string) =
-    let bytes = File.ReadAllBytes(Path.Combine(folder, $"{name}.safetensors"))
-    let length = int (BitConverter.ToUInt64(bytes, 0))
-    let header = JsonDocument.Parse(ReadOnlyMemory(bytes, 8, length)).RootElement
+    let file = Safetensors.read (Path.Combine(folder, $"{name}.safetensors"))
 
-    member _.Setting(key: string) = header.GetProperty("__metadata__").GetProperty(key).GetString()
-    member _.Has(key: string) = header.TryGetProperty key |> fst
-
-    member _.Tensor(key: string) : torch.Tensor =
-        let entry = header.GetProperty key
-        let list (property: string) = [| for n in entry.GetProperty(property).EnumerateArray() -> n.GetInt64() |]
-        let offsets = list "data_offsets"
-        let raw = ReadOnlySpan(bytes, 8 + length + int offsets[0], int (offsets[1] - offsets[0]))
-
-        let flat =
-            match entry.GetProperty("dtype").GetString() with
-            | "F64" -> torch.tensor (Runtime.InteropServices.MemoryMarshal.Cast<byte, float>(raw).ToArray())
-            | "I64" -> torch.tensor (Runtime.InteropServices.MemoryMarshal.Cast<byte, int64>(raw).ToArray())
-            | other -> failwith $"{name}, {key}: type {other} is not read here"
-
-        flat.reshape (list "shape")
-
-    member this.Number(key: string) = (this.Tensor key).item<float> ()
-    member this.Integer(key: string) = (this.Tensor key).item<int64> ()
+    member _.Setting(key: string) = file.Metadata[key]
+    member _.Has(key: string) = file.Tensors.ContainsKey key
+    member _.Tensor(key: string) : torch.Tensor = file.Tensors[key]
+    member this.Number(key: string) = (this.Tensor key).item<float>()
+    member this.Integer(key: string) = (this.Tensor key).item<int64>()
     member this.Cases = int (this.Setting "cases")
+
+    /// The tensors under a prefix, without it.
+    member _.Under(prefix: string) =
+        file.Tensors
+        |> Map.toSeq
+        |> Seq.filter (fun (key, _) -> key.StartsWith prefix)
+        |> Seq.map (fun (key, tensor) -> key.Substring prefix.Length, tensor)
+        |> Map.ofSeq
 
 /// Largest absolute difference; infinite where one is NaN.
 let private difference (expected: torch.Tensor) (actual: torch.Tensor) =
     Expect.equal actual.shape expected.shape "shape"
-    let d = Array.map2 (fun (e: float) a -> abs (e - a)) (numbers expected) (numbers actual)
-    if Array.exists Double.IsNaN d then infinity else Array.fold max 0.0 d
+
+    let d =
+        Array.map2 (fun (e: float) a -> abs (e - a)) (numbers expected) (numbers actual)
+
+    if Array.exists Double.IsNaN d then
+        infinity
+    else
+        Array.fold max 0.0 d
 
 /// Runs every case, reports the largest difference of all and bounds it.
 let private golden (name: string) (cases: Fixture -> float list) =
@@ -58,78 +55,290 @@ let private golden (name: string) (cases: Fixture -> float list) =
             Check.atMost "largest difference" 1e-9 largest))
 
 let private triplet (f: Fixture) =
-    [ for i in 0 .. f.Cases - 1 do
-          let prototypes, labels = f.Tensor $"{i}.prototypes", f.Tensor $"{i}.labels"
-          let loss (ps: torch.Tensor[]) = AugmentedTriplet.loss (f.Number $"{i}.margin") 2.0 prototypes labels ps[0]
-          let struct (value, gradients) = Grad.valueAndGrad loss [| f.Tensor $"{i}.features" |]
-          max (difference (f.Tensor $"{i}.loss") (value.reshape 1L)) (difference (f.Tensor $"{i}.gradient") gradients[0].Value) ]
+    [
+        for i in 0 .. f.Cases - 1 do
+            let prototypes, labels = f.Tensor $"{i}.prototypes", f.Tensor $"{i}.labels"
+
+            let loss (ps: torch.Tensor[]) =
+                AugmentedTriplet.loss (f.Number $"{i}.margin") 2.0 prototypes labels ps[0]
+
+            let struct (value, gradients) =
+                Grad.valueAndGrad loss [| f.Tensor $"{i}.features" |]
+
+            max
+                (difference (f.Tensor $"{i}.loss") (value.reshape 1L))
+                (difference (f.Tensor $"{i}.gradient") gradients[0].Value)
+    ]
 
 let private projection (f: Fixture) =
-    [ for i in 0 .. f.Cases - 1 do
-          let moment = { Moment = f.Tensor $"{i}.moment"; Count = 1L }
-          let p = Projection.retain UpdateScale.Frobenius (f.Number $"{i}.threshold") $"case {i}" moment
-          Expect.equal (int64 p.Rank) (f.Integer $"{i}.retained") $"rank of case {i}"
-          max (difference (f.Tensor $"{i}.singular_values") p.Spectrum) (difference (f.Tensor $"{i}.projection") p.Matrix) ]
+    [
+        for i in 0 .. f.Cases - 1 do
+            let moment =
+                {
+                    Moment = f.Tensor $"{i}.moment"
+                    Count = 1L
+                }
+
+            let p =
+                Projection.retain UpdateScale.Frobenius (f.Number $"{i}.threshold") $"case {i}" moment
+
+            Expect.equal (int64 p.Rank) (f.Integer $"{i}.retained") $"rank of case {i}"
+
+            max
+                (difference (f.Tensor $"{i}.singular_values") p.Spectrum)
+                (difference (f.Tensor $"{i}.projection") p.Matrix)
+    ]
 
 let private projectedAdam (f: Fixture) =
     let number key = float (f.Setting key)
 
-    [ for i in 0 .. f.Cases - 1 do
-          let start, gradients, after = f.Tensor $"{i}.start", f.Tensor $"{i}.gradients", f.Tensor $"{i}.after"
+    [
+        for i in 0 .. f.Cases - 1 do
+            let start, gradients, after =
+                f.Tensor $"{i}.start", f.Tensor $"{i}.gradients", f.Tensor $"{i}.after"
 
-          let confinement =
-              if f.Has $"{i}.projection" then
-                  let p = f.Tensor $"{i}.projection"
-                  // the fixture's convention: as many rows as the projection means left, also for squares
-                  let left = start.dim () = 2L && start.shape[0] = p.shape[0]
-                  Confinement.Within((if left then Side.Left else Side.Right), p)
-              else
-                  Confinement.Free
+            let confinement =
+                if f.Has $"{i}.projection" then
+                    let p = f.Tensor $"{i}.projection"
+                    // the fixture's convention: as many rows as the projection means left, also for squares
+                    let left = start.dim () = 2L && start.shape[0] = p.shape[0]
+                    Confinement.Within((if left then Side.Left else Side.Right), p)
+                else
+                    Confinement.Free
 
-          let options =
-              { Beta1 = number "beta1"
-                Beta2 = number "beta2"
-                Epsilon = number "eps"
-                WeightDecay = f.Number $"{i}.weight_decay"
-                AmsGrad = f.Integer $"{i}.amsgrad" <> 0L }
+            let options =
+                {
+                    Beta1 = number "beta1"
+                    Beta2 = number "beta2"
+                    Epsilon = number "eps"
+                    WeightDecay = f.Number $"{i}.weight_decay"
+                    AmsGrad = f.Integer $"{i}.amsgrad" <> 0L
+                }
 
-          let t = Transform.chain (Adam.transform (number "lr") options) (Projected.transform [| confinement |])
+            let t =
+                Transform.chain (Adam.transform (number "lr") options) (Projected.transform [| confinement |])
 
-          let step (struct (ps, state), largest) (s: int64) =
-              let struct (ps: torch.Tensor[], state) = Transform.step t [| Some gradients[s] |] state ps
-              struct (ps, state), max largest (difference after[s] ps[0])
+            let step (struct (ps, state), largest) (s: int64) =
+                let struct (ps: torch.Tensor[], state) =
+                    Transform.step t [| Some gradients[s] |] state ps
 
-          let start = [| start |]
-          let _, largest = List.fold step (struct (start, t.Init start), 0.0) [ 0L .. gradients.shape[0] - 1L ]
-          largest ]
+                struct (ps, state), max largest (difference after[s] ps[0])
+
+            let start = [| start |]
+
+            let _, largest =
+                List.fold step (struct (start, t.Init start), 0.0) [ 0L .. gradients.shape[0] - 1L ]
+
+            largest
+    ]
 
 let private attention (f: Fixture) =
     let weight name = f.Tensor $"weight.{name}"
     let heads = int64 (f.Setting "heads")
-    let qkv: Linear = { Weight = weight "qkv.weight"; Bias = Some(weight "qkv.bias") }
-    let projection: Linear = { Weight = weight "proj.weight"; Bias = Some(weight "proj.bias") }
-    let pair part : LoraPair = { A = weight $"lora_A_{part}.weight"; B = weight $"lora_B_{part}.weight" }
+
+    let qkv: Linear =
+        {
+            Weight = weight "qkv.weight"
+            Bias = Some(weight "qkv.bias")
+        }
+
+    let projection: Linear =
+        {
+            Weight = weight "proj.weight"
+            Bias = Some(weight "proj.bias")
+        }
+
+    let pair part : LoraPair =
+        {
+            A = weight $"lora_A_{part}.weight"
+            B = weight $"lora_B_{part}.weight"
+        }
+
     let lora: LayerLora = { Key = pair "k"; Value = pair "v" }
-    let before: LayerDelta = { Key = weight "prev_k_weight"; Value = weight "prev_v_weight" }
+
+    let before: LayerDelta =
+        {
+            Key = weight "prev_k_weight"
+            Value = weight "prev_v_weight"
+        }
 
     let forward sign delta lora x =
         let weight = Attention.withDelta sign torch.float64 delta qkv.Weight
         Attention.forward heads { qkv with Weight = weight } projection lora x
 
     let x1, x2 = f.Tensor "x1", f.Tensor "x2"
-    let moment = SecondMoment.zero x1.shape[2] torch.float64 torch.CPU |> SecondMoment.observe x1 |> SecondMoment.observe x2
 
-    [ difference (f.Tensor "training") (forward 1.0 before (Some lora) x1)
-      difference (f.Tensor "subtracted1") (forward -1.0 before None x1)
-      difference (f.Tensor "subtracted2") (forward -1.0 before None x2)
-      difference (f.Tensor "second_moment") moment.Moment
-      difference (f.Tensor "testing_after_merge") (forward 1.0 (Lora.merge lora before) None x1) ]
+    let moment =
+        SecondMoment.zero x1.shape[2] torch.float64 torch.CPU
+        |> SecondMoment.observe x1
+        |> SecondMoment.observe x2
+
+    [
+        difference (f.Tensor "training") (forward 1.0 before (Some lora) x1)
+        difference (f.Tensor "subtracted1") (forward -1.0 before None x1)
+        difference (f.Tensor "subtracted2") (forward -1.0 before None x2)
+        difference (f.Tensor "second_moment") moment.Moment
+        difference (f.Tensor "testing_after_merge") (forward 1.0 (Lora.merge lora before) None x1)
+    ]
+
+/// Whole tasks, from the fixture's own initial pairs and heads: observing, training and prototypes batch by batch.
+let private learner (f: Fixture) =
+    let number key = float (f.Setting key)
+    let batchSize = int64 (f.Setting "batch_size")
+    let epsilon = number "norm_eps"
+
+    let backbone =
+        let options =
+            {
+                Heads = Some(int (f.Setting "heads"))
+                ImageSize = None
+                NormEpsilon = { Blocks = epsilon; Final = epsilon }
+                Precision = Precision.Float64
+                Device = torch.CPU
+            }
+
+        Weights.ofTensors options "fixture" Map.empty (f.Under "backbone.")
+
+    let settings =
+        { (Preset.cifar100 Variant.LibContinual).Method with
+            Rank = int (f.Setting "rank")
+            LearningRate = number "lr"
+            HeadLearningRate = number "fc_lr"
+            TripletWeight = number "triplet_weight"
+            Margin = number "margin"
+            Energy = number "threshold"
+            ScheduleEpochs = int (f.Setting "schedule_epochs")
+            Adam =
+                {
+                    Beta1 = number "beta1"
+                    Beta2 = number "beta2"
+                    Epsilon = number "eps"
+                    WeightDecay = number "weight_decay"
+                    AmsGrad = false
+                }
+        }
+
+    let method = LoRASubDrs.learner backbone settings
+    let sizes = (f.Setting "tasks").Split ',' |> Array.map int
+
+    let tasks =
+        sizes
+        |> Array.mapi (fun i size ->
+            let first = Array.sum sizes[.. i - 1]
+
+            {
+                Index = i
+                FirstClass = first
+                Classes = [| first .. first + size - 1 |]
+            })
+
+    let oneTask (state: TaskState, found) (task: LearningTask) =
+        let at name = $"task.{task.Index}.{name}"
+        let images, labels = f.Tensor(at "images"), f.Tensor(at "labels")
+
+        let loaders: BatchLoader[] =
+            [|
+                for start in 0L .. batchSize .. labels.shape[0] - 1L do
+                    let count = min batchSize (labels.shape[0] - start)
+
+                    fun () ->
+                        {
+                            Images = images.narrow (0L, start, count)
+                            Labels = labels.narrow (0L, start, count)
+                        }
+            |]
+
+        let lora =
+            Array.init backbone.Blocks.Length (fun b ->
+                let pair part =
+                    {
+                        A = f.Tensor(at $"block.{b}.lora_A_{part}.initial")
+                        B = f.Tensor(at $"block.{b}.lora_B_{part}.initial")
+                    }
+
+                {
+                    LayerLora.Key = pair "k"
+                    Value = pair "v"
+                })
+
+        let head: Linear =
+            {
+                Weight = f.Tensor $"head.{task.Index}.weight"
+                Bias = Some(f.Tensor $"head.{task.Index}.bias")
+            }
+
+        let begun = LoRASubDrs.beginTaskWith backbone settings lora head task state
+
+        let observed =
+            if method.Observes task then
+                Array.fold (fun o (load: BatchLoader) -> method.Observe (load ()) o) begun loaders
+            else
+                begun
+
+        let step struct (training, losses) (load: BatchLoader) =
+            let struct (training, report) = method.Update (load ()) training
+            struct (training, report.Loss :: losses)
+
+        let epoch struct (training, losses) e =
+            Array.fold step struct (method.BeginEpoch e training, losses) loaders
+
+        let prepared = method.Prepare observed
+
+        if task.Index > 0 then
+            let ranks = (f.Tensor(at "retained")).data<int64>().ToArray()
+            Expect.equal (method.Retained prepared |> Array.map (_.Rank >> int64)) ranks (at "retained")
+
+        let struct (training, losses) =
+            Seq.fold epoch struct (prepared, []) [ 0 .. int (f.Setting "epochs") - 1 ]
+
+        let next = method.AfterTask loaders training
+        let model = method.Deploy next
+        let probe = f.Tensor "probe.images"
+        let predictions = (method.Predict model probe).data<int64>().ToArray()
+
+        Expect.equal
+            predictions
+            ((f.Tensor(at "probe_predictions")).data<int64>().ToArray())
+            (at "probe_predictions")
+
+        let deltas =
+            [
+                for b in 0 .. backbone.Blocks.Length - 1 do
+                    difference (f.Tensor(at $"block.{b}.accumulated_k")) next.Deltas[b].Key
+                    difference (f.Tensor(at $"block.{b}.accumulated_v")) next.Deltas[b].Value
+            ]
+
+        let features = VisionTransformer.features model.Adapters backbone probe
+
+        next,
+        List.concat
+            [
+                found
+                deltas
+                [
+                    difference (f.Tensor(at "losses")) (torch.stack (List.rev losses))
+                    difference (f.Tensor(at "prototypes")) next.Prototypes.Means
+                    difference (f.Tensor(at "probe_features")) features
+                ]
+            ]
+
+    let start = method.Start(Rng.ofSeed 0L)
+
+    let before =
+        VisionTransformer.features (method.Deploy start).Adapters backbone (f.Tensor "probe.images")
+
+    Array.fold oneTask (start, [ difference (f.Tensor "probe.features_before") before ]) tasks
+    |> snd
 
 [<Tests>]
 let tests =
-    testList "Golden" [
-        golden "augmented_triplet" triplet
-        golden "retained_projection" projection
-        golden "projected_adam" projectedAdam
-        golden "attention" attention
-    ]
+    testList
+        "Golden"
+        [
+            golden "augmented_triplet" triplet
+            golden "retained_projection" projection
+            golden "projected_adam" projectedAdam
+            golden "attention" attention
+            golden "learner" learner
+            golden "learner_official" learner
+        ]

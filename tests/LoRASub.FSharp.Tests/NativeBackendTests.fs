@@ -1,15 +1,116 @@
 module LoRASub.Tests.NativeBackendTests
 
+open System
+open System.IO
 open Expecto
 open LoRASub
 
+let private inFolder (test: string -> unit) () =
+    let folder = Directory.CreateTempSubdirectory("lorasub-tests-").FullName
+
+    try
+        test folder
+    finally
+        Directory.Delete(folder, true)
+
+let private rejects (words: string list) (action: unit -> unit) =
+    let message =
+        try
+            action ()
+            ""
+        with :? InputException as e ->
+            e.Message
+
+    Expect.containsAll (words |> List.filter message.Contains) words $"the message: {message}"
+
+/// libLibTorchSharp.so as the package has it.
+let private wrapper () =
+    let load = NativeBackend.ensureLoaded ()
+    load.PatchedFrom |> Option.defaultValue (List.last load.Libraries)
+
 [<Tests>]
 let tests =
-    testList "NativeBackend" [
-        testCase "loading is idempotent, and tensors work after it" (fun () ->
-            let first = NativeBackend.ensureLoaded ()
-            let second = NativeBackend.ensureLoaded ()
-            Expect.equal second first "the same load"
-            use ones = TorchSharp.torch.ones ([| 2L; 3L |])
-            Expect.equal (ones.sum().item<single> ()) 6.0f "2 x 3 ones")
-    ]
+    testList
+        "NativeBackend"
+        [
+            testCase "loads once, and tensors work after it" (fun () ->
+                let first = NativeBackend.ensureLoaded ()
+                let again = Array.Parallel.init 8 (fun _ -> NativeBackend.ensureLoaded ())
+                Expect.all again (fun load -> obj.ReferenceEquals(load, first)) "the same load"
+                use ones = TorchSharp.torch.ones ([| 2L; 3L |])
+                Expect.equal (ones.sum().item<single>()) 6.0f "2 x 3 ones")
+
+            testCase "says what it loaded" (fun () ->
+                let load = NativeBackend.ensureLoaded ()
+                Expect.all load.Libraries File.Exists "files"
+                Expect.equal load.PatchedFrom.IsSome (not load.Weakened.IsEmpty) "patched means weakened"
+                Expect.contains (List.map fst load.Facts) "LibTorch" "facts")
+
+            testCase "another LibTorch is refused once one is loaded" (fun () ->
+                NativeBackend.ensureLoaded () |> ignore
+
+                rejects [ "useLibTorch"; "before the first use" ] (fun () ->
+                    NativeBackend.useLibTorch "elsewhere"))
+
+            testCase
+                "a folder is refused without LibTorch"
+                (inFolder (fun folder ->
+                    let ask folder () =
+                        NativeBackend.libTorchFolder "--libtorch" folder |> ignore
+
+                    rejects [ "--libtorch"; folder; "libtorch_cpu.so"; "without it" ] (ask folder)
+                    rejects [ "no such folder" ] (ask (Path.Combine(folder, "absent")))))
+
+            testCase
+                "a folder is taken itself or by its lib, and its version is read"
+                (inFolder (fun folder ->
+                    let lib = Directory.CreateDirectory(Path.Combine(folder, "lib")).FullName
+                    File.WriteAllText(Path.Combine(lib, "libtorch_cpu.so"), "")
+                    Expect.equal (NativeBackend.libTorchFolder "" folder) lib "the lib folder"
+                    Expect.equal (NativeBackend.libTorchFolder "" lib) lib "the folder itself"
+                    Expect.equal (NativeBackend.libTorchVersion lib) "" "no version stated"
+                    File.WriteAllText(Path.Combine(folder, "build-version"), "2.10.0+cpu\n")
+                    Expect.equal (NativeBackend.libTorchVersion lib) "2.10.0+cpu" "LibTorch's archive"
+                    File.WriteAllText(Path.Combine(folder, "version.py"), "__version__ = '2.6.0+cu124'\n")
+                    Expect.equal (NativeBackend.libTorchVersion lib) "2.6.0+cu124" "PyTorch"))
+
+            testCase "other versions of LibTorch are refused" (fun () ->
+                for version in [ ""; "2.10"; "2.10.0"; "2.10.1+cu128" ] do
+                    NativeBackend.requireVersion "folder" version
+
+                for version in [ "2.1.0"; "2.100.0"; "1.13.1"; "3.0" ] do
+                    rejects [ version; "2.10" ] (fun () -> NativeBackend.requireVersion "folder" version))
+
+            testCase
+                "a stored file is written again when its content is damaged"
+                (inFolder (fun folder ->
+                    let bytes = Array.init 1000 byte
+                    let file = NativeBackend.store folder "name" bytes
+                    let damaged = Array.copy bytes
+                    damaged[500] <- 0uy
+                    File.WriteAllBytes(file, damaged) // of the same length
+                    Expect.equal (NativeBackend.store folder "name" bytes) file "the same place"
+                    Expect.equal (File.ReadAllBytes file) bytes "the right content"
+                    Expect.hasLength (Directory.GetFiles(Path.GetDirectoryName file)) 1 "nothing else left"))
+
+            testCase "weakening changes one flag and nothing else" (fun () ->
+                let original = File.ReadAllBytes(wrapper ())
+                let changed = Array.copy original
+                let names = Set.ofList [ "GLIBCXX_3.4.32"; "GLIBCXX_9.9.9" ]
+                Expect.equal (Elf.weakenNeeds names changed) [ "GLIBCXX_3.4.32" ] "the one that is needed"
+                let differing = Array.map2 (<>) original changed |> Array.filter id
+                Expect.hasLength differing 1 "bytes"
+
+                Expect.throwsT<ArgumentException>
+                    (fun () -> Elf.weakenNeeds names [| 1uy |] |> ignore)
+                    "no ELF")
+
+            testCase
+                "a library that is cut off is noticed"
+                (inFolder (fun folder ->
+                    let bytes = File.ReadAllBytes(wrapper ())
+                    let cut = Path.Combine(folder, "cut.so")
+                    File.WriteAllBytes(cut, bytes[.. bytes.Length / 2])
+                    Expect.isFalse (Elf.isWhole cut) "half of it"
+                    Expect.isTrue (Elf.isWhole (wrapper ())) "all of it"))
+        ]

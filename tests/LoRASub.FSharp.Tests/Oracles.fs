@@ -4,7 +4,9 @@ module LoRASub.Tests.Oracles
 open System
 
 let private length1, length2 = Array2D.length1, Array2D.length2
-let transpose (m: float[,]) = Array2D.init (length2 m) (length1 m) (fun i j -> m[j, i])
+
+let transpose (m: float[,]) =
+    Array2D.init (length2 m) (length1 m) (fun i j -> m[j, i])
 
 let multiply (a: float[,]) (b: float[,]) : float[,] =
     Array2D.init (length1 a) (length2 b) (fun i j ->
@@ -15,13 +17,21 @@ let multiply (a: float[,]) (b: float[,]) : float[,] =
 
         sum)
 
-let combine f (a: float[,]) (b: float[,]) = a |> Array2D.mapi (fun i j x -> f x b[i, j])
+let combine f (a: float[,]) (b: float[,]) =
+    a |> Array2D.mapi (fun i j x -> f x b[i, j])
+
 let add a b = combine (+) a b
 let subtract a b = combine (-) a b
 let scale (s: float) (m: float[,]) = Array2D.map (fun x -> s * x) m
-let identity n = Array2D.init n n (fun i j -> if i = j then 1.0 else 0.0)
-let frobenius (m: float[,]) = sqrt (Seq.sumBy (fun x -> x * x) (Seq.cast<float> m))
-let trace (m: float[,]) = Seq.sum (seq { for i in 0 .. length1 m - 1 -> m[i, i] })
+
+let identity n =
+    Array2D.init n n (fun i j -> if i = j then 1.0 else 0.0)
+
+let frobenius (m: float[,]) =
+    sqrt (Seq.sumBy (fun x -> x * x) (Seq.cast<float> m))
+
+let trace (m: float[,]) =
+    Seq.sum (seq { for i in 0 .. length1 m - 1 -> m[i, i] })
 
 /// (1/n) Σ x xᵀ over the rows; zeros for no row.
 let secondMoment (x: float[,]) : float[,] =
@@ -39,7 +49,17 @@ let secondMoment (x: float[,]) : float[,] =
 let eigen (symmetric: float[,]) : float[] * float[,] =
     let n = length1 symmetric
     let a, v = Array2D.copy symmetric, identity n
-    let offDiagonal () = Seq.sum (seq { for i in 0 .. n - 1 do for j in 0 .. n - 1 do if i <> j then a[i, j] * a[i, j] })
+
+    let offDiagonal () =
+        Seq.sum (
+            seq {
+                for i in 0 .. n - 1 do
+                    for j in 0 .. n - 1 do
+                        if i <> j then
+                            a[i, j] * a[i, j]
+            }
+        )
+
     let mutable sweeps = 0
 
     while sweeps < 60 && offDiagonal () > 1e-60 do
@@ -49,7 +69,10 @@ let eigen (symmetric: float[,]) : float[] * float[,] =
             for q in p + 1 .. n - 1 do
                 if a[p, q] <> 0.0 then
                     let theta = (a[q, q] - a[p, p]) / (2.0 * a[p, q])
-                    let t = (if theta >= 0.0 then 1.0 else -1.0) / (abs theta + sqrt (theta * theta + 1.0))
+
+                    let t =
+                        (if theta >= 0.0 then 1.0 else -1.0) / (abs theta + sqrt (theta * theta + 1.0))
+
                     let c = 1.0 / sqrt (t * t + 1.0)
                     let s = t * c
 
@@ -75,7 +98,11 @@ let eigen (symmetric: float[,]) : float[] * float[,] =
 let energyShares (spectrum: float[]) : float[] =
     let spectrum = spectrum |> Array.map (max 0.0)
     let total = Array.sum spectrum
-    spectrum |> Array.scan (+) 0.0 |> Array.tail |> Array.map (fun sum -> sum / total)
+
+    spectrum
+    |> Array.scan (+) 0.0
+    |> Array.tail
+    |> Array.map (fun sum -> sum / total)
 
 /// k: the least j whose share reaches the threshold, d where rounding never does.
 let retainedRank (threshold: float) (spectrum: float[]) : int =
@@ -94,44 +121,56 @@ type Confined =
     | FromRight of float[,]
 
 type AdamSettings =
-    { Rate: float
-      Beta1: float
-      Beta2: float
-      Epsilon: float
-      WeightDecay: float
-      AmsGrad: bool }
+    {
+        Rate: float
+        Beta1: float
+        Beta2: float
+        Epsilon: float
+        WeightDecay: float
+        AmsGrad: bool
+    }
 
 /// Parameter after each step, as a [rows, rest] matrix; a missing gradient changes neither parameter nor state.
 let projectedAdam (o: AdamSettings) (confined: Confined) (start: float[,]) (gradients: float[,] option list) =
     let zeros () = Array2D.map (fun _ -> 0.0) start
     let mutable w, m, v, vMax, s = start, zeros (), zeros (), zeros (), 0
 
-    [ for gradient in gradients do
-          match gradient with
-          | None -> ()
-          | Some g ->
-              let g = combine (fun g w -> g + o.WeightDecay * w) g w
-              s <- s + 1
-              m <- combine (fun m g -> o.Beta1 * m + (1.0 - o.Beta1) * g) m g
-              v <- combine (fun v g -> o.Beta2 * v + (1.0 - o.Beta2) * g * g) v g
-              vMax <- combine max vMax v
-              let correction = sqrt (1.0 - Math.Pow(o.Beta2, float s)) / (1.0 - Math.Pow(o.Beta1, float s))
-              let spread = if o.AmsGrad then vMax else v
-              let u = combine (fun m v -> -o.Rate * correction * m / (sqrt v + o.Epsilon)) m spread
+    [
+        for gradient in gradients do
+            match gradient with
+            | None -> ()
+            | Some g ->
+                let g = combine (fun g w -> g + o.WeightDecay * w) g w
+                s <- s + 1
+                m <- combine (fun m g -> o.Beta1 * m + (1.0 - o.Beta1) * g) m g
+                v <- combine (fun v g -> o.Beta2 * v + (1.0 - o.Beta2) * g * g) v g
+                vMax <- combine max vMax v
 
-              let u =
-                  match confined with
-                  | Anywhere -> u
-                  | FromLeft p -> multiply p u
-                  | FromRight p -> multiply u p
+                let correction =
+                    sqrt (1.0 - Math.Pow(o.Beta2, float s)) / (1.0 - Math.Pow(o.Beta1, float s))
 
-              w <- add w u
+                let spread = if o.AmsGrad then vMax else v
 
-          w ]
+                let u =
+                    combine (fun m v -> -o.Rate * correction * m / (sqrt v + o.Epsilon)) m spread
+
+                let u =
+                    match confined with
+                    | Anywhere -> u
+                    | FromLeft p -> multiply p u
+                    | FromRight p -> multiply u p
+
+                w <- add w u
+
+            w
+    ]
 
 /// η_e = η₀ cos(99π max(e−1, 0) / (200 max(K−1, 1))), held at its last value before it first stops being positive.
 let learningRate (baseRate: float) (k: int) (e: int) : float =
-    let rate e = baseRate * cos (99.0 * Math.PI * float (max (e - 1) 0) / (200.0 * float (max (k - 1) 1)))
+    let rate e =
+        baseRate
+        * cos (99.0 * Math.PI * float (max (e - 1) 0) / (200.0 * float (max (k - 1) 1)))
+
     Seq.init (e + 1) rate |> Seq.takeWhile (fun rate -> rate > 0.0) |> Seq.last
 
 /// Augmented triplet loss of order `p` and its gradient in the features; extremes that tie share it evenly.
@@ -181,9 +220,21 @@ let augmentedTriplet (margin: float) (p: float) (prototypes: float[,]) (labels: 
             slope (weight / float tied.Length)
 
     for i in 0 .. n - 1 do
-        let positives = [ for j in 0 .. n - 1 do if labels[j] = labels[i] then between i j ]
+        let positives =
+            [
+                for j in 0 .. n - 1 do
+                    if labels[j] = labels[i] then
+                        between i j
+            ]
+
         let positive = positives |> List.map fst |> List.max
-        let others = [ for j in 0 .. n - 1 do if labels[j] <> labels[i] then between i j ]
+
+        let others =
+            [
+                for j in 0 .. n - 1 do
+                    if labels[j] <> labels[i] then
+                        between i j
+            ]
 
         let others =
             if others.IsEmpty then
@@ -209,7 +260,10 @@ let augmentedTriplet (margin: float) (p: float) (prototypes: float[,]) (labels: 
 let crossEntropy (labels: int[]) (logits: float[,]) : float * float[,] =
     let n = length1 logits
     let sums = Array.init n (fun i -> logits[i, *] |> Array.sumBy exp)
-    let loss = Seq.average (seq { for i in 0 .. n - 1 -> log sums[i] - logits[i, labels[i]] })
+
+    let loss =
+        Seq.average (seq { for i in 0 .. n - 1 -> log sums[i] - logits[i, labels[i]] })
+
     let oneHot i j = if labels[i] = j then 1.0 else 0.0
     loss, logits |> Array2D.mapi (fun i j x -> (exp x / sums[i] - oneHot i j) / float n)
 
@@ -229,11 +283,20 @@ let private softmax (scores: float[]) =
     powers |> Array.map (fun p -> p / total)
 
 /// Attention over the tokens [N, d] of one image: `qkv` [3d, d] holds the effective rows of query, key and value.
-let attention (heads: int) (qkv: float[,], qkvBias) (projection, projectionBias) (lora: PlainLora option) (x: float[,]) =
+let attention
+    (heads: int)
+    (qkv: float[,], qkvBias)
+    (projection, projectionBias)
+    (lora: PlainLora option)
+    (x: float[,])
+    =
     let tokens, d = length1 x, length2 x
     let width = d / heads
     let fused = linear qkv qkvBias x
-    let through pair = multiply (multiply x (transpose pair.A)) (transpose pair.B)
+
+    let through pair =
+        multiply (multiply x (transpose pair.A)) (transpose pair.B)
+
     let q, k, v = fused[*, .. d - 1], fused[*, d .. 2 * d - 1], fused[*, 2 * d ..]
 
     let k, v =
@@ -246,7 +309,10 @@ let attention (heads: int) (qkv: float[,], qkvBias) (projection, projectionBias)
     for h in 0 .. heads - 1 do
         for i in 0 .. tokens - 1 do
             let columns = [ h * width .. (h + 1) * width - 1 ]
-            let score j = (columns |> List.sumBy (fun c -> q[i, c] * k[j, c])) / sqrt (float width)
+
+            let score j =
+                (columns |> List.sumBy (fun c -> q[i, c] * k[j, c])) / sqrt (float width)
+
             let weights = softmax (Array.init tokens score)
 
             for c in columns do
@@ -271,36 +337,43 @@ let erf (x: float) =
 let gelu x = 0.5 * x * (1.0 + erf (x / sqrt 2.0))
 
 let layerNorm (epsilon: float) (weight: float[]) (bias: float[]) (x: float[,]) : float[,] =
-    let moments = Generators.rows x |> Array.map (fun r ->
-        let mean = Array.average r
-        mean, r |> Array.averageBy (fun v -> (v - mean) ** 2.0))
+    let moments =
+        Generators.rows x
+        |> Array.map (fun r ->
+            let mean = Array.average r
+            mean, r |> Array.averageBy (fun v -> (v - mean) ** 2.0))
 
-    x |> Array2D.mapi (fun i j v ->
+    x
+    |> Array2D.mapi (fun i j v ->
         let mean, variance = moments[i]
         (v - mean) / sqrt (variance + epsilon) * weight[j] + bias[j])
 
 type PlainBlock =
-    { Norm1: float[] * float[]
-      Qkv: float[,] * float[]
-      Projection: float[,] * float[]
-      Norm2: float[] * float[]
-      Fc1: float[,] * float[]
-      Fc2: float[,] * float[] }
+    {
+        Norm1: float[] * float[]
+        Qkv: float[,] * float[]
+        Projection: float[,] * float[]
+        Norm2: float[] * float[]
+        Fc1: float[,] * float[]
+        Fc2: float[,] * float[]
+    }
 
 type PlainVit =
-    { Patch: int
-      Channels: int
-      Size: int
-      Heads: int
-      /// [d, channels · patch · patch]
-      Embedding: float[,] * float[]
-      ClassToken: float[]
-      /// [1 + tokens, d]
-      Positions: float[,]
-      Blocks: PlainBlock[]
-      Norm: float[] * float[]
-      BlockEpsilon: float
-      Epsilon: float }
+    {
+        Patch: int
+        Channels: int
+        Size: int
+        Heads: int
+        /// [d, channels · patch · patch]
+        Embedding: float[,] * float[]
+        ClassToken: float[]
+        /// [1 + tokens, d]
+        Positions: float[,]
+        Blocks: PlainBlock[]
+        Norm: float[] * float[]
+        BlockEpsilon: float
+        Epsilon: float
+    }
 
 /// Class token after the final norm, and the attention input of each block, of one image [channels][size, size].
 let forward (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : float[] * float[,] list =
@@ -311,23 +384,33 @@ let forward (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : flo
         let top, left = index / side * vit.Patch, index % side * vit.Patch
 
         let pixels =
-            [| for c in 0 .. vit.Channels - 1 do
-                   for y in 0 .. vit.Patch - 1 do
-                       for x in 0 .. vit.Patch - 1 -> image[c][top + y, left + x] |]
+            [|
+                for c in 0 .. vit.Channels - 1 do
+                    for y in 0 .. vit.Patch - 1 do
+                        for x in 0 .. vit.Patch - 1 -> image[c][top + y, left + x]
+            |]
 
-        Array.init (length1 weight) (fun i -> bias[i] + Array.fold2 (fun s w p -> s + w * p) 0.0 weight[i, *] pixels)
+        Array.init (length1 weight) (fun i ->
+            bias[i] + Array.fold2 (fun s w p -> s + w * p) 0.0 weight[i, *] pixels)
 
-    let embedded = array2D [ vit.ClassToken; yield! [ for i in 0 .. side * side - 1 -> token i ] ]
+    let embedded =
+        array2D [ vit.ClassToken; yield! [ for i in 0 .. side * side - 1 -> token i ] ]
+
     let norm epsilon (weight, bias) x = layerNorm epsilon weight bias x
 
     let step (x, inputs) (i, block: PlainBlock) =
         let input = norm vit.BlockEpsilon block.Norm1 x
         let pair = lora |> Option.map (Array.item i)
         let x = add x (attention vit.Heads block.Qkv block.Projection pair input)
-        let hidden = linear (fst block.Fc1) (snd block.Fc1) (norm vit.BlockEpsilon block.Norm2 x)
+
+        let hidden =
+            linear (fst block.Fc1) (snd block.Fc1) (norm vit.BlockEpsilon block.Norm2 x)
+
         add x (linear (fst block.Fc2) (snd block.Fc2) (Array2D.map gelu hidden)), input :: inputs
 
-    let x, inputs = Array.fold step (add embedded vit.Positions, []) (Array.indexed vit.Blocks)
+    let x, inputs =
+        Array.fold step (add embedded vit.Positions, []) (Array.indexed vit.Blocks)
+
     Generators.row (norm vit.Epsilon vit.Norm x) 0, List.rev inputs
 
 // Classification.
@@ -335,9 +418,17 @@ let forward (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : flo
 /// Mean feature of each class.
 let prototypes (classes: int) (labels: int[]) (features: float[,]) : float[,] =
     array2D
-        [ for c in 0 .. classes - 1 do
-              let mine = [ for i in 0 .. labels.Length - 1 do if labels[i] = c then features[i, *] ]
-              [ for j in 0 .. length2 features - 1 -> mine |> List.averageBy (fun f -> f[j]) ] ]
+        [
+            for c in 0 .. classes - 1 do
+                let mine =
+                    [
+                        for i in 0 .. labels.Length - 1 do
+                            if labels[i] = c then
+                                features[i, *]
+                    ]
+
+                [ for j in 0 .. length2 features - 1 -> mine |> List.averageBy (fun f -> f[j]) ]
+        ]
 
 /// ‖f/(‖f‖ + 1e-8) − p/‖p‖‖² of each row and prototype.
 let squaredDistances (prototypes: float[,]) (features: float[,]) : float[,] =
@@ -345,4 +436,6 @@ let squaredDistances (prototypes: float[,]) (features: float[,]) : float[,] =
     let lengths = Generators.rows features |> Array.map Generators.norm
 
     Array2D.init (length1 features) (length1 p) (fun i c ->
-        Seq.sum (seq { for j in 0 .. length2 p - 1 -> (features[i, j] / (lengths[i] + 1e-8) - p[c, j]) ** 2.0 }))
+        Seq.sum (
+            seq { for j in 0 .. length2 p - 1 -> (features[i, j] / (lengths[i] + 1e-8) - p[c, j]) ** 2.0 }
+        ))

@@ -10,80 +10,97 @@ let private property name law = property "Rng" name law
 let private float64, cpu = torch.ScalarType.Float64, torch.CPU
 
 type Draw =
-    { [<Between(-1000, 1000)>] Seed: int
-      [<Between(0, 50)>] Count: int
-      [<Between(-1000, 1000)>] Number: int }
+    {
+        [<Between(-1000, 1000)>]
+        Seed: int
+        [<Between(0, 50)>]
+        Count: int
+        [<Between(-1000, 1000)>]
+        Number: int
+    }
 
 let private key (c: Draw) = Rng.ofSeed (int64 c.Seed)
 
 [<Tests>]
 let tests =
-    testList "Rng" [
-        property "the same key gives the same bits, whatever was drawn before" (fun (c: Draw) ->
-            let draws () =
-                [ Rng.uniform -1.0 1.0 [| int64 c.Count |] float64 cpu (key c)
-                  Rng.normal [| int64 c.Count |] float64 cpu (key c)
-                  Rng.integers 7L [| int64 c.Count |] cpu (key c) ]
+    testList
+        "Rng"
+        [
+            property "the same key gives the same bits, whatever was drawn before" (fun (c: Draw) ->
+                let draws () =
+                    [
+                        Rng.uniform -1.0 1.0 [| int64 c.Count |] float64 cpu (key c)
+                        Rng.normal [| int64 c.Count |] float64 cpu (key c)
+                        Rng.integers 7L [| int64 c.Count |] cpu (key c)
+                    ]
 
-            let first = draws ()
-            torch.rand 5L |> ignore
-            List.iter2 (identical "again") first (draws ()))
+                let first = draws ()
+                torch.rand 5L |> ignore
+                List.iter2 (identical "again") first (draws ()))
 
-        property "drawing leaves the global generator alone" (fun (c: Draw) ->
-            torch.manual_seed 5L |> ignore
-            let expected = torch.rand 3L
-            torch.manual_seed 5L |> ignore
-            Rng.normal [| 10L |] float64 cpu (key c) |> ignore
-            identical "global stream" expected (torch.rand 3L))
+            property "drawing leaves the global generator alone" (fun (c: Draw) ->
+                torch.manual_seed 5L |> ignore
+                let expected = torch.rand 3L
+                torch.manual_seed 5L |> ignore
+                Rng.normal [| 10L |] float64 cpu (key c) |> ignore
+                identical "global stream" expected (torch.rand 3L))
 
-        property "children of different numbers differ, and from their parent" (fun (c: Draw) ->
-            let child = Rng.fold (int64 c.Number) (key c)
-            Expect.notEqual child (key c) "parent"
-            Expect.notEqual child (Rng.fold (int64 c.Number + 1L) (key c)) "sibling"
-            Expect.notEqual child (Rng.fold (int64 c.Number) (Rng.ofSeed (int64 c.Seed + 1L))) "cousin"
-            Expect.equal child (Rng.fold (int64 c.Number) (key c)) "itself")
+            property "children of different numbers differ, and from their parent" (fun (c: Draw) ->
+                let child = Rng.fold (int64 c.Number) (key c)
+                Expect.notEqual child (key c) "parent"
+                Expect.notEqual child (Rng.fold (int64 c.Number + 1L) (key c)) "sibling"
+                Expect.notEqual child (Rng.fold (int64 c.Number) (Rng.ofSeed (int64 c.Seed + 1L))) "cousin"
+                Expect.equal child (Rng.fold (int64 c.Number) (key c)) "itself")
 
-        property "uniform stays in its interval" (fun (c: Draw) ->
-            for x in numbers (Rng.uniform -0.25 0.75 [| int64 c.Count |] float64 cpu (key c)) do
-                Expect.isTrue (x >= -0.25 && x < 0.75) $"{x}")
+            property "uniform stays in its interval" (fun (c: Draw) ->
+                for x in numbers (Rng.uniform -0.25 0.75 [| int64 c.Count |] float64 cpu (key c)) do
+                    Expect.isTrue (x >= -0.25 && x < 0.75) $"{x}")
 
-        property "integers stay in theirs" (fun (c: Draw) ->
-            let high = int64 (c.Count + 1)
+            property "integers stay in theirs" (fun (c: Draw) ->
+                let high = int64 (c.Count + 1)
 
-            for n in (Rng.integers high [| 20L |] cpu (key c)).data<int64>().ToArray() do
-                Expect.isTrue (n >= 0L && n < high) $"{n}")
+                for n in (Rng.integers high [| 20L |] cpu (key c)).data<int64>().ToArray() do
+                    Expect.isTrue (n >= 0L && n < high) $"{n}")
 
-        property "a permutation holds each number once, and depends on its key alone" (fun (c: Draw) ->
-            let order = Rng.permutation c.Count (key c)
-            Expect.equal (Array.sort order) (Array.init c.Count id) "each once"
-            Expect.equal (Rng.permutation c.Count (key c)) order "again")
+            property "a permutation holds each number once, and depends on its key alone" (fun (c: Draw) ->
+                let order = Rng.permutation c.Count (key c)
+                Expect.equal (Array.sort order) (Array.init c.Count id) "each once"
+                Expect.equal (Rng.permutation c.Count (key c)) order "again")
 
-        property "toSeed is not negative" (fun (c: Draw) -> Expect.isGreaterThanOrEqual (Rng.toSeed (key c)) 0L "seed")
+            property "toSeed is not negative" (fun (c: Draw) ->
+                Expect.isGreaterThanOrEqual (Rng.toSeed (key c)) 0L "seed")
 
-        testCase "every order of three is about equally likely" (fun () ->
-            let counts = Array.init 6000 (fun i -> Rng.permutation 3 (Rng.ofSeed (int64 i))) |> Array.countBy id
-            Expect.equal counts.Length 6 "orders"
+            testCase "every order of three is about equally likely" (fun () ->
+                let counts =
+                    Array.init 6000 (fun i -> Rng.permutation 3 (Rng.ofSeed (int64 i)))
+                    |> Array.countBy id
 
-            for order, count in counts do
-                // six standard deviations of a binomial(6000, 1/6)
-                Expect.isLessThan (abs (count - 1000)) 174 $"%A{order}")
+                Expect.equal counts.Length 6 "orders"
 
-        testCase "moments of the draws" (fun () ->
-            Scope.run (fun () ->
-                let x = numbers (Rng.normal [| 100000L |] float64 cpu (Rng.ofSeed 1L))
-                closeTo 0.02 "normal mean" [ 0.0 ] [ Array.average x ]
-                closeTo 0.02 "normal variance" [ 1.0 ] [ Array.averageBy (fun v -> v * v) x ]
-                let u = numbers (Rng.uniform 2.0 4.0 [| 100000L |] float64 cpu (Rng.ofSeed 2L))
-                closeTo 0.02 "uniform mean" [ 3.0 ] [ Array.average u ]))
+                for order, count in counts do
+                    // six standard deviations of a binomial(6000, 1/6)
+                    Expect.isLessThan (abs (count - 1000)) 174 $"%A{order}")
 
-        testCase "draws on another device keep shape and type" (fun () ->
-            Scope.run (fun () ->
-                expectMeta [ 2L; 3L ] (Rng.uniform 0.0 1.0 [| 2L; 3L |] float64 torch.META (Rng.ofSeed 1L))
-                expectMeta [ 2L ] (Rng.normal [| 2L |] float64 torch.META (Rng.ofSeed 1L))
-                expectMeta [ 4L ] (Rng.integers 3L [| 4L |] torch.META (Rng.ofSeed 1L))))
+            testCase "moments of the draws" (fun () ->
+                Scope.run (fun () ->
+                    let x = numbers (Rng.normal [| 100000L |] float64 cpu (Rng.ofSeed 1L))
+                    closeTo 0.02 "normal mean" [ 0.0 ] [ Array.average x ]
+                    closeTo 0.02 "normal variance" [ 1.0 ] [ Array.averageBy (fun v -> v * v) x ]
+                    let u = numbers (Rng.uniform 2.0 4.0 [| 100000L |] float64 cpu (Rng.ofSeed 2L))
+                    closeTo 0.02 "uniform mean" [ 3.0 ] [ Array.average u ]))
 
-        noLeaks "uniform" ignore (fun () -> [ Rng.uniform -1.0 1.0 [| 4L |] float64 cpu (Rng.ofSeed 1L) ])
-        noLeaks "uniform elsewhere" ignore (fun () -> [ Rng.uniform 0.0 1.0 [| 4L |] float64 torch.META (Rng.ofSeed 1L) ])
-        noLeaks "normal" ignore (fun () -> [ Rng.normal [| 4L |] float64 cpu (Rng.ofSeed 1L) ])
-        noLeaks "integers" ignore (fun () -> [ Rng.integers 4L [| 4L |] cpu (Rng.ofSeed 1L) ])
-    ]
+            testCase "draws on another device keep shape and type" (fun () ->
+                Scope.run (fun () ->
+                    expectMeta
+                        [ 2L; 3L ]
+                        (Rng.uniform 0.0 1.0 [| 2L; 3L |] float64 torch.META (Rng.ofSeed 1L))
+
+                    expectMeta [ 2L ] (Rng.normal [| 2L |] float64 torch.META (Rng.ofSeed 1L))
+                    expectMeta [ 4L ] (Rng.integers 3L [| 4L |] torch.META (Rng.ofSeed 1L))))
+
+            noLeaks "uniform" ignore (fun () -> [ Rng.uniform -1.0 1.0 [| 4L |] float64 cpu (Rng.ofSeed 1L) ])
+            noLeaks "uniform elsewhere" ignore (fun () ->
+                [ Rng.uniform 0.0 1.0 [| 4L |] float64 torch.META (Rng.ofSeed 1L) ])
+            noLeaks "normal" ignore (fun () -> [ Rng.normal [| 4L |] float64 cpu (Rng.ofSeed 1L) ])
+            noLeaks "integers" ignore (fun () -> [ Rng.integers 4L [| 4L |] cpu (Rng.ofSeed 1L) ])
+        ]

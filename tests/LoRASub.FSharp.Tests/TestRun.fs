@@ -15,14 +15,15 @@ let countsLine passed failed skipped =
 let run (argv: string[]) (report: unit -> string list) (tests: Test) : int =
     let mutable outcome: TestRunSummary option = None
 
-    let settings = [
-        // Random state, thread counts and tensor counts belong to the whole process.
-        CLIArguments.Sequenced
-        CLIArguments.Append_Summary_Handler(SummaryHandler(fun summary -> outcome <- Some summary))
-        if Console.IsOutputRedirected then
-            CLIArguments.No_Spinner
-            CLIArguments.Colours 0
-    ]
+    let settings =
+        [
+            // Random state, thread counts and tensor counts belong to the whole process.
+            CLIArguments.Sequenced
+            CLIArguments.Append_Summary_Handler(SummaryHandler(fun summary -> outcome <- Some summary))
+            if Console.IsOutputRedirected then
+                CLIArguments.No_Spinner
+                CLIArguments.Colours 0
+        ]
 
     let exitCode = runTestsWithCLIArgs settings argv (testSequenced tests)
 

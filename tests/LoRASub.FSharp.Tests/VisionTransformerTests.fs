@@ -7,20 +7,33 @@ open LoRASub.Tests.Generators
 open LoRASub.Tests.Oracles
 open TorchSharp
 
-let private propertyOf cases name law = propertyOf cases "VisionTransformer" name law
+let private propertyOf cases name law =
+    propertyOf cases "VisionTransformer" name law
+
 let private float64 = torch.ScalarType.Float64
 
 type Network =
-    { [<Between(0, 9999)>] Seed: int
-      [<Between(1, 3)>] Images: int
-      [<Between(1, 3)>] Channels: int
-      [<Between(1, 3)>] Patch: int
-      /// Patches along each side.
-      [<Between(1, 2)>] Side: int
-      [<Between(0, 2)>] Depth: int
-      [<Between(1, 2)>] Heads: int
-      [<Between(1, 3)>] HeadWidth: int
-      [<Between(1, 6)>] Rank: int }
+    {
+        [<Between(0, 9999)>]
+        Seed: int
+        [<Between(1, 3)>]
+        Images: int
+        [<Between(1, 3)>]
+        Channels: int
+        [<Between(1, 3)>]
+        Patch: int
+        /// Patches along each side.
+        [<Between(1, 2)>]
+        Side: int
+        [<Between(0, 2)>]
+        Depth: int
+        [<Between(1, 2)>]
+        Heads: int
+        [<Between(1, 3)>]
+        HeadWidth: int
+        [<Between(1, 6)>]
+        Rank: int
+    }
 
     interface IConstrained with
         member c.Holds = c.Rank <= c.Width
@@ -40,232 +53,433 @@ type Network =
             next <- next + 2
             normals next d, normals (next + 1) d
 
-        { Patch = c.Patch
-          Channels = c.Channels
-          Size = c.Size
-          Heads = c.Heads
-          Embedding = linear d (c.Channels * c.Patch * c.Patch)
-          ClassToken = normals (c.Seed + 500) d
-          Positions = normalMatrix (c.Seed + 501) (1 + c.Side * c.Side) d
-          Blocks =
-            Array.init c.Depth (fun _ ->
-                { Norm1 = norm ()
-                  Qkv = linear (3 * d) d
-                  Projection = linear d d
-                  Norm2 = norm ()
-                  Fc1 = linear (4 * d) d
-                  Fc2 = linear d (4 * d) })
-          Norm = norm ()
-          // different, and large enough that swapping them shows
-          BlockEpsilon = 1e-2
-          Epsilon = 1e-3 }
+        {
+            Patch = c.Patch
+            Channels = c.Channels
+            Size = c.Size
+            Heads = c.Heads
+            Embedding = linear d (c.Channels * c.Patch * c.Patch)
+            ClassToken = normals (c.Seed + 500) d
+            Positions = normalMatrix (c.Seed + 501) (1 + c.Side * c.Side) d
+            Blocks =
+                Array.init c.Depth (fun _ ->
+                    {
+                        Norm1 = norm ()
+                        Qkv = linear (3 * d) d
+                        Projection = linear d d
+                        Norm2 = norm ()
+                        Fc1 = linear (4 * d) d
+                        Fc2 = linear d (4 * d)
+                    })
+            Norm = norm ()
+            // different, and large enough that swapping them shows
+            BlockEpsilon = 1e-2
+            Epsilon = 1e-3
+        }
 
-    member c.Image i = Array.init c.Channels (fun channel -> normalMatrix (c.Seed + 600 + 10 * i + channel) c.Size c.Size)
+    member c.Image i =
+        Array.init c.Channels (fun channel -> normalMatrix (c.Seed + 600 + 10 * i + channel) c.Size c.Size)
 
     member c.Batch =
-        let pixels = [| for i in 0 .. c.Images - 1 do for channel in c.Image i do yield! Seq.cast<float> channel |]
+        let pixels =
+            [|
+                for i in 0 .. c.Images - 1 do
+                    for channel in c.Image i do
+                        yield! Seq.cast<float> channel
+            |]
+
         shaped [ c.Images; c.Channels; c.Size; c.Size ] pixels
 
     member c.PlainLora: PlainLora[] =
         let pair seed : PlainPair =
-            { A = normalMatrix seed c.Rank c.Width
-              B = normalMatrix (seed + 1) c.Width c.Rank }
+            {
+                A = normalMatrix seed c.Rank c.Width
+                B = normalMatrix (seed + 1) c.Width c.Rank
+            }
 
         Array.init c.Depth (fun i ->
-            { Key = pair (c.Seed + 700 + 4 * i)
-              Value = pair (c.Seed + 702 + 4 * i) })
+            {
+                Key = pair (c.Seed + 700 + 4 * i)
+                Value = pair (c.Seed + 702 + 4 * i)
+            })
 
 let private build (plain: PlainVit) : VisionTransformer =
-    let linear (w, b) : Linear = { Weight = tensor w; Bias = Some(torch.tensor (b: float[])) }
-    let norm epsilon (w, b) : LayerNorm = { Weight = torch.tensor (w: float[]); Bias = torch.tensor (b: float[]); Epsilon = epsilon }
+    let linear (w, b) : Linear =
+        {
+            Weight = tensor w
+            Bias = Some(torch.tensor (b: float[]))
+        }
+
+    let norm epsilon (w, b) : LayerNorm =
+        {
+            Weight = torch.tensor (w: float[])
+            Bias = torch.tensor (b: float[])
+            Epsilon = epsilon
+        }
+
     let embedding = linear plain.Embedding
     let kernel = [| -1L; int64 plain.Channels; int64 plain.Patch; int64 plain.Patch |]
 
-    { PatchEmbedding = { embedding with Weight = embedding.Weight.reshape kernel }
-      ClassToken = (torch.tensor plain.ClassToken).reshape (1L, 1L, -1L)
-      Positions = (tensor plain.Positions).unsqueeze 0L
-      Blocks =
-        plain.Blocks
-        |> Array.map (fun b ->
-            { Norm1 = norm plain.BlockEpsilon b.Norm1
-              Qkv = linear b.Qkv
-              Projection = linear b.Projection
-              Norm2 = norm plain.BlockEpsilon b.Norm2
-              Fc1 = linear b.Fc1
-              Fc2 = linear b.Fc2 })
-      Norm = norm plain.Epsilon plain.Norm
-      Heads = plain.Heads
-      ImageSize = plain.Size
-      Precision = Precision.Float64 }
+    {
+        PatchEmbedding =
+            { embedding with
+                Weight = embedding.Weight.reshape kernel
+            }
+        ClassToken = (torch.tensor plain.ClassToken).reshape(1L, 1L, -1L)
+        Positions = (tensor plain.Positions).unsqueeze 0L
+        Blocks =
+            plain.Blocks
+            |> Array.map (fun b ->
+                {
+                    Norm1 = norm plain.BlockEpsilon b.Norm1
+                    Qkv = linear b.Qkv
+                    Projection = linear b.Projection
+                    Norm2 = norm plain.BlockEpsilon b.Norm2
+                    Fc1 = linear b.Fc1
+                    Fc2 = linear b.Fc2
+                })
+        Norm = norm plain.Epsilon plain.Norm
+        Heads = plain.Heads
+        ImageSize = plain.Size
+        Precision = Precision.Float64
+    }
 
 /// The same network with its fused weights on the meta device.
 let private toMeta (vit: VisionTransformer) : VisionTransformer =
-    let block (b: Block) = { b with Qkv = { b.Qkv with Weight = onMeta b.Qkv.Weight } }
+    let block (b: Block) =
+        { b with
+            Qkv =
+                { b.Qkv with
+                    Weight = onMeta b.Qkv.Weight
+                }
+        }
 
     { vit with
         ClassToken = onMeta vit.ClassToken
-        Blocks = Array.map block vit.Blocks }
+        Blocks = Array.map block vit.Blocks
+    }
 
 let private lora (plain: PlainLora[]) : LayerLora[] =
     let pair (p: PlainPair) : LoraPair = { A = tensor p.A; B = tensor p.B }
-    plain |> Array.map (fun l -> { Key = pair l.Key; Value = pair l.Value })
+
+    plain
+    |> Array.map (fun l ->
+        {
+            Key = pair l.Key
+            Value = pair l.Value
+        })
 
 let private bare (vit: VisionTransformer) : Adapters =
-    { Qkv = vit.Blocks |> Array.map _.Qkv.Weight; Lora = [||] }
+    {
+        Qkv = vit.Blocks |> Array.map _.Qkv.Weight
+        Lora = [||]
+    }
 
-let private nothing (vit: VisionTransformer) = vit.Blocks |> Array.map (fun _ -> Lora.noDelta vit.Width float64 vit.Device)
+let private nothing (vit: VisionTransformer) =
+    vit.Blocks |> Array.map (fun _ -> Lora.noDelta vit.Width float64 vit.Device)
 
 let private againstLoops (c: Network) (pairs: PlainLora[] option) =
     let vit = build c.Plain
-    let adapters = { bare vit with Lora = lora (Option.defaultValue [||] pairs) }
-    let struct (features, inputs) = VisionTransformer.fold (fun all _ x -> x :: all) [] adapters vit c.Batch
+
+    let adapters =
+        { bare vit with
+            Lora = lora (Option.defaultValue [||] pairs)
+        }
+
+    let struct (features, inputs) =
+        VisionTransformer.fold Seq.ofList (fun all _ x -> x :: all) [] adapters vit c.Batch
+
     Expect.equal features.shape [| int64 c.Images; int64 c.Width |] "[B, d]"
 
     for i in 0 .. c.Images - 1 do
         let expected, expectedInputs = Oracles.forward c.Plain pairs (c.Image i)
         close $"features of image {i}" expected (numbers features[int64 i])
-        List.iter2 (fun e (x: torch.Tensor) -> closeMatrix "attention input" e x[int64 i]) expectedInputs (List.rev inputs)
+
+        List.iter2
+            (fun e (x: torch.Tensor) -> closeMatrix "attention input" e x[int64 i])
+            expectedInputs
+            (List.rev inputs)
 
     closeTensors "features" features (VisionTransformer.features adapters vit c.Batch)
 
 let private example: Network =
-    { Seed = 1; Images = 2; Channels = 3; Patch = 2; Side = 2; Depth = 2; Heads = 2; HeadWidth = 2; Rank = 2 }
+    {
+        Seed = 1
+        Images = 2
+        Channels = 3
+        Patch = 2
+        Side = 2
+        Depth = 2
+        Heads = 2
+        HeadWidth = 2
+        Rank = 2
+    }
 
-let private exampleWith f = fun () -> let vit = build example.Plain in f vit example.Batch |> ignore
+let private exampleWith f =
+    fun () -> let vit = build example.Plain in f vit example.Batch |> ignore
 
 [<Tests>]
 let tests =
-    testList "VisionTransformer" [
-        propertyOf 60 "features and attention inputs ≡ the loops" (fun (c: Network) -> againstLoops c None)
-        propertyOf 60 "with LoRA ≡ the loops" (fun (c: Network) -> againstLoops c (Some c.PlainLora))
+    testList
+        "VisionTransformer"
+        [
+            propertyOf 60 "features and attention inputs ≡ the loops" (fun (c: Network) ->
+                againstLoops c None)
+            propertyOf 60 "with LoRA ≡ the loops" (fun (c: Network) -> againstLoops c (Some c.PlainLora))
 
-        propertyOf 50 "B = 0 leaves the features at the base model's" (fun (c: Network) ->
-            let vit = build c.Plain
-            let silent = c.PlainLora |> lora |> Array.map (fun l ->
-                let off (p: LoraPair) : LoraPair = { p with B = torch.zeros_like p.B }
-                ({ Key = off l.Key; Value = off l.Value }: LayerLora))
-            closeTensors "features" (VisionTransformer.features (bare vit) vit c.Batch) (VisionTransformer.features { bare vit with Lora = silent } vit c.Batch))
+            propertyOf 50 "B = 0 leaves the features at the base model's" (fun (c: Network) ->
+                let vit = build c.Plain
 
-        propertyOf 50 "merged weights ≡ separate path" (fun (c: Network) ->
-            let vit, pairs = build c.Plain, lora c.PlainLora
-            let merged = VisionTransformer.effectiveQkv 1.0 (Array.map2 Lora.merge pairs (nothing vit)) vit
-            closeTensors "features" (VisionTransformer.features { bare vit with Lora = pairs } vit c.Batch) (VisionTransformer.features { Qkv = merged; Lora = [||] } vit c.Batch))
+                let silent =
+                    c.PlainLora
+                    |> lora
+                    |> Array.map (fun l ->
+                        let off (p: LoraPair) : LoraPair = { p with B = torch.zeros_like p.B }
+                        ({ Key = off l.Key; Value = off l.Value }: LayerLora))
 
-        propertyOf 50 "subtracting what was added gives the base model back" (fun (c: Network) ->
-            let vit = build c.Plain
-            let deltas = Array.map2 Lora.merge (lora c.PlainLora) (nothing vit)
-            let added = VisionTransformer.effectiveQkv 1.0 deltas vit
-            let blocks = Array.map2 (fun (b: Block) w -> { b with Qkv = { b.Qkv with Weight = w } }) vit.Blocks added
-            let restored = VisionTransformer.effectiveQkv -1.0 deltas { vit with Blocks = blocks }
-            Array.iter2 (closeTensors "qkv") (bare vit).Qkv restored)
+                closeTensors
+                    "features"
+                    (VisionTransformer.features (bare vit) vit c.Batch)
+                    (VisionTransformer.features { bare vit with Lora = silent } vit c.Batch))
 
-        propertyOf 50 "frozen tensors and images keep their bits, also under a gradient" (fun (c: Network) ->
-            let vit, images, pairs = build c.Plain, c.Batch, lora c.PlainLora
-            let all = Seq.append [ images ] (VisionTransformer.leaves vit) |> Array.ofSeq
-            let before = all |> Array.map _.clone()
+            propertyOf 50 "merged weights ≡ separate path" (fun (c: Network) ->
+                let vit, pairs = build c.Plain, lora c.PlainLora
 
-            if c.Depth > 0 then
-                let f (ps: torch.Tensor[]) =
-                    let first = { pairs[0] with Key = { pairs[0].Key with A = ps[0] } }
-                    (VisionTransformer.features { bare vit with Lora = Array.updateAt 0 first pairs } vit images).sum ()
+                let merged =
+                    VisionTransformer.effectiveQkv 1.0 (Array.map2 Lora.merge pairs (nothing vit)) vit
 
-                Grad.valueAndGrad f [| pairs[0].Key.A |] |> ignore
+                closeTensors
+                    "features"
+                    (VisionTransformer.features { bare vit with Lora = pairs } vit c.Batch)
+                    (VisionTransformer.features { Qkv = merged; Lora = [||] } vit c.Batch))
 
-            VisionTransformer.features (bare vit) vit images |> ignore
-            Array.iter2 (identical "argument") before all
-            Expect.all all (fun t -> isNull t.grad && not t.requires_grad) "no gradient on frozen tensors")
+            propertyOf 50 "subtracting what was added gives the base model back" (fun (c: Network) ->
+                let vit = build c.Plain
+                let deltas = Array.map2 Lora.merge (lora c.PlainLora) (nothing vit)
+                let added = VisionTransformer.effectiveQkv 1.0 deltas vit
 
-        propertyOf 50 "images do not see each other" (fun (c: Network) ->
-            let vit = build c.Plain
-            let together = VisionTransformer.features (bare vit) vit c.Batch
-            let last = c.Images - 1
-            let alone = VisionTransformer.features (bare vit) vit (c.Batch.narrow (0L, int64 last, 1L))
-            closeTensors "last image" (together.narrow (0L, int64 last, 1L)) alone)
+                let blocks =
+                    Array.map2
+                        (fun (b: Block) w ->
+                            { b with
+                                Qkv = { b.Qkv with Weight = w }
+                            })
+                        vit.Blocks
+                        added
 
-        testCase "leaves are all tensors of the record, each once" (fun () ->
-            Scope.run (fun () ->
+                let restored =
+                    VisionTransformer.effectiveQkv -1.0 deltas { vit with Blocks = blocks }
+
+                Array.iter2 (closeTensors "qkv") (bare vit).Qkv restored)
+
+            propertyOf
+                50
+                "frozen tensors and images keep their bits, also under a gradient"
+                (fun (c: Network) ->
+                    let vit, images, pairs = build c.Plain, c.Batch, lora c.PlainLora
+                    let all = Seq.append [ images ] (VisionTransformer.leaves vit) |> Array.ofSeq
+                    let before = all |> Array.map _.clone()
+
+                    if c.Depth > 0 then
+                        let f (ps: torch.Tensor[]) =
+                            let first =
+                                { pairs[0] with
+                                    Key = { pairs[0].Key with A = ps[0] }
+                                }
+
+                            (VisionTransformer.features
+                                { bare vit with
+                                    Lora = Array.updateAt 0 first pairs
+                                }
+                                vit
+                                images)
+                                .sum()
+
+                        Grad.valueAndGrad f [| pairs[0].Key.A |] |> ignore
+
+                    VisionTransformer.features (bare vit) vit images |> ignore
+                    Array.iter2 (identical "argument") before all
+
+                    Expect.all
+                        all
+                        (fun t -> isNull t.grad && not t.requires_grad)
+                        "no gradient on frozen tensors")
+
+            propertyOf 50 "images do not see each other" (fun (c: Network) ->
+                let vit = build c.Plain
+                let together = VisionTransformer.features (bare vit) vit c.Batch
+                let last = c.Images - 1
+
+                let alone =
+                    VisionTransformer.features (bare vit) vit (c.Batch.narrow (0L, int64 last, 1L))
+
+                closeTensors "last image" (together.narrow (0L, int64 last, 1L)) alone)
+
+            testCase "leaves are all tensors of the record, each once" (fun () ->
+                Scope.run (fun () ->
+                    let vit = build example.Plain
+                    let leaves = VisionTransformer.leaves vit |> List.ofSeq
+                    Expect.hasLength leaves (2 + 2 + 2 * 12 + 2) "embedding, tokens, blocks, norm"
+                    Expect.hasLength (leaves |> List.distinctBy _.Handle) leaves.Length "distinct"))
+
+            testCase "sizes are read off the tensors" (fun () ->
+                Scope.run (fun () ->
+                    let vit = build { example with Channels = 1; Patch = 3 }.Plain
+
+                    Expect.equal
+                        (vit.Width, vit.PatchSize, vit.Channels)
+                        (4L, 3, 1)
+                        "width, patch, channels"))
+
+            testCase "bfloat16 inside, float32 features, close to float64" (fun () ->
+                Scope.run (fun () ->
+                    let exact = build example.Plain
+                    let cast (t: torch.Tensor) = t.``to`` torch.bfloat16
+
+                    let linear (l: Linear) : Linear =
+                        {
+                            Weight = cast l.Weight
+                            Bias = Option.map cast l.Bias
+                        }
+
+                    let norm (n: LayerNorm) =
+                        { n with
+                            Weight = cast n.Weight
+                            Bias = cast n.Bias
+                        }
+
+                    let vit =
+                        { exact with
+                            Precision = Precision.BFloat16
+                            PatchEmbedding = linear exact.PatchEmbedding
+                            ClassToken = cast exact.ClassToken
+                            Positions = cast exact.Positions
+                            Norm = norm exact.Norm
+                            Blocks =
+                                exact.Blocks
+                                |> Array.map (fun b ->
+                                    {
+                                        Norm1 = norm b.Norm1
+                                        Qkv =
+                                            { b.Qkv with
+                                                Bias = Option.map cast b.Qkv.Bias
+                                            }
+                                        Projection = linear b.Projection
+                                        Norm2 = norm b.Norm2
+                                        Fc1 = linear b.Fc1
+                                        Fc2 = linear b.Fc2
+                                    })
+                        }
+
+                    let adapters =
+                        {
+                            Qkv = VisionTransformer.effectiveQkv 1.0 (nothing exact) vit
+                            Lora = lora example.PlainLora
+                        }
+
+                    let features = VisionTransformer.features adapters vit example.Batch
+                    Expect.equal features.dtype torch.float32 "type"
+
+                    let expected =
+                        VisionTransformer.features
+                            { bare exact with Lora = adapters.Lora }
+                            exact
+                            example.Batch
+
+                    closeTo 0.15 "features" (numbers expected) (numbers (features.``to`` float64))))
+
+            rejects
+                "images of another size"
+                [ "images"; "[batch, 3, 4, 4]"; "[2, 3, 4, 5]" ]
+                (exampleWith (fun vit _ ->
+                    VisionTransformer.features
+                        (bare vit)
+                        vit
+                        (torch.zeros ([| 2L; 3L; 4L; 5L |], dtype = float64))))
+
+            rejects
+                "images on another device"
+                [ "images"; "cpu"; "meta" ]
+                (exampleWith (fun vit images -> VisionTransformer.features (bare vit) vit (onMeta images)))
+
+            rejects
+                "weights for fewer blocks"
+                [ "qkv weights"; "must be 2"; "found 1" ]
+                (exampleWith (fun vit images ->
+                    VisionTransformer.features
+                        {
+                            Qkv = Array.take 1 (bare vit).Qkv
+                            Lora = [||]
+                        }
+                        vit
+                        images))
+
+            rejects
+                "pairs for fewer blocks"
+                [ "LoRA pairs"; "0 or 2"; "found 1" ]
+                (exampleWith (fun vit images ->
+                    VisionTransformer.features
+                        { bare vit with
+                            Lora = Array.take 1 (lora example.PlainLora)
+                        }
+                        vit
+                        images))
+
+            rejects
+                "deltas for fewer blocks"
+                [ "deltas"; "must be 2"; "found 1" ]
+                (exampleWith (fun vit _ ->
+                    VisionTransformer.effectiveQkv 1.0 (Array.take 1 (nothing vit)) vit))
+
+            // features cannot be computed there: this LibTorch has no meta kernel for layer norm or attention
+            testCase "effective weights on the meta device" (fun () ->
+                Scope.run (fun () ->
+                    let vit = toMeta (build example.Plain)
+
+                    Array.iter
+                        (expectMeta [ 12L; 4L ])
+                        (VisionTransformer.effectiveQkv -1.0 (nothing vit) vit)))
+
+            (let inputs () =
                 let vit = build example.Plain
-                let leaves = VisionTransformer.leaves vit |> List.ofSeq
-                Expect.hasLength leaves (2 + 2 + 2 * 12 + 2) "embedding, tokens, blocks, norm"
-                Expect.hasLength (leaves |> List.distinctBy _.Handle) leaves.Length "distinct"))
 
-        testCase "sizes are read off the tensors" (fun () ->
-            Scope.run (fun () ->
-                let vit = build { example with Channels = 1; Patch = 3 }.Plain
-                Expect.equal (vit.Width, vit.PatchSize, vit.Channels) (4L, 3, 1) "width, patch, channels"))
+                vit,
+                { bare vit with
+                    Lora = lora example.PlainLora
+                },
+                example.Batch
 
-        testCase "bfloat16 inside, float32 features, close to float64" (fun () ->
-            Scope.run (fun () ->
-                let exact = build example.Plain
-                let cast (t: torch.Tensor) = t.``to`` torch.bfloat16
-                let linear (l: Linear) : Linear = { Weight = cast l.Weight; Bias = Option.map cast l.Bias }
-                let norm (n: LayerNorm) = { n with Weight = cast n.Weight; Bias = cast n.Bias }
+             testList
+                 "ownership"
+                 [
+                     noLeaks "features" inputs (fun (vit, adapters, images) ->
+                         use _ = torch.no_grad ()
+                         [ VisionTransformer.features adapters vit images ])
 
-                let vit =
-                    { exact with
-                        Precision = Precision.BFloat16
-                        PatchEmbedding = linear exact.PatchEmbedding
-                        ClassToken = cast exact.ClassToken
-                        Positions = cast exact.Positions
-                        Norm = norm exact.Norm
-                        Blocks =
-                            exact.Blocks
-                            |> Array.map (fun b ->
-                                { Norm1 = norm b.Norm1
-                                  Qkv = { b.Qkv with Bias = Option.map cast b.Qkv.Bias }
-                                  Projection = linear b.Projection
-                                  Norm2 = norm b.Norm2
-                                  Fc1 = linear b.Fc1
-                                  Fc2 = linear b.Fc2 }) }
+                     noLeaks "the gradient of features" inputs (fun (vit, adapters, images) ->
+                         let f (ps: torch.Tensor[]) =
+                             let first =
+                                 { adapters.Lora[0] with
+                                     Value =
+                                         { adapters.Lora[0].Value with
+                                             A = ps[0]
+                                         }
+                                 }
 
-                let adapters =
-                    { Qkv = VisionTransformer.effectiveQkv 1.0 (nothing exact) vit
-                      Lora = lora example.PlainLora }
+                             (VisionTransformer.features
+                                 { adapters with
+                                     Lora = [| first; adapters.Lora[1] |]
+                                 }
+                                 vit
+                                 images)
+                                 .sum()
 
-                let features = VisionTransformer.features adapters vit example.Batch
-                Expect.equal features.dtype torch.float32 "type"
-                let expected = VisionTransformer.features { bare exact with Lora = adapters.Lora } exact example.Batch
-                closeTo 0.15 "features" (numbers expected) (numbers (features.``to`` float64))))
+                         let struct (value, gradients) = Grad.valueAndGrad f [| adapters.Lora[0].Value.A |]
+                         [ value; gradients[0].Value ])
 
-        rejects "images of another size" [ "images"; "[batch, 3, 4, 4]"; "[2, 3, 4, 5]" ] (exampleWith (fun vit _ ->
-            VisionTransformer.features (bare vit) vit (torch.zeros ([| 2L; 3L; 4L; 5L |], dtype = float64))))
-
-        rejects "images on another device" [ "images"; "cpu"; "meta" ] (exampleWith (fun vit images ->
-            VisionTransformer.features (bare vit) vit (onMeta images)))
-
-        rejects "weights for fewer blocks" [ "qkv weights"; "must be 2"; "found 1" ] (exampleWith (fun vit images ->
-            VisionTransformer.features { Qkv = Array.take 1 (bare vit).Qkv; Lora = [||] } vit images))
-
-        rejects "pairs for fewer blocks" [ "LoRA pairs"; "0 or 2"; "found 1" ] (exampleWith (fun vit images ->
-            VisionTransformer.features { bare vit with Lora = Array.take 1 (lora example.PlainLora) } vit images))
-
-        rejects "deltas for fewer blocks" [ "deltas"; "must be 2"; "found 1" ] (exampleWith (fun vit _ ->
-            VisionTransformer.effectiveQkv 1.0 (Array.take 1 (nothing vit)) vit))
-
-        // features cannot be computed there: this LibTorch has no meta kernel for layer norm or attention
-        testCase "effective weights on the meta device" (fun () ->
-            Scope.run (fun () ->
-                let vit = toMeta (build example.Plain)
-                Array.iter (expectMeta [ 12L; 4L ]) (VisionTransformer.effectiveQkv -1.0 (nothing vit) vit)))
-
-        (let inputs () =
-            let vit = build example.Plain
-            vit, { bare vit with Lora = lora example.PlainLora }, example.Batch
-
-         testList "ownership" [
-             noLeaks "features" inputs (fun (vit, adapters, images) ->
-                 use _ = torch.no_grad ()
-                 [ VisionTransformer.features adapters vit images ])
-
-             noLeaks "the gradient of features" inputs (fun (vit, adapters, images) ->
-                 let f (ps: torch.Tensor[]) =
-                     let first = { adapters.Lora[0] with Value = { adapters.Lora[0].Value with A = ps[0] } }
-                     (VisionTransformer.features { adapters with Lora = [| first; adapters.Lora[1] |] } vit images).sum ()
-
-                 let struct (value, gradients) = Grad.valueAndGrad f [| adapters.Lora[0].Value.A |]
-                 [ value; gradients[0].Value ])
-
-             noLeaks "effectiveQkv" (fun () -> let vit = build example.Plain in vit, nothing vit) (fun (vit, deltas) ->
-                 VisionTransformer.effectiveQkv 1.0 deltas vit)
-         ])
-    ]
+                     noLeaks
+                         "effectiveQkv"
+                         (fun () -> let vit = build example.Plain in vit, nothing vit)
+                         (fun (vit, deltas) -> VisionTransformer.effectiveQkv 1.0 deltas vit)
+                 ])
+        ]

@@ -5,8 +5,10 @@ open TorchSharp
 /// y = x·Wᵀ + b, with W [out, in].
 [<ReferenceEquality>]
 type Linear =
-    { Weight: torch.Tensor
-      Bias: torch.Tensor option }
+    {
+        Weight: torch.Tensor
+        Bias: torch.Tensor option
+    }
 
 [<RequireQualifiedAccess>]
 module Linear =
@@ -21,7 +23,12 @@ module Attention =
 
     /// The fused weight [3d, d] with `sign` · delta added to its key and value rows, in `dtype`: sign +1 gives the
     /// network of finished tasks, −1 the subtracted one. Borrows all; owned by the caller.
-    let withDelta (sign: float) (dtype: torch.ScalarType) (delta: LayerDelta) (qkv: torch.Tensor) : torch.Tensor =
+    let withDelta
+        (sign: float)
+        (dtype: torch.ScalarType)
+        (delta: LayerDelta)
+        (qkv: torch.Tensor)
+        : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             let d = qkv.shape[1]
             Shape.expect "qkv weight" [ Axis.Is(3L * d); Axis.Is d ] qkv
@@ -45,7 +52,7 @@ module Attention =
             Errors.reject "attention heads" $"must divide the width {d}" $"{heads}" ""
 
         let batch, tokens = x.shape[0], x.shape[1]
-        let fused = (Linear.forward qkv x).chunk (3L, dim = -1L) // 3 × [B, N, d]
+        let fused = (Linear.forward qkv x).chunk(3L, dim = -1L) // 3 × [B, N, d]
 
         let lowRank (pair: LoraPair) =
             let a, b = pair.A.``to`` x.dtype, pair.B.``to`` x.dtype
@@ -54,12 +61,12 @@ module Attention =
         let k, v =
             match lora with
             | None -> fused[1], fused[2]
-            | Some lora -> fused[1].add (lowRank lora.Key), fused[2].add (lowRank lora.Value)
+            | Some lora -> fused[1].add(lowRank lora.Key), fused[2].add(lowRank lora.Value)
 
         let split (t: torch.Tensor) =
-            t.view(batch, tokens, heads, d / heads).transpose (1L, 2L) // [B, h, N, d/h]
+            t.view(batch, tokens, heads, d / heads).transpose(1L, 2L) // [B, h, N, d/h]
 
         let mixed =
             torch.nn.functional.scaled_dot_product_attention (split fused[0], split k, split v)
 
-        Linear.forward projection (mixed.transpose(1L, 2L).reshape (batch, tokens, d))
+        Linear.forward projection (mixed.transpose(1L, 2L).reshape(batch, tokens, d))

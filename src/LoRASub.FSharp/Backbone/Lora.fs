@@ -18,8 +18,10 @@ type LayerLora = { Key: LoraPair; Value: LoraPair }
 /// The summed deltas B·A of finished tasks on the key and the value projection of one block, [d, d] each.
 [<ReferenceEquality>]
 type LayerDelta =
-    { Key: torch.Tensor
-      Value: torch.Tensor }
+    {
+        Key: torch.Tensor
+        Value: torch.Tensor
+    }
 
 /// How B starts in each task.
 [<RequireQualifiedAccess>]
@@ -45,7 +47,10 @@ module Lora =
     let initPair (bInit: BInit) (rank: int) (width: int64) dtype device (key: RandomKey) : LoraPair =
         checkRank width rank
         let bound = 1.0 / sqrt (float width)
-        let a = Rng.uniform -bound bound [| int64 rank; width |] dtype device (Rng.fold 0L key)
+
+        let a =
+            Rng.uniform -bound bound [| int64 rank; width |] dtype device (Rng.fold 0L key)
+
         let b = torch.zeros ([| width; int64 rank |], dtype = dtype, device = device)
 
         match bInit with
@@ -60,8 +65,10 @@ module Lora =
 
     /// Fresh pairs for one block. Owned by the caller.
     let init bInit rank width dtype device key : LayerLora =
-        { Key = initPair bInit rank width dtype device (Rng.fold 0L key)
-          Value = initPair bInit rank width dtype device (Rng.fold 1L key) }
+        {
+            Key = initPair bInit rank width dtype device (Rng.fold 0L key)
+            Value = initPair bInit rank width dtype device (Rng.fold 1L key)
+        }
 
     /// B·A, [d, d]. Owned by the caller.
     let delta (pair: LoraPair) : torch.Tensor =
@@ -86,5 +93,7 @@ module Lora =
             merged.add delta
 
         Scope.noGrad deltaLeaves (fun () ->
-            { Key = add "key" merged.Key lora.Key
-              Value = add "value" merged.Value lora.Value })
+            {
+                Key = add "key" merged.Key lora.Key
+                Value = add "value" merged.Value lora.Value
+            })

@@ -4,9 +4,11 @@ open TorchSharp
 
 [<ReferenceEquality>]
 type LayerNorm =
-    { Weight: torch.Tensor
-      Bias: torch.Tensor
-      Epsilon: float }
+    {
+        Weight: torch.Tensor
+        Bias: torch.Tensor
+        Epsilon: float
+    }
 
 /// One pre-norm transformer block with frozen weights.
 [<ReferenceEquality>]
@@ -66,20 +68,24 @@ module VisionTransformer =
 
     let private blockLeaves (b: Block) =
         Seq.concat
-            [ Seq.ofList (normLeaves b.Norm1)
-              Linear.leaves b.Qkv
-              Linear.leaves b.Projection
-              Seq.ofList (normLeaves b.Norm2)
-              Linear.leaves b.Fc1
-              Linear.leaves b.Fc2 ]
+            [
+                Seq.ofList (normLeaves b.Norm1)
+                Linear.leaves b.Qkv
+                Linear.leaves b.Projection
+                Seq.ofList (normLeaves b.Norm2)
+                Linear.leaves b.Fc1
+                Linear.leaves b.Fc2
+            ]
 
     let leaves: Leaves<VisionTransformer> =
         fun vit ->
             Seq.concat
-                [ Linear.leaves vit.PatchEmbedding
-                  Seq.ofList [ vit.ClassToken; vit.Positions ]
-                  Seq.collect blockLeaves vit.Blocks
-                  Seq.ofList (normLeaves vit.Norm) ]
+                [
+                    Linear.leaves vit.PatchEmbedding
+                    Seq.ofList [ vit.ClassToken; vit.Positions ]
+                    Seq.collect blockLeaves vit.Blocks
+                    Seq.ofList (normLeaves vit.Norm)
+                ]
 
     /// Effective fused weights with `sign` · deltas on keys and values. Borrows; owned by the caller.
     let effectiveQkv (sign: float) (deltas: LayerDelta[]) (vit: VisionTransformer) : torch.Tensor[] =
@@ -88,7 +94,10 @@ module VisionTransformer =
         if deltas.Length <> vit.Blocks.Length then
             Errors.reject "deltas" $"must be {vit.Blocks.Length}, one per block" $"{deltas.Length}" ""
 
-        Array.map2 (fun (block: Block) delta -> Attention.withDelta sign dtype delta block.Qkv.Weight) vit.Blocks deltas
+        Array.map2
+            (fun (block: Block) delta -> Attention.withDelta sign dtype delta block.Qkv.Weight)
+            vit.Blocks
+            deltas
 
     let private normalise (norm: LayerNorm) (x: torch.Tensor) =
         let shape = [| x.shape[x.shape.Length - 1] |]
@@ -97,9 +106,13 @@ module VisionTransformer =
     let private embed (vit: VisionTransformer) (images: torch.Tensor) =
         let batch, channels, p = images.shape[0], int64 vit.Channels, int64 vit.PatchSize
         let side = int64 vit.ImageSize / p
-        // patches do not overlap: their convolution is one product, which is faster than conv2d
-        let grid = images.``to``(vit.ClassToken.dtype).reshape [| batch; channels; side; p; side; p |]
-        let patches = grid.permute(0L, 2L, 4L, 1L, 3L, 5L).reshape (batch, side * side, channels * p * p)
+        // patches do not overlap: their convolution is one product, which is faster than conv2d in float32
+        let grid =
+            images.``to``(vit.ClassToken.dtype).reshape [| batch; channels; side; p; side; p |]
+
+        let patches =
+            grid.permute(0L, 2L, 4L, 1L, 3L, 5L).reshape(batch, side * side, channels * p * p)
+
         let kernel = vit.PatchEmbedding.Weight.flatten 1L // [d, c·p·p]
 
         let tokens =
@@ -108,10 +121,24 @@ module VisionTransformer =
         let classToken = vit.ClassToken.expand (batch, 1L, -1L)
         torch.cat([| classToken; tokens |], 1L).add vit.Positions // [B, 1 + tokens, d]
 
-    /// Runs images through the network and folds `visit` over the attention inputs of its blocks, in order.
+    let private runBlock (heads: int64) (block: Block) (qkv: torch.Tensor) lora input (x: torch.Tensor) =
+        let mixed =
+            Attention.forward heads { block.Qkv with Weight = qkv } block.Projection lora input
+
+        let x = x.add mixed
+
+        let hidden =
+            torch.nn.functional.gelu (Linear.forward block.Fc1 (normalise block.Norm2 x))
+
+        x.add (Linear.forward block.Fc2 hidden)
+
+    /// Runs images through the network and folds `visit` over the attention inputs [B, N, d] of its blocks, in order;
+    /// `leaves` lists the tensors of the folded state.
     /// images [B, c, H, W], floating point, in the backbone's input range -> features [B, d] (class token after the
-    /// final norm, in the master format) and the folded state. Borrows; features owned by the caller.
+    /// final norm, in the master format) and the folded state, owned by the caller. Borrows the rest. What no gradient
+    /// needs is freed block by block.
     let fold
+        (leaves: Leaves<'S>)
         (visit: 'S -> int -> torch.Tensor -> 'S)
         (initial: 'S)
         (adapters: Adapters)
@@ -119,7 +146,6 @@ module VisionTransformer =
         (images: torch.Tensor)
         : struct (torch.Tensor * 'S) =
         let size = int64 vit.ImageSize
-        Shape.expect "images" [ Axis.Any "batch"; Axis.Is(int64 vit.Channels); Axis.Is size; Axis.Is size ] images
         Shape.expectDevice "images" vit.ClassToken images
         let depth = vit.Blocks.Length
 
@@ -129,27 +155,37 @@ module VisionTransformer =
         if adapters.Lora.Length <> 0 && adapters.Lora.Length <> depth then
             Errors.reject "LoRA pairs" $"must be 0 or {depth}, one per block" $"{adapters.Lora.Length}" ""
 
-        let mutable state = initial
-        let mutable x = embed vit images // [B, N, d]
 
-        for i in 0 .. vit.Blocks.Length - 1 do
-            let block = vit.Blocks[i]
-            let input = normalise block.Norm1 x
-            state <- visit state i input
-            let qkv = { block.Qkv with Weight = adapters.Qkv[i] }
-            let lora = if Array.isEmpty adapters.Lora then None else Some adapters.Lora[i]
-            let mixed = Attention.forward (int64 vit.Heads) qkv block.Projection lora input
-            x <- x.add mixed
-            let hidden = torch.nn.functional.gelu (Linear.forward block.Fc1 (normalise block.Norm2 x))
-            x <- x.add (Linear.forward block.Fc2 hidden)
+        Shape.expect
+            "images"
+            [ Axis.Any "batch"; Axis.Is(int64 vit.Channels); Axis.Is size; Axis.Is size ]
+            images
 
-        // only the class token is read, and the norm works row by row
-        let classToken = x.select (1L, 0L) // [B, d]
-        struct ((normalise vit.Norm classToken).``to`` (Precision.master vit.Precision), state)
+        let both = Leaves.both Leaves.tensor leaves
 
-    /// Features of images: [B, c, H, W] -> [B, d]. Intermediate activations live until the enclosing scope ends
-    /// where a gradient needs them; without gradients they are freed at once.
+        Scope.keep both (fun () ->
+            let step struct (x: torch.Tensor, state) i =
+                let block = vit.Blocks[i]
+                let input = normalise block.Norm1 x
+
+                let lora =
+                    if Array.isEmpty adapters.Lora then
+                        None
+                    else
+                        Some adapters.Lora[i]
+
+                struct (runBlock (int64 vit.Heads) block adapters.Qkv[i] lora input x, visit state i input)
+
+            let embedded = struct (embed vit images, initial)
+
+            let struct (x: torch.Tensor, state) =
+                Scope.fold both step embedded [ 0 .. vit.Blocks.Length - 1 ]
+
+            // only the class token is read, and the norm works row by row
+            let classToken = x.select (1L, 0L) // [B, d]
+            struct ((normalise vit.Norm classToken).``to``(Precision.master vit.Precision), state))
+
+    /// Features of images: [B, c, H, W] -> [B, d], owned by the caller.
     let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
-        Scope.keep Leaves.tensor (fun () ->
-            let struct (result, ()) = fold (fun () _ _ -> ()) () adapters vit images
-            result)
+        let struct (result, ()) = fold Leaves.none (fun () _ _ -> ()) () adapters vit images
+        result

@@ -27,8 +27,10 @@ type ClassSums =
         Shape.expect "class sums to add" [ for n in left.Sums.shape -> Axis.Is n ] right.Sums // one class would broadcast
         Shape.expectLike "class sums to add" left.Sums right.Sums
 
-        { Sums = left.Sums.add right.Sums
-          Counts = left.Counts.add right.Counts }
+        {
+            Sums = left.Sums.add right.Sums
+            Counts = left.Counts.add right.Counts
+        }
 
 [<RequireQualifiedAccess>]
 module ClassSums =
@@ -37,8 +39,10 @@ module ClassSums =
 
     /// The sums of no image. Owned by the caller.
     let zero (classes: int) (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : ClassSums =
-        { Sums = torch.zeros ([| int64 classes; width |], dtype = dtype, device = device)
-          Counts = torch.zeros ([| int64 classes |], dtype = torch.ScalarType.Int64, device = device) }
+        {
+            Sums = torch.zeros ([| int64 classes; width |], dtype = dtype, device = device)
+            Counts = torch.zeros ([| int64 classes |], dtype = torch.ScalarType.Int64, device = device)
+        }
 
     /// Adds a batch: features [n, d] and labels [n] in [0, classes). Borrows; owned by the caller.
     let observe (features: torch.Tensor) (labels: torch.Tensor) (sums: ClassSums) : ClassSums =
@@ -48,13 +52,16 @@ module ClassSums =
         Shape.expectLike "labels" sums.Counts labels
 
         Scope.noGrad leaves (fun () ->
-            { Sums = sums.Sums.index_add (0L, labels, features.``to`` sums.Sums.dtype, Scalar.op_Implicit 1.0)
-              Counts = sums.Counts.index_add (0L, labels, torch.ones_like labels, Scalar.op_Implicit 1L) })
+            {
+                Sums =
+                    sums.Sums.index_add (0L, labels, features.``to`` sums.Sums.dtype, Scalar.op_Implicit 1.0)
+                Counts = sums.Counts.index_add (0L, labels, torch.ones_like labels, Scalar.op_Implicit 1L)
+            })
 
     /// Mean feature per class, [c, d]. `nameOf` names a class without images in the error. Owned by the caller.
     let means (nameOf: int -> string) (sums: ClassSums) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
-            let counts = sums.Counts.cpu().data<int64>().ToArray ()
+            let counts = sums.Counts.cpu().data<int64>().ToArray()
 
             match Array.tryFindIndex ((=) 0L) counts with
             | Some empty ->
@@ -69,8 +76,10 @@ module Prototype =
 
     /// Before the first task. Owned by the caller.
     let none (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : Prototypes =
-        { Means = torch.zeros ([| 0L; width |], dtype = dtype, device = device)
-          Classes = [||] }
+        {
+            Means = torch.zeros ([| 0L; width |], dtype = dtype, device = device)
+            Classes = [||]
+        }
 
     /// Appends classes; the old rows keep their values bit by bit. Borrows; owned by the caller.
     let append (classes: int[]) (means: torch.Tensor) (prototypes: Prototypes) : Prototypes =
@@ -79,10 +88,13 @@ module Prototype =
         let all = Array.append prototypes.Classes classes
 
         match all |> Array.countBy id |> Array.tryFind (fun (_, count) -> count > 1) with
-        | Some(known, _) -> Errors.reject $"class {known}" "must be new" "a class that has a prototype already" ""
+        | Some(known, _) ->
+            Errors.reject $"class {known}" "must be new" "a class that has a prototype already" ""
         | None ->
-            { Means = torch.cat ([| prototypes.Means; means |], 0L)
-              Classes = all }
+            {
+                Means = torch.cat ([| prototypes.Means; means |], 0L)
+                Classes = all
+            }
 
     /// Squared distances between features scaled by 1/(‖f‖ + 1e-8) and prototypes scaled to unit length, [n, c]:
     /// smaller is closer. Borrows; owned by the caller.
@@ -91,11 +103,11 @@ module Prototype =
         Shape.expectLike "features" prototypes.Means features
 
         Scope.noGrad Leaves.tensor (fun () ->
-            let f = features.div (features.norm(1, keepdim = true).add (Scalar.op_Implicit 1e-8))
+            let f = features.div (features.norm(1, keepdim = true).add(Scalar.op_Implicit 1e-8))
             let p = prototypes.Means.div (prototypes.Means.norm (1, keepdim = true))
             let squares (t: torch.Tensor) = t.mul(t).sum 1L
             // |f|² + |p|² − 2fp: one product for all classes
-            (squares f).unsqueeze(1L).add(squares p).sub (f.mm(p.t ()).mul (Scalar.op_Implicit 2.0)))
+            (squares f).unsqueeze(1L).add(squares p).sub(f.mm(p.t ()).mul(Scalar.op_Implicit 2.0)))
 
     /// Position of the nearest prototype of each feature row, [n] int64, the first where several tie. Owned by the
     /// caller. Rejects an empty set of prototypes.

@@ -17,7 +17,12 @@ module Errors =
         raise (InputException $"{subject}: {rule}; found {received}{fix}")
 
     /// Rejects unless `condition` holds; the texts are built only then.
-    let inline require ([<InlineIfLambda>] condition: unit -> bool) (subject: string) (rule: string) (received: unit -> string) =
+    let inline require
+        ([<InlineIfLambda>] condition: unit -> bool)
+        (subject: string)
+        (rule: string)
+        (received: unit -> string)
+        =
         if not (condition ()) then
             reject subject rule (received ()) ""
 
@@ -25,3 +30,21 @@ module Errors =
     let requireBetween (subject: string) (low: float) (high: float) (value: float) =
         if not (value >= low && value <= high) then
             reject subject $"must lie in [{low}, {high}]" $"{value}" ""
+
+    /// The known name with the fewest changes of one letter (Levenshtein distance) to the given one, for
+    /// "did you mean". Needs at least one known name.
+    let nearest (known: string seq) (name: string) : string =
+        let distance (other: string) =
+            let mutable row = Array.init (other.Length + 1) id
+
+            for i in 1 .. name.Length do
+                let previous = row
+                row <- Array.create (other.Length + 1) i
+
+                for j in 1 .. other.Length do
+                    let change = if name[i - 1] = other[j - 1] then 0 else 1
+                    row[j] <- min (previous[j - 1] + change) (1 + min previous[j] row[j - 1])
+
+            row[other.Length]
+
+        Seq.minBy distance known

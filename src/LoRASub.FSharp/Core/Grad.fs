@@ -23,7 +23,7 @@ module Grad =
 
         Scope.keep leaves (fun () ->
             // detached aliases: `backward` writes `.grad` on them, never on what the caller handed in
-            let variables = parameters |> Array.map (fun p -> p.detach().requires_grad_ ())
+            let variables = parameters |> Array.map (fun p -> p.detach().requires_grad_())
             let struct (value, extra) = f variables
 
             if value.numel () <> 1L then

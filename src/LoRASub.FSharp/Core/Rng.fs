@@ -17,11 +17,15 @@ module Rng =
 
     /// The root key of a seed.
     let ofSeed (seed: int64) =
-        { Bits = mix (uint64 seed + 0x9E3779B97F4A7C15UL) }
+        {
+            Bits = mix (uint64 seed + 0x9E3779B97F4A7C15UL)
+        }
 
     /// The child of a key at a number: children of different numbers are independent streams.
     let fold (number: int64) (key: RandomKey) =
-        { Bits = mix (key.Bits ^^^ mix (uint64 number * 0xD1342543DE82EF95UL + 0x9E3779B97F4A7C15UL)) }
+        {
+            Bits = mix (key.Bits ^^^ mix (uint64 number * 0xD1342543DE82EF95UL + 0x9E3779B97F4A7C15UL))
+        }
 
     /// The key's own number, not negative, for other generators (FsCheck, System.Random).
     let toSeed (key: RandomKey) = int64 (key.Bits >>> 1)
@@ -38,10 +42,19 @@ module Rng =
             onCpu.``to`` device
 
     /// Uniform numbers in [low, high). Owned by the caller.
-    let uniform (low: float) (high: float) (shape: int64[]) (dtype: torch.ScalarType) (device: torch.Device) key =
+    let uniform
+        (low: float)
+        (high: float)
+        (shape: int64[])
+        (dtype: torch.ScalarType)
+        (device: torch.Device)
+        key
+        =
         draw key device (fun generator ->
-            let numbers = torch.rand (shape, dtype = dtype, device = torch.CPU, generator = generator)
-            numbers.mul_(Scalar.op_Implicit (high - low)).add_ (Scalar.op_Implicit low))
+            let numbers =
+                torch.rand (shape, dtype = dtype, device = torch.CPU, generator = generator)
+
+            numbers.mul_(Scalar.op_Implicit (high - low)).add_(Scalar.op_Implicit low))
 
     /// Standard normal numbers. Owned by the caller.
     let normal (shape: int64[]) (dtype: torch.ScalarType) (device: torch.Device) key =

@@ -62,4 +62,5 @@ module Scope =
     /// A handle that frees the leaves of a value when disposed: for `use` in F# and `using` in C#.
     let own (leaves: Leaves<'T>) (value: 'T) : IDisposable =
         { new IDisposable with
-            member _.Dispose() = free leaves value }
+            member _.Dispose() = free leaves value
+        }

@@ -11,8 +11,8 @@ module AugmentedTriplet =
 
     // Rows are unit vectors: |a|² + |b|² − 2ab, clamped under the root where its slope is infinite.
     let private pairwise (rows: torch.Tensor) =
-        let squares = rows.pow(number 2.0).sum (1L, keepdim = true) // [n, 1]
-        squares.add(squares.t()).sub(rows.mm(rows.t()).mul (number 2.0)).clamp_min(number 1e-12).sqrt () // [n, n]
+        let squares = rows.pow(number 2.0).sum(1L, keepdim = true) // [n, 1]
+        squares.add(squares.t ()).sub(rows.mm(rows.t ()).mul(number 2.0)).clamp_min(number 1e-12).sqrt() // [n, n]
 
     /// mean over i of max(0, d⁺ᵢ − d⁻ᵢ + margin).
     /// `features` [n, d], unit rows, borrowed; `labels` [n] int64; `prototypes` [c, d], raw, c may be 0;
@@ -40,23 +40,27 @@ module AugmentedTriplet =
         Scope.keep Leaves.tensor (fun () ->
             let far, near = number Double.NegativeInfinity, number Double.PositiveInfinity
             let distances = pairwise features
-            let same = labels.unsqueeze(1L).eq (labels.unsqueeze 0L) // [n, n]
-            let other = labels.unsqueeze(1L).ne (labels.unsqueeze 0L) // [n, n]
+            let same = labels.unsqueeze(1L).eq(labels.unsqueeze 0L) // [n, n]
+            let other = labels.unsqueeze(1L).ne(labels.unsqueeze 0L) // [n, n]
             let hardestPositive = distances.masked_fill(other, far).amax [| 1L |] // [n]
 
             // for a row whose batch holds no other class
             let accompanied = other.any(1L).unsqueeze 1L // [n, 1]
-            let fallback = hardestPositive.add(number margin).unsqueeze(1L).masked_fill (accompanied, near)
+
+            let fallback =
+                hardestPositive.add(number margin).unsqueeze(1L).masked_fill(accompanied, near)
 
             let toPrototypes =
                 if prototypes.shape[0] = 0L then
                     [||]
                 else
                     let unit = prototypes.div (prototypes.norm (1, keepdim = true))
-                    [| torch.cdist(features, unit, normOrder).clamp_min (number 1e-12) |] // [n, c]
+                    [| torch.cdist(features, unit, normOrder).clamp_min(number 1e-12) |] // [n, c]
 
             // one minimum over all candidates, so that ties share evenly wherever they come from
-            let candidates = Array.append [| distances.masked_fill (same, near); fallback |] toPrototypes
+            let candidates =
+                Array.append [| distances.masked_fill (same, near); fallback |] toPrototypes
+
             let hardestNegative = torch.cat(candidates, 1L).amin [| 1L |] // [n]
             // the published ranking loss clamps: unlike relu, its slope at exactly 0 is 1
-            hardestPositive.sub(hardestNegative).add(number margin).clamp_min(number 0.0).mean ())
+            hardestPositive.sub(hardestNegative).add(number margin).clamp_min(number 0.0).mean())

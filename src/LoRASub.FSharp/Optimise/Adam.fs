@@ -20,22 +20,26 @@ type AdamOptions =
 /// Moments per parameter. A parameter without a gradient keeps its own, and its step count.
 [<ReferenceEquality>]
 type AdamState =
-    { Steps: int64[]
-      Mu: torch.Tensor[]
-      Nu: torch.Tensor[]
-      /// Largest Nu so far; empty without AMSGrad.
-      NuMax: torch.Tensor[] }
+    {
+        Steps: int64[]
+        Mu: torch.Tensor[]
+        Nu: torch.Tensor[]
+        /// Largest Nu so far; empty without AMSGrad.
+        NuMax: torch.Tensor[]
+    }
 
 [<RequireQualifiedAccess>]
 module Adam =
 
     /// β 0.9 and 0.999, ε 1e-8, no weight decay, no AMSGrad: the published choice.
     let defaults =
-        { Beta1 = 0.9
-          Beta2 = 0.999
-          Epsilon = 1e-8
-          WeightDecay = 0.0
-          AmsGrad = false }
+        {
+            Beta1 = 0.9
+            Beta2 = 0.999
+            Epsilon = 1e-8
+            WeightDecay = 0.0
+            AmsGrad = false
+        }
 
     let leaves: Leaves<AdamState> = fun s -> Seq.concat [ s.Mu; s.Nu; s.NuMax ]
 
@@ -63,12 +67,15 @@ module Adam =
         let number (x: float) = Scalar.op_Implicit x
 
         let init (parameters: torch.Tensor[]) =
-            let zeros () = parameters |> Array.map torch.zeros_like
+            let zeros () =
+                parameters |> Array.map torch.zeros_like
 
-            { Steps = Array.zeroCreate parameters.Length
-              Mu = zeros ()
-              Nu = zeros ()
-              NuMax = if options.AmsGrad then zeros () else [||] }
+            {
+                Steps = Array.zeroCreate parameters.Length
+                Mu = zeros ()
+                Nu = zeros ()
+                NuMax = if options.AmsGrad then zeros () else [||]
+            }
 
         let update (gradients: Gradients) (state: AdamState) (parameters: torch.Tensor[]) =
             let steps = Array.copy state.Steps
@@ -93,10 +100,12 @@ module Adam =
                         gradient.add (parameter, number options.WeightDecay)
 
                 steps[i] <- state.Steps[i] + 1L
-                mu[i] <- state.Mu[i].mul(number options.Beta1).add_ (gradient, number (1.0 - options.Beta1))
+                mu[i] <- state.Mu[i].mul(number options.Beta1).add_(gradient, number (1.0 - options.Beta1))
 
                 nu[i] <-
-                    state.Nu[i].mul(number options.Beta2).addcmul_ (gradient, gradient, number (1.0 - options.Beta2))
+                    state.Nu[i]
+                        .mul(number options.Beta2)
+                        .addcmul_(gradient, gradient, number (1.0 - options.Beta2))
 
                 let spread =
                     if options.AmsGrad then
@@ -106,17 +115,25 @@ module Adam =
                         nu[i]
 
                 let s = float steps[i]
-                let rate = learningRate * sqrt (1.0 - options.Beta2 ** s) / (1.0 - options.Beta1 ** s)
-                mu[i].div(spread.sqrt().add_ (number options.Epsilon)).mul_ (number -rate)
 
-            let updates = gradients |> Array.mapi (fun i gradient -> Option.map (one i) gradient)
+                let rate =
+                    learningRate * sqrt (1.0 - options.Beta2 ** s) / (1.0 - options.Beta1 ** s)
+
+                mu[i].div(spread.sqrt().add_(number options.Epsilon)).mul_(number -rate)
+
+            let updates =
+                gradients |> Array.mapi (fun i gradient -> Option.map (one i) gradient)
 
             struct (updates,
-                    { Steps = steps
-                      Mu = mu
-                      Nu = nu
-                      NuMax = nuMax })
+                    {
+                        Steps = steps
+                        Mu = mu
+                        Nu = nu
+                        NuMax = nuMax
+                    })
 
-        { Init = init
-          Update = update
-          Leaves = leaves }
+        {
+            Init = init
+            Update = update
+            Leaves = leaves
+        }

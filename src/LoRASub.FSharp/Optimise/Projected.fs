@@ -29,19 +29,36 @@ module Projected =
             Shape.expectLike $"projection of parameter {i}" update matrix
 
             if update.dim () = 0L then
-                Errors.reject $"update of parameter {i}" "must have rows to be projected" (Shape.text update.shape) ""
+                Errors.reject
+                    $"update of parameter {i}"
+                    "must have rows to be projected"
+                    (Shape.text update.shape)
+                    ""
 
             let rows = update.shape[0]
 
             match side with
             | Side.Left ->
-                Shape.expect $"projection of parameter {i}, from the left" [ Axis.Is rows; Axis.Is rows ] matrix
-                Shape.expect $"update of parameter {i}, projected from the left" [ Axis.Any "d"; Axis.Any "r" ] update
+                Shape.expect
+                    $"projection of parameter {i}, from the left"
+                    [ Axis.Is rows; Axis.Is rows ]
+                    matrix
+
+                Shape.expect
+                    $"update of parameter {i}, projected from the left"
+                    [ Axis.Any "d"; Axis.Any "r" ]
+                    update
+
                 matrix.mm update
             | Side.Right ->
                 let flat = update.reshape (rows, -1L) // [out, rest]
                 let columns = flat.shape[1]
-                Shape.expect $"projection of parameter {i}, from the right" [ Axis.Is columns; Axis.Is columns ] matrix
+
+                Shape.expect
+                    $"projection of parameter {i}, from the right"
+                    [ Axis.Is columns; Axis.Is columns ]
+                    matrix
+
                 flat.mm(matrix).reshape update.shape
 
     /// Confines each parameter's update to its retained space (Liu & Chang 2025, the update rule). Borrows the
@@ -57,4 +74,5 @@ module Projected =
                         let rule = $"must be {parameters.Length}, one per parameter"
                         Errors.reject "confinements" rule $"{confinements.Length}" ""
 
-                    each.Update gradients state parameters }
+                    each.Update gradients state parameters
+        }

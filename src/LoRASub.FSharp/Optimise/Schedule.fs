@@ -20,7 +20,9 @@ module Schedule =
 
         let e = min epoch (lastPositive scheduleEpochs)
         let steps = float (max (e - 1) 0)
-        baseRate * cos (99.0 * System.Math.PI * steps / (200.0 * float (max (scheduleEpochs - 1) 1)))
+
+        baseRate
+        * cos (99.0 * System.Math.PI * steps / (200.0 * float (max (scheduleEpochs - 1) 1)))
 
     /// The first epoch below `epochs` at which `cosine` holds its rate, if there is one: worth telling the user.
     let heldFrom (scheduleEpochs: int) (epochs: int) : int option =

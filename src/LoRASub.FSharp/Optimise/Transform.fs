@@ -19,12 +19,16 @@ module Transform =
 
     /// A transformation without memory, of one gradient and its parameter at a time; `f` gets the position as well.
     let stateless (f: int -> torch.Tensor -> torch.Tensor -> torch.Tensor) : Transform<unit> =
-        { Init = ignore
-          Update =
-            fun gradients () parameters ->
-                let update i gradient = gradient |> Option.map (fun g -> f i g parameters[i])
-                struct (Array.mapi update gradients, ())
-          Leaves = Leaves.none }
+        {
+            Init = ignore
+            Update =
+                fun gradients () parameters ->
+                    let update i gradient =
+                        gradient |> Option.map (fun g -> f i g parameters[i])
+
+                    struct (Array.mapi update gradients, ())
+            Leaves = Leaves.none
+        }
 
     /// Multiplies every update by a number.
     let scale (factor: float) : Transform<unit> =
@@ -32,13 +36,15 @@ module Transform =
 
     /// Feeds the updates of `first` to `second`.
     let chain (first: Transform<'A>) (second: Transform<'B>) : Transform<struct ('A * 'B)> =
-        { Init = fun parameters -> struct (first.Init parameters, second.Init parameters)
-          Update =
-            fun gradients struct (a, b) parameters ->
-                let struct (between, a) = first.Update gradients a parameters
-                let struct (updates, b) = second.Update between b parameters
-                struct (updates, struct (a, b))
-          Leaves = Leaves.both first.Leaves second.Leaves }
+        {
+            Init = fun parameters -> struct (first.Init parameters, second.Init parameters)
+            Update =
+                fun gradients struct (a, b) parameters ->
+                    let struct (between, a) = first.Update gradients a parameters
+                    let struct (updates, b) = second.Update between b parameters
+                    struct (updates, struct (a, b))
+            Leaves = Leaves.both first.Leaves second.Leaves
+        }
 
     /// Gives each parameter the transformation of its group: `groupOf[i]` is an index into `groups`.
     /// Rejects a group that does not exist, and another number of parameters than that of `groupOf`.
@@ -50,40 +56,58 @@ module Transform =
 
         let checkCount (parameters: torch.Tensor[]) =
             if parameters.Length <> groupOf.Length then
-                Errors.reject "parameters" $"must be {groupOf.Length}, one per group index" $"{parameters.Length}" ""
+                Errors.reject
+                    "parameters"
+                    $"must be {groupOf.Length}, one per group index"
+                    $"{parameters.Length}"
+                    ""
 
         let members =
-            groups |> Array.mapi (fun g _ -> [| for i in 0 .. groupOf.Length - 1 do if groupOf[i] = g then i |])
+            groups
+            |> Array.mapi (fun g _ ->
+                [|
+                    for i in 0 .. groupOf.Length - 1 do
+                        if groupOf[i] = g then
+                            i
+                |])
 
         let pick (all: 'T[]) (indices: int[]) = indices |> Array.map (fun i -> all[i])
 
-        { Init =
-            fun parameters ->
-                checkCount parameters
-                Array.map2 (fun group at -> group.Init(pick parameters at)) groups members
-          Update =
-            fun gradients states parameters ->
-                checkCount parameters
-                let updates: Gradients = Array.create parameters.Length None
+        {
+            Init =
+                fun parameters ->
+                    checkCount parameters
+                    Array.map2 (fun group at -> group.Init(pick parameters at)) groups members
+            Update =
+                fun gradients states parameters ->
+                    checkCount parameters
+                    let updates: Gradients = Array.create parameters.Length None
 
-                let next =
-                    Array.map3
-                        (fun (group: Transform<'S>) state at ->
-                            let struct (some, state) = group.Update (pick gradients at) state (pick parameters at)
-                            Array.iter2 (fun i update -> updates[i] <- update) at some
-                            state)
-                        groups
-                        states
-                        members
+                    let next =
+                        Array.map3
+                            (fun (group: Transform<'S>) state at ->
+                                let struct (some, state) =
+                                    group.Update (pick gradients at) state (pick parameters at)
 
-                struct (updates, next)
-          Leaves = Leaves.array (fun state -> groups[0].Leaves state) }
+                                Array.iter2 (fun i update -> updates[i] <- update) at some
+                                state)
+                            groups
+                            states
+                            members
+
+                    struct (updates, next)
+            Leaves = Leaves.array (fun state -> groups[0].Leaves state)
+        }
 
     /// One step: the updates added to the parameters. Borrows everything; parameters without an update are returned
     /// as they are, the others and the state are owned by the caller.
     let step (transform: Transform<'S>) (gradients: Gradients) (state: 'S) (parameters: torch.Tensor[]) =
         if gradients.Length <> parameters.Length then
-            Errors.reject "gradients" $"must be {parameters.Length}, one per parameter" $"{gradients.Length}" ""
+            Errors.reject
+                "gradients"
+                $"must be {parameters.Length}, one per parameter"
+                $"{gradients.Length}"
+                ""
 
         Scope.noGrad (Leaves.both Leaves.tensors transform.Leaves) (fun () ->
             let struct (updates, next) = transform.Update gradients state parameters

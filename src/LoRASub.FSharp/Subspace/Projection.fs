@@ -34,7 +34,11 @@ module Projection =
     /// Rejects an energy threshold outside (0, 1].
     let checkThreshold (threshold: float) =
         if not (threshold > 0.0 && threshold <= 1.0) then
-            Errors.reject "energy threshold" "must lie in (0, 1]" $"{threshold}" "1 switches the projection off"
+            Errors.reject
+                "energy threshold"
+                "must lie in (0, 1]"
+                $"{threshold}"
+                "1 switches the projection off"
 
     /// Keeps the fewest leading eigenvectors whose share of the spectrum reaches `threshold` (all where rounding
     /// never does). Liu & Chang 2025, eq. for P; by one symmetric eigendecomposition where the published code takes
@@ -47,18 +51,24 @@ module Projection =
 
         Scope.noGrad leaves (fun () ->
             // checked first: the decomposition of NaN fails deep inside LAPACK
-            let trace = moment.Moment.trace().``to``(torch.ScalarType.Float64).item<float> ()
+            let trace = moment.Moment.trace().``to``(torch.ScalarType.Float64).item<float>()
 
-            if not (moment.Moment.isfinite().all().item<bool> ()) then
-                Errors.reject subject "must be finite" "NaN or infinity" "look for non-finite images or weights"
+            if not (moment.Moment.isfinite().all().item<bool>()) then
+                Errors.reject
+                    subject
+                    "must be finite"
+                    "NaN or infinity"
+                    "look for non-finite images or weights"
 
             if not (trace > 0.0) then
-                let fix = "the observed inputs are all zero: check the images and the weights of the first layer norm"
+                let fix =
+                    "the observed inputs are all zero: check the images and the weights of the first layer norm"
+
                 Errors.reject subject "must have positive energy" "an all-zero second moment" fix
 
             let struct (ascending, vectors) = torch.linalg.eigh moment.Moment
-            let spectrum = ascending.flip(0L).clamp_min (Scalar.op_Implicit 0.0) // [d]
-            let share = spectrum.cumsum(0L).div (spectrum.sum ())
+            let spectrum = ascending.flip(0L).clamp_min(Scalar.op_Implicit 0.0) // [d]
+            let share = spectrum.cumsum(0L).div(spectrum.sum ())
             let shares = share.cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
 
             let rank =
@@ -66,19 +76,21 @@ module Projection =
                 | Some i -> i + 1
                 | None -> shares.Length
 
-            let basis = vectors.flip(1L).narrow(1L, 0L, int64 rank).contiguous () // [d, k]
+            let basis = vectors.flip(1L).narrow(1L, 0L, int64 rank).contiguous() // [d, k]
 
             let norm =
                 match scale with
                 | UpdateScale.Frobenius -> sqrt (float rank)
                 | UpdateScale.Unscaled -> 1.0
 
-            let smallest = spectrum[-1].``to``(torch.ScalarType.Float64).item<float> ()
-            let largest = spectrum[0].``to``(torch.ScalarType.Float64).item<float> ()
+            let smallest = spectrum[-1].``to``(torch.ScalarType.Float64).item<float>()
+            let largest = spectrum[0].``to``(torch.ScalarType.Float64).item<float>()
 
-            { Matrix = basis.mm(basis.t ()).div (Scalar.op_Implicit norm)
-              Basis = basis
-              Spectrum = spectrum
-              Rank = rank
-              Energy = min 1.0 shares[rank - 1]
-              Condition = if smallest > 0.0 then largest / smallest else infinity })
+            {
+                Matrix = basis.mm(basis.t ()).div(Scalar.op_Implicit norm)
+                Basis = basis
+                Spectrum = spectrum
+                Rank = rank
+                Energy = min 1.0 shares[rank - 1]
+                Condition = if smallest > 0.0 then largest / smallest else infinity
+            })

@@ -20,13 +20,18 @@ type SecondMoment =
         let total = left.Count + right.Count
 
         if total = 0L then
-            { left with Moment = left.Moment.clone () }
+            { left with
+                Moment = left.Moment.clone ()
+            }
         else
-            let weighted (m: SecondMoment) = m.Moment.mul (Scalar.op_Implicit (float m.Count / float total))
+            let weighted (m: SecondMoment) =
+                m.Moment.mul (Scalar.op_Implicit (float m.Count / float total))
 
             Scope.noGrad (fun m -> Seq.singleton m.Moment) (fun () ->
-                { Moment = (weighted left).add (weighted right)
-                  Count = total })
+                {
+                    Moment = (weighted left).add(weighted right)
+                    Count = total
+                })
 
 [<RequireQualifiedAccess>]
 module SecondMoment =
@@ -35,8 +40,10 @@ module SecondMoment =
 
     /// The moment of no rows, [width, width] zeros. Owned by the caller.
     let zero (width: int64) (dtype: torch.ScalarType) (device: torch.Device) =
-        { Moment = torch.zeros ([| width; width |], dtype = dtype, device = device)
-          Count = 0L }
+        {
+            Moment = torch.zeros ([| width; width |], dtype = dtype, device = device)
+            Count = 0L
+        }
 
     /// The moment of one batch of inputs [..., d], computed in `dtype` as one product. Borrows the inputs; owned by
     /// the caller.
@@ -47,15 +54,21 @@ module SecondMoment =
             let count = rows.shape[0]
             let gram = rows.t().mm rows // [d, d]
 
-            { Moment = gram.div (Scalar.op_Implicit (float (max count 1L)))
-              Count = count })
+            {
+                Moment = gram.div (Scalar.op_Implicit (float (max count 1L)))
+                Count = count
+            })
 
     /// The moment after one more batch of inputs [..., d]. Borrows both; owned by the caller.
     let observe (inputs: torch.Tensor) (moment: SecondMoment) : SecondMoment =
         let width = moment.Moment.shape[0]
 
         if inputs.shape[inputs.shape.Length - 1] <> width then
-            Errors.reject "inputs of the second moment" $"must have {width} columns" (Shape.text inputs.shape) ""
+            Errors.reject
+                "inputs of the second moment"
+                $"must have {width} columns"
+                (Shape.text inputs.shape)
+                ""
 
         Shape.expectDevice "inputs of the second moment" moment.Moment inputs
 

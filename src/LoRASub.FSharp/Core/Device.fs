@@ -1,0 +1,30 @@
+namespace LoRASub
+
+open System
+open TorchSharp
+
+[<RequireQualifiedAccess>]
+module Device =
+
+    /// The device named cpu or cuda:N. Rejects other names and a device that is not there.
+    let parse (name: string) : torch.Device =
+        let rule = "must be cpu or cuda:N"
+
+        match name.Split ':' with
+        | [| "cpu" |] -> torch.CPU
+        | [| "cuda"; number |] ->
+            match Int32.TryParse number with
+            | true, n when n >= 0 ->
+                let count =
+                    if torch.cuda_is_available () then
+                        torch.cuda.device_count ()
+                    else
+                        0
+
+                if n >= count then
+                    let fix = "this LibTorch may be a CPU build: see --libtorch, and `lorasub doctor`"
+                    Errors.reject $"device {name}" "must be present" $"{count} CUDA devices" fix
+
+                torch.device (DeviceType.CUDA, n)
+            | _ -> Errors.reject "device" rule $"'{name}'" ""
+        | _ -> Errors.reject "device" rule $"'{name}'" ""

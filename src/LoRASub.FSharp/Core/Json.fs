@@ -1,0 +1,43 @@
+namespace LoRASub
+
+open System
+open System.Collections.Generic
+open System.IO
+open System.Text.Json
+open System.Text.Json.Nodes
+
+/// JSON files: built from small pieces, written whole, and read with errors that name the file.
+[<RequireQualifiedAccess>]
+module Json =
+
+    let int (value: int64) : JsonNode = JsonValue.Create value
+    let float (value: float) : JsonNode = JsonValue.Create value
+    let text (value: string) : JsonNode = JsonValue.Create value
+    /// null where there is no value.
+    let option (node: 'T -> JsonNode) (value: 'T option) : JsonNode = Option.toObj (Option.map node value)
+
+    let array (node: 'T -> JsonNode) (items: 'T seq) : JsonNode =
+        JsonArray(items |> Seq.map node |> Array.ofSeq)
+
+    let object (members: (string * JsonNode) seq) : JsonNode =
+        JsonObject(members |> Seq.map KeyValuePair)
+
+    /// Writes a node as the whole of a file.
+    let write (path: string) (node: JsonNode) : unit =
+        WholeFile.writeText path (node.ToJsonString(JsonSerializerOptions(WriteIndented = true)) + "\n")
+
+    /// Reads a file. Rejects one that is missing or no JSON, and whatever of a wrong kind `read` stumbles on; `what`
+    /// names the file's purpose.
+    let read (what: string) (path: string) (read: JsonElement -> 'T) : 'T =
+        if not (File.Exists path) then
+            Errors.reject path $"must be {what}" "no such file" ""
+
+        try
+            use document = JsonDocument.Parse(ReadOnlyMemory<byte>(File.ReadAllBytes path))
+            read document.RootElement
+        with
+        | :? JsonException as e -> Errors.reject path "must be JSON" e.Message ""
+        // what JsonElement throws for a missing member or a value of another kind
+        | :? KeyNotFoundException
+        | :? InvalidOperationException
+        | :? FormatException as e -> Errors.reject path $"must be {what}" e.Message ""

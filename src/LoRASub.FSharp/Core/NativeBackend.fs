@@ -1,0 +1,477 @@
+namespace LoRASub
+
+open System
+open System.IO
+open System.Reflection
+open System.Runtime.InteropServices
+open System.Runtime.Loader
+open System.Security.Cryptography
+open System.Text.RegularExpressions
+
+/// How the native libraries came into this process.
+type NativeLoad =
+    {
+        /// The folder that LibTorch was taken from; empty where TorchSharp's own loader does the work.
+        LibTorch: string
+        /// LibTorch's version as its folder states it; empty when it does not.
+        LibTorchVersion: string
+        /// What chose the folder: "package", "LORASUB_LIBTORCH" or "useLibTorch".
+        ChosenBy: string
+        /// The shared objects in the order in which they were loaded.
+        Libraries: string list
+        /// The package's libLibTorchSharp.so when a changed copy of it had to be loaded.
+        PatchedFrom: string option
+        /// Symbol versions that the copy no longer insists on, because the system's libstdc++ lacks them.
+        Weakened: string list
+        /// The folder of files that had to be written for this load.
+        Cache: string option
+    }
+
+    /// Name and value of each fact, for a person to read.
+    member load.Facts: (string * string) list =
+        [
+            if load.LibTorch = "" then
+                "LibTorch", "left to TorchSharp's loader"
+            else
+                let version =
+                    if load.LibTorchVersion = "" then
+                        "version not stated"
+                    else
+                        load.LibTorchVersion
+
+                "LibTorch", $"{load.LibTorch} ({version}; chosen by {load.ChosenBy})"
+
+            for path in load.Libraries do
+                "loaded", path
+
+            match load.PatchedFrom with
+            | None -> ()
+            | Some original ->
+                let versions = String.concat ", " load.Weakened
+                "patched", $"{original}, because the system's libstdc++ lacks {versions}"
+
+            match load.Cache with
+            | None -> ()
+            | Some folder -> "cache", folder
+        ]
+
+/// Brings LibTorch and TorchSharp's native part into the process before TorchSharp looks for them.
+///
+/// LibTorch is taken from the folder given to `useLibTorch`, else from the one that LORASUB_LIBTORCH names, else from
+/// the package that the program references.
+[<RequireQualifiedAccess>]
+module NativeBackend =
+
+    /// The LibTorch version that TorchSharp was compiled for; others differ in their binary interface.
+    [<Literal>]
+    let ExpectedLibTorch = "2.10"
+
+    [<Literal>]
+    let private Variable = "LORASUB_LIBTORCH"
+
+    let private platform = "linux-x64"
+    let private wrapper = "libLibTorchSharp.so"
+
+    /// Dependencies first. The CUDA parts are there in a CUDA LibTorch only.
+    let private parts =
+        [
+            "libc10.so"
+            "libtorch_cpu.so"
+            "libc10_cuda.so"
+            "libtorch_cuda.so"
+            "libtorch.so"
+        ]
+
+    /// Needs that may be weakened: libLibTorchSharp.so has GLIBCXX_3.4.32 for one symbol,
+    /// std::ios_base_library_init(), to which nothing in it refers.
+    let private dispensable = Set.ofList [ "GLIBCXX_3.4.32" ]
+
+    let private under (folder: string) (name: string) = Path.Combine(folder, name)
+
+    // ---------------------------------------------------------------- the dynamic linker
+
+    [<DllImport("libc.so.6", EntryPoint = "dlopen")>]
+    extern nativeint private openLibrary([<MarshalAs(UnmanagedType.LPUTF8Str)>] string path, int mode)
+
+    [<DllImport("libc.so.6", EntryPoint = "dlerror")>]
+    extern nativeint private lastError()
+
+    /// The linker's handle, or its complaint. Symbols are bound at once, so that a LibTorch of another version is
+    /// found out here and not by an abort in the middle of a run.
+    let private tryOpen (path: string) : Result<nativeint, string> =
+        lastError () |> ignore
+
+        match openLibrary (path, 2) with
+        | 0n -> Error(Marshal.PtrToStringUTF8(lastError ()))
+        | handle -> Ok handle
+
+    // ---------------------------------------------------------------- where the files are
+
+    /// A path with all its symbolic links followed: output folders link to the packages.
+    let private target (path: string) =
+        match File.ResolveLinkTarget(path, true) with
+        | null -> Path.GetFullPath path
+        | file -> file.FullName
+
+    let private torchSharp = typeof<TorchSharp.DeviceType>.Assembly
+
+    /// Folders that the runtime itself probes for a native library of this program.
+    let private probed () =
+        [
+            match AppContext.GetData "NATIVE_DLL_SEARCH_DIRECTORIES" with
+            | :? string as folders ->
+                yield! folders.Split(Path.PathSeparator, StringSplitOptions.RemoveEmptyEntries)
+            | _ -> ()
+
+            if torchSharp.Location <> "" then
+                Path.GetDirectoryName torchSharp.Location
+        ]
+
+    /// Package folders: the one that TorchSharp.dll lies in or links to, as in a script, and the user's.
+    let private packageFolders () =
+        [
+            if torchSharp.Location <> "" then
+                // packages/torchsharp/0.107.0/lib/net8.0/TorchSharp.dll
+                Path.GetFullPath(Path.Combine(target torchSharp.Location, "..", "..", "..", "..", ".."))
+
+            match Environment.GetEnvironmentVariable "NUGET_PACKAGES" with
+            | null
+            | "" ->
+                Path.Combine(
+                    Environment.GetFolderPath Environment.SpecialFolder.UserProfile,
+                    ".nuget",
+                    "packages"
+                )
+            | folder -> folder
+        ]
+
+    /// Folders that may hold the packages' native files.
+    let private candidates () =
+        let native (folder: string) =
+            Path.Combine(folder, "runtimes", platform, "native")
+
+        let version = torchSharp.GetName().Version.ToString 3
+
+        [
+            yield! probed ()
+
+            for assembly in [ torchSharp; Assembly.GetExecutingAssembly() ] do
+                if assembly.Location <> "" then
+                    let folder = Path.GetDirectoryName assembly.Location
+                    folder
+                    native folder
+
+            native AppContext.BaseDirectory
+
+            for folder in packageFolders () do
+                native (Path.Combine(folder, "torchsharp", version))
+                native (Path.Combine(folder, "libtorch-cpu-" + platform, ExpectedLibTorch + ".0"))
+        ]
+        |> List.distinct
+
+    let private tryFind (name: string) (folders: string list) =
+        folders |> List.tryFind (fun folder -> File.Exists(under folder name))
+
+    // ---------------------------------------------------------------- another LibTorch
+
+    let private advice =
+        $"give the lib folder of LibTorch {ExpectedLibTorch}, such as an installed PyTorch's torch/lib"
+
+    /// The folder itself, or its lib folder, as LibTorch's archive is laid out.
+    let internal libTorchFolder (chosenBy: string) (folder: string) : string =
+        match tryFind "libtorch_cpu.so" [ folder; under folder "lib" ] with
+        | Some folder -> Path.GetFullPath folder
+        | None ->
+            let found =
+                if Directory.Exists folder then
+                    "a folder without it"
+                else
+                    "no such folder"
+
+            Errors.reject $"{chosenBy} {folder}" "must hold libtorch_cpu.so" found advice
+
+    /// The version that a LibTorch folder states: PyTorch's version.py, LibTorch's build-version, the package's
+    /// folder, or the end of the library's name.
+    let internal libTorchVersion (folder: string) : string =
+        let path = target (under folder "libtorch_cpu.so")
+
+        let stated (file: string) (pattern: string) =
+            let file = Path.GetFullPath(Path.Combine(folder, "..", file))
+
+            if File.Exists file then
+                Some(Regex.Match(File.ReadAllText file, pattern))
+            else
+                None
+
+        [
+            stated "version.py" @"__version__ = '([^']+)'"
+            stated "build-version" @"^(\S+)"
+            Some(Regex.Match(path, @"/libtorch-[^/]+/(\d[^/]+)/runtimes/"))
+            Some(Regex.Match(path, @"\.so\.(\d[\d.]+)$"))
+        ]
+        |> List.choose id
+        |> List.tryFind _.Success
+        |> Option.map _.Groups[1].Value
+        |> Option.defaultValue ""
+
+    /// Refuses a folder that states another version than TorchSharp was compiled for.
+    let internal requireVersion (subject: string) (version: string) : unit =
+        if version <> "" && not ((version + ".").StartsWith(ExpectedLibTorch + ".")) then
+            Errors.reject subject $"must hold LibTorch {ExpectedLibTorch}" version advice
+
+    // ---------------------------------------------------------------- files written for the linker
+
+    let private caches () =
+        [
+            Environment.GetEnvironmentVariable "LORASUB_NATIVE_CACHE"
+
+            match Environment.GetEnvironmentVariable "XDG_CACHE_HOME" with
+            | null
+            | "" ->
+                match Environment.GetFolderPath Environment.SpecialFolder.UserProfile with
+                | "" -> ()
+                | home -> Path.Combine(home, ".cache", "lorasub")
+            | folder -> under folder "lorasub"
+
+            under (Path.GetTempPath()) ("lorasub-" + Environment.UserName)
+        ]
+        |> List.filter (String.IsNullOrEmpty >> not)
+        |> List.map Path.GetFullPath
+
+    /// Puts the bytes into a file named by their hash, unless it is there with that very content. Any number of
+    /// processes may do so at once: the file appears whole or not at all.
+    let internal store (cache: string) (name: string) (bytes: byte[]) : string =
+        let hash = SHA256.HashData bytes
+        let folder = Path.Combine(cache, "native", Convert.ToHexStringLower(hash, 0, 8))
+        let file = under folder name
+
+        let isStored =
+            File.Exists file
+            && (use stream = File.OpenRead file
+                SHA256.HashData stream = hash)
+
+        if not isStored then
+            let onlyOwner =
+                UnixFileMode.UserRead ||| UnixFileMode.UserWrite ||| UnixFileMode.UserExecute
+
+            Directory.CreateDirectory(folder, onlyOwner) |> ignore
+            WholeFile.write file (fun stream -> stream.Write(bytes, 0, bytes.Length))
+
+        file
+
+    /// Opens the bytes as a library from the first cache folder in which that works: one may be read-only, or not
+    /// allow code to be mapped.
+    let private openBytes (name: string) (bytes: byte[]) : string =
+        let attempts =
+            caches ()
+            |> Seq.map (fun cache ->
+                try
+                    let file = store cache name bytes
+                    tryOpen file |> Result.map (fun _ -> file)
+                with
+                | :? InputException
+                | :? IOException
+                | :? UnauthorizedAccessException as e -> Error e.Message)
+            |> Seq.cache
+
+        match attempts |> Seq.tryPick Result.toOption with
+        | Some file -> file
+        | None ->
+            let complaints =
+                attempts
+                |> Seq.choose (function
+                    | Error complaint -> Some complaint
+                    | Ok _ -> None)
+
+            Errors.reject
+                $"a copy of {name}"
+                "must be loadable from a cache folder"
+                (String.concat "; " complaints)
+                "let LORASUB_NATIVE_CACHE name a writable folder on a file system that allows execution"
+
+    // ---------------------------------------------------------------- loading
+
+    /// Opens a part of LibTorch. Where the linker misses another file that lies in the same folder, that one goes
+    /// first: some builds of LibTorch do not say that their CUDA libraries are beside them.
+    let rec private openPart
+        (subject: string)
+        (folder: string)
+        (tried: Set<string>)
+        (name: string)
+        : string list =
+        let path = under folder name
+
+        if File.Exists path && not (Elf.isWhole path) then
+            let length = FileInfo(target path).Length
+            Errors.reject subject $"{name} must be whole" $"only its first {length} bytes" "fetch it again"
+
+        match tryOpen path with
+        | Ok _ -> [ path ]
+        | Error complaint ->
+            let missing =
+                Regex.Match(complaint, @"^(\S+): cannot open shared object file").Groups[1].Value
+
+            if
+                missing <> ""
+                && not (tried.Contains missing)
+                && File.Exists(under folder missing)
+            then
+                let first = openPart subject folder (tried.Add missing) missing
+                first @ openPart subject folder (tried.Add missing) name
+            else
+                Errors.reject subject $"{name} must load" complaint advice
+
+    /// TorchSharp asks the runtime for "torch_cpu" and "torch_cuda" by name, and the runtime would look beside the
+    /// program before it asks us. A second LibTorch in the process aborts it. So each file that would be found there
+    /// gets an empty namesake: a library whose own name is that path, which the linker then takes as already loaded.
+    let private shadow (libTorch: string) : string list =
+        [
+            for folder in List.distinct (probed ()) do
+                for name in [ "libtorch_cpu.so"; "libtorch_cuda.so" ] do
+                    let path = under folder name
+
+                    if File.Exists path && target path <> target (under libTorch name) then
+                        openBytes ("shadow-of-" + name) (Elf.empty path)
+        ]
+
+    /// Versions that the linker finds missing: "version `GLIBCXX_3.4.32' not found".
+    let private missingVersions (complaint: string) =
+        Regex.Matches(complaint, "version `([A-Z]+_[0-9.]+)' not found")
+        |> Seq.map _.Groups[1].Value
+        |> Set.ofSeq
+
+    let private load (chosen: (string * string) option) : NativeLoad =
+        let nothing =
+            {
+                LibTorch = ""
+                LibTorchVersion = ""
+                ChosenBy = "package"
+                Libraries = []
+                PatchedFrom = None
+                Weakened = []
+                Cache = None
+            }
+
+        if
+            not (
+                OperatingSystem.IsLinux()
+                && RuntimeInformation.OSArchitecture = Architecture.X64
+            )
+        then
+            match chosen with
+            | None -> nothing
+            | Some(chosenBy, folder) ->
+                Errors.reject
+                    $"{chosenBy} {folder}"
+                    "works on Linux x64"
+                    RuntimeInformation.RuntimeIdentifier
+                    ""
+        else
+            let folders = candidates ()
+
+            let chosenBy, libTorch =
+                match chosen with
+                | Some(chosenBy, folder) -> chosenBy, libTorchFolder chosenBy folder
+                | None ->
+                    match tryFind "libtorch_cpu.so" folders with
+                    | Some folder -> "package", folder
+                    | None ->
+                        Errors.reject
+                            "LibTorch"
+                            $"must be in the program's folder, in the package folder, or where {Variable} says"
+                            "libtorch_cpu.so in none of them"
+                            $"reference the package libtorch-cpu-{platform} {ExpectedLibTorch}.0, or {advice}"
+
+            let original =
+                match tryFind wrapper folders with
+                | Some folder -> under folder wrapper
+                | None ->
+                    Errors.reject
+                        wrapper
+                        "must be in the program's folder or in the package folder"
+                        "neither"
+                        $"reference the package TorchSharp {torchSharp.GetName().Version.ToString 3}"
+
+            let version = libTorchVersion libTorch
+            let subject = $"{chosenBy} {libTorch}"
+            requireVersion subject version
+
+            // The linker knows a loaded library by its own name, wherever the file that needs it lies.
+            let libraries =
+                parts
+                |> List.filter (fun name ->
+                    List.contains name [ "libc10.so"; "libtorch_cpu.so" ]
+                    || File.Exists(under libTorch name))
+                |> List.collect (openPart subject libTorch Set.empty)
+
+            let shadows = shadow libTorch
+
+            let loaded, weakened =
+                match tryOpen original with
+                | Ok _ -> original, []
+                | Error complaint ->
+                    let missing = missingVersions complaint
+
+                    if not missing.IsEmpty && Set.isSubset missing dispensable then
+                        let bytes = File.ReadAllBytes original
+                        let weakened = Elf.weakenNeeds missing bytes
+                        openBytes wrapper bytes, weakened
+                    else
+                        let found =
+                            if version = "" then
+                                complaint
+                            else
+                                $"{complaint} (LibTorch {version})"
+
+                        Errors.reject
+                            subject
+                            $"must be LibTorch {ExpectedLibTorch} and let TorchSharp's {wrapper} load"
+                            found
+                            advice
+
+            // The runtime's own search fails where the original does not load; this is what it asks last.
+            let handle = NativeLibrary.Load loaded
+            let context = AssemblyLoadContext.GetLoadContext torchSharp
+            context.add_ResolvingUnmanagedDll (fun _ name -> if name = "LibTorchSharp" then handle else 0n)
+
+            let written = shadows @ (if weakened.IsEmpty then [] else [ loaded ])
+
+            {
+                LibTorch = libTorch
+                LibTorchVersion = version
+                ChosenBy = chosenBy
+                Libraries = libraries @ [ loaded ]
+                PatchedFrom = if weakened.IsEmpty then None else Some original
+                Weakened = weakened
+                Cache =
+                    written
+                    |> List.tryHead
+                    |> Option.map (fun file -> Path.GetFullPath(Path.Combine(file, "..", "..")))
+            }
+
+    let private gate = obj ()
+    let mutable private chosenFolder: string option = None
+
+    let private state =
+        lazy
+            (match chosenFolder, Environment.GetEnvironmentVariable Variable with
+             | Some folder, _ -> load (Some("useLibTorch", folder))
+             | None, (null | "") -> load None
+             | None, folder -> load (Some(Variable, folder)))
+
+    /// Takes LibTorch from `folder` instead of the package; raises InputException when the folder does not hold
+    /// libtorch_cpu.so, or when LibTorch is loaded already.
+    let useLibTorch (folder: string) : unit =
+        lock gate (fun () ->
+            if state.IsValueCreated then
+                Errors.reject
+                    $"useLibTorch {folder}"
+                    "must come before the first use of tensors"
+                    $"LibTorch loaded from {state.Value.LibTorch}"
+                    ""
+
+            chosenFolder <- Some(libTorchFolder "useLibTorch" folder))
+
+    /// Loads the native libraries once and says how; raises InputException when they are absent or do not load. Call
+    /// it before anything of TorchSharp.
+    let ensureLoaded () : NativeLoad = lock gate (fun () -> state.Force())

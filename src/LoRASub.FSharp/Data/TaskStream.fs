@@ -1,0 +1,233 @@
+namespace LoRASub
+
+open System.Collections.Generic
+open TorchSharp
+
+/// The classes that arrive together: positions FirstClass, FirstClass + 1, … of the class order.
+type LearningTask =
+    {
+        /// From 0.
+        Index: int
+        /// Position of its first class in the class order.
+        FirstClass: int
+        /// The data set's labels of its classes, in the order learned.
+        Classes: int[]
+    }
+
+/// A batch for the network.
+[<ReferenceEquality>]
+type Batch =
+    {
+        /// [n, c, size, size]
+        Images: torch.Tensor
+        /// [n], int64: positions in the class order, 0 for the first class learned.
+        Labels: torch.Tensor
+    }
+
+/// Makes a batch, owned by the caller: inside the scope of the step that uses it, that scope frees it.
+type BatchLoader = unit -> Batch
+
+/// How images become batches.
+type BatchOptions =
+    {
+        Format: ImageFormat
+        BatchSize: int
+        /// Of training batches; test batches have none.
+        Augmentation: Augmentation
+        Device: torch.Device
+        Dtype: torch.ScalarType
+    }
+
+/// A data set whose classes arrive in tasks.
+[<ReferenceEquality>]
+type TaskStream =
+    {
+        Dataset: Dataset
+        /// Entry i is the data set's label of the class learned i-th.
+        Order: int[]
+        Tasks: LearningTask[]
+    }
+
+[<RequireQualifiedAccess>]
+module Batch =
+    let leaves: Leaves<Batch> = fun batch -> [ batch.Images; batch.Labels ]
+
+[<RequireQualifiedAccess>]
+module TaskStream =
+
+    let private divisors n =
+        [
+            for d in 1..n do
+                if n % d = 0 then
+                    d
+        ]
+
+    let private listed (numbers: int list) =
+        numbers |> List.map string |> String.concat ", "
+
+    /// The number of classes in each task.
+    let private sizes (tasks: int) (initialClasses: int option) (classes: int) : int[] =
+        if tasks < 1 then
+            Errors.reject "tasks" "must be at least 1" $"{tasks}" ""
+
+        if tasks > classes then
+            Errors.reject "tasks" $"must be at most {classes}, one per class" $"{tasks}" ""
+
+        match initialClasses with
+        | None ->
+            if classes % tasks <> 0 then
+                let rule = $"must divide the {classes} classes when no first task is set"
+                Errors.reject "tasks" rule $"{tasks}" $"{listed (divisors classes)} would work"
+
+            Array.create tasks (classes / tasks)
+        | Some initial when tasks = 1 ->
+            if initial <> classes then
+                Errors.reject
+                    "initial classes"
+                    $"must be all {classes} when there is one task"
+                    $"{initial}"
+                    ""
+
+            [| classes |]
+        | Some initial ->
+            let later = tasks - 1
+            let largest = classes - later
+
+            if initial < 1 || initial > largest then
+                let rule =
+                    $"must lie in 1 to {largest}, so that each of {later} later tasks has a class"
+
+                Errors.reject "initial classes" rule $"{initial}" ""
+
+            let rest = classes - initial
+
+            if rest % later <> 0 then
+                let rule = $"one less must divide the {rest} classes after the first {initial}"
+
+                Errors.reject
+                    "tasks"
+                    rule
+                    $"{tasks}"
+                    $"{listed (divisors rest |> List.map ((+) 1))} would work"
+
+            Array.append [| initial |] (Array.create later (rest / later))
+
+    /// Cuts a class order into tasks of equal size; with `initialClasses` the first has that many and the others share
+    /// the rest. Rejects numbers that do not divide, and says which would.
+    let split (tasks: int) (initialClasses: int option) (order: int[]) : LearningTask[] =
+        let sizes = sizes tasks initialClasses order.Length
+        let firsts = Array.scan (+) 0 sizes
+
+        sizes
+        |> Array.mapi (fun i size ->
+            {
+                Index = i
+                FirstClass = firsts[i]
+                Classes = order[firsts[i] .. firsts[i] + size - 1]
+            })
+
+    let private indices (kind: string) (set: ImageSet) (stream: TaskStream) (task: LearningTask) : int[] =
+        let mine = HashSet task.Classes
+
+        let found =
+            [|
+                for i in 0 .. set.Labels.Length - 1 do
+                    if mine.Contains set.Labels[i] then
+                        i
+            |]
+
+        if Array.isEmpty found then
+            let names =
+                task.Classes
+                |> Array.map (fun c -> $"{c} ({stream.Dataset.ClassNames[c]})")
+                |> String.concat ", "
+
+            let subject = $"{set.Source}, task {task.Index} with classes {names}"
+            Errors.reject subject $"needs at least one {kind} image" "none" ""
+
+        found
+
+    /// Positions of a task's training images in the data set, ascending.
+    let trainIndices (stream: TaskStream) (task: LearningTask) : int[] =
+        indices "training" stream.Dataset.Train stream task
+
+    /// Positions of a task's test images in the data set, ascending.
+    let testIndices (stream: TaskStream) (task: LearningTask) : int[] =
+        indices "test" stream.Dataset.Test stream task
+
+    /// A data set cut into tasks. Rejects a data set with bad labels, an order that is no permutation, numbers of tasks
+    /// and classes that do not fit, and a task without training or test images.
+    let create (dataset: Dataset) (order: ClassOrder) (tasks: int) (initialClasses: int option) : TaskStream =
+        let dataset = Dataset.validate dataset
+        let order = ClassOrder.resolve (Dataset.classes dataset) order
+
+        let stream =
+            {
+                Dataset = dataset
+                Order = order
+                Tasks = split tasks initialClasses order
+            }
+
+        for task in stream.Tasks do
+            trainIndices stream task |> ignore
+            testIndices stream task |> ignore
+
+        stream
+
+    /// Loaders of some images of one task, in the given order; each batch augments by its own child of the key.
+    let private batches
+        options
+        augmentation
+        key
+        (set: ImageSet)
+        (task: LearningTask)
+        (positions: int[])
+        : BatchLoader[] =
+        if options.BatchSize < 1 then
+            Errors.reject "batch size" "must be at least 1" $"{options.BatchSize}" ""
+
+        let format = ImageFormat.validate options.Format
+
+        let place =
+            dict (task.Classes |> Seq.mapi (fun i c -> c, int64 (task.FirstClass + i)))
+
+        positions
+        |> Array.chunkBySize options.BatchSize
+        |> Array.mapi (fun number some ->
+            let key = Rng.fold (int64 number) key
+            let labels = some |> Array.map (fun i -> place[set.Labels[i]])
+
+            fun () ->
+                Scope.noGrad Batch.leaves (fun () ->
+                    let pixels = set.Read some
+
+                    {
+                        Images =
+                            ImageFormat.toInput format augmentation key options.Device options.Dtype pixels
+                        Labels = torch.tensor(labels).``to`` options.Device
+                    }))
+
+    /// One epoch over a task's training images, shuffled and augmented as the key decides; the last batch may be
+    /// smaller. The loaders read no image of another task.
+    let trainBatches
+        (options: BatchOptions)
+        (key: RandomKey)
+        (stream: TaskStream)
+        (task: LearningTask)
+        : BatchLoader[] =
+        let mine = trainIndices stream task
+
+        let shuffled =
+            Rng.permutation mine.Length (Rng.fold 0L key) |> Array.map (fun i -> mine[i])
+
+        batches options options.Augmentation (Rng.fold 1L key) stream.Dataset.Train task shuffled
+
+    /// A task's training images in order, without augmentation, for prototypes by the test transform.
+    let plainTrainBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
+        trainIndices stream task
+        |> batches options Augmentation.None (Rng.ofSeed 0L) stream.Dataset.Train task
+
+    /// A task's test images in order, without augmentation.
+    let testBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
+        testIndices stream task
+        |> batches options Augmentation.None (Rng.ofSeed 0L) stream.Dataset.Test task

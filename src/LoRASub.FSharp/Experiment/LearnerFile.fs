@@ -1,0 +1,236 @@
+namespace LoRASub
+
+open System
+open System.Globalization
+open System.IO
+open System.Security.Cryptography
+open TorchSharp
+
+/// A learner as it stands on disk: all it needs to predict and to go on, but for the backbone itself.
+[<ReferenceEquality>]
+type SavedLearner =
+    {
+        /// As in `Learner.Name`.
+        Method: string
+        State: TaskState
+        /// The data set's label of the class learned i-th, for all classes of the run.
+        Order: int[]
+        /// Names in the same order.
+        ClassNames: string[]
+        /// Classes of each finished task.
+        TaskSizes: int[]
+        Input: ImageFormat
+        Heads: int
+        NormEpsilon: NormEpsilon
+        /// SHA-256 of the backbone's file, in lower-case hexadecimal.
+        BackboneSha256: string
+    }
+
+/// Saves and loads learners: `learner.safetensors` holds the tensors, `learner.json` the rest.
+[<RequireQualifiedAccess>]
+module LearnerFile =
+
+    [<Literal>]
+    let private Version = 1L
+
+    let leaves: Leaves<SavedLearner> = fun saved -> TaskState.leaves saved.State
+
+    /// The JSON half; the tensors lie beside it.
+    let jsonPath (folder: string) = Path.Combine(folder, "learner.json")
+
+    /// The tensor half.
+    let tensorPath (folder: string) =
+        Path.Combine(folder, "learner.safetensors")
+
+    /// SHA-256 of a file, in lower-case hexadecimal.
+    let sha256 (path: string) : string =
+        use stream = File.OpenRead path
+        Convert.ToHexStringLower(SHA256.HashData stream)
+
+    let private deltaName block projection = $"blocks.{block}.delta.{projection}"
+
+    /// Writes a learner into a folder that exists: the tensors first, then the JSON that vouches for them by their
+    /// hash, so that a torn pair is noticed.
+    let save (folder: string) (saved: SavedLearner) : unit =
+        let tensors =
+            [
+                for i, delta in Array.indexed saved.State.Deltas do
+                    deltaName i "key", delta.Key
+                    deltaName i "value", delta.Value
+                "prototypes", saved.State.Prototypes.Means
+            ]
+
+        Safetensors.write (tensorPath folder) (Map [ "format", "lorasub learner" ]) tensors
+
+        let ints = Json.array (int64 >> Json.int)
+
+        Json.write
+            (jsonPath folder)
+            (Json.object
+                [
+                    "version", Json.int Version
+                    "method", Json.text saved.Method
+                    "finishedTasks", Json.int (int64 saved.State.Finished)
+                    "taskSizes", ints saved.TaskSizes
+                    "classNames", Json.array Json.text saved.ClassNames
+                    "classOrder", ints saved.Order
+                    "prototypeClasses", ints saved.State.Prototypes.Classes
+                    "randomKey", Json.text (saved.State.Key.Bits.ToString "x16")
+                    "imageSize", Json.int (int64 saved.Input.Size)
+                    "channels", Json.int (int64 saved.Input.Channels)
+                    "inputRange", Json.array Json.float [ saved.Input.Low; saved.Input.High ]
+                    "heads", Json.int (int64 saved.Heads)
+                    "normEpsilon", Json.array Json.float [ saved.NormEpsilon.Blocks; saved.NormEpsilon.Final ]
+                    "backboneSha256", Json.text saved.BackboneSha256
+                    "tensorsSha256", Json.text (sha256 (tensorPath folder))
+                ])
+
+    /// Reads what `save` wrote; tensors come onto `device` in `dtype`. Owned by the caller. Rejects files that are
+    /// missing, damaged, of another version, or not of one save.
+    let load (dtype: torch.ScalarType) (device: torch.Device) (folder: string) : SavedLearner =
+        let path = jsonPath folder
+
+        Json.read "the JSON half of a saved learner" path (fun root ->
+            let get (name: string) = root.GetProperty name
+
+            let version = (get "version").GetInt64()
+
+            if version <> Version then
+                Errors.reject
+                    path
+                    $"must be of version {Version}"
+                    $"version {version}"
+                    "use the program that wrote it"
+
+            let ints name =
+                [| for item in (get name).EnumerateArray() -> item.GetInt32() |]
+
+            let pair name =
+                match [| for item in (get name).EnumerateArray() -> item.GetDouble() |] with
+                | [| first; second |] -> struct (first, second)
+                | other -> Errors.reject $"{path}, {name}" "must hold 2 numbers" $"{other.Length}" ""
+
+            let expected = (get "tensorsSha256").GetString()
+            let tensorPath = tensorPath folder
+
+            if not (File.Exists tensorPath) then
+                Errors.reject tensorPath "must lie beside learner.json" "no such file" ""
+
+            let actual = sha256 tensorPath
+
+            if actual <> expected then
+                Errors.reject
+                    tensorPath
+                    $"must have the SHA-256 {expected} that learner.json tells"
+                    actual
+                    ""
+
+            let classes = ints "prototypeClasses"
+            let order = ints "classOrder"
+
+            let names =
+                [| for item in (get "classNames").EnumerateArray() -> item.GetString() |]
+
+            if names.Length <> order.Length then
+                Errors.reject path $"needs a name for each of {order.Length} classes" $"{names.Length}" ""
+
+            match classes |> Array.tryFind (fun c -> c < 0 || c >= order.Length) with
+            | Some c -> Errors.reject path $"prototype classes must lie below {order.Length}" $"{c}" ""
+            | None -> ()
+
+            let key =
+                match
+                    UInt64.TryParse(
+                        (get "randomKey").GetString(),
+                        NumberStyles.HexNumber,
+                        CultureInfo.InvariantCulture
+                    )
+                with
+                | true, bits -> { Bits = bits }
+                | _ -> Errors.reject $"{path}, randomKey" "must be 16 hexadecimal digits" "another text" ""
+
+            let struct (low, high) = pair "inputRange"
+            let struct (blocksEpsilon, finalEpsilon) = pair "normEpsilon"
+            let blocks = Seq.initInfinite id
+
+            let state =
+                Scope.keep TaskState.leaves (fun () ->
+                    let file = Safetensors.read tensorPath
+                    let place (t: torch.Tensor) = t.``to``(dtype).``to`` device
+
+                    let width =
+                        match Map.tryFind "prototypes" file.Tensors with
+                        | Some means when means.shape.Length = 2 && means.shape[0] = classes.LongLength ->
+                            means.shape[1]
+                        | Some means ->
+                            let rule = $"prototypes must have shape [{classes.Length}, width]"
+                            Errors.reject tensorPath rule (Shape.text means.shape) ""
+                        | None -> Errors.reject tensorPath "must hold the tensor prototypes" "none" ""
+
+                    let delta name =
+                        let tensor = file.Tensors[name]
+                        Shape.expect $"{tensorPath}, {name}" [ Axis.Is width; Axis.Is width ] tensor
+                        place tensor
+
+                    let deltas =
+                        blocks
+                        |> Seq.takeWhile (fun i ->
+                            file.Tensors.ContainsKey(deltaName i "key")
+                            && file.Tensors.ContainsKey(deltaName i "value"))
+                        |> Seq.map (fun i ->
+                            {
+                                LayerDelta.Key = delta (deltaName i "key")
+                                Value = delta (deltaName i "value")
+                            })
+                        |> Array.ofSeq
+
+                    {
+                        Finished = (get "finishedTasks").GetInt32()
+                        Deltas = deltas
+                        Prototypes =
+                            {
+                                Means = place file.Tensors["prototypes"]
+                                Classes = classes
+                            }
+                        Key = key
+                    })
+
+            {
+                Method = (get "method").GetString()
+                State = state
+                Order = order
+                ClassNames = names
+                TaskSizes = ints "taskSizes"
+                Input =
+                    {
+                        Size = (get "imageSize").GetInt32()
+                        Channels = (get "channels").GetInt32()
+                        Low = low
+                        High = high
+                    }
+                Heads = (get "heads").GetInt32()
+                NormEpsilon =
+                    {
+                        Blocks = blocksEpsilon
+                        Final = finalEpsilon
+                    }
+                BackboneSha256 = (get "backboneSha256").GetString()
+            })
+
+    /// Rejects a backbone whose width, depth or file is not the one that the learner was trained on.
+    let checkBackbone (saved: SavedLearner) (vit: VisionTransformer) (path: string) =
+        let width = saved.State.Prototypes.Means.shape[1]
+
+        if vit.Width <> width || vit.Blocks.Length <> saved.State.Deltas.Length then
+            let rule =
+                $"must have width {width} and {saved.State.Deltas.Length} blocks, as the saved learner has"
+
+            Errors.reject path rule $"width {vit.Width} and {vit.Blocks.Length} blocks" ""
+
+        let actual = sha256 path
+
+        if actual <> saved.BackboneSha256 then
+            let rule =
+                $"must be the backbone that the learner was trained on (SHA-256 {saved.BackboneSha256})"
+
+            Errors.reject path rule actual "give that file with --backbone"

@@ -1,0 +1,445 @@
+namespace LoRASub
+
+open System
+open System.Globalization
+open System.Text.Json
+open System.Text.Json.Nodes
+
+/// The two published codes, whose defaults differ (see `Preset`).
+[<RequireQualifiedAccess>]
+type Variant =
+    | LibContinual
+    | Official
+
+/// How a task's training images are prepared when their features are averaged into prototypes.
+[<RequireQualifiedAccess>]
+type PrototypeTransform =
+    /// Augmented, as in training.
+    | Train
+    /// As at test time.
+    | Test
+
+/// When the stream of random numbers for shuffling and augmentation starts anew.
+[<RequireQualifiedAccess>]
+type Seeding =
+    /// From seed + epoch at every epoch, the same in every task (LibContinual).
+    | EveryEpoch
+    /// Once per run (the authors' code).
+    | Once
+
+/// Everything that decides a run's numbers: the same settings give the same results on one machine and thread count.
+type RunSettings =
+    {
+        Variant: Variant
+        /// Name of a data set; see `Datasets.names`.
+        Data: string
+        DataPath: string option
+        /// A safetensors file in timm's names.
+        Backbone: string option
+        Tasks: int
+        /// Classes of the first task, where it differs from the later ones.
+        InitialClasses: int option
+        /// natural, seed1993 or an order file.
+        ClassOrder: string
+        Epochs: int
+        /// Epochs of the first task, where they differ.
+        InitialEpochs: int option
+        /// K of the schedule, where it differs from Epochs.
+        ScheduleEpochs: int option
+        Batch: int
+        Method: LoRASubSettings
+        Heads: int option
+        ImageSize: int option
+        NormEpsilon: NormEpsilon
+        /// Black and white as the network sees them.
+        InputRange: struct (float * float)
+        Augmentation: Augmentation
+        PrototypeTransform: PrototypeTransform
+        Seeding: Seeding
+        Precision: Precision
+        /// cpu or cuda:N.
+        Device: string
+        Threads: int option
+        Seed: int64
+        /// Tasks to learn before stopping early.
+        StopAfter: int option
+    }
+
+    /// Epochs of a task.
+    member this.EpochsOf(task: LearningTask) =
+        if not this.Method.Training then
+            0
+        else
+            match this.InitialEpochs with
+            | Some epochs when task.Index = 0 -> epochs
+            | _ -> this.Epochs
+
+/// Published settings: METHOD's tables, column by column.
+[<RequireQualifiedAccess>]
+module Preset =
+
+    /// CIFAR-100 in 10 tasks: 20 epochs, head rate 2e-3, margin 1, λ 0.05.
+    let cifar100 (variant: Variant) : RunSettings =
+        let libcontinual = variant = Variant.LibContinual
+
+        {
+            Variant = variant
+            Data = "cifar100"
+            DataPath = None
+            Backbone = None
+            Tasks = 10
+            InitialClasses = None
+            ClassOrder = if libcontinual then "seed1993" else "natural"
+            Epochs = 20
+            InitialEpochs = None
+            ScheduleEpochs = None
+            Batch = 128
+            Method =
+                {
+                    Rank = 10
+                    BInit = if libcontinual then BInit.Zeros else BInit.Sparse
+                    LearningRate = 5e-4
+                    HeadLearningRate = 2e-3
+                    Adam = Adam.defaults
+                    ScheduleEpochs = 20
+                    Energy = 0.99
+                    UpdateScale = UpdateScale.Frobenius
+                    Projection = true
+                    Subtraction = true
+                    Triplet = true
+                    Margin = 1.0
+                    TripletWeight = 0.05
+                    NormOrder = 2.0
+                    Training = true
+                }
+            Heads = None
+            ImageSize = None
+            NormEpsilon =
+                {
+                    Blocks = if libcontinual then 1e-5 else 1e-6
+                    Final = 1e-6
+                }
+            InputRange = struct (0.0, 1.0)
+            Augmentation = Augmentation.CropFlip
+            PrototypeTransform =
+                if libcontinual then
+                    PrototypeTransform.Train
+                else
+                    PrototypeTransform.Test
+            Seeding = if libcontinual then Seeding.EveryEpoch else Seeding.Once
+            Precision = Precision.Float32
+            Device = "cpu"
+            Threads = None
+            Seed = 1993L
+            StopAfter = None
+        }
+
+    /// ImageNet-R in 10 tasks: 40 epochs in the first task, 50 later, head rate 5e-4, margin 2, λ 0.2.
+    let imageNetR (variant: Variant) : RunSettings =
+        let cifar = cifar100 variant
+
+        { cifar with
+            Data = "imagenet-r"
+            Epochs = 50
+            InitialEpochs = Some 40
+            Method =
+                { cifar.Method with
+                    HeadLearningRate = 5e-4
+                    ScheduleEpochs = 50
+                    Margin = 2.0
+                    TripletWeight = 0.2
+                }
+        }
+
+    /// The command line's defaults: a few minutes' worth of Fashion-MNIST under CIFAR-100's settings.
+    let quick (variant: Variant) : RunSettings =
+        { cifar100 variant with
+            Data = "fashion-mnist"
+            Tasks = 5
+            Epochs = 3
+        }
+
+/// One setting by name: the same name on the command line and in files.
+type Setting =
+    {
+        Name: string
+        /// None where the setting is left open.
+        Get: RunSettings -> string option
+        /// Rejects a text of the wrong kind.
+        Set: string -> RunSettings -> RunSettings
+    }
+
+[<RequireQualifiedAccess>]
+module Settings =
+
+    let private invariant = CultureInfo.InvariantCulture
+
+    let private parse name rule (tryParse: string -> bool * 'T) (text: string) : 'T =
+        match tryParse text with
+        | true, value -> value
+        | _ -> Errors.reject name rule $"'{text}'" ""
+
+    let private wholeNumber name =
+        parse name "must be a whole number" (fun t ->
+            Int32.TryParse(t, NumberStyles.AllowLeadingSign, invariant))
+
+    let private number name =
+        parse name "must be a number" (fun t -> Double.TryParse(t, NumberStyles.Float, invariant))
+
+    let private setting name get set =
+        {
+            Name = name
+            Get = get >> Some
+            Set = set
+        }
+
+    let private text name (get: RunSettings -> string) set = setting name get set
+
+    let private int name (get: RunSettings -> int) set =
+        setting name (get >> string) (wholeNumber name >> set)
+
+    let private show (x: float) = x.ToString("R", invariant)
+
+    let private float name (get: RunSettings -> float) set =
+        setting name (get >> show) (number name >> set)
+
+    let private optional (inner: string -> 'T) (show: 'T -> string) name get set =
+        {
+            Name = name
+            Get = get >> Option.map show
+            Set = fun text -> set (Some(inner text))
+        }
+
+    let private optionalInt name = optional (wholeNumber name) string name
+    let private optionalText name = optional id id name
+
+    let private oneOf (cases: (string * 'T) list) name (get: RunSettings -> 'T) set =
+        let textOf value =
+            cases |> List.find (fun (_, case) -> case = value) |> fst
+
+        let ofText (text: string) =
+            match List.tryFind (fun (t, _) -> t = text) cases with
+            | Some(_, case) -> case
+            | None ->
+                let known = cases |> List.map fst |> String.concat ", "
+                Errors.reject name $"must be one of {known}" $"'{text}'" ""
+
+        setting name (get >> textOf) (ofText >> set)
+
+    let private onOff name get set =
+        oneOf [ "true", true; "false", false ] name get set
+
+    let private numbers name rule (text: string) =
+        match
+            text.Split ','
+            |> Array.map (fun part -> Double.TryParse(part.Trim(), NumberStyles.Float, invariant))
+        with
+        | parts when Array.forall fst parts -> Array.map snd parts
+        | _ -> Errors.reject name rule $"'{text}'" ""
+
+    let private normEpsilon name (text: string) =
+        let rule = "must be EPSILON or BLOCKS,FINAL"
+
+        match numbers name rule text with
+        | [| both |] -> { Blocks = both; Final = both }
+        | [| blocks; final |] -> { Blocks = blocks; Final = final }
+        | _ -> Errors.reject name rule $"'{text}'" ""
+
+    let private inputRange name (text: string) =
+        let rule = "must be LOW,HIGH"
+
+        match numbers name rule text with
+        | [| low; high |] -> struct (low, high)
+        | _ -> Errors.reject name rule $"'{text}'" ""
+
+    let private ofMethod (change: LoRASubSettings -> LoRASubSettings) (s: RunSettings) =
+        { s with Method = change s.Method }
+
+    let private variants =
+        [ "libcontinual", Variant.LibContinual; "official", Variant.Official ]
+
+    /// Every setting, in the order in which it is told.
+    let all: Setting list =
+        [
+            oneOf variants "variant" _.Variant (fun v s -> { s with Variant = v })
+            text "data" _.Data (fun v s -> { s with Data = v })
+            optionalText "data-path" _.DataPath (fun v s -> { s with DataPath = v })
+            optionalText "backbone" _.Backbone (fun v s -> { s with Backbone = v })
+            int "tasks" _.Tasks (fun v s -> { s with Tasks = v })
+            optionalInt "initial-classes" _.InitialClasses (fun v s -> { s with InitialClasses = v })
+            text "class-order" _.ClassOrder (fun v s -> { s with ClassOrder = v })
+            int "epochs" _.Epochs (fun v s -> { s with Epochs = v })
+            optionalInt "initial-epochs" _.InitialEpochs (fun v s -> { s with InitialEpochs = v })
+            optionalInt "schedule-epochs" _.ScheduleEpochs (fun v s -> { s with ScheduleEpochs = v })
+            int "batch" _.Batch (fun v s -> { s with Batch = v })
+            int "rank" _.Method.Rank (fun v -> ofMethod (fun m -> { m with Rank = v }))
+            float "lr" _.Method.LearningRate (fun v -> ofMethod (fun m -> { m with LearningRate = v }))
+            float "head-lr" _.Method.HeadLearningRate (fun v ->
+                ofMethod (fun m -> { m with HeadLearningRate = v }))
+            float "margin" _.Method.Margin (fun v -> ofMethod (fun m -> { m with Margin = v }))
+            float "triplet-weight" _.Method.TripletWeight (fun v ->
+                ofMethod (fun m -> { m with TripletWeight = v }))
+            float "energy" _.Method.Energy (fun v -> ofMethod (fun m -> { m with Energy = v }))
+            float "weight-decay" _.Method.Adam.WeightDecay (fun v ->
+                ofMethod (fun m ->
+                    { m with
+                        Adam = { m.Adam with WeightDecay = v }
+                    }))
+            float "norm-order" _.Method.NormOrder (fun v -> ofMethod (fun m -> { m with NormOrder = v }))
+            optionalInt "heads" _.Heads (fun v s -> { s with Heads = v })
+            optionalInt "image-size" _.ImageSize (fun v s -> { s with ImageSize = v })
+            oneOf [ "zeros", BInit.Zeros; "sparse", BInit.Sparse ] "b-init" _.Method.BInit (fun v ->
+                ofMethod (fun m -> { m with BInit = v }))
+            setting
+                "norm-epsilon"
+                (fun s -> $"{show s.NormEpsilon.Blocks},{show s.NormEpsilon.Final}")
+                (fun text s ->
+                    { s with
+                        NormEpsilon = normEpsilon "norm-epsilon" text
+                    })
+            setting
+                "input-range"
+                (fun s ->
+                    let struct (low, high) = s.InputRange
+                    $"{show low},{show high}")
+                (fun text s ->
+                    { s with
+                        InputRange = inputRange "input-range" text
+                    })
+            oneOf
+                [ "train", PrototypeTransform.Train; "test", PrototypeTransform.Test ]
+                "prototype-transform"
+                _.PrototypeTransform
+                (fun v s -> { s with PrototypeTransform = v })
+            oneOf
+                [ "frobenius", UpdateScale.Frobenius; "none", UpdateScale.Unscaled ]
+                "update-scale"
+                _.Method.UpdateScale
+                (fun v -> ofMethod (fun m -> { m with UpdateScale = v }))
+            onOff "projection" _.Method.Projection (fun v -> ofMethod (fun m -> { m with Projection = v }))
+            onOff "subtraction" _.Method.Subtraction (fun v -> ofMethod (fun m -> { m with Subtraction = v }))
+            onOff "triplet" _.Method.Triplet (fun v -> ofMethod (fun m -> { m with Triplet = v }))
+            onOff "training" _.Method.Training (fun v -> ofMethod (fun m -> { m with Training = v }))
+            optionalInt "stop-after" _.StopAfter (fun v s -> { s with StopAfter = v })
+            oneOf
+                [
+                    "none", Augmentation.None
+                    "flip", Augmentation.Flip
+                    "crop-flip", Augmentation.CropFlip
+                ]
+                "augment"
+                _.Augmentation
+                (fun v s -> { s with Augmentation = v })
+            oneOf [ "every-epoch", Seeding.EveryEpoch; "once", Seeding.Once ] "seeding" _.Seeding (fun v s ->
+                { s with Seeding = v })
+            oneOf
+                [
+                    "float32", Precision.Float32
+                    "bfloat16", Precision.BFloat16
+                    "float64", Precision.Float64
+                ]
+                "precision"
+                _.Precision
+                (fun v s -> { s with Precision = v })
+            text "device" _.Device (fun v s -> { s with Device = v })
+            optionalInt "threads" _.Threads (fun v s -> { s with Threads = v })
+            setting "seed" (_.Seed >> string) (fun text s ->
+                let seed =
+                    parse
+                        "seed"
+                        "must be a whole number"
+                        (fun t -> Int64.TryParse(t, NumberStyles.AllowLeadingSign, invariant))
+                        text
+
+                { s with Seed = seed })
+        ]
+
+    /// Sets one by name. Rejects an unknown name and a text of the wrong kind.
+    let set (name: string) (text: string) (settings: RunSettings) : RunSettings =
+        match all |> List.tryFind (fun s -> s.Name = name) with
+        | Some setting -> setting.Set text settings
+        | None ->
+            let known = all |> List.map _.Name |> String.concat ", "
+            Errors.reject $"setting '{name}'" $"must be one of {known}" $"'{name}'" ""
+
+    /// The preset of the named variant, then each (name, text) in turn.
+    let ofPairs (preset: Variant -> RunSettings) (pairs: (string * string) list) : RunSettings =
+        let variant =
+            match List.tryFindBack (fun (name, _) -> name = "variant") pairs with
+            | Some(_, text) -> (set "variant" text (preset Variant.LibContinual)).Variant
+            | None -> Variant.LibContinual
+
+        let settings =
+            List.fold (fun s (name, text) -> set name text s) (preset variant) pairs
+
+        ofMethod
+            (fun m ->
+                { m with
+                    ScheduleEpochs = defaultArg settings.ScheduleEpochs settings.Epochs
+                })
+            settings
+
+    /// Rejects numbers that no run can have; what depends on data or backbone is checked where those are read.
+    let check (settings: RunSettings) =
+        let atLeast name least value =
+            if value < least then
+                Errors.reject name $"must be at least {least}" $"{value}" ""
+
+        atLeast "tasks" 1 settings.Tasks
+        atLeast "epochs" 1 settings.Epochs
+        atLeast "batch" 1 settings.Batch
+        Option.iter (atLeast "initial-classes" 1) settings.InitialClasses
+        Option.iter (atLeast "initial-epochs" 1) settings.InitialEpochs
+        Option.iter (atLeast "schedule-epochs" 1) settings.ScheduleEpochs
+        Option.iter (atLeast "heads" 1) settings.Heads
+        Option.iter (atLeast "image-size" 1) settings.ImageSize
+        Option.iter (atLeast "threads" 1) settings.Threads
+        Option.iter (atLeast "stop-after" 1) settings.StopAfter
+        let struct (low, high) = settings.InputRange
+
+        if not (low < high && Double.IsFinite low && Double.IsFinite high) then
+            Errors.reject "input-range" "must rise from LOW to HIGH" $"{show low},{show high}" ""
+
+        for epsilon in [ settings.NormEpsilon.Blocks; settings.NormEpsilon.Final ] do
+            if not (epsilon > 0.0 && epsilon < 1.0) then
+                Errors.reject "norm-epsilon" "must lie between 0 and 1" (show epsilon) ""
+
+        LoRASubDrs.check Int64.MaxValue settings.Method
+
+    /// Every setting that is not left open, as (name, text).
+    let toPairs (settings: RunSettings) : (string * string) list =
+        all
+        |> List.choose (fun s -> s.Get settings |> Option.map (fun text -> s.Name, text))
+
+    /// The settings as one JSON object; numbers and true/false as such.
+    let toJson (settings: RunSettings) : JsonNode =
+        let node (text: string) =
+            match Double.TryParse(text, NumberStyles.Float, invariant) with
+            | true, x when Double.IsFinite x -> JsonNode.Parse text
+            | _ when text = "true" || text = "false" -> JsonNode.Parse text
+            | _ -> Json.text text
+
+        Json.object (toPairs settings |> List.map (fun (name, text) -> name, node text))
+
+    /// Reads what `toJson` made. Rejects unknown names and values of the wrong kind; `subject` names the file.
+    let ofJson (subject: string) (json: JsonElement) : RunSettings =
+        if json.ValueKind <> JsonValueKind.Object then
+            Errors.reject subject "must hold a JSON object of settings" $"{json.ValueKind}" ""
+
+        let pairs =
+            [
+                for property in json.EnumerateObject() do
+                    match property.Value.ValueKind with
+                    | JsonValueKind.String -> property.Name, property.Value.GetString()
+                    | JsonValueKind.Number
+                    | JsonValueKind.True
+                    | JsonValueKind.False -> property.Name, property.Value.GetRawText()
+                    | kind ->
+                        Errors.reject
+                            $"{subject}, {property.Name}"
+                            "must be a string, number or boolean"
+                            $"{kind}"
+                            ""
+            ]
+
+        ofPairs Preset.quick pairs

@@ -1,0 +1,91 @@
+namespace LoRASub
+
+open TorchSharp
+
+/// All that outlives a task: no image, no feature, no head.
+[<ReferenceEquality>]
+type TaskState =
+    {
+        /// Tasks finished so far.
+        Finished: int
+        /// Per block, the summed deltas of finished tasks.
+        Deltas: LayerDelta[]
+        /// One per class seen so far; classes are positions in the class order.
+        Prototypes: Prototypes
+        /// The root of every random number to come.
+        Key: RandomKey
+    }
+
+/// A state made ready to predict: effective weights, and the prototypes it shares with the state.
+[<ReferenceEquality>]
+type Model =
+    {
+        Adapters: Adapters
+        Prototypes: Prototypes
+    }
+
+/// What one training step tells, as tensors on the device: reading them is left to whoever wants to wait.
+[<ReferenceEquality>]
+type StepReport =
+    {
+        /// Scalar.
+        Loss: torch.Tensor
+        /// The head's predictions, [n] int64, as positions in the class order.
+        Predictions: torch.Tensor
+        /// How many of them are right, scalar int64.
+        Correct: torch.Tensor
+    }
+
+/// What the observation of a task's data led to, for one block.
+type Retained =
+    {
+        Rank: int
+        Energy: float
+        Condition: float
+    }
+
+/// The contract of a class-incremental method. A value closed over the frozen backbone; each function borrows its
+/// arguments and owns its result. The phases of a task are types, so that training before observing does not compile.
+type Learner<'Observing, 'Training> =
+    {
+        /// As it stands in saved results.
+        Name: string
+        /// Before the first task.
+        Start: RandomKey -> TaskState
+        /// Whether a task's data must be observed before training.
+        Observes: LearningTask -> bool
+        BeginTask: LearningTask -> TaskState -> 'Observing
+        /// One batch of the new task, without gradients.
+        Observe: Batch -> 'Observing -> 'Observing
+        Prepare: 'Observing -> 'Training
+        /// Sets the epoch, counted from 0, and with it the learning rate.
+        BeginEpoch: int -> 'Training -> 'Training
+        /// One step on one batch.
+        Update: Batch -> 'Training -> struct ('Training * StepReport)
+        /// What observing led to, per block; empty where nothing is retained.
+        Retained: 'Training -> Retained[]
+        /// Merges the task and adds its classes, in one pass over its training images.
+        AfterTask: BatchLoader[] -> 'Training -> TaskState
+        Deploy: TaskState -> Model
+        /// Images -> classes [n] int64, as positions in the class order.
+        Predict: Model -> torch.Tensor -> torch.Tensor
+        ObservingLeaves: Leaves<'Observing>
+        TrainingLeaves: Leaves<'Training>
+    }
+
+[<RequireQualifiedAccess>]
+module TaskState =
+    let leaves: Leaves<TaskState> =
+        fun s -> Seq.append (Seq.collect Lora.deltaLeaves s.Deltas) (Prototype.leaves s.Prototypes)
+
+    /// Number of classes seen so far.
+    let classes (state: TaskState) = state.Prototypes.Classes.Length
+
+[<RequireQualifiedAccess>]
+module Model =
+    /// The prototypes belong to the state.
+    let leaves: Leaves<Model> = fun m -> m.Adapters.Qkv
+
+[<RequireQualifiedAccess>]
+module StepReport =
+    let leaves: Leaves<StepReport> = fun r -> [ r.Loss; r.Predictions; r.Correct ]

@@ -1,0 +1,152 @@
+module LoRASub.Tests.ImageFormatTests
+
+open Expecto
+open FsCheck
+open LoRASub
+open LoRASub.Tests.TestFiles
+open TorchSharp
+
+let private format: ImageFormat =
+    {
+        Size = 4
+        Channels = 3
+        Low = -1.0
+        High = 1.0
+    }
+
+let private key = Rng.ofSeed 1L
+let private float32' = torch.ScalarType.Float32
+
+let private convert format dtype images =
+    ImageFormat.toInput format Augmentation.None key torch.CPU dtype images
+
+/// uint8 [1, c, 4, 4], each channel of one value.
+let private flat (channels: byte list) : torch.Tensor =
+    let values =
+        [|
+            for value in channels do
+                yield! Array.create 16 value
+        |]
+
+    Scope.keep Leaves.tensor (fun () -> torch.tensor(values).view(1L, int64 channels.Length, 4L, 4L))
+
+let private badInputs: BadInput list =
+    let with' format _ =
+        convert format float32' (flat [ 1uy ]) |> ignore
+
+    [
+        "a size of 0", [ "image size"; "0" ], with' { format with Size = 0 }
+        "two channels in the network",
+        [ "image channels"; "1 (grey) or 3 (RGB)"; "2" ],
+        with' { format with Channels = 2 }
+        "a range that falls", [ "input range"; "1 to 0" ], with' { format with Low = 1.0; High = 0.0 }
+        "an empty range", [ "input range" ], with' { format with Low = 1.0; High = 1.0 }
+        "an infinite range", [ "input range" ], with' { format with High = infinity }
+        "a range that is no number", [ "input range"; "NaN" ], with' { format with Low = nan }
+        "images with four channels",
+        [ "1 channel (grey) or 3 (RGB)"; "[1, 4, 4, 4]" ],
+        fun _ -> convert format float32' (flat [ 1uy; 2uy; 3uy; 4uy ]) |> ignore
+        "float images", [ "Byte"; "Float32" ], fun _ -> convert format float32' (pattern 1 4 4) |> ignore
+        "an image without a batch axis",
+        [ "[n, 1 or 3, H, W]"; "[1, 4, 4]" ],
+        fun _ -> convert format float32' ((flat [ 1uy ]).squeeze 0L) |> ignore
+    ]
+
+[<Tests>]
+let tests =
+    testList
+        "ImageFormat"
+        [
+            refusals badInputs
+
+            law
+                "a pixel becomes pixel/255·(High − Low) + Low"
+                (fun (pixel: byte, low: int8, PositiveInt width) ->
+                    let low, high = float low / 10.0, float low / 10.0 + float width
+                    let input = convert { format with Low = low; High = high } float32' (flat [ pixel ])
+                    let expected = float pixel / 255.0 * (high - low) + low
+                    Expect.equal input.shape [| 1L; 3L; 4L; 4L |] "grey becomes RGB"
+
+                    for value in numbers input do
+                        Expect.isLessThan
+                            (abs (value - expected))
+                            (1e-5 * (abs low + high - low + 1.0))
+                            "value")
+
+            law "RGB becomes grey by ITU-R 601" (fun (r: byte, g: byte, b: byte) ->
+                let grey =
+                    { format with
+                        Channels = 1
+                        Low = 0.0
+                        High = 255.0
+                    }
+
+                let input = convert grey float32' (flat [ r; g; b ])
+                Expect.equal input.shape [| 1L; 1L; 4L; 4L |] "one channel"
+                let expected = 0.299 * float r + 0.587 * float g + 0.114 * float b
+
+                for value in numbers input do
+                    Expect.isLessThan (abs (value - expected)) 1e-3 "luma")
+
+            testCase "RGB stays RGB, in its order" (fun () ->
+                Scope.run (fun () ->
+                    let input =
+                        convert { format with Low = 0.0; High = 255.0 } float32' (flat [ 10uy; 20uy; 30uy ])
+
+                    let expected =
+                        [|
+                            for value in [ 10.0; 20.0; 30.0 ] do
+                                yield! Array.create 16 value
+                        |]
+
+                    Expect.all
+                        (Array.map2 (fun a b -> abs (a - b)) expected (numbers input))
+                        (fun d -> d < 1e-3)
+                        "channels"))
+
+            testCase "images are resampled to the network's size, and augmented by the key" (fun () ->
+                Scope.run (fun () ->
+                    let images = (pattern 3 9 9).``to`` torch.ScalarType.Byte
+
+                    let format =
+                        { format with
+                            Size = 6
+                            Channels = 1
+                            Low = 0.0
+                            High = 255.0
+                        }
+
+                    let input =
+                        ImageFormat.toInput format Augmentation.CropFlip key torch.CPU float32' images
+
+                    let expected = Augment.apply Augmentation.CropFlip 6 (images.``to`` float32') key
+
+                    let differences =
+                        Array.map2 (fun a b -> abs (a - b)) (numbers expected) (numbers input)
+
+                    Expect.all differences (fun d -> d < 1e-3) "pixels"))
+
+            testCase "the element type is the one asked for" (fun () ->
+                Scope.run (fun () ->
+                    for dtype in [ float32'; torch.ScalarType.BFloat16; torch.ScalarType.Float64 ] do
+                        Expect.equal (convert format dtype (flat [ 7uy ])).dtype dtype "type"))
+
+            testCase "nothing is left behind, and the images stay" (fun () ->
+                leavesNothing (fun () ->
+                    use images = flat [ 1uy; 2uy; 3uy ]
+
+                    for channels in [ 1; 3 ] do
+                        for size in [ 4; 7 ] do
+                            use input =
+                                convert
+                                    { format with
+                                        Channels = channels
+                                        Size = size
+                                    }
+                                    float32'
+                                    images
+
+                            Expect.equal input.shape[1] (int64 channels) "channels"
+
+                    Expect.equal (Array.head (bytes images)) 1uy "the argument is as it was"))
+        ]

@@ -1,0 +1,291 @@
+module LoRASub.Tests.TaskStreamTests
+
+open System.Collections.Generic
+open Expecto
+open FsCheck
+open LoRASub
+open LoRASub.Tests.TestFiles
+open TorchSharp
+
+/// Images of 2 x 2 that are full of their own position; image i has label i mod classes.
+let private set source (classes: int) (perClass: int) : ImageSet =
+    let n = classes * perClass
+    ImageSet.ofBytes source (Array.init n (fun i -> i % classes)) 1 2 2 (countedPixels n 4)
+
+let private toy classes : Dataset =
+    {
+        Name = "toy"
+        ClassNames = Array.init classes (fun c -> $"kind {c}")
+        Train = set "train.bin" classes 5
+        Test = set "test.bin" classes 2
+    }
+
+let private options: BatchOptions =
+    {
+        Format =
+            {
+                Size = 2
+                Channels = 1
+                Low = 0.0
+                High = 255.0
+            }
+        BatchSize = 4
+        Augmentation = Augmentation.None
+        Device = torch.CPU
+        Dtype = torch.ScalarType.Float32
+    }
+
+let private key = Rng.ofSeed 1L
+
+let private stream =
+    TaskStream.create (toy 6) (ClassOrder.Explicit("order", [| 4; 2; 0; 5; 1; 3 |])) 3 None
+
+/// Positions in the data set and labels of some batches.
+let private contents (loaders: BatchLoader[]) =
+    loaders
+    |> Array.collect (fun load ->
+        Scope.run (fun () ->
+            let batch = load ()
+
+            let firsts =
+                numbers (batch.Images.flatten(1L).select(1L, 0L)) |> Array.map (round >> int)
+
+            Array.zip firsts (numbers batch.Labels |> Array.map int)))
+
+let private badInputs: BadInput list =
+    let split tasks initial classes _ =
+        TaskStream.split tasks initial (Array.init classes id) |> ignore
+
+    let create dataset order tasks _ =
+        TaskStream.create dataset order tasks None |> ignore
+
+    let train options _ =
+        TaskStream.trainBatches options key stream stream.Tasks[0] |> ignore
+
+    let relabelled labels = { (toy 4).Train with Labels = labels }
+
+    [
+        "more tasks than classes", [ "tasks"; "at most 10"; "11" ], split 11 None 10
+        "no task", [ "tasks"; "at least 1"; "0" ], split 0 None 10
+        "a negative number of tasks", [ "tasks"; "-3" ], split -3 None 10
+        "tasks that do not divide the classes",
+        [ "tasks"; "divide the 10"; "3"; "1, 2, 5, 10 would work" ],
+        split 3 None 10
+        "later tasks that do not divide the rest",
+        [ "tasks"; "90"; "8"; "2, 3, 4, 6, 7, 10, 11" ],
+        split 8 (Some 10) 100
+        "no initial class", [ "initial classes"; "1 to 8"; "0" ], split 3 (Some 0) 10
+        "initial classes that leave a task empty", [ "initial classes"; "1 to 8"; "9" ], split 3 (Some 9) 10
+        "one task with fewer initial classes", [ "initial classes"; "all 10"; "5" ], split 1 (Some 5) 10
+        "an order that is no permutation",
+        [ "given"; "0 to 3 once"; "entry 1" ],
+        create (toy 4) (ClassOrder.Explicit("given", [| 0; 0; 1; 2 |])) 2
+        "a label out of range",
+        [ "train.bin"; "0 to 3"; "4" ],
+        create { toy 4 with Train = (toy 5).Train } ClassOrder.Natural 2
+        "a task without training images",
+        [ "train.bin"; "task 1"; "2 (kind 2), 3 (kind 3)"; "training image" ],
+        create
+            { toy 4 with
+                Train = relabelled [| 0; 1; 0 |]
+            }
+            ClassOrder.Natural
+            2
+        "a task without test images",
+        [ "test.bin"; "task 0"; "test image" ],
+        create
+            { toy 4 with
+                Test =
+                    { relabelled [| 2; 3 |] with
+                        Source = "test.bin"
+                    }
+            }
+            ClassOrder.Natural
+            2
+        "a batch of 0", [ "batch size"; "at least 1"; "0" ], train { options with BatchSize = 0 }
+        "a negative batch", [ "batch size"; "-1" ], train { options with BatchSize = -1 }
+        "a test batch of 0",
+        [ "batch size"; "0" ],
+        fun _ ->
+            TaskStream.testBatches { options with BatchSize = 0 } stream stream.Tasks[0]
+            |> ignore
+        "a bad image format",
+        [ "image size" ],
+        train
+            { options with
+                Format = { options.Format with Size = 0 }
+            }
+    ]
+
+/// A stream whose training images can be read only where `allowed` says so.
+let private guarded (allowed: int -> bool) : TaskStream =
+    let set = stream.Dataset.Train
+
+    let read positions =
+        for i in positions do
+            if not (allowed set.Labels[i]) then
+                failwith $"image {i} of class {set.Labels[i]} belongs to another task"
+
+        set.Read positions
+
+    { stream with
+        Dataset =
+            { stream.Dataset with
+                Train = { set with Read = read }
+            }
+    }
+
+[<Tests>]
+let tests =
+    testList
+        "TaskStream"
+        [
+            refusals badInputs
+
+            law
+                "tasks partition the class order"
+                (fun (PositiveInt tasks, PositiveInt each, first: int, seed: uint32) ->
+                    let tasks, each = 1 + tasks % 8, 1 + each % 6
+                    let initial = if first > 0 && tasks > 1 then Some(1 + first % 7) else None
+                    let classes = each * (tasks - 1) + defaultArg initial each
+                    let order = ClassOrder.numpyPermutation seed classes
+                    let made = TaskStream.split tasks initial order
+                    Expect.hasLength made tasks "tasks"
+                    Expect.equal (made |> Array.collect _.Classes) order "their classes, in order"
+                    Expect.equal made[0].Classes.Length (defaultArg initial each) "the first task"
+
+                    for i in 0 .. tasks - 1 do
+                        Expect.equal made[i].Index i "numbered"
+
+                        Expect.equal
+                            order[made[i].FirstClass]
+                            made[i].Classes[0]
+                            "where the first class stands"
+
+                        if i > 0 then
+                            Expect.hasLength made[i].Classes each "later tasks are equal")
+
+            testCase "one task may have all classes, with or without saying so" (fun () ->
+                let order = Array.init 6 id
+
+                Expect.equal
+                    (TaskStream.split 1 None order)
+                    (TaskStream.split 1 (Some 6) order)
+                    "the same task")
+
+            testCase
+                "training batches hold each image of the task once, with its place in the order"
+                (fun () ->
+                    let pairs = TaskStream.trainBatches options key stream stream.Tasks[1] |> contents
+
+                    Expect.equal
+                        (Array.sort (Array.map fst pairs))
+                        (TaskStream.trainIndices stream stream.Tasks[1])
+                        "positions"
+
+                    for position, label in pairs do
+                        Expect.equal stream.Order[label] stream.Dataset.Train.Labels[position] "label"
+                        Expect.isTrue (label = 2 || label = 3) "classes of the second task")
+
+            testCase "the last batch is smaller" (fun () ->
+                let sizes =
+                    TaskStream.trainBatches options key stream stream.Tasks[0]
+                    |> Array.map (fun load -> Scope.run (fun () -> int (load ()).Labels.shape[0]))
+
+                Expect.equal sizes [| 4; 4; 2 |] "10 images")
+
+            testCase "the key decides the order and the augmentation" (fun () ->
+                let options =
+                    { options with
+                        Augmentation = Augmentation.CropFlip
+                    }
+
+                let pixels seed =
+                    TaskStream.trainBatches options (Rng.ofSeed seed) stream stream.Tasks[0]
+                    |> Array.collect (fun load -> Scope.run (fun () -> numbers (load ()).Images))
+
+                Expect.equal (pixels 1L) (pixels 1L) "same key"
+                Expect.notEqual (pixels 1L) (pixels 2L) "other key")
+
+            testCase "each batch augments by its own key, every time the same" (fun () ->
+                // eight times the same image: two batches differ only by their keys
+                let images =
+                    numbers (pattern 1 8 8) |> Array.map byte |> Array.replicate 8 |> Array.concat
+
+                let set = ImageSet.ofBytes "train.bin" (Array.zeroCreate 8) 1 8 8 images
+                let dataset = { toy 1 with Train = set }
+                let stream = TaskStream.create dataset ClassOrder.Natural 1 None
+
+                let options =
+                    { options with
+                        Augmentation = Augmentation.CropFlip
+                        Format = { options.Format with Size = 8 }
+                    }
+
+                let loaders = TaskStream.trainBatches options key stream stream.Tasks[0]
+
+                let pixels i =
+                    Scope.run (fun () -> numbers (loaders[i]()).Images)
+
+                Expect.hasLength loaders 2 "two batches"
+                Expect.notEqual (pixels 0) (pixels 1) "two keys"
+                Expect.equal (pixels 1) (pixels 1) "read again")
+
+            testCase "test batches are in order, whatever the augmentation" (fun () ->
+                let options =
+                    { options with
+                        Augmentation = Augmentation.CropFlip
+                    }
+
+                let pairs = TaskStream.testBatches options stream stream.Tasks[2] |> contents
+                // classes 1 and 3 of 6, two images each, at places 4 and 5 of the order
+                Expect.equal pairs [| 1, 4; 3, 5; 7, 4; 9, 5 |] "positions and labels")
+
+            testCase "plain training batches are the training images in order" (fun () ->
+                let pairs = TaskStream.plainTrainBatches options stream stream.Tasks[0] |> contents
+
+                Expect.equal
+                    (Array.map fst pairs)
+                    (TaskStream.trainIndices stream stream.Tasks[0])
+                    "positions")
+
+            testCase "a task's loaders read no image of an earlier task" (fun () ->
+                for task in stream.Tasks do
+                    let earlier = HashSet(stream.Order[.. task.FirstClass - 1])
+                    let later = guarded (earlier.Contains >> not)
+                    let own = guarded (fun label -> Array.contains label task.Classes)
+
+                    for stream in [ later; own ] do
+                        Expect.hasLength
+                            (TaskStream.trainBatches options key stream task |> contents)
+                            10
+                            "training"
+
+                        Expect.hasLength
+                            (TaskStream.plainTrainBatches options stream task |> contents)
+                            10
+                            "plain"
+
+                // the guard works: the first task's own images are refused
+                let closed = guarded (fun label -> label <> 4)
+
+                Expect.throws
+                    (fun () ->
+                        TaskStream.trainBatches options key closed stream.Tasks[0] |> contents |> ignore)
+                    "guard")
+
+            testCase "images are read only when a batch is made" (fun () ->
+                let closed = guarded (fun _ -> false)
+                Expect.hasLength (TaskStream.trainBatches options key closed stream.Tasks[0]) 3 "loaders")
+
+            testCase "a batch is the caller's, on a thread of its own too" (fun () ->
+                let loaders = TaskStream.trainBatches options key stream stream.Tasks[0]
+
+                leavesNothing (fun () -> Scope.free Batch.leaves (loaders[0]()))
+
+                leavesNothing (fun () ->
+                    let batch = System.Threading.Tasks.Task.Run(fun () -> loaders[1]()).Result
+                    Expect.equal batch.Labels.dtype torch.ScalarType.Int64 "labels"
+                    Expect.equal batch.Images.shape [| 4L; 1L; 2L; 2L |] "images"
+                    Scope.free Batch.leaves batch))
+        ]
