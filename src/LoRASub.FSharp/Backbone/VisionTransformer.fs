@@ -100,13 +100,12 @@ module VisionTransformer =
             deltas
 
     let private normalise (norm: LayerNorm) (x: torch.Tensor) =
-        let shape = [| x.shape[x.shape.Length - 1] |]
-        torch.nn.functional.layer_norm (x, shape, norm.Weight, norm.Bias, norm.Epsilon)
+        Fused.layerNorm norm.Weight norm.Bias norm.Epsilon x
 
     let private embed (vit: VisionTransformer) (images: torch.Tensor) =
         let batch, channels, p = images.shape[0], int64 vit.Channels, int64 vit.PatchSize
         let side = int64 vit.ImageSize / p
-        // patches do not overlap: their convolution is one product, which is faster than conv2d
+        // patches do not overlap: their convolution is one product, which is faster than conv2d in float32
         let grid =
             images.``to``(vit.ClassToken.dtype).reshape [| batch; channels; side; p; side; p |]
 
