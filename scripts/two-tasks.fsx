@@ -1,0 +1,46 @@
+// Learns two tasks of two classes and prints the retained rank of each block, the accuracy matrix and the measures.
+// Run after a build: dotnet fsi scripts/two-tasks.fsx
+
+#load "load.fsx"
+
+open LoRASub
+open Load
+
+let plan =
+    smallPlan
+        2
+        { Preset.quick Variant.LibContinual with
+            Epochs = 1
+            Batch = 16
+        }
+
+let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+
+let listen progress =
+    match progress with
+    | TaskBegins(task, _) ->
+        let names = task.Classes |> Array.map (fun c -> plan.Stream.Dataset.ClassNames[c])
+        printfn "task %d: %s" task.Index (String.concat ", " names)
+    | Retains(_, blocks) ->
+        printfn
+            "retained rank per block: %s of %d"
+            (blocks |> Array.map (fun b -> string b.Rank) |> String.concat " ")
+            plan.Backbone.Width
+    | _ -> ()
+
+let outcome = Experiment.run learner plan listen
+
+printfn "accuracy, %% (row: after task t, column: on task j)"
+
+for row in outcome.Matrix do
+    for score in row do
+        printf "%7.1f" (100.0 * Metrics.accuracy score)
+
+    printfn ""
+
+let measures = Metrics.measure outcome.Matrix
+printfn "last %.1f, average %.1f" (100.0 * measures.Last) (100.0 * measures.Average)
+Option.iter (fun f -> printfn "forgetting %.1f" (100.0 * f)) measures.Forgetting
+
+Scope.free TaskState.leaves outcome.State
+Scope.free Plan.leaves plan

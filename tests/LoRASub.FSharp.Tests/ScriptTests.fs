@@ -1,0 +1,93 @@
+/// The example scripts, run as a reader runs them: on the library's build folder.
+module LoRASub.Tests.ScriptTests
+
+open System
+open System.Diagnostics
+open System.IO
+open System.Text
+open System.Text.RegularExpressions
+open System.Threading.Tasks
+open Expecto
+
+type private Ended =
+    {
+        Code: int
+        Lines: string[]
+        Error: string
+    }
+
+let private folder =
+    Path.GetFullPath(Path.Combine(__SOURCE_DIRECTORY__, "..", "..", "scripts"))
+
+let private start (script: string) : Task<Ended> =
+    task {
+        let info = ProcessStartInfo("dotnet", [ "fsi"; Path.Combine(folder, script) ])
+        info.RedirectStandardOutput <- true
+        info.RedirectStandardError <- true
+        info.StandardOutputEncoding <- Encoding.UTF8
+        // they run side by side
+        info.Environment["OMP_NUM_THREADS"] <- "1"
+        info.Environment["DOTNET_NOLOGO"] <- "1"
+        use child = Process.Start info
+        use limit = new Threading.CancellationTokenSource(TimeSpan.FromMinutes 5.0)
+        let out = child.StandardOutput.ReadToEndAsync()
+        let error = child.StandardError.ReadToEndAsync()
+
+        try
+            do! child.WaitForExitAsync limit.Token
+        with :? OperationCanceledException ->
+            child.Kill true
+
+        let! out = out
+        let! error = error
+
+        return
+            {
+                Code = child.ExitCode
+                Lines = out.Split('\n', StringSplitOptions.TrimEntries)
+                Error = error
+            }
+    }
+
+let private names = [| "two-tasks.fsx"; "ablation.fsx"; "retained-space.fsx" |]
+
+let private all = lazy (names |> Array.map start |> Task.WhenAll)
+
+/// The only line that fits, after the script ended well.
+let private line (script: string) (pattern: string) : Match =
+    let ended = all.Value.Result[Array.IndexOf(names, script)]
+    Expect.equal ended.Code 0 $"exit code; {ended.Error}"
+
+    match
+        ended.Lines
+        |> Array.map (fun l -> Regex.Match(l, pattern))
+        |> Array.filter _.Success
+    with
+    | [| found |] -> found
+    | other -> failtest $"{other.Length} lines fit {pattern} in:\n{String.Join('\n', ended.Lines)}"
+
+[<Tests>]
+let tests =
+    testList
+        "Scripts"
+        [
+            testCase "two-tasks shows the retained ranks and the accuracy matrix" (fun () ->
+                let ranks = line "two-tasks.fsx" @"^retained rank per block:( \d+){6} of 192$"
+
+                for rank in ranks.Groups[1].Captures do
+                    Expect.isLessThan (int rank.Value) 192 "a proper subspace"
+
+                line "two-tasks.fsx" @"^[\d.]+ +[\d.]+$" |> ignore
+                line "two-tasks.fsx" @"^last [\d.]+, average [\d.]+$" |> ignore)
+
+            testCase "ablation: old class means move less inside the retained space" (fun () ->
+                let moved name =
+                    float (line "ablation.fsx" $@"^{name} +([\d.]+) +[\d.]+$").Groups[1].Value
+
+                Expect.isLessThan (moved "as published") (moved "no projection") "movement of the means"
+                Expect.isGreaterThan (moved "no subtraction") 0.0 "movement without subtraction")
+
+            testCase "retained-space states invariants that hold" (fun () ->
+                line "retained-space.fsx" @"^x ⟂ U_k keeps its image: A x = A₀ x +[\d.e-]+$"
+                |> ignore)
+        ]
