@@ -294,17 +294,23 @@ let private badInput =
             trainLabels
             (editBytes (fun b -> b[8 + 3] <- 10uy))
             [ "labels must lie in 0 to 9"; "10 at position 3" ]
-        data
-            "a class without training images"
-            trainLabels
-            (editBytes (fun b ->
-                for i in 8 .. b.Length - 1 do
-                    b[i] <- byte (i % 9)))
-            []
-        |> fun bad ->
-            { bad with
-                Words = [ "class at position"; "needs at least one training image"; "found none" ]
-            }
+        {
+            Name = "a class without training images"
+            Spoil =
+                fun world ->
+                    under (under world "data") trainLabels
+                    |> editBytes (fun b ->
+                        for i in 8 .. b.Length - 1 do
+                            b[i] <- byte (i % 9))
+            Arguments = fun world -> arguments world []
+            Words =
+                [
+                    trainImages
+                    "class 9 (9)"
+                    "needs at least one training image"
+                    "found none"
+                ]
+        }
         {
             Name = "a task without training images"
             Spoil =

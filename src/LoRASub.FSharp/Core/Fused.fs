@@ -16,8 +16,8 @@ module internal Fused =
 
         let layerNorm (weight: torch.Tensor) (bias: torch.Tensor) (epsilon: float) (x: torch.Tensor) =
             let centred = x.sub (x.mean ([| -1L |], true))
-            let variance = centred.mul(centred).mean ([| -1L |], true)
-            centred.mul(variance.add(number epsilon).rsqrt ()).mul(weight).add bias
+            let variance = centred.mul(centred).mean([| -1L |], true)
+            centred.mul(variance.add(number epsilon).rsqrt()).mul(weight).add bias
 
         let attention (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) =
             let scale = number (1.0 / sqrt (float q.shape[3]))
@@ -25,10 +25,15 @@ module internal Fused =
             torch.einsum ("bhnm,bhmd->bhnd", weights, v)
 
         let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) =
-            left.unsqueeze(1L).sub(right.unsqueeze 0L).norm (2, p = float32 order)
+            left.unsqueeze(1L).sub(right.unsqueeze 0L).norm(2, p = float32 order)
 
     /// Rows of x [.., d] brought to mean 0 and variance 1, then scaled and shifted.
-    let layerNorm (weight: torch.Tensor) (bias: torch.Tensor) (epsilon: float) (x: torch.Tensor) : torch.Tensor =
+    let layerNorm
+        (weight: torch.Tensor)
+        (bias: torch.Tensor)
+        (epsilon: float)
+        (x: torch.Tensor)
+        : torch.Tensor =
         if onMeta x then
             Composed.layerNorm weight bias epsilon x
         else

@@ -48,12 +48,13 @@ module RunFolder =
         | :? IOException
         | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
 
-    let private percent (score: Score) = 100.0 * Metrics.accuracy score
+    // rounded where only the noise of floating point is left
+    let private percent (fraction: float) = System.Math.Round(100.0 * fraction, 10)
 
     let private summary (plan: Plan) (outcome: Outcome) =
         let measures = Metrics.measure outcome.Matrix
         let settings = plan.Settings
-        let percents = Json.option (fun (x: float) -> Json.float (100.0 * x))
+        let percents = percent >> Json.float
         let rows (node: 'T -> _) = Json.array (Json.array node)
 
         let counts (score: Score) =
@@ -77,13 +78,13 @@ module RunFolder =
                 "tasks", Json.int plan.Stream.Tasks.LongLength
                 "learnedTasks", Json.int outcome.Matrix.LongLength
                 "seed", Json.int settings.Seed
-                "last", Json.float (100.0 * measures.Last)
-                "average", Json.float (100.0 * measures.Average)
-                "lastByTask", Json.float (100.0 * measures.LastByTask)
-                "averageByTask", Json.float (100.0 * measures.AverageByTask)
-                "forgetting", percents measures.Forgetting
-                "backwardTransfer", percents measures.BackwardTransfer
-                "accuracyMatrix", rows (percent >> Json.float) outcome.Matrix
+                "last", percents measures.Last
+                "average", percents measures.Average
+                "lastByTask", percents measures.LastByTask
+                "averageByTask", percents measures.AverageByTask
+                "forgetting", Json.option percents measures.Forgetting
+                "backwardTransfer", Json.option percents measures.BackwardTransfer
+                "accuracyMatrix", rows (Metrics.accuracy >> percents) outcome.Matrix
                 "correctAndTotal", rows counts outcome.Matrix
                 "retainedRank", rows (fun (r: Retained) -> Json.int r.Rank) outcome.Retained
                 "retainedEnergy", rows (fun (r: Retained) -> Json.float r.Energy) outcome.Retained
