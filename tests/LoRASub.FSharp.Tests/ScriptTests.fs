@@ -37,6 +37,7 @@ let private start (script: string) : Task<Ended> =
             do! child.WaitForExitAsync limit.Token
         with :? OperationCanceledException ->
             child.Kill true
+            child.WaitForExit()
 
         let! out = out
         let! error = error
