@@ -44,8 +44,7 @@ module LearnerFile =
 
     /// SHA-256 of a file, in lower-case hexadecimal.
     let sha256 (path: string) : string =
-        use stream = File.OpenRead path
-        Convert.ToHexStringLower(SHA256.HashData stream)
+        DataFile.openRead path (fun stream -> Convert.ToHexStringLower(SHA256.HashData stream))
 
     let private deltaName block projection = $"blocks.{block}.delta.{projection}"
 
@@ -138,6 +137,14 @@ module LearnerFile =
             | Some c -> Errors.reject path $"prototype classes must lie below {order.Length}" $"{c}" ""
             | None -> ()
 
+            let finished, sizes = (get "finishedTasks").GetInt32(), ints "taskSizes"
+
+            if sizes.Length <> finished || Array.sum sizes <> classes.Length then
+                let rule =
+                    $"task sizes must be {finished}, one per finished task, and add up to {classes.Length}"
+
+                Errors.reject path rule $"{List.ofArray sizes}" ""
+
             let key =
                 match
                     UInt64.TryParse(
@@ -185,7 +192,7 @@ module LearnerFile =
                         |> Array.ofSeq
 
                     {
-                        Finished = (get "finishedTasks").GetInt32()
+                        Finished = finished
                         Deltas = deltas
                         Prototypes =
                             {
@@ -200,7 +207,7 @@ module LearnerFile =
                 State = state
                 Order = order
                 ClassNames = names
-                TaskSizes = ints "taskSizes"
+                TaskSizes = sizes
                 Input =
                     {
                         Size = (get "imageSize").GetInt32()
