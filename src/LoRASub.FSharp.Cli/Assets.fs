@@ -16,9 +16,15 @@ let backbone = Path.Combine(folder, "vit_micro_patch4_32.safetensors")
 
 let private orAsset exists flag path given =
     match given with
+    | Some name when String.IsNullOrWhiteSpace name ->
+        Errors.reject flag "must name a file or folder" "an empty name" ""
     | Some _ -> given
     | None when exists path -> Some path
     | None -> Errors.reject path "must lie beside the program" "nothing" $"install it again, or give --{flag}"
+
+// saved settings must name the same file from any folder
+let private absolute (path: string) =
+    Path.GetFullPath(path, Environment.CurrentDirectory)
 
 /// The settings with the program's own data set and backbone where none is named. Rejects an unknown data set, and
 /// one of which the program has no copy.
@@ -37,6 +43,6 @@ let fill (settings: RunSettings) : RunSettings =
         | given -> orAsset Directory.Exists "data-path" dataPath given
 
     { settings with
-        DataPath = data
-        Backbone = orAsset File.Exists "backbone" backbone settings.Backbone
+        DataPath = Option.map absolute data
+        Backbone = orAsset File.Exists "backbone" backbone settings.Backbone |> Option.map absolute
     }

@@ -226,6 +226,11 @@ let header (plan: Plan) (threads: int) : string list =
         | [| n |] -> $"{stream.Tasks.Length} tasks x {n} classes"
         | sizes -> $"{stream.Tasks.Length} tasks: {sizes[0]} classes, then {sizes[1]} each"
 
+    let stop =
+        match settings.StopAfter with
+        | Some n when n < stream.Tasks.Length -> $", stop after {n}"
+        | _ -> ""
+
     let setting name =
         Settings.toPairs settings |> List.find (fun (n, _) -> n = name) |> snd
 
@@ -233,7 +238,7 @@ let header (plan: Plan) (threads: int) : string list =
 
     [
         $"data      {data.Name}: {Dataset.classes data} classes, {data.Train.Labels.Length} training and {data.Test.Labels.Length} test images"
-        $"tasks     {classes}, epochs {settings.Epochs}, batch {settings.Batch}"
+        $"tasks     {classes}{stop}, epochs {settings.Epochs}, batch {settings.Batch}"
         $"method    {variant}, rank {settings.Method.Rank}, seed {settings.Seed}"
         $"backbone  ViT, {vit.Blocks.Length} blocks of width {vit.Width}, {vit.Heads} heads, {vit.ImageSize} px in patches of {vit.PatchSize}"
         $"runs on   {settings.Device}, {threads} threads, {precision}"
@@ -312,12 +317,12 @@ let private block (width: int) (workload: Workload) (plan: Plan) (view: View) : 
 
     Rows(
         [
-            line ""
+            line " "
 
             match view.Task with
             | Some task ->
                 line $"[bold]{taskOf workload.Length task}[/]    {safe (classNames plan.Stream.Dataset task)}"
-            | None -> line "starting"
+            | None -> line " "
 
             match view.Step with
             | Some step ->
@@ -328,17 +333,17 @@ let private block (width: int) (workload: Workload) (plan: Plan) (view: View) : 
                         ""
 
                 line $"{Phase.name step.Phase, -11} step {step.Done}/{step.Steps}{epoch}"
-            | None -> line ""
+            | None -> line "starting"
 
             match view.Loss, view.Accuracy with
             | Some loss, Some accuracy ->
                 line $"""{"training", -11} loss {number 4 loss}, accuracy {percent accuracy}%%"""
-            | _ -> line ""
+            | _ -> line " "
 
             if view.Retained.Length > 0 then
                 line $"""{"retained", -11} {safe (ranks view.Retained)} [grey]of {plan.Backbone.Width}[/]"""
             else
-                line ""
+                line " "
 
             line $"{bar (width - 40) share} {int (100.0 * share), 3}%%  [grey]{time}[/]"
         ]
@@ -352,7 +357,7 @@ let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
     fun work ->
         let clock = Diagnostics.Stopwatch.StartNew()
         let tasks = workload.Length
-        let width = max 60 (min Columns console.Profile.Width) - 1
+        let width = max 50 (min Columns console.Profile.Width) - 1
         let mutable view = View.initial
         let mutable began = TimeSpan.Zero
         let mutable drawn = TimeSpan.MinValue
@@ -443,11 +448,9 @@ let results (outcome: Outcome) : string list =
         | Some x -> $"{percent x}%%"
         | None -> "needs two tasks"
 
-    let seconds =
-        Phase.all
-        |> List.choose (fun phase ->
-            Map.tryFind phase outcome.PhaseSeconds
-            |> Option.map (fun s -> $"{Phase.name phase} {number 1 s}"))
+    let seconds phases =
+        phases
+        |> List.map (fun phase -> $"{Phase.name phase} {number 1 outcome.PhaseSeconds[phase]}")
         |> String.concat ", "
 
     [
@@ -462,37 +465,46 @@ let results (outcome: Outcome) : string list =
 
         $"forgetting         {orNeeds measures.Forgetting}"
         $"backward transfer  {orNeeds measures.BackwardTransfer}"
-        $"seconds            {seconds}"
+        $"seconds            {seconds [ Phase.Observe; Phase.Project; Phase.Train ]}"
+        $"                   {seconds [ Phase.Prototypes; Phase.Predict ]}"
         $"peak memory        {bytes (MemoryUse.peakBytes ())}"
     ]
 
-/// One row of a matrix scored again, beside what was saved.
-let evaluation (saved: Score[]) (now: Score[]) : string list =
+/// Whether a task's score is the one that was saved.
+let isReproduced (row: Recheck) =
+    abs (100.0 * Metrics.accuracy row.Now - row.SavedPercent) < 1e-9
+
+/// Scores of a saved learner beside those that were saved.
+let evaluation (rows: Recheck[]) : string list =
     let cells (texts: string list) =
-        texts |> List.map (fun (text: string) -> text.PadLeft 10) |> String.concat ""
+        texts |> List.map _.PadLeft(10) |> String.concat ""
 
     [
         cells [ "task"; "now"; "saved"; "equal" ]
 
-        for j in 0 .. now.Length - 1 do
-            let equal = if now[j] = saved[j] then "yes" else "no"
-
+        for row in rows do
             cells
                 [
-                    string (j + 1)
-                    percent (Metrics.accuracy now[j])
-                    percent (Metrics.accuracy saved[j])
-                    equal
+                    string (row.Task.Index + 1)
+                    percent (Metrics.accuracy row.Now)
+                    number 2 row.SavedPercent
+                    (if isReproduced row then "yes" else "no")
                 ]
 
-        let all = Array.reduce (+)
-        let equal = if now = saved then "yes" else "no"
-
-        cells
-            [
-                "seen"
-                percent (Metrics.accuracy (all now))
-                percent (Metrics.accuracy (all saved))
-                equal
-            ]
+        let seen = rows |> Array.map _.Now |> Array.reduce (+)
+        cells [ "seen"; percent (Metrics.accuracy seen) ]
     ]
+
+/// Counts the batches of `work` on a terminal while it runs.
+let counting (console: IAnsiConsole) (work: (unit -> unit) -> 'T) : 'T =
+    console
+        .Status()
+        .Start(
+            "reading",
+            fun context ->
+                let mutable batches = 0
+
+                work (fun () ->
+                    batches <- batches + 1
+                    context.Status <- $"test batch {batches}")
+        )

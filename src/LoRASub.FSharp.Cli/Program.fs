@@ -23,27 +23,27 @@ let private version () =
 /// Held while results are written: an interruption waits for it.
 let private saving = obj ()
 
-let private loadNative (libTorch: string option) =
+let private loadNative (libTorch: string option) (settings: RunSettings) =
     Option.iter NativeBackend.useLibTorch libTorch
-    NativeBackend.ensureLoaded ()
+    NativeBackend.ensureLoaded () |> ignore
+    Option.iter torch.set_num_threads settings.Threads
+
+let private say (shell: Shell) (lines: string list) =
+    for line in lines do
+        shell.Out.WriteLine line
+
+    shell.Out.Flush()
 
 let private run (shell: Shell) settings (out: string option) libTorch =
-    let say (lines: string list) =
-        for line in lines do
-            shell.Out.WriteLine line
-
-        shell.Out.Flush()
-
     Settings.check settings
     let settings = Assets.fill settings
-    Option.iter OutFolder.check out
-    loadNative libTorch |> ignore
-    Option.iter torch.set_num_threads settings.Threads
+    Option.iter RunFolder.check out
+    loadNative libTorch settings
     let plan = Plan.load settings
     use _ = Scope.own Plan.leaves plan
     let learner = LoRASubDrs.learner plan.Backbone settings.Method
     let workload = Display.Workload.ofPlan learner plan
-    say (Display.header plan (torch.get_num_threads ()))
+    say shell (Display.header plan (torch.get_num_threads ()))
 
     let show =
         match shell.Terminal with
@@ -51,14 +51,37 @@ let private run (shell: Shell) settings (out: string option) libTorch =
         | None -> Display.plain shell.Out workload plan
 
     let outcome = show (Experiment.run learner plan)
-    use _ = Scope.own TaskState.leaves outcome.State
-    say (Display.results outcome)
+    use _ = Scope.own (fun o -> TaskState.leaves o.State) outcome
+    say shell (Display.results outcome)
 
     match out with
-    | Some folder -> lock saving (fun () -> say [ $"saved in           {folder}" ])
-    | None -> say [ "not saved          --out DIR saves results and learner" ]
+    | Some folder ->
+        lock saving (fun () ->
+            RunFolder.save folder plan outcome
+            say shell [ $"saved in           {folder}" ])
+    | None -> say shell [ "not saved          give --out DIR to keep results and learner" ]
 
     0
+
+let private evaluate (shell: Shell) folder (changes: (string * string) list) libTorch =
+    let settings =
+        List.fold (fun s (name, text) -> Settings.set name text s) (RunFolder.settings folder) changes
+
+    Settings.check settings
+    loadNative libTorch settings
+
+    let rows =
+        match shell.Terminal with
+        | Some console -> Display.counting console (RunFolder.evaluate folder settings)
+        | None -> RunFolder.evaluate folder settings ignore
+
+    say shell (Display.evaluation rows)
+
+    if Array.forall Display.isReproduced rows then
+        0
+    else
+        shell.Error.WriteLine $"lorasub: the scores differ from those saved in {folder}"
+        1
 
 /// Runs the command of `argv` to its exit code: 0 done, 1 failed, 2 refused usage or input.
 let start (shell: Shell) (argv: string[]) : int =
@@ -71,8 +94,8 @@ let start (shell: Shell) (argv: string[]) : int =
             shell.Out.WriteLine $"lorasub {version ()}"
             0
         | Arguments.Command.Run(settings, out, libTorch) -> run shell settings out libTorch
-        | Arguments.Command.Evaluate _ -> 1
-        | Arguments.Command.Doctor libTorch -> 1
+        | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
+        | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
         if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
             shell.Error.WriteLine(string e)
@@ -83,6 +106,10 @@ let start (shell: Shell) (argv: string[]) : int =
         match e with
         | :? InputException -> 2
         | _ -> 1
+
+/// Ends the process at once: LibTorch's threads may be at work, under which an orderly exit takes their memory away.
+[<DllImport("libc", EntryPoint = "_exit")>]
+extern void private leave(int code)
 
 [<EntryPoint>]
 let main argv =
@@ -102,7 +129,7 @@ let main argv =
                 Console.Out.Write "\x1b[?25h\n"
 
             Console.Error.WriteLine "lorasub: interrupted"
-            exit code)
+            leave code)
 
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGINT, stop 130)
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGTERM, stop 143)

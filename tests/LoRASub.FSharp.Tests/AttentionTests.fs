@@ -273,7 +273,6 @@ let tests =
                     Attention.forward 2L (layer example.Qkv) (layer example.Projection) None x
                     |> ignore)
 
-            // forward itself cannot run there: this LibTorch has no meta kernel for attention
             testCase "weights on the meta device" (fun () ->
                 Scope.run (fun () ->
                     let l = Lora.init BInit.Sparse 2 4L float64 torch.META (Rng.ofSeed 1L)

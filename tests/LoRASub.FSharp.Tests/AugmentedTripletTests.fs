@@ -257,14 +257,20 @@ let tests =
                 loss 1.0 0.5 p y x |> ignore)
             rejects "an order that is NaN" [ "norm order"; "NaN" ] (fun () -> loss 1.0 nan p y x |> ignore)
 
-            // without prototypes and gradient: this LibTorch has no meta kernels for cdist and the slope of a clamp
-            testCase "the loss on the meta device" (fun () ->
+            testCase "value and gradient on the meta device" (fun () ->
                 Scope.run (fun () ->
-                    let none = onMeta (tensor p[.. -1, *])
+                    for count in [ 0; 2 ] do
+                        let prototypes = onMeta (tensor p[.. count - 1, *])
 
-                    expectMeta
-                        []
-                        (AugmentedTriplet.loss 1.0 2.0 none (onMeta (labelTensor y)) (onMeta (tensor x)))))
+                        let f (ps: torch.Tensor[]) =
+                            AugmentedTriplet.loss 1.0 2.0 prototypes (onMeta (labelTensor y)) ps[0]
+
+                        let struct (value, gradients) = Grad.valueAndGrad f [| onMeta (tensor x) |]
+                        expectMeta [] value
+
+                        expectMeta
+                            [ int64 (Array2D.length1 x); int64 (Array2D.length2 x) ]
+                            gradients[0].Value))
 
             noLeaks "loss" (fun () -> tensor p, labelTensor y, tensor x) (fun (p, y, x) ->
                 [ AugmentedTriplet.loss 1.0 2.0 p y x ])

@@ -1,10 +1,13 @@
 module LoRASub.Tests.RunFolderTests
 
+open System
 open System.IO
 open System.Text.Json.Nodes
 open Expecto
 open LoRASub
 open LoRASub.Tests.Check
+
+let private percent (fraction: float) = Math.Round(100.0 * fraction, 10)
 
 let private run (settings: RunSettings) (use': Plan -> Outcome -> unit) =
     Scope.run (fun () ->
@@ -33,7 +36,7 @@ let private sameScores (outcome: Outcome) (rechecks: Recheck[]) =
     Expect.equal (rechecks |> Array.map _.Now) (Array.last outcome.Matrix) "scores"
 
     for r in rechecks do
-        Expect.equal r.SavedPercent (100.0 * Metrics.accuracy r.Now) "exactly the saved row"
+        Expect.equal r.SavedPercent (percent (Metrics.accuracy r.Now)) "exactly the saved row"
 
 [<Tests>]
 let tests =
@@ -62,14 +65,14 @@ let tests =
                             "forgetting", measures.Forgetting.Value
                             "backwardTransfer", measures.BackwardTransfer.Value
                         ] do
-                        Expect.equal (number json name) (100.0 * value) name
+                        Expect.equal (number json name) (percent value) name
 
                     let rows (name: string) (read: JsonNode -> 'T) =
                         [| for row in json[name].AsArray() -> [| for entry in row.AsArray() -> read entry |] |]
 
                     Expect.equal
                         (rows "accuracyMatrix" _.GetValue<float>())
-                        (outcome.Matrix |> Array.map (Array.map (fun s -> 100.0 * Metrics.accuracy s)))
+                        (outcome.Matrix |> Array.map (Array.map (Metrics.accuracy >> percent)))
                         "rows in percent"
 
                     Expect.equal

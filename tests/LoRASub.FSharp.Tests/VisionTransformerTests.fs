@@ -431,7 +431,6 @@ let tests =
                 (exampleWith (fun vit _ ->
                     VisionTransformer.effectiveQkv 1.0 (Array.take 1 (nothing vit)) vit))
 
-            // features cannot be computed there: this LibTorch has no meta kernel for layer norm or attention
             testCase "effective weights on the meta device" (fun () ->
                 Scope.run (fun () ->
                     let vit = toMeta (build example.Plain)

@@ -66,7 +66,6 @@ module Attention =
         let split (t: torch.Tensor) =
             t.view(batch, tokens, heads, d / heads).transpose(1L, 2L) // [B, h, N, d/h]
 
-        let mixed =
-            torch.nn.functional.scaled_dot_product_attention (split fused[0], split k, split v)
+        let mixed = Fused.attention (split fused[0]) (split k) (split v)
 
         Linear.forward projection (mixed.transpose(1L, 2L).reshape(batch, tokens, d))

@@ -100,8 +100,7 @@ module VisionTransformer =
             deltas
 
     let private normalise (norm: LayerNorm) (x: torch.Tensor) =
-        let shape = [| x.shape[x.shape.Length - 1] |]
-        torch.nn.functional.layer_norm (x, shape, norm.Weight, norm.Bias, norm.Epsilon)
+        Fused.layerNorm norm.Weight norm.Bias norm.Epsilon x
 
     let private embed (vit: VisionTransformer) (images: torch.Tensor) =
         let batch, channels, p = images.shape[0], int64 vit.Channels, int64 vit.PatchSize

@@ -156,7 +156,8 @@ module TaskStream =
         indices "test" stream.Dataset.Test stream task
 
     /// A data set cut into tasks. Rejects a data set with bad labels, an order that is no permutation, numbers of tasks
-    /// and classes that do not fit, a task without test images and a class without training images.
+    /// and classes that do not fit, a task without training or test images, and a class without training images, of
+    /// which there could be no prototype.
     let create (dataset: Dataset) (order: ClassOrder) (tasks: int) (initialClasses: int option) : TaskStream =
         let dataset = Dataset.validate dataset
         let order = ClassOrder.resolve (Dataset.classes dataset) order
@@ -172,14 +173,11 @@ module TaskStream =
             trainIndices stream task |> ignore
             testIndices stream task |> ignore
 
-        // noticed now, not when the class's prototype is due
         let trained = HashSet dataset.Train.Labels
 
         for label in order do
             if not (trained.Contains label) then
-                let subject =
-                    $"{dataset.Train.Source}, class {label} ({dataset.ClassNames[label]})"
-
+                let subject = $"{dataset.Train.Source}, class {label} ({dataset.ClassNames[label]})"
                 Errors.reject subject "needs at least one training image" "none" ""
 
         stream

@@ -20,10 +20,10 @@ module RunFolder =
     let summaryPath (folder: string) = Path.Combine(folder, "summary.json")
     let settingsPath (folder: string) = Path.Combine(folder, "settings.json")
 
-    /// Rejects a folder that is a file, cannot be written or holds a finished run. Leaves nothing behind.
+    /// Rejects a folder that is or lies in a file, cannot be written or holds a finished run. Leaves nothing behind.
     let check (folder: string) =
-        if File.Exists folder then
-            Errors.reject folder "must be a folder" "a file" "choose another output folder"
+        if String.IsNullOrWhiteSpace folder then
+            Errors.reject "output folder" "must have a name" "an empty one" ""
 
         if File.Exists(summaryPath folder) then
             Errors.reject folder "must not hold a finished run" "summary.json" "choose another output folder"
@@ -34,6 +34,8 @@ module RunFolder =
         let rec nearest (path: string) =
             if Directory.Exists path then
                 path
+            elif File.Exists path then
+                Errors.reject folder "must be a folder" $"a file, {path}" "choose another output folder"
             else
                 nearest (Path.GetDirectoryName path)
 
@@ -46,12 +48,13 @@ module RunFolder =
         | :? IOException
         | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
 
-    let private percent (score: Score) = 100.0 * Metrics.accuracy score
+    // rounded where only the noise of floating point is left
+    let private percent (fraction: float) = System.Math.Round(100.0 * fraction, 10)
 
     let private summary (plan: Plan) (outcome: Outcome) =
         let measures = Metrics.measure outcome.Matrix
         let settings = plan.Settings
-        let percents = Json.option (fun (x: float) -> Json.float (100.0 * x))
+        let percents = percent >> Json.float
         let rows (node: 'T -> _) = Json.array (Json.array node)
 
         let counts (score: Score) =
@@ -75,13 +78,13 @@ module RunFolder =
                 "tasks", Json.int plan.Stream.Tasks.LongLength
                 "learnedTasks", Json.int outcome.Matrix.LongLength
                 "seed", Json.int settings.Seed
-                "last", Json.float (100.0 * measures.Last)
-                "average", Json.float (100.0 * measures.Average)
-                "lastByTask", Json.float (100.0 * measures.LastByTask)
-                "averageByTask", Json.float (100.0 * measures.AverageByTask)
-                "forgetting", percents measures.Forgetting
-                "backwardTransfer", percents measures.BackwardTransfer
-                "accuracyMatrix", rows (percent >> Json.float) outcome.Matrix
+                "last", percents measures.Last
+                "average", percents measures.Average
+                "lastByTask", percents measures.LastByTask
+                "averageByTask", percents measures.AverageByTask
+                "forgetting", Json.option percents measures.Forgetting
+                "backwardTransfer", Json.option percents measures.BackwardTransfer
+                "accuracyMatrix", rows (Metrics.accuracy >> percents) outcome.Matrix
                 "correctAndTotal", rows counts outcome.Matrix
                 "retainedRank", rows (fun (r: Retained) -> Json.int r.Rank) outcome.Retained
                 "retainedEnergy", rows (fun (r: Retained) -> Json.float r.Energy) outcome.Retained

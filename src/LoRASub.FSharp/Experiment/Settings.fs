@@ -410,7 +410,7 @@ module Settings =
             if not (epsilon > 0.0 && epsilon < 1.0) then
                 Errors.reject "norm-epsilon" "must lie between 0 and 1" (show epsilon) ""
 
-        LoRASubDrs.check Int64.MaxValue settings.Method
+        LoRASubDrs.checkSettings settings.Method
 
     /// Every setting that is not left open, as (name, text).
     let toPairs (settings: RunSettings) : (string * string) list =

@@ -93,13 +93,15 @@ module LoRASubDrs =
                     Seq.collect Adam.leaves adam
                 ]
 
-    /// Rejects settings out of range for a backbone of this width.
-    let check (width: int64) (settings: LoRASubSettings) =
+    /// Rejects settings that no backbone can have.
+    let checkSettings (settings: LoRASubSettings) =
         let notNegative name value =
             if not (value >= 0.0 && value < infinity) then
                 Errors.reject name "must be finite and at least 0" $"{value}" ""
 
-        Lora.checkRank width settings.Rank
+        if settings.Rank < 1 then
+            Errors.reject "rank" "must be at least 1" $"{settings.Rank}" ""
+
         Adam.check settings.LearningRate settings.Adam
         notNegative "head learning rate" settings.HeadLearningRate
         Projection.checkThreshold settings.Energy
@@ -111,6 +113,11 @@ module LoRASubDrs =
 
         if settings.ScheduleEpochs < 1 then
             Errors.reject "schedule epochs" "must be at least 1" $"{settings.ScheduleEpochs}" ""
+
+    /// Rejects settings out of range for a backbone of this width.
+    let check (width: int64) (settings: LoRASubSettings) =
+        checkSettings settings
+        Lora.checkRank width settings.Rank
 
     let private master (vit: VisionTransformer) = Precision.master vit.Precision
 

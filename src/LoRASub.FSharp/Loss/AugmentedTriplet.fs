@@ -12,7 +12,8 @@ module AugmentedTriplet =
     // Rows are unit vectors: |a|² + |b|² − 2ab, clamped under the root where its slope is infinite.
     let private pairwise (rows: torch.Tensor) =
         let squares = rows.pow(number 2.0).sum(1L, keepdim = true) // [n, 1]
-        squares.add(squares.t ()).sub(rows.mm(rows.t ()).mul(number 2.0)).clamp_min(number 1e-12).sqrt() // [n, n]
+        let squared = squares.add(squares.t ()).sub(rows.mm(rows.t ()).mul(number 2.0))
+        (Fused.atLeast 1e-12 squared).sqrt() // [n, n]
 
     /// mean over i of max(0, d⁺ᵢ − d⁻ᵢ + margin).
     /// `features` [n, d], unit rows, borrowed; `labels` [n] int64; `prototypes` [c, d], raw, c may be 0;
@@ -55,7 +56,7 @@ module AugmentedTriplet =
                     [||]
                 else
                     let unit = prototypes.div (prototypes.norm (1, keepdim = true))
-                    [| torch.cdist(features, unit, normOrder).clamp_min(number 1e-12) |] // [n, c]
+                    [| Fused.atLeast 1e-12 (Fused.distances normOrder features unit) |] // [n, c]
 
             // one minimum over all candidates, so that ties share evenly wherever they come from
             let candidates =
@@ -63,4 +64,4 @@ module AugmentedTriplet =
 
             let hardestNegative = torch.cat(candidates, 1L).amin [| 1L |] // [n]
             // the published ranking loss clamps: unlike relu, its slope at exactly 0 is 1
-            hardestPositive.sub(hardestNegative).add(number margin).clamp_min(number 0.0).mean())
+            (Fused.atLeast 0.0 (hardestPositive.sub(hardestNegative).add(number margin))).mean())

@@ -1,0 +1,172 @@
+/// Looks over the installation: what is there, what is missing and how to mend it.
+module LoRASub.Cli.Doctor
+
+open System
+open System.Diagnostics
+open System.IO
+open System.Reflection
+open System.Runtime.InteropServices
+open System.Runtime.Intrinsics.X86
+open TorchSharp
+open LoRASub
+
+/// One fact; a broken one says how to mend it.
+type private Finding =
+    | Fact of name: string * value: string
+    | Broken of name: string * why: string
+
+/// What a check finds, or why it could not.
+let private guarded (name: string) (check: unit -> Finding list) : Finding list =
+    try
+        check ()
+    with e ->
+        [ Broken(name, e.Message.ReplaceLineEndings " ") ]
+
+let private versionOf (assembly: Assembly) = assembly.GetName().Version.ToString 3
+
+let private program () =
+    [
+        Fact("lorasub", versionOf (Assembly.GetExecutingAssembly()))
+        Fact("TorchSharp", versionOf typeof<DeviceType>.Assembly)
+        Fact(".NET", RuntimeInformation.FrameworkDescription)
+        Fact("system", $"{RuntimeInformation.OSDescription}, {RuntimeInformation.OSArchitecture}")
+    ]
+
+let private machine () =
+    // .NET knows the older sets; bfloat16's stand in Linux's list
+    let flags =
+        if File.Exists "/proc/cpuinfo" then
+            File.ReadLines "/proc/cpuinfo"
+            |> Seq.tryFind _.StartsWith("flags")
+            |> Option.map (_.Split(' ') >> Set.ofArray)
+            |> Option.defaultValue Set.empty
+        else
+            Set.empty
+
+    let sets =
+        [
+            "AVX2", Avx2.IsSupported
+            "AVX-512", Avx512F.IsSupported
+            "AVX-512 bfloat16", flags.Contains "avx512_bf16"
+            "AMX bfloat16", flags.Contains "amx_bf16"
+        ]
+
+    let names wanted =
+        match sets |> List.filter (fun (_, present) -> present = wanted) with
+        | [] -> "none"
+        | some -> some |> List.map fst |> String.concat ", "
+
+    let memory = GC.GetGCMemoryInfo()
+
+    [
+        Fact("cores", string Environment.ProcessorCount)
+        Fact("instructions", $"{names true}; without {names false}")
+        Fact("memory", $"{Display.bytes memory.TotalAvailableMemoryBytes} for this process")
+    ]
+
+let private assets () =
+    let data () =
+        let data = Datasets.load Assets.DataName Assets.dataPath
+        let images = $"{data.Train.Labels.Length} + {data.Test.Labels.Length} images"
+        [ Fact("data", $"{Assets.dataPath} ({images})") ]
+
+    let backbone () =
+        let header = Safetensors.header Assets.backbone
+        [ Fact("backbone", $"{Assets.backbone} ({header.Entries.Length} tensors)") ]
+
+    guarded "data" data @ guarded "backbone" backbone
+
+let private native (libTorch: string option) =
+    Option.iter NativeBackend.useLibTorch libTorch
+    let load = NativeBackend.ensureLoaded ()
+
+    [
+        for name, value in load.Facts do
+            Fact(name, value)
+
+        if load.Cache.IsNone then
+            Fact("cache", "not needed")
+    ]
+
+let private devices () =
+    let cuda =
+        if torch.cuda_is_available () then
+            $"{torch.cuda.device_count ()} CUDA devices"
+        else
+            "no CUDA device that this LibTorch can use"
+
+    [
+        Fact("devices", $"cpu; {cuda}")
+        Fact("threads", $"{torch.get_num_threads ()}")
+    ]
+
+/// Billions of multiplications and additions in a second: the best of the square products that fit into half a
+/// second, since other programs can only slow them down.
+let private speed (dtype: torch.ScalarType) =
+    let n = 1024L
+
+    Scope.run (fun () ->
+        let matrix =
+            (Rng.normal [| n; n |] torch.ScalarType.Float32 torch.CPU (Rng.ofSeed 0L)).``to`` dtype
+
+        let product () =
+            let clock = Stopwatch.StartNew()
+            Scope.run (fun () -> matrix.mm matrix |> ignore)
+            clock.Elapsed.TotalSeconds
+
+        product () |> ignore // makes threads and buffers
+        let clock = Stopwatch.StartNew()
+        let mutable best = product ()
+
+        while clock.Elapsed.TotalSeconds < 0.5 do
+            best <- min best (product ())
+
+        2.0 * float n ** 3.0 / best / 1e9)
+
+let private speeds () =
+    let single = speed torch.ScalarType.Float32
+    let half = speed torch.ScalarType.BFloat16
+
+    let advice =
+        if half > 1.2 * single then
+            "--precision bfloat16 is faster here"
+        else
+            "--precision bfloat16 gains nothing here"
+
+    [
+        Fact("products", $"{single:F0} GFLOP/s in float32, {half:F0} in bfloat16: {advice}")
+    ]
+
+/// Prints every finding; 0 if nothing is broken, else 1.
+let run (out: TextWriter) (libTorch: string option) : int =
+    let mutable broken = 0
+
+    let show findings =
+        for finding in findings do
+            match finding with
+            | Fact(name, value) -> out.WriteLine $"{name, -13} {value}"
+            | Broken(name, why) ->
+                broken <- broken + 1
+                out.WriteLine $"{name, -13} BROKEN: {why}"
+
+            out.Flush()
+
+    show (program ())
+    show (guarded "machine" machine)
+    show (assets ())
+
+    match guarded "LibTorch" (fun () -> native libTorch) with
+    | [ Broken _ ] as failure -> show failure
+    | loaded ->
+        show loaded
+        show (guarded "devices" devices)
+        show (guarded "products" speeds)
+
+    out.WriteLine()
+
+    match broken with
+    | 0 -> out.WriteLine "all is well"
+    | 1 -> out.WriteLine "1 thing is broken"
+    | n -> out.WriteLine $"{n} things are broken"
+
+    min 1 broken

@@ -1,0 +1,58 @@
+namespace LoRASub
+
+open TorchSharp
+
+/// Operations that LibTorch fuses into one kernel. The meta device (shapes without numbers) has none of these kernels:
+/// there, and only there, the same mathematics is composed of plain operations, so that a whole training step can be
+/// checked without data.
+[<RequireQualifiedAccess>]
+module internal Fused =
+
+    let private number (x: float) = Scalar.op_Implicit x
+    let private onMeta (x: torch.Tensor) = x.device.``type`` = DeviceType.META
+
+    /// The same mathematics in plain operations.
+    module Composed =
+
+        let layerNorm (weight: torch.Tensor) (bias: torch.Tensor) (epsilon: float) (x: torch.Tensor) =
+            let centred = x.sub (x.mean ([| -1L |], true))
+            let variance = centred.mul(centred).mean([| -1L |], true)
+            centred.mul(variance.add(number epsilon).rsqrt()).mul(weight).add bias
+
+        let attention (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) =
+            let scale = number (1.0 / sqrt (float q.shape[3]))
+            let weights = torch.einsum("bhnd,bhmd->bhnm", q, k).mul(scale).softmax -1L
+            torch.einsum ("bhnm,bhmd->bhnd", weights, v)
+
+        let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) =
+            left.unsqueeze(1L).sub(right.unsqueeze 0L).norm(2, p = float32 order)
+
+    /// Rows of x [.., d] brought to mean 0 and variance 1, then scaled and shifted.
+    let layerNorm
+        (weight: torch.Tensor)
+        (bias: torch.Tensor)
+        (epsilon: float)
+        (x: torch.Tensor)
+        : torch.Tensor =
+        if onMeta x then
+            Composed.layerNorm weight bias epsilon x
+        else
+            torch.nn.functional.layer_norm (x, [| x.shape[x.shape.Length - 1] |], weight, bias, epsilon)
+
+    /// softmax(q·kᵀ/√d)·v over [B, h, N, d].
+    let attention (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) : torch.Tensor =
+        if onMeta q then
+            Composed.attention q k v
+        else
+            torch.nn.functional.scaled_dot_product_attention (q, k, v)
+
+    /// Distances between the rows of two matrices in a norm, [n, d] and [c, d] -> [n, c].
+    let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) : torch.Tensor =
+        if onMeta left then
+            Composed.distances order left right
+        else
+            torch.cdist (left, right, order)
+
+    /// max(x, low), with slope 1 at `low` as in torch's clamp.
+    let atLeast (low: float) (x: torch.Tensor) : torch.Tensor =
+        x.masked_fill (x.lt (number low), number low)

@@ -1,0 +1,907 @@
+module LoRASub.Tests.CliTests
+
+open System
+open System.Buffers.Binary
+open System.Diagnostics
+open System.IO
+open System.IO.Compression
+open System.Text
+open System.Text.Json
+open System.Text.RegularExpressions
+open Expecto
+open LoRASub
+open LoRASub.Cli
+open Spectre.Console
+open TorchSharp
+
+// ---------------------------------------------------------------------------------------------- a small world
+
+let private under (folder: string) (name: string) = Path.Combine(folder, name)
+
+/// An IDX file of uint8.
+let private idx (sizes: int list) (elements: byte[]) =
+    [|
+        0uy
+        0uy
+        8uy
+        byte sizes.Length
+        for size in sizes do
+            let bytes = Array.zeroCreate 4
+            BinaryPrimitives.WriteInt32BigEndian(Span bytes, size)
+            yield! bytes
+        yield! elements
+    |]
+
+[<Literal>]
+let private Side = 8
+
+/// `each` images of each of ten classes: class c is bright in row c / 2, on its left or its right.
+let private writeSplit (folder: string) (images: string) (labels: string) (each: int) =
+    let n = 10 * each
+
+    let pixel i y x =
+        let c = i % 10
+
+        if y = c / 2 && x / 4 = c % 2 then
+            byte (200 + i / 10)
+        else
+            byte (i / 10)
+
+    let pixels =
+        [|
+            for i in 0 .. n - 1 do
+                for y in 0 .. Side - 1 do
+                    for x in 0 .. Side - 1 -> pixel i y x
+        |]
+
+    File.WriteAllBytes(under folder images, idx [ n; Side; Side ] pixels)
+    File.WriteAllBytes(under folder labels, idx [ n ] (Array.init n (fun i -> byte (i % 10))))
+
+let private trainImages, private trainLabels =
+    "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+/// Width 8, two blocks, two heads; `change` may spoil its tensors.
+let private writeBackbone (path: string) (change: Map<string, torch.Tensor> -> Map<string, torch.Tensor>) =
+    let shape =
+        {
+            Width = 8
+            Depth = 2
+            Heads = 2
+            PatchSize = 4
+            ImageSize = Side
+            Channels = 1
+            MlpRatio = 2.0
+            QkvBias = true
+        }
+
+    Scope.run (fun () ->
+        Weights.randomTensors shape torch.ScalarType.Float32 (Rng.ofSeed 5L)
+        |> change
+        |> Map.toSeq
+        |> Safetensors.write path (Map.ofList [ "heads", "2" ]))
+
+/// Runs a test in a folder that holds data/ and vit.safetensors.
+let private inWorld (test: string -> unit) () =
+    let world = Directory.CreateTempSubdirectory("lorasub-cli-").FullName
+
+    try
+        let data = Directory.CreateDirectory(under world "data").FullName
+        writeSplit data trainImages trainLabels 4
+        writeSplit data "t10k-images-idx3-ubyte" "t10k-labels-idx1-ubyte" 2
+        writeBackbone (under world "vit.safetensors") id
+        test world
+    finally
+        Directory.Delete(world, true)
+
+/// What a whole run in a world takes; later arguments replace these.
+let private arguments (world: string) (more: string list) : string list =
+    let usual =
+        [
+            "--data", "mnist"
+            "--data-path", under world "data"
+            "--backbone", under world "vit.safetensors"
+            "--tasks", "2"
+            "--epochs", "1"
+            "--batch", "8"
+            "--rank", "2"
+            "--out", under world "out"
+        ]
+
+    [
+        "run"
+        for name, value in usual do
+            if not (List.contains name more) then
+                name
+                value
+        yield! more
+    ]
+
+type private Ended =
+    {
+        Code: int
+        Out: string
+        Error: string
+    }
+
+/// Runs the program in this process, on what `terminal` makes of its output.
+let private insideOn (terminal: StringWriter -> IAnsiConsole option) (arguments: string list) : Ended =
+    use out = new StringWriter()
+    use error = new StringWriter()
+
+    let code =
+        Program.start
+            {
+                Out = out
+                Error = error
+                Terminal = terminal out
+            }
+            (Array.ofList arguments)
+
+    {
+        Code = code
+        Out = out.ToString()
+        Error = error.ToString()
+    }
+
+let private inside = insideOn (fun _ -> None)
+
+let private processOf (environment: (string * string) list) (arguments: string list) =
+    let program = under AppContext.BaseDirectory "lorasub.dll"
+    let info = ProcessStartInfo("dotnet", program :: arguments)
+    info.RedirectStandardOutput <- true
+    info.RedirectStandardError <- true
+
+    for name, value in environment do
+        info.Environment[name] <- value
+
+    Process.Start info
+
+/// Runs the program as a process of its own.
+let private outside environment (arguments: string list) : Ended =
+    use child = processOf environment arguments
+    let error = child.StandardError.ReadToEndAsync()
+    let out = child.StandardOutput.ReadToEnd()
+    child.WaitForExit()
+
+    {
+        Code = child.ExitCode
+        Out = out
+        Error = error.Result
+    }
+
+let private noLibTorch = [ "LORASUB_LIBTORCH", "/no/such/folder" ]
+
+// ---------------------------------------------------------------------------------------------- bad input
+
+/// One way to go wrong: what to spoil in the world, what to ask for, and words of the answer.
+type private Bad =
+    {
+        Name: string
+        Spoil: string -> unit
+        Arguments: string -> string list
+        Words: string list
+    }
+
+/// Spoils a file under data/.
+let private data name file spoil words =
+    {
+        Name = name
+        Spoil = fun world -> spoil (under (under world "data") file)
+        Arguments = fun world -> arguments world []
+        Words = file :: words
+    }
+
+/// Spoils the backbone's file.
+let private backbone name spoil words =
+    {
+        Name = name
+        Spoil = fun world -> spoil (under world "vit.safetensors")
+        Arguments = fun world -> arguments world []
+        Words = "vit.safetensors" :: words
+    }
+
+/// Spoils the backbone's tensors.
+let private tensors name change words =
+    backbone name (fun path -> writeBackbone path change) words
+
+/// Asks for something that cannot be.
+let private flags name more words =
+    {
+        Name = name
+        Spoil = ignore
+        Arguments = fun world -> arguments world more
+        Words = words
+    }
+
+/// Gives exactly these arguments.
+let private line name given words =
+    { flags name [] words with
+        Arguments = fun _ -> given
+    }
+
+let private cut (path: string) =
+    let bytes = File.ReadAllBytes path
+    File.WriteAllBytes(path, bytes[.. bytes.Length - 20])
+
+let private editBytes (edit: byte[] -> unit) (path: string) =
+    let bytes = File.ReadAllBytes path
+    edit bytes
+    File.WriteAllBytes(path, bytes)
+
+let private pack (bytes: byte[]) =
+    use packed = new MemoryStream()
+
+    (use gzip = new GZipStream(packed, CompressionLevel.Fastest)
+     gzip.Write(bytes, 0, bytes.Length))
+
+    packed.ToArray()
+
+/// A safetensors file of a header as it is and 64 bytes of data.
+let private rawTensors (header: byte[]) (path: string) =
+    File.WriteAllBytes(
+        path,
+        [|
+            yield! BitConverter.GetBytes(uint64 header.Length)
+            yield! header
+            yield! Array.zeroCreate<byte> 64
+        |]
+    )
+
+let private jsonTensors (header: string) =
+    rawTensors (Encoding.UTF8.GetBytes header)
+
+let private tensorJson dtype first last =
+    $"{{\"dtype\":\"{dtype}\",\"shape\":[8],\"data_offsets\":[{first},{last}]}}"
+
+let private with1 (name: string) (change: torch.Tensor -> torch.Tensor) (all: Map<string, torch.Tensor>) =
+    Map.add name (change all[name]) all
+
+let private fill (value: float) (t: torch.Tensor) =
+    torch.full_like (t, Scalar.op_Implicit value)
+
+let private badInput =
+    [
+        // data sets
+        flags "no data folder" [ "--data-path"; "/no/such/data" ] [ "/no/such/data"; "no such folder" ]
+        flags "empty data path" [ "--data-path"; "" ] [ "data-path"; "found an empty name" ]
+        data "no images" trainImages File.Delete [ "mnist needs this file"; "no such file" ]
+        data "no labels" "t10k-labels-idx1-ubyte" File.Delete [ "no such file" ]
+        data "images cut off" trainImages cut [ "need 2560 bytes"; "found 2541"; "truncated" ]
+        data "empty images" trainImages (fun path -> File.WriteAllBytes(path, [||])) [ "found no bytes" ]
+        data "wrong magic" trainImages (editBytes (fun b -> b[3] <- 1uy)) [ "0x00000803"; "0x00000801" ]
+        data "negative size" trainImages (editBytes (fun b -> b[4] <- 255uy)) [ "at least 1" ]
+        data "more bytes than elements" trainLabels (editBytes (fun b -> b[7] <- 39uy)) [ "must end after" ]
+        data
+            "counts differ"
+            trainLabels
+            (fun path -> File.WriteAllBytes(path, idx [ 39 ] (Array.zeroCreate 39)))
+            [ "one label for each of the 40 images"; "found 39" ]
+        data
+            "no gzip in .gz"
+            trainImages
+            (fun path -> File.Move(path, path + ".gz"))
+            [ ".gz"; "must be gzip data" ]
+        data
+            "gzip cut off"
+            trainImages
+            (fun path ->
+                let packed = pack (File.ReadAllBytes path)
+                File.WriteAllBytes(path + ".gz", packed[.. packed.Length / 2])
+                File.Delete path)
+            [ ".gz" ]
+        data
+            "label out of range"
+            trainLabels
+            (editBytes (fun b -> b[8 + 3] <- 10uy))
+            [ "labels must lie in 0 to 9"; "10 at position 3" ]
+        {
+            Name = "a class without training images"
+            Spoil =
+                fun world ->
+                    under (under world "data") trainLabels
+                    |> editBytes (fun b ->
+                        for i in 8 .. b.Length - 1 do
+                            b[i] <- byte (i % 9))
+            Arguments = fun world -> arguments world []
+            Words =
+                [
+                    trainImages
+                    "class 9 (9)"
+                    "needs at least one training image"
+                    "found none"
+                ]
+        }
+        {
+            Name = "a task without training images"
+            Spoil =
+                fun world ->
+                    under (under world "data") trainLabels
+                    |> editBytes (fun b ->
+                        for i in 8 .. b.Length - 1 do
+                            b[i] <- byte (i % 9))
+            Arguments = fun world -> arguments world [ "--tasks"; "10"; "--class-order"; "natural" ]
+            Words = [ trainImages; "task 9"; "needs at least one training image"; "found none" ]
+        }
+        {
+            Name = "CIFAR file of a broken length"
+            Spoil =
+                fun world ->
+                    for file in [ for i in 1..5 -> $"data_batch_{i}.bin" ] @ [ "test_batch.bin" ] do
+                        File.WriteAllBytes(under (under world "data") file, Array.zeroCreate 3000)
+            Arguments = fun world -> arguments world [ "--data"; "cifar10" ]
+            Words = [ "data_batch_1.bin"; "records of 3073 bytes"; "found 3000 bytes" ]
+        }
+        {
+            Name = "CIFAR-100 label out of range"
+            Spoil =
+                fun world ->
+                    for file in [ "train.bin"; "test.bin" ] do
+                        File.WriteAllBytes(under (under world "data") file, Array.create 3074 200uy)
+            Arguments = fun world -> arguments world [ "--data"; "cifar100" ]
+            Words = [ "train.bin"; "labels must lie in 0 to 99"; "found 200" ]
+        }
+
+        // weights files
+        flags "no weights" [ "--backbone"; "/no/such.safetensors" ] [ "/no/such.safetensors" ]
+        backbone "weights cut off" cut []
+        backbone
+            "weights of 3 bytes"
+            (fun path -> File.WriteAllBytes(path, [| 1uy; 2uy; 3uy |]))
+            [ "found 3" ]
+        backbone
+            "header longer than the file"
+            (editBytes (fun b -> b[3] <- 1uy))
+            [ "must have a header of at most" ]
+        backbone "no JSON header" (jsonTensors "{\"a\":") [ "JSON" ]
+        backbone
+            "overlapping tensors"
+            (jsonTensors $"""{{"a":{tensorJson "F32" 0 32},"b":{tensorJson "F32" 16 48}}}""")
+            [ "'b'" ]
+        backbone "offsets beyond the file" (jsonTensors $"""{{"a":{tensorJson "F32" 64 96}}}""") [ "'a'" ]
+        backbone "offsets that do not fit" (jsonTensors $"""{{"a":{tensorJson "F32" 0 64}}}""") [ "'a'" ]
+        backbone "unknown dtype" (jsonTensors $"""{{"a":{tensorJson "F99" 0 64}}}""") [ "'a'"; "F99" ]
+        backbone "header not in UTF-8" (rawTensors [| 123uy; 34uy; 255uy; 254uy; 34uy; 125uy |]) [ "UTF-8" ]
+        backbone
+            "deeply nested header"
+            (jsonTensors ("{\"a\":" + String('[', 5000) + String(']', 5000) + "}"))
+            [ "levels deep" ]
+
+        // networks
+        tensors
+            "missing leaf"
+            (Map.remove "blocks.1.attn.qkv.weight")
+            [ "'blocks.1.attn.qkv.weight'"; "must be there" ]
+        tensors "missing block" (Map.filter (fun name _ -> not (name.StartsWith "blocks.0."))) [ "block 0" ]
+        tensors
+            "unknown leaf"
+            (fun all -> Map.add "dist_token" all["cls_token"] all)
+            [ "'dist_token'"; "plain ViT" ]
+        tensors
+            "wrong shape"
+            (with1 "blocks.0.attn.proj.weight" (fun t -> t.narrow(0L, 0L, 7L).contiguous()))
+            [ "'blocks.0.attn.proj.weight'"; "7" ]
+        tensors "NaN" (with1 "norm.bias" (fill nan)) [ "'norm.bias'"; "must be finite" ]
+        tensors "infinity" (with1 "pos_embed" (fill infinity)) [ "'pos_embed'"; "must be finite" ]
+        tensors
+            "whole numbers"
+            (with1 "norm.weight" (fun t -> t.``to`` torch.ScalarType.Int64))
+            [ "'norm.weight'"; "floating point"; "Int64" ]
+        flags
+            "heads that do not divide"
+            [ "--heads"; "3" ]
+            [ "vit.safetensors"; "divides its width 8"; "found 3" ]
+        flags "image no multiple of a patch" [ "--image-size"; "10" ] [ "image size"; "multiple"; "found 10" ]
+        tensors
+            "all-zero second moment"
+            (with1 "blocks.0.norm1.weight" (fill 0.0)
+             >> with1 "blocks.0.norm1.bias" (fill 0.0))
+            []
+        |> fun bad ->
+            { bad with
+                Words = [ "second moment of block 0, task 1"; "found" ]
+            }
+
+        // settings
+        flags "rank 0" [ "--rank"; "0" ] [ "rank"; "found 0" ]
+        flags "rank above the width" [ "--rank"; "9" ] [ "rank"; "8"; "found 9" ]
+        flags "more tasks than classes" [ "--tasks"; "11" ] [ "tasks"; "at most 10"; "found 11" ]
+        flags "tasks that do not divide" [ "--tasks"; "3" ] [ "tasks"; "divide the 10 classes"; "found 3" ]
+        flags "no task" [ "--tasks"; "0" ] [ "tasks"; "at least 1"; "found 0" ]
+        flags
+            "first classes that do not fit"
+            [ "--initial-classes"; "10" ]
+            [ "initial classes"; "1 to 9"; "found 10" ]
+        flags "energy 0" [ "--energy"; "0" ] [ "energy"; "found 0" ]
+        flags "energy above 1" [ "--energy"; "1.001" ] [ "energy"; "found 1.001" ]
+        flags "energy NaN" [ "--energy"; "nan" ] [ "energy" ]
+        flags "batch of 0" [ "--batch"; "0" ] [ "batch"; "at least 1"; "found 0" ]
+        flags "no epoch" [ "--epochs"; "0" ] [ "epochs"; "at least 1"; "found 0" ]
+        flags "no thread" [ "--threads"; "0" ] [ "threads"; "at least 1"; "found 0" ]
+        flags "negative rate" [ "--lr"; "-1" ] [ "learning rate"; "found -1" ]
+        flags "negative margin" [ "--margin=-1" ] [ "margin"; "found -1" ]
+        flags "norm order below 1" [ "--norm-order"; "0.5" ] [ "norm order"; "found 0.5" ]
+        flags "falling input range" [ "--input-range"; "1,-1" ] [ "input-range"; "1,-1" ]
+        flags "half an input range" [ "--input-range"; "1" ] [ "input-range"; "LOW,HIGH"; "found '1'" ]
+        flags "epsilon 2" [ "--norm-epsilon"; "2" ] [ "norm-epsilon"; "found 2" ]
+        flags "a word for a number" [ "--epochs"; "many" ] [ "epochs"; "whole number"; "'many'" ]
+        flags "unknown choice" [ "--b-init"; "ones" ] [ "b-init"; "zeros, sparse"; "'ones'" ]
+        flags "unknown variant" [ "--variant"; "oficial" ] [ "variant"; "official"; "'oficial'" ]
+        flags "unknown data set" [ "--data"; "cifar-100" ] [ "found cifar-100"; "did you mean cifar100?" ]
+        flags "no class order" [ "--class-order"; "/no/order.json" ] [ "/no/order.json"; "no such file" ]
+        {
+            Name = "class order that is no permutation"
+            Spoil = fun world -> File.WriteAllText(under world "order.json", "[0,1,2,3,4,5,6,7,8,8]")
+            Arguments = fun world -> arguments world [ "--class-order"; under world "order.json" ]
+            Words = [ "order.json"; "each class from 0 to 9 once"; "8 at entry 9" ]
+        }
+        {
+            Name = "class order that is no JSON"
+            Spoil = fun world -> File.WriteAllText(under world "order.json", "0 1 2")
+            Arguments = fun world -> arguments world [ "--class-order"; under world "order.json" ]
+            Words = [ "order.json"; "must be JSON" ]
+        }
+        flags
+            "absent device"
+            [ "--device"; "cuda:99" ]
+            [ "device cuda:99"; "must be present"; "CUDA devices" ]
+        flags "unknown device" [ "--device"; "tpu" ] [ "device"; "cpu or cuda:N"; "'tpu'" ]
+        flags
+            "a loss that is no number"
+            [ "--head-lr"; "1e38"; "--epochs"; "4" ]
+            [ "loss of task 0"; "must stay finite"; "lower --lr or --head-lr" ]
+
+        // output
+        {
+            Name = "output that is a file"
+            Spoil = fun world -> File.WriteAllText(under world "taken", "")
+            Arguments = fun world -> arguments world [ "--out"; under world "taken" ]
+            Words = [ "taken"; "must be a folder"; "a file" ]
+        }
+        {
+            Name = "output in a file"
+            Spoil = fun world -> File.WriteAllText(under world "taken", "")
+            Arguments = fun world -> arguments world [ "--out"; under (under world "taken") "out" ]
+            Words = [ "taken"; "must be a folder"; "a file" ]
+        }
+        {
+            Name = "output with a finished run"
+            Spoil =
+                fun world ->
+                    Directory.CreateDirectory(under world "done") |> ignore
+                    File.WriteAllText(under (under world "done") "summary.json", "{}")
+            Arguments = fun world -> arguments world [ "--out"; under world "done" ]
+            Words = [ "done"; "finished run"; "found summary.json"; "choose another" ]
+        }
+        flags
+            "output that cannot be written"
+            [ "--out"; "/proc/lorasub" ]
+            [ "/proc/lorasub"; "must be writable" ]
+
+        // the line itself
+        flags "unknown flag" [ "--epoch"; "3" ] [ "--epoch"; "lorasub run"; "did you mean --epochs?" ]
+        flags "stray word" [ "stray" ] [ "stray" ]
+        flags "repeated flag" [ "--seed"; "1"; "--seed=2" ] [ "--seed"; "more than once" ]
+        flags "flag without its value" [ "--seed" ] [ "--seed"; "must be followed by" ]
+        flags "switch with a value" [ "--no-triplet=maybe" ] [ "maybe" ]
+        line "unknown command" [ "rum" ] [ "rum"; "did you mean run?" ]
+        line "unknown option" [ "--versoin" ] [ "--versoin"; "did you mean --version?" ]
+        line
+            "no data path"
+            [ "run"; "--data"; "cifar100" ]
+            [ "data-path"; "files of cifar100"; "give --data-path" ]
+        line "nothing to evaluate" [ "evaluate" ] [ "evaluate"; "folder of a run" ]
+        line "evaluate what is not there" [ "evaluate"; "/no/run" ] [ "/no/run" ]
+        line "evaluate two" [ "evaluate"; "a"; "b" ] [ "b" ]
+    ]
+
+/// Every file under a folder, with its length.
+let private listing (folder: string) =
+    [
+        for path in
+            Directory.GetFileSystemEntries(folder, "*", SearchOption.AllDirectories)
+            |> Array.sort do
+            path, (if File.Exists path then FileInfo(path).Length else -1L)
+    ]
+
+let mutable private refused = 0
+
+let private refuses (run: string list -> Ended) (bad: Bad) =
+    testCase
+        bad.Name
+        (inWorld (fun world ->
+            bad.Spoil world
+            let before = listing world
+            let ended = run (bad.Arguments world)
+            Expect.equal ended.Code 2 $"exit code; {ended.Error}"
+            Expect.stringStarts ended.Error "lorasub: " "standard error"
+            Expect.hasLength (ended.Error.TrimEnd('\n').Split '\n') 1 $"lines of {ended.Error}"
+
+            for word in bad.Words do
+                Expect.stringContains ended.Error word "the message"
+
+            Expect.equal (listing world) before "nothing is written"
+            refused <- refused + 1))
+
+// ---------------------------------------------------------------------------------------------- tests
+
+let private controls (text: string) =
+    text |> Seq.filter (fun c -> Char.IsControl c && c <> '\n') |> Seq.length
+
+let private columns (text: string) =
+    text.Split '\n' |> Array.map _.Length |> Array.max
+
+let private line' =
+    [
+        testCase "help is shown without arguments and on request" (fun () ->
+            let bare = inside []
+            Expect.equal bare.Code 0 "exit code"
+
+            for word in [ "USAGE: lorasub"; "run"; "evaluate"; "doctor"; "--version" ] do
+                Expect.stringContains bare.Out word "help"
+
+            Expect.equal (inside [ "--help" ]) bare "the same on request"
+            Expect.equal (inside [ "-h" ]).Code 0 "short"
+
+            let run = inside [ "run"; "--help" ]
+            Expect.equal run.Code 0 "exit code"
+            Expect.isLessThanOrEqual (columns run.Out) 80 "columns"
+
+            // every setting of the library is a flag
+            for setting in Settings.all do
+                let flag =
+                    if List.contains setting.Name [ "projection"; "subtraction"; "triplet"; "training" ] then
+                        $"--no-{setting.Name}"
+                    else
+                        $"--{setting.Name} <"
+
+                Expect.stringContains run.Out $"\n    {flag}" "the list of flags")
+
+        testCase "values may begin with a dash and follow an equals sign" (fun () ->
+            let settingsOf arguments =
+                match Arguments.parse (Array.ofList ("run" :: arguments)) with
+                | Arguments.Command.Run(settings, _, _) -> settings
+                | other -> failtest $"{other}"
+
+            let spaced =
+                [ "--input-range"; "-1,1"; "--seed"; "-3"; "--lr"; "1e-2"; "--no-triplet" ]
+
+            let joined = [ "--input-range=-1,1"; "--seed=-3"; "--lr=1e-2"; "--no-triplet" ]
+            Expect.equal (settingsOf spaced) (settingsOf joined) "both forms"
+            let settings = settingsOf spaced
+            Expect.equal settings.InputRange (struct (-1.0, 1.0)) "range"
+            Expect.equal settings.Seed -3L "seed"
+            Expect.equal settings.Method.LearningRate 1e-2 "rate"
+            Expect.isFalse settings.Method.Triplet "switch")
+
+        testCase "help, version and wrong arguments need no LibTorch" (fun () ->
+            let help = outside noLibTorch [ "--help" ]
+            Expect.equal (help.Code, help.Error) (0, "") "help"
+            let version = outside noLibTorch [ "--version" ]
+            Expect.equal version.Code 0 "version"
+            Expect.stringStarts version.Out "lorasub " "version"
+            let rank = outside noLibTorch [ "run"; "--rank"; "0" ]
+            Expect.equal rank.Code 2 "rank"
+            Expect.stringContains rank.Error "rank" "rank"
+            let absent = outside noLibTorch [ "run" ]
+            Expect.equal absent.Code 2 "without LibTorch"
+            Expect.stringContains absent.Error "/no/such/folder" "without LibTorch")
+
+        testCase "the doctor finds what is broken" (fun () ->
+            let ended = outside noLibTorch [ "doctor" ]
+            Expect.equal ended.Code 1 "exit code"
+            Expect.stringContains ended.Out "BROKEN: LORASUB_LIBTORCH /no/such/folder" "the reason"
+            Expect.stringContains ended.Out "cores" "the rest"
+            let well = inside [ "doctor" ]
+            Expect.stringContains well.Out "GFLOP/s" "speed"
+            Expect.equal (well.Code, well.Error) (0, "") "all is well")
+    ]
+
+let private runs =
+    [
+        testCase
+            "a whole run as a process tells plain lines"
+            (inWorld (fun world ->
+                let ended = outside [] (arguments world [])
+                Expect.equal (ended.Code, ended.Error) (0, "") "exit code and standard error"
+                Expect.equal (controls ended.Out) 0 "control characters"
+                Expect.isLessThanOrEqual (columns ended.Out) 80 "columns"
+
+                for word in
+                    [
+                        "mnist: 10 classes, 40 training and 20 test images"
+                        "task 1/2: epoch 1/1, loss "
+                        "task 2/2: retained ranks of 8: "
+                        "last accuracy "
+                        "forgetting "
+                    ] do
+                    Expect.stringContains ended.Out word "output"))
+
+        testCase
+            "a run is saved whole, and evaluating it reproduces its last row"
+            (inWorld (fun world ->
+                let ended = inside (arguments world [ "--tasks"; "5"; "--seed"; "7" ])
+                Expect.equal (ended.Code, ended.Error) (0, "") "run"
+                let out = under world "out"
+                Expect.stringContains ended.Out $"saved in           {out}" "where"
+                use json = JsonDocument.Parse(File.ReadAllText(under out "summary.json"))
+                let summary = json.RootElement
+                let text (name: string) = (summary.GetProperty name).GetString()
+                let number (name: string) = (summary.GetProperty name).GetDouble()
+
+                Expect.equal
+                    (text "method", text "variant", text "data")
+                    ("lora-sub-drs", "libcontinual", "mnist")
+                    "texts"
+
+                Expect.equal (number "tasks", number "seed") (5.0, 7.0) "numbers"
+
+                let matrix =
+                    [
+                        for row in (summary.GetProperty "accuracyMatrix").EnumerateArray() ->
+                            [ for entry in row.EnumerateArray() -> entry.GetDouble() ]
+                    ]
+
+                Expect.equal (matrix |> List.map _.Length) [ 1..5 ] "lower-triangular"
+                Expect.all (List.concat matrix) (fun x -> x >= 0.0 && x <= 100.0) "percent"
+                // equal task sizes
+                Expect.floatClose Accuracy.high (number "last") (List.average (List.last matrix)) "last"
+
+                Expect.floatClose
+                    Accuracy.high
+                    (number "average")
+                    (matrix |> List.averageBy List.average)
+                    "average"
+
+                Expect.floatClose Accuracy.high (number "lastByTask") (number "last") "last by task"
+                Expect.floatClose Accuracy.high (number "averageByTask") (number "average") "average by task"
+
+                let overEarlier f = [ 0..3 ] |> List.averageBy f
+
+                Expect.floatClose
+                    Accuracy.high
+                    (number "backwardTransfer")
+                    (overEarlier (fun j -> matrix[4][j] - matrix[j][j]))
+                    "backward transfer"
+
+                Expect.floatClose
+                    Accuracy.high
+                    (number "forgetting")
+                    (overEarlier (fun j -> List.max [ for t in j..3 -> matrix[t][j] ] - matrix[4][j]))
+                    "forgetting"
+
+                for phase in [ "observe"; "project"; "train"; "prototypes"; "predict" ] do
+                    let seconds = ((summary.GetProperty "phaseSeconds").GetProperty phase).GetDouble()
+                    Expect.isGreaterThan seconds 0.0 phase
+
+                Expect.isGreaterThan (number "peakMemoryBytes") 1e7 "memory"
+
+                let again = inside [ "evaluate"; out; "--batch"; "3" ]
+                Expect.equal (again.Code, again.Error) (0, "") "evaluate"
+                Expect.stringContains again.Out "       yes\n" "equal"
+                Expect.hasLength (again.Out.TrimEnd().Split '\n') 7 "a heading, five tasks and all seen"
+
+                // moved files have to be named
+                Directory.Move(under world "data", under world "moved")
+                let lost = inside [ "evaluate"; out ]
+                Expect.equal lost.Code 2 "lost"
+                Expect.stringContains lost.Error (under world "data") "lost"
+                let found = inside [ "evaluate"; "--data-path"; under world "moved"; out ]
+                Expect.equal found again "found"
+
+                // other weights are refused, a saved score that differs is told
+                let other = under world "other.safetensors"
+                writeBackbone other (with1 "norm.bias" (fill 0.5))
+
+                let refused =
+                    inside [ "evaluate"; out; "--data-path"; under world "moved"; "--backbone"; other ]
+
+                Expect.equal refused.Code 2 "other weights"
+                Expect.stringContains refused.Error "other.safetensors" "other weights"
+                let path = under out "summary.json"
+                // six digits of percent are no score of four images
+                let wrong =
+                    Regex.Replace(File.ReadAllText path, @"(?<=\[\s*)[0-9.]+(?=\s*[,\]])", "12.345678")
+
+                File.WriteAllText(path, wrong)
+                let differs = inside [ "evaluate"; out; "--data-path"; under world "moved" ]
+                Expect.equal differs.Code 1 "another score"
+                Expect.stringContains differs.Error "differ from those saved" "another score"))
+
+        testCase
+            "a terminal shows the run in place and gets its cursor back"
+            (inWorld (fun world ->
+                let terminal (out: StringWriter) =
+                    let settings = AnsiConsoleSettings(Out = AnsiConsoleOutput out)
+                    settings.Ansi <- AnsiSupport.Yes
+                    settings.Interactive <- InteractionSupport.Yes
+                    Some(AnsiConsole.Create settings)
+
+                let hidden, shown = "\x1b[?25l", "\x1b[?25h"
+
+                let endsWithCursor (ended: Ended) =
+                    Expect.stringContains ended.Out hidden "hidden"
+
+                    Expect.isGreaterThan
+                        (ended.Out.LastIndexOf(shown, StringComparison.Ordinal))
+                        (ended.Out.LastIndexOf(hidden, StringComparison.Ordinal))
+                        "shown again"
+
+                let ended = insideOn terminal (arguments world [])
+                Expect.equal (ended.Code, ended.Error) (0, "") "run"
+                endsWithCursor ended
+
+                for word in [ "task 1/2"; "% right over the 5 classes seen"; "last accuracy" ] do
+                    Expect.stringContains ended.Out word "output"
+
+                let again = insideOn terminal [ "evaluate"; under world "out" ]
+                Expect.equal again.Code 0 "evaluate"
+
+                let broken =
+                    insideOn
+                        terminal
+                        (arguments world [ "--head-lr"; "1e38"; "--epochs"; "4"; "--out"; under world "b" ])
+
+                Expect.equal broken.Code 2 "a failing run"
+                endsWithCursor broken))
+
+        testCase
+            "a held learning rate is told"
+            (inWorld (fun world ->
+                let more = [ "--epochs"; "5"; "--schedule-epochs"; "2"; "--stop-after"; "1" ]
+                let ended = inside (arguments world more)
+                Expect.stringContains ended.Out "note: task 0: the learning rate is held" "note"))
+
+        testCase
+            "the same run gives the same numbers, and one task has no forgetting"
+            (inWorld (fun world ->
+                let numbers (ended: Ended) =
+                    ended.Out.Split '\n'
+                    |> Array.skipWhile (fun l -> not (l.StartsWith "accuracy in percent"))
+                    |> Array.takeWhile (fun l -> not (l.StartsWith "seconds"))
+
+                let run name more =
+                    inside (arguments world ([ "--out"; under world name ] @ more))
+
+                let first = run "a" []
+                Expect.isGreaterThan (numbers first).Length 5 "numbers"
+                Expect.equal (numbers (run "b" [])) (numbers first) "again"
+                let one = run "c" [ "--stop-after"; "1" ]
+                Expect.stringContains one.Out "forgetting         needs two tasks" "one task"))
+
+        testCase
+            "a terminated run leaves nothing"
+            (inWorld (fun world ->
+                let before = listing world
+                use child = processOf [] (arguments world [ "--epochs"; "100000" ])
+                let error = child.StandardError.ReadToEndAsync()
+
+                while not (child.StandardOutput.ReadLine().StartsWith "task 1/2: epoch") do
+                    ()
+
+                let out = child.StandardOutput.ReadToEndAsync()
+                use kill = Process.Start("kill", [ "-TERM"; string child.Id ])
+                kill.WaitForExit()
+                Expect.isTrue (child.WaitForExit 20_000) "it ends"
+                out.Wait()
+                Expect.equal child.ExitCode 143 "exit code"
+                Expect.equal error.Result "lorasub: interrupted\n" "standard error"
+                Expect.equal (listing world) before "files"))
+    ]
+
+let private texts =
+    let row correct =
+        correct |> List.map (fun c -> { Correct = c; Total = 4 }) |> Array.ofList
+
+    [
+        testCase "a matrix of fifty tasks fits eighty columns" (fun () ->
+            let lines =
+                Display.matrixLines (
+                    Array.init 50 (fun t -> Array.create (t + 1) { Correct = 4; Total = 4 })
+                )
+
+            Expect.isLessThanOrEqual (lines |> List.map _.Length |> List.max) 80 "columns"
+            Expect.stringContains (List.last lines) "10 of the 50 tasks" "note"
+            Expect.stringContains lines[1] "50" "the last task")
+
+        testCase "a small matrix is shown whole" (fun () ->
+            Expect.equal
+                (Display.matrixLines [| row [ 4 ]; row [ 2; 3 ] |])
+                [
+                    "accuracy in percent after each task (row) on each task (column)"
+                    "  task     1     2  seen"
+                    "     1 100.0       100.0"
+                    "     2  50.0  75.0  62.5"
+                ]
+                "lines")
+
+        testCase "times and sizes" (fun () ->
+            let seconds = [ 0.4; 59.6; 754.0; 3723.0 ]
+            Expect.equal (List.map Display.duration seconds) [ "0:00"; "1:00"; "12:34"; "1:02:03" ] "times"
+            let sizes = [ 0L; 1023L; 1536L; 5L <<< 30 ]
+            Expect.equal (List.map Display.bytes sizes) [ "0.0 B"; "1023.0 B"; "1.5 KiB"; "5.0 GiB" ] "sizes")
+
+        testCase "the time left is what the steps to do have cost so far" (fun () ->
+            let task i =
+                {
+                    Index = i
+                    FirstClass = i
+                    Classes = [| i |]
+                }
+
+            let workload =
+                [| 0; 2 |]
+                |> Array.map (fun observe ->
+                    Map.ofList
+                        [
+                            Phase.Observe, observe
+                            Phase.Train, 10
+                            Phase.Prototypes, 2
+                            Phase.Predict, 1
+                        ])
+
+            let memory = { Tensors = 0L; ResidentBytes = 0L }
+
+            let step i phase finished =
+                Steps
+                    {
+                        Task = task i
+                        Phase = phase
+                        Done = finished
+                        Steps = 10
+                        Epoch = 0
+                        Epochs = 1
+                        Loss = None
+                        Accuracy = None
+                    }
+
+            let after told =
+                told
+                |> List.fold
+                    (fun view (seconds: float, progress) ->
+                        Display.View.hear (TimeSpan.FromSeconds seconds) progress view)
+                    Display.View.initial
+                |> Display.View.secondsLeft workload
+
+            let begins = [ 0.0, TaskBegins(task 0, memory) ]
+            Expect.isNone (after begins) "nothing is known yet"
+            let five = begins @ [ 15.0, step 0 Phase.Train 5 ]
+            // 15 more training steps at 3 s, and 2 + 4 + 2 forward steps at a third of that
+            Expect.equal (after five) (Some(15.0 * 3.0 + 8.0)) "unseen phases by weight"
+
+            let prototypes =
+                five
+                @ [
+                    30.0, step 0 Phase.Train 10
+                    30.0, step 0 Phase.Prototypes 0
+                    34.0, step 0 Phase.Prototypes 1
+                ]
+
+            // prototypes now at 4 s; the others still by weight: 34 s for 10 · 3 + 1
+            let forward = 34.0 / 31.0
+
+            Expect.floatClose
+                Accuracy.high
+                (after prototypes).Value
+                (10.0 * 3.0 + 3.0 * 4.0 + 4.0 * forward)
+                "seen phases at their own cost")
+    ]
+
+[<Tests>]
+let tests =
+    testList
+        "Cli"
+        [
+            testList "arguments" line'
+            testList "runs" runs
+            testList "texts" texts
+            testList "bad inputs" (badInput |> List.map (refuses inside))
+            testList
+                "bad inputs of a process"
+                (badInput
+                 |> List.filter (fun bad ->
+                     List.contains bad.Name [ "unknown flag"; "weights cut off"; "a loss that is no number" ])
+                 |> List.map (refuses (outside [])))
+            testCase "bad inputs are counted" (fun () ->
+                printfn "%d bad inputs refused, nothing written" refused
+                Expect.isGreaterThan refused 0 "refused")
+        ]

@@ -1,0 +1,94 @@
+module LoRASub.Tests.FusedTests
+
+open Expecto
+open LoRASub
+open LoRASub.Tests.Check
+open LoRASub.Tests.Generators
+open TorchSharp
+
+type Draw =
+    {
+        [<Between(0, 1000)>]
+        Seed: int
+    }
+
+let private normal shape seed =
+    Rng.normal shape torch.ScalarType.Float64 torch.CPU (Rng.ofSeed seed)
+
+/// Value and gradients of Σ f², which sees every entry of f.
+let private both (f: torch.Tensor[] -> torch.Tensor) (inputs: torch.Tensor[]) =
+    let struct (value, gradients) =
+        Grad.valueAndGrad (fun ps -> (f ps).square().sum()) inputs
+
+    value :: [ for g in gradients -> g.Value ]
+
+let private same
+    name
+    (fused: torch.Tensor[] -> torch.Tensor)
+    (composed: torch.Tensor[] -> torch.Tensor)
+    inputs
+    =
+    List.iter2 (closeTensors name) (both fused inputs) (both composed inputs)
+
+[<Tests>]
+let tests =
+    testList
+        "Fused"
+        [
+            property "Fused" "composed layer norm ≡ the kernel, in value and gradient" (fun (draw: Draw) ->
+                let seed = int64 draw.Seed
+
+                let inputs =
+                    [|
+                        normal [| 3L; 5L |] seed
+                        normal [| 5L |] (seed + 1L)
+                        normal [| 5L |] (seed + 2L)
+                    |]
+
+                same
+                    "layer norm"
+                    (fun ps -> Fused.layerNorm ps[1] ps[2] 1e-5 ps[0])
+                    (fun ps -> Fused.Composed.layerNorm ps[1] ps[2] 1e-5 ps[0])
+                    inputs)
+
+            property "Fused" "composed attention ≡ the kernel, in value and gradient" (fun (draw: Draw) ->
+                let inputs =
+                    Array.init 3 (fun i -> normal [| 2L; 2L; 5L; 3L |] (int64 draw.Seed + int64 i))
+
+                same
+                    "attention"
+                    (fun ps -> Fused.attention ps[0] ps[1] ps[2])
+                    (fun ps -> Fused.Composed.attention ps[0] ps[1] ps[2])
+                    inputs)
+
+            property "Fused" "composed distances ≡ the kernel, in value and gradient" (fun (draw: Draw) ->
+                let inputs =
+                    [|
+                        normal [| 4L; 3L |] (int64 draw.Seed)
+                        normal [| 5L; 3L |] (int64 draw.Seed + 1L)
+                    |]
+
+                for order in [ 1.0; 2.0; 3.0 ] do
+                    same
+                        $"distances of order {order}"
+                        (fun ps -> Fused.distances order ps[0] ps[1])
+                        (fun ps -> Fused.Composed.distances order ps[0] ps[1])
+                        inputs)
+
+            property "Fused" "atLeast ≡ clamp, in value and gradient" (fun (draw: Draw) ->
+                let inputs = [| normal [| 4L; 3L |] (int64 draw.Seed) |]
+
+                same
+                    "atLeast"
+                    (fun ps -> Fused.atLeast 0.25 ps[0])
+                    (fun ps -> ps[0].clamp_min(Scalar.op_Implicit 0.25))
+                    inputs)
+
+            testCase "atLeast has slope 1 at its bound" (fun () ->
+                let struct (_, gradients) =
+                    Grad.valueAndGrad
+                        (fun ps -> (Fused.atLeast 0.5 ps[0]).sum())
+                        [| torch.tensor [| 0.5; 0.4; 0.6 |] |]
+
+                Expect.equal (numbers gradients[0].Value) [| 1.0; 0.0; 1.0 |] "slopes")
+        ]
