@@ -183,14 +183,7 @@ type ContinualClassifier
     static let classifier (plan: Plan) backbone options state names sizes =
         Scope.detach Plan.leaves plan |> ignore
 
-        new ContinualClassifier(
-            plan,
-            backbone,
-            options,
-            Scope.detach TaskState.leaves state,
-            names,
-            sizes
-        )
+        new ContinualClassifier(plan, backbone, options, Scope.detach TaskState.leaves state, names, sizes)
 
     static let guarded (plan: Plan) (build: unit -> ContinualClassifier) =
         try
