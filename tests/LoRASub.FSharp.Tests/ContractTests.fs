@@ -72,15 +72,15 @@ let private phases (make: VisionTransformer -> Learner<'O, 'T>) (plan: Plan) : P
         phase "AfterTask" TaskState.leaves (Seq.append ofState (training trained)) (fun () ->
             learner.AfterTask loaders trained)
         phase "Deploy" Model.leaves (TaskState.leaves next) (fun () -> learner.Deploy next)
-        phase
-            "Predict"
-            Leaves.tensor
-            (Seq.append (TaskState.leaves next) (Model.leaves model))
-            (fun () -> learner.Predict model batch.Images)
+        phase "Predict" Leaves.tensor (Seq.append (TaskState.leaves next) (Model.leaves model)) (fun () ->
+            learner.Predict model batch.Images)
     ]
 
 /// Calls of the second task that must fail, each with good arguments but one.
-let private failures (make: VisionTransformer -> Learner<'O, 'T>) (plan: Plan) : (string * (unit -> unit)) list =
+let private failures
+    (make: VisionTransformer -> Learner<'O, 'T>)
+    (plan: Plan)
+    : (string * (unit -> unit)) list =
     let learner = make plan.Backbone
     let state = Tiny.learnFirst learner plan
     let task = plan.Stream.Tasks[1]
@@ -319,9 +319,19 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
 let private variants: (string * (LoRASubSettings -> LoRASubSettings)) list =
     [
         "LoRA-Sub-DRS", id
-        "sparse B, unscaled updates", (fun m -> { m with BInit = BInit.Sparse; UpdateScale = UpdateScale.Unscaled })
+        "sparse B, unscaled updates",
+        (fun m ->
+            { m with
+                BInit = BInit.Sparse
+                UpdateScale = UpdateScale.Unscaled
+            })
         "no projection", (fun m -> { m with Projection = false })
-        "no subtraction, no triplet", (fun m -> { m with Subtraction = false; Triplet = false })
+        "no subtraction, no triplet",
+        (fun m ->
+            { m with
+                Subtraction = false
+                Triplet = false
+            })
         "AMSGrad with weight decay",
         (fun m ->
             { m with

@@ -49,7 +49,12 @@ let tests =
             testCase
                 "the matrix is lower-triangular and counts each task's test images"
                 (inScope (fun () ->
-                    let settings = { threeTasks with InitialClasses = Some 4; Tasks = 2 }
+                    let settings =
+                        { threeTasks with
+                            InitialClasses = Some 4
+                            Tasks = 2
+                        }
+
                     let plan = planOf settings
                     let struct (outcome, _) = told plan
                     Metrics.check outcome.Matrix
@@ -88,19 +93,29 @@ let tests =
                         { Tiny.settings with Epochs = 6 }
                         |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 6 })
 
-                    let plan = Tiny.planWith settings (Tiny.dataset 4 8 8) (Tiny.vit Precision.Float32 16 2 7)
+                    let plan =
+                        Tiny.planWith settings (Tiny.dataset 4 8 8) (Tiny.vit Precision.Float32 16 2 7)
+
                     let measures = Metrics.measure (Tiny.run plan).Matrix
                     Expect.isGreaterThan measures.Last 0.7 "last accuracy, where guessing gives 0.25"))
 
             testCase
                 "progress comes in order"
                 (inScope (fun () ->
-                    let settings = { threeTasks with Tasks = 2; StopAfter = Some 2 }
+                    let settings =
+                        { threeTasks with
+                            Tasks = 2
+                            StopAfter = Some 2
+                        }
+
                     let struct (_, events) = told (planOf settings)
 
                     // 9 images of a task in 3 batches; 6 test images in 2
                     let steps phase task total epoch epochs =
-                        [ for i in 0 .. total - 1 -> $"{phase} {task}: {i}/{total} epoch {epoch}/{epochs} loss False" ]
+                        [
+                            for i in 0 .. total - 1 ->
+                                $"{phase} {task}: {i}/{total} epoch {epoch}/{epochs} loss False"
+                        ]
 
                     let train task =
                         [
@@ -141,7 +156,10 @@ let tests =
 
                     for event in events do
                         match event with
-                        | Steps { Loss = Some loss; Accuracy = Some accuracy } ->
+                        | Steps {
+                                    Loss = Some loss
+                                    Accuracy = Some accuracy
+                                } ->
                             Expect.isGreaterThan loss 0.0 "loss"
                             Errors.requireBetween "accuracy" 0.0 1.0 accuracy
                         | Steps s -> Expect.equal s.Accuracy.IsSome s.Loss.IsSome "both or none"
@@ -162,7 +180,13 @@ let tests =
                 "the same seed gives the same state and scores, bit for bit"
                 (inScope (fun () ->
                     for settings in
-                        [ threeTasks; { threeTasks with Seeding = Seeding.Once; Augmentation = Augmentation.CropFlip } ] do
+                        [
+                            threeTasks
+                            { threeTasks with
+                                Seeding = Seeding.Once
+                                Augmentation = Augmentation.CropFlip
+                            }
+                        ] do
                         let struct (first, _) = told (planOf settings)
                         let struct (second, _) = told (planOf settings)
                         Tiny.sameState "state" first.State second.State
@@ -175,23 +199,38 @@ let tests =
                             (Tiny.stateNumbers first.State)
                             "another seed"))
 
-            testCase "random numbers start anew at every epoch, the same in every task, or once per run" (fun () ->
-                let keys seeding =
-                    [
-                        for t in 0..2 do
-                            for epoch in -1 .. 3 -> Plan.epochKey { threeTasks with Seeding = seeding; Seed = 10L } (task t) epoch
-                    ]
+            testCase
+                "random numbers start anew at every epoch, the same in every task, or once per run"
+                (fun () ->
+                    let keys seeding =
+                        [
+                            for t in 0..2 do
+                                for epoch in -1 .. 3 ->
+                                    Plan.epochKey
+                                        { threeTasks with
+                                            Seeding = seeding
+                                            Seed = 10L
+                                        }
+                                        (task t)
+                                        epoch
+                        ]
 
-                let everyEpoch, once = keys Seeding.EveryEpoch, keys Seeding.Once
-                Expect.equal everyEpoch[..4] everyEpoch[5..9] "every epoch: tasks share keys"
-                Expect.equal (List.distinct everyEpoch).Length 5 "every epoch: one key per epoch"
-                Expect.equal (List.distinct once).Length 15 "once: one key per task and epoch"
+                    let everyEpoch, once = keys Seeding.EveryEpoch, keys Seeding.Once
+                    Expect.equal everyEpoch[..4] everyEpoch[5..9] "every epoch: tasks share keys"
+                    Expect.equal (List.distinct everyEpoch).Length 5 "every epoch: one key per epoch"
+                    Expect.equal (List.distinct once).Length 15 "once: one key per task and epoch"
 
-                let at seed epoch =
-                    Plan.epochKey { threeTasks with Seeding = Seeding.EveryEpoch; Seed = seed } (task 0) epoch
+                    let at seed epoch =
+                        Plan.epochKey
+                            { threeTasks with
+                                Seeding = Seeding.EveryEpoch
+                                Seed = seed
+                            }
+                            (task 0)
+                            epoch
 
-                Expect.equal (at 10L 3) (at 12L 1) "seed + epoch"
-                Expect.notEqual (keys Seeding.Once) (keys Seeding.EveryEpoch) "the two differ")
+                    Expect.equal (at 10L 3) (at 12L 1) "seed + epoch"
+                    Expect.notEqual (keys Seeding.Once) (keys Seeding.EveryEpoch) "the two differ")
 
             testCase
                 "prototypes see training images as trained on, or as tested on"
@@ -210,13 +249,23 @@ let tests =
 
                     let plain = state PrototypeTransform.Test Augmentation.None
                     Expect.equal (state PrototypeTransform.Test Augmentation.CropFlip) plain "test transform"
-                    Expect.notEqual (state PrototypeTransform.Train Augmentation.CropFlip) plain "training transform"
+
+                    Expect.notEqual
+                        (state PrototypeTransform.Train Augmentation.CropFlip)
+                        plain
+                        "training transform"
+
                     closeTo 1e-5 "no augmentation" plain (state PrototypeTransform.Train Augmentation.None)))
 
             testCase
                 "epochs are begun in order, and observing, training and prototypes see each training image once"
                 (inScope (fun () ->
-                    let settings = { threeTasks with Tasks = 2; InitialEpochs = Some 3 }
+                    let settings =
+                        { threeTasks with
+                            Tasks = 2
+                            InitialEpochs = Some 3
+                        }
+
                     let plan = planOf settings
                     let learner = Tiny.learner plan
                     let calls = ResizeArray<string>()
@@ -264,17 +313,35 @@ let tests =
             testCase
                 "tasks leave nothing behind but their state"
                 (inScope (fun () ->
-                    let struct (struct (outcome, events), left) = Probe.counting (fun () -> told (planOf threeTasks))
+                    let struct (struct (outcome, events), left) =
+                        Probe.counting (fun () -> told (planOf threeTasks))
+
                     let backbone = Tiny.vit Precision.Float32 8 2 7
-                    let kept = Seq.length (TaskState.leaves outcome.State) + Seq.length (VisionTransformer.leaves backbone)
+
+                    let kept =
+                        Seq.length (TaskState.leaves outcome.State)
+                        + Seq.length (VisionTransformer.leaves backbone)
+
                     Expect.equal left (int64 kept) "tensors after the run"
 
                     let at pick =
                         events |> List.choose pick |> List.map (fun (use': MemoryUse) -> use'.Tensors)
 
-                    let starts = at (function TaskBegins(_, m) -> Some m | _ -> None)
-                    let ends = at (function TaskEnds(_, _, m) -> Some m | _ -> None)
-                    Expect.equal (List.distinct (starts @ ends)).Length 1 $"tensors at each task: {starts}, {ends}"
+                    let starts =
+                        at (function
+                            | TaskBegins(_, m) -> Some m
+                            | _ -> None)
+
+                    let ends =
+                        at (function
+                            | TaskEnds(_, _, m) -> Some m
+                            | _ -> None)
+
+                    Expect.equal
+                        (List.distinct (starts @ ends)).Length
+                        1
+                        $"tensors at each task: {starts}, {ends}"
+
                     Expect.equal outcome.Memory.Length 3 "memory of each task"
 
                     for struct (before, after) in outcome.Memory do
@@ -327,7 +394,11 @@ let tests =
                 "a rate held past the schedule's end is told before the first task"
                 (inScope (fun () ->
                     let settings =
-                        { threeTasks with Tasks = 2; Epochs = 2; InitialEpochs = Some 4 }
+                        { threeTasks with
+                            Tasks = 2
+                            Epochs = 2
+                            InitialEpochs = Some 4
+                        }
                         |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 1 })
 
                     let struct (_, events) = told (planOf settings)
@@ -348,7 +419,12 @@ let tests =
                                 let plan = Plan.load settings
                                 use _ = Scope.own Plan.leaves plan
                                 Expect.equal plan.Backbone.Heads 2 "the file's heads"
-                                Expect.equal plan.Stream.Order (ClassOrder.numpyPermutation 1993u 10) "class order"
+
+                                Expect.equal
+                                    plan.Stream.Order
+                                    (ClassOrder.numpyPermutation 1993u 10)
+                                    "class order"
+
                                 Expect.equal plan.Stream.Tasks.Length 2 "tasks"
                                 let options = Plan.batchOptions plan Augmentation.Flip
                                 Expect.equal (options.Format.Size, options.Format.Channels) (8, 3) "format"
@@ -362,9 +438,15 @@ let tests =
                             "an unknown data set",
                             [ "data set"; "did you mean" ],
                             (fun (s: RunSettings) -> { s with Data = "fashion" })
-                            "tasks that do not divide", [ "tasks"; "10 classes" ], (fun s -> { s with Tasks = 3 })
-                            "a device of another kind", [ "device"; "'tpu'" ], (fun s -> { s with Device = "tpu" })
-                            "a rank above the width", [ "rank"; "[1, 8]" ], Tiny.ofMethod (fun m -> { m with Rank = 9 })
+                            "tasks that do not divide",
+                            [ "tasks"; "10 classes" ],
+                            (fun s -> { s with Tasks = 3 })
+                            "a device of another kind",
+                            [ "device"; "'tpu'" ],
+                            (fun s -> { s with Device = "tpu" })
+                            "a rank above the width",
+                            [ "rank"; "[1, 8]" ],
+                            Tiny.ofMethod (fun m -> { m with Rank = 9 })
                             "no such order file",
                             [ "nowhere.json"; "no such file" ],
                             (fun s -> { s with ClassOrder = "nowhere.json" })

@@ -81,7 +81,10 @@ let tests =
                         Errors.requireBetween "similarity" -1.0 1.0 p.Similarity
 
                     let right =
-                        Array.map2 (fun (p: Prediction) label -> p.ClassName = colours[label]) predictions test.Labels
+                        Array.map2
+                            (fun (p: Prediction) label -> p.ClassName = colours[label])
+                            predictions
+                            test.Labels
                         |> Array.filter id
 
                     Expect.isGreaterThan right.Length 6 "right of 12, where guessing gives 3"))
@@ -110,7 +113,12 @@ let tests =
                     use classifier = ContinualClassifier.Create(backbone, options ())
                     learnGroup classifier [| 0; 1 |]
                     let before = classifier.Predict test
-                    Expect.all before (fun p -> p.ClassName = colours[0] || p.ClassName = colours[1]) "two classes"
+
+                    Expect.all
+                        before
+                        (fun p -> p.ClassName = colours[0] || p.ClassName = colours[1])
+                        "two classes"
+
                     learnGroup classifier [| 2; 3 |]
 
                     Expect.exists
@@ -150,23 +158,25 @@ let tests =
                     learnGroup loaded [| 2; 3 |]
                     Expect.equal (loaded.Predict test) (first.Predict test) "after more classes"))
 
-            testCase
-                "a finished run's learner is a classifier"
-                (fun () ->
-                    Probe.inFolder (fun folder ->
-                        let settings = { Tiny.onFiles folder with StopAfter = Some 1 }
-                        let out = Path.Combine(folder, "out")
+            testCase "a finished run's learner is a classifier" (fun () ->
+                Probe.inFolder (fun folder ->
+                    let settings =
+                        { Tiny.onFiles folder with
+                            StopAfter = Some 1
+                        }
 
-                        Scope.run (fun () ->
-                            let plan = Plan.load settings
-                            RunFolder.save out plan (Tiny.run plan)
-                            use classifier = ContinualClassifier.Load(out, settings.Backbone.Value)
+                    let out = Path.Combine(folder, "out")
 
-                            let names =
-                                plan.Stream.Tasks[0].Classes |> Array.map (fun c -> Idx.fashionMnistClasses[c])
+                    Scope.run (fun () ->
+                        let plan = Plan.load settings
+                        RunFolder.save out plan (Tiny.run plan)
+                        use classifier = ContinualClassifier.Load(out, settings.Backbone.Value, options ())
 
-                            Expect.sequenceEqual classifier.ClassNames names "classes learned"
-                            Expect.equal (classifier.Predict plan.Stream.Dataset.Test).Length 30 "predictions")))
+                        let names =
+                            plan.Stream.Tasks[0].Classes |> Array.map (fun c -> Idx.fashionMnistClasses[c])
+
+                        Expect.sequenceEqual classifier.ClassNames names "classes learned"
+                        Expect.equal (classifier.Predict plan.Stream.Dataset.Test).Length 30 "predictions")))
 
             testCase
                 "progress is told"
@@ -204,13 +214,18 @@ let tests =
                     let saved = Path.Combine(folder, "saved")
 
                     Probe.leavesNothing (fun () ->
-                        use classifier = Scope.run (fun () -> ContinualClassifier.Create(backbone, options ()))
+                        use classifier =
+                            Scope.run (fun () -> ContinualClassifier.Create(backbone, options ()))
+
                         Scope.run (fun () -> learnGroup classifier [| 0; 1 |])
                         Scope.run (fun () -> learnGroup classifier [| 2; 3 |])
                         let inside = Scope.run (fun () -> classifier.Predict test)
                         Expect.equal (classifier.Predict test) inside "predictions"
                         classifier.Save saved
-                        use loaded = Scope.run (fun () -> ContinualClassifier.Load(saved, backbone, options ()))
+
+                        use loaded =
+                            Scope.run (fun () -> ContinualClassifier.Load(saved, backbone, options ()))
+
                         Expect.equal (loaded.Predict test) inside "loaded")))
 
             testCase
@@ -222,7 +237,8 @@ let tests =
                     let before = classifier.Predict test
 
                     Probe.leavesNothing (fun () ->
-                        options.Progress <- Action<LearningProgress>(fun _ -> raise (OperationCanceledException()))
+                        options.Progress <-
+                            Action<LearningProgress>(fun _ -> raise (OperationCanceledException()))
 
                         Expect.throwsT<OperationCanceledException>
                             (fun () -> learnGroup classifier [| 2; 3 |])
@@ -242,7 +258,9 @@ let tests =
                                 [ "class 'colour 3'"; "at least one image" ],
                                 [| "colour 2"; "colour 3" |],
                                 Images.OfClasses(train, [| 2 |])
-                                [ "labels must lie in 0 to 0" ], [| "colour 2" |], Images.OfClasses(train, [| 2; 3 |])
+                                [ "labels must lie in 0 to 0" ],
+                                [| "colour 2" |],
+                                Images.OfClasses(train, [| 2; 3 |])
                             ]
 
                         for words, names, images in refusals do
@@ -316,8 +334,19 @@ let tests =
             testCase "images of some classes are those images, numbered by their place" (fun () ->
                 let some = Images.OfClasses(train, [| 3; 1 |])
                 Expect.equal some.Labels.Length 12 "6 of each"
-                let places = [| for i in 0 .. train.Labels.Length - 1 do if train.Labels[i] % 2 = 1 then i |]
-                Expect.equal some.Labels (places |> Array.map (fun i -> if train.Labels[i] = 3 then 0 else 1)) "labels"
+
+                let places =
+                    [|
+                        for i in 0 .. train.Labels.Length - 1 do
+                            if train.Labels[i] % 2 = 1 then
+                                i
+                    |]
+
+                Expect.equal
+                    some.Labels
+                    (places |> Array.map (fun i -> if train.Labels[i] = 3 then 0 else 1))
+                    "labels"
+
                 Expect.equal (read some [| 4; 0 |]) (read train [| places[4]; places[0] |]) "pixels")
 
             testCase "a reader is asked for the positions that are needed" (fun () ->
@@ -357,8 +386,17 @@ let tests =
                     Tiny.writeFashion folder 3 2
                     let code, output, errors = runProgram [ backbone; folder; "1" ]
                     Expect.equal (code, errors) (0, "") output
-                    Expect.stringContains output "learning T-shirt/top, Trouser, Pullover, Dress, Coat" "first group"
-                    Expect.stringContains output "learning Sandal, Shirt, Sneaker, Bag, Ankle boot" "second group"
+
+                    Expect.stringContains
+                        output
+                        "learning T-shirt/top, Trouser, Pullover, Dress, Coat"
+                        "first group"
+
+                    Expect.stringContains
+                        output
+                        "learning Sandal, Shirt, Sneaker, Bag, Ankle boot"
+                        "second group"
+
                     Expect.stringContains output "  train 1/1, loss " "progress"
                     Expect.stringContains output " of 20 test images right" "score"
                     Expect.stringContains output "the saved classifier predicts the same" "saved and loaded"))

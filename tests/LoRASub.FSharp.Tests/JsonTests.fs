@@ -41,7 +41,11 @@ let tests =
                         Expect.equal ((root.GetProperty "t").GetString()) "ä \"quoted\"" "text"
                         Expect.equal (root.GetProperty "none").ValueKind JsonValueKind.Null "none"
                         Expect.equal ((root.GetProperty "some").GetInt64()) 3L "some"
-                        Expect.equal [ for x in (root.GetProperty "all").EnumerateArray() -> x.GetInt32() ] [ 1; 2 ] "all")
+
+                        Expect.equal
+                            [ for x in (root.GetProperty "all").EnumerateArray() -> x.GetInt32() ]
+                            [ 1; 2 ]
+                            "all")
 
                     Expect.stringEnds (File.ReadAllText path) "}\n" "a line end closes the file"))
 
@@ -68,5 +72,6 @@ let tests =
                 "a refusal inside the reading passes as it is"
                 (inFile "{}" (fun path ->
                     refused [ "inner: rule; found it" ] (fun () ->
-                        Json.read "a file" path (fun _ -> Errors.reject "inner" "rule" "it" "") |> ignore)))
+                        Json.read "a file" path (fun _ -> Errors.reject "inner" "rule" "it" "")
+                        |> ignore)))
         ]

@@ -56,8 +56,12 @@ let private damages: (string * string list * (string -> SavedLearner -> unit)) l
         (fun f _ ->
             let text = File.ReadAllText(LearnerFile.jsonPath f)
             File.WriteAllText(LearnerFile.jsonPath f, text.Substring(0, text.Length / 2)))
-        "an empty file", [ "learner.json"; "must be JSON" ], (fun f _ -> File.WriteAllText(LearnerFile.jsonPath f, ""))
-        "a list", [ "learner.json"; "saved learner" ], (fun f _ -> File.WriteAllText(LearnerFile.jsonPath f, "[]"))
+        "an empty file",
+        [ "learner.json"; "must be JSON" ],
+        (fun f _ -> File.WriteAllText(LearnerFile.jsonPath f, ""))
+        "a list",
+        [ "learner.json"; "saved learner" ],
+        (fun f _ -> File.WriteAllText(LearnerFile.jsonPath f, "[]"))
         "another version", [ "learner.json"; "version 1"; "version 2" ], set "version" "2"
         "a changed tensor byte",
         [ "learner.safetensors"; "SHA-256" ],
@@ -72,16 +76,21 @@ let private damages: (string * string list * (string -> SavedLearner -> unit)) l
         "a number too large", [ "learner.json"; "saved learner" ], set "heads" "99999999999"
         "names that are too few", [ "learner.json"; "a name for each of 4"; "1" ], set "classNames" "[\"a\"]"
         "a class out of range", [ "learner.json"; "below 4"; "9" ], set "prototypeClasses" "[0, 9]"
-        "one prototype class too few", [ "learner.safetensors"; "[1, width]" ], (fun f saved ->
+        "one prototype class too few",
+        [ "learner.safetensors"; "[1, width]" ],
+        (fun f saved ->
             set "prototypeClasses" "[0]" f saved
             set "taskSizes" "[1]" f saved)
-        "task sizes that do not add up", [ "learner.json"; "task sizes"; "add up to 2" ], set "taskSizes" "[3]"
+        "task sizes that do not add up",
+        [ "learner.json"; "task sizes"; "add up to 2" ],
+        set "taskSizes" "[3]"
         "another number of finished tasks", [ "learner.json"; "must be 2" ], set "finishedTasks" "2"
         "a key that is no number", [ "randomKey"; "hexadecimal" ], set "randomKey" "\"xyz\""
         "a range of three", [ "inputRange"; "2 numbers"; "3" ], set "inputRange" "[0, 1, 2]"
         "no prototypes",
         [ "learner.safetensors"; "prototypes" ],
-        (fun f saved -> replaceTensors f (tensors saved |> List.filter (fun (name, _) -> name <> "prototypes")))
+        (fun f saved ->
+            replaceTensors f (tensors saved |> List.filter (fun (name, _) -> name <> "prototypes")))
         "a delta of another shape",
         [ "learner.safetensors"; "blocks.1.delta.value"; "[8, 8]"; "[8, 3]" ],
         (fun f saved ->
@@ -89,7 +98,11 @@ let private damages: (string * string list * (string -> SavedLearner -> unit)) l
                 f
                 (tensors saved
                  |> List.map (fun (name, t) ->
-                     name, (if name = "blocks.1.delta.value" then t.narrow(1L, 0L, 3L).contiguous () else t))))
+                     name,
+                     (if name = "blocks.1.delta.value" then
+                          t.narrow(1L, 0L, 3L).contiguous()
+                      else
+                          t))))
     ]
 
 [<Tests>]
@@ -149,13 +162,22 @@ let tests =
                 (withSaved (fun plan saved folder ->
                     let path = Path.Combine(folder, "backbone.safetensors")
                     Tiny.writeBackbone path 8 2 7
-                    let own = { saved with BackboneSha256 = LearnerFile.sha256 path }
+
+                    let own =
+                        { saved with
+                            BackboneSha256 = LearnerFile.sha256 path
+                        }
+
                     LearnerFile.checkBackbone own plan.Backbone path
 
                     refused [ path; "SHA-256"; saved.BackboneSha256; "--backbone" ] (fun () ->
                         LearnerFile.checkBackbone saved plan.Backbone path)
 
-                    for vit, found in [ Tiny.vit Precision.Float32 10 2 7, "width 10"; Tiny.vit Precision.Float32 8 1 7, "1 blocks" ] do
+                    for vit, found in
+                        [
+                            Tiny.vit Precision.Float32 10 2 7, "width 10"
+                            Tiny.vit Precision.Float32 8 1 7, "1 blocks"
+                        ] do
                         refused [ path; "width 8 and 2 blocks"; found ] (fun () ->
                             LearnerFile.checkBackbone own vit path)))
 
@@ -168,7 +190,11 @@ let tests =
                             refused [ "folder" ] (fun () -> LearnerFile.save folder saved)
 
                             Expect.isEmpty
-                                (Directory.GetFiles(folder, "*.tmp", EnumerationOptions(AttributesToSkip = FileAttributes.None)))
+                                (Directory.GetFiles(
+                                    folder,
+                                    "*.tmp",
+                                    EnumerationOptions(AttributesToSkip = FileAttributes.None)
+                                ))
                                 "temporary files"
 
                             refused [ folder ] (fun () -> load folder |> ignore))))

@@ -99,7 +99,10 @@ let private firstTask (plan: Plan) =
 
 /// The trained parameters: A and B of key and value per block, then the head's weight and bias.
 let private parameters (training: LoRASubDrs.Training) =
-    [| yield! Seq.collect Lora.leaves training.Lora; yield! Linear.leaves training.Head |]
+    [|
+        yield! Seq.collect Lora.leaves training.Lora
+        yield! Linear.leaves training.Head
+    |]
 
 let private batchOf (plan: Plan) task step =
     let all = Tiny.batches plan task
@@ -207,11 +210,7 @@ let private againstOracle
             |> List.last
 
         // Adam divides by √v, which magnifies rounding where a gradient is nearly nothing
-        closeTo
-            1e-6
-            $"parameter {i}"
-            (Seq.cast<float> expected)
-            (numbers after[i])
+        closeTo 1e-6 $"parameter {i}" (Seq.cast<float> expected) (numbers after[i])
 
 /// A network with its deltas added to its own weights by hand.
 let private baked (sign: float) (state: TaskState) (vit: VisionTransformer) =
@@ -223,8 +222,7 @@ let private baked (sign: float) (state: TaskState) (vit: VisionTransformer) =
                     let weight = block.Qkv.Weight.clone ()
 
                     for rows, part in [ d, delta.Key; 2L * d, delta.Value ] do
-                        weight.narrow(0L, rows, d).add_ (part.mul (Scalar.op_Implicit sign))
-                        |> ignore
+                        weight.narrow(0L, rows, d).add_(part.mul (Scalar.op_Implicit sign)) |> ignore
 
                     { block with
                         Qkv = { block.Qkv with Weight = weight }
@@ -245,7 +243,8 @@ let private slowMoments (vit: VisionTransformer) (batches: Batch[]) =
         batches
         |> Array.map (fun batch ->
             let struct (_, seen) =
-                VisionTransformer.fold Leaves.tensors
+                VisionTransformer.fold
+                    Leaves.tensors
                     (fun all _ x -> Array.append all [| x |])
                     [||]
                     (bare vit)
@@ -257,7 +256,7 @@ let private slowMoments (vit: VisionTransformer) (batches: Batch[]) =
     Array.init vit.Blocks.Length (fun block ->
         let rows =
             inputs
-            |> Array.collect (fun seen -> rows (matrix (seen[block].reshape (-1L, vit.Width))))
+            |> Array.collect (fun seen -> rows (matrix (seen[block].reshape(-1L, vit.Width))))
 
         Oracles.secondMoment (array2D rows))
 
@@ -319,103 +318,126 @@ let tests =
     testList
         "LoRASubDrs"
         [
-            property "the second task's steps stay in the retained space: (A−A₀)(I−Π) = 0 and (I−Π)(B−B₀) = 0" (fun c ->
-                let plan = c.Plan
-                let struct (_, _, before) = secondTask plan
-                let after = update plan 1 c.Steps before
+            property
+                "the second task's steps stay in the retained space: (A−A₀)(I−Π) = 0 and (I−Π)(B−B₀) = 0"
+                (fun c ->
+                    let plan = c.Plan
+                    let struct (_, _, before) = secondTask plan
+                    let after = update plan 1 c.Steps before
 
-                for block in 0 .. c.Depth - 1 do
-                    let p = before.Projections[block]
+                    for block in 0 .. c.Depth - 1 do
+                        let p = before.Projections[block]
 
-                    let outside =
-                        Oracles.subtract
-                            (Oracles.identity c.Width)
-                            (Oracles.multiply (matrix p.Basis) (Oracles.transpose (matrix p.Basis)))
+                        let outside =
+                            Oracles.subtract
+                                (Oracles.identity c.Width)
+                                (Oracles.multiply (matrix p.Basis) (Oracles.transpose (matrix p.Basis)))
 
-                    for pick in [ (fun (l: LayerLora) -> l.Key); (fun l -> l.Value) ] do
-                        let old, fresh = pick before.Lora[block], pick after.Lora[block]
-                        let moved (a: torch.Tensor) (b: torch.Tensor) = Oracles.subtract (matrix b) (matrix a)
-                        let a, b = moved old.A fresh.A, moved old.B fresh.B
-                        Expect.isGreaterThan (Oracles.frobenius b) 0.0 "B has moved"
+                        for pick in [ (fun (l: LayerLora) -> l.Key); (fun l -> l.Value) ] do
+                            let old, fresh = pick before.Lora[block], pick after.Lora[block]
 
-                        if c.Steps > 1 || c.Official then
-                            Expect.isGreaterThan (Oracles.frobenius a) 0.0 "A has moved"
+                            let moved (a: torch.Tensor) (b: torch.Tensor) =
+                                Oracles.subtract (matrix b) (matrix a)
 
-                        atMost "A outside" 1e-11 (Oracles.frobenius (Oracles.multiply a outside))
-                        atMost "B outside" 1e-11 (Oracles.frobenius (Oracles.multiply outside b)))
+                            let a, b = moved old.A fresh.A, moved old.B fresh.B
+                            Expect.isGreaterThan (Oracles.frobenius b) 0.0 "B has moved"
+
+                            if c.Steps > 1 || c.Official then
+                                Expect.isGreaterThan (Oracles.frobenius a) 0.0 "A has moved"
+
+                            atMost "A outside" 1e-11 (Oracles.frobenius (Oracles.multiply a outside))
+                            atMost "B outside" 1e-11 (Oracles.frobenius (Oracles.multiply outside b)))
 
             property "the first task is plain Adam" (fun c ->
                 let plan = c.Plan
                 againstOracle c plan 0 (fun _ -> Oracles.Anywhere) (firstTask plan))
 
-            property "a later task is Adam with A confined from the right, B from the left, the head nowhere" (fun c ->
-                let plan = c.Plan
-                let struct (_, observed, training) = secondTask plan
+            property
+                "a later task is Adam with A confined from the right, B from the left, the head nowhere"
+                (fun c ->
+                    let plan = c.Plan
+                    let struct (_, observed, training) = secondTask plan
 
-                let projector =
-                    observed.Moments
-                    |> Array.map (fun moment ->
-                        let spectrum, vectors = Oracles.eigen (matrix moment.Moment)
-                        let k = Oracles.retainedRank plan.Settings.Method.Energy spectrum
-                        Oracles.scale (1.0 / sqrt (float k)) (Oracles.projector vectors k))
+                    let projector =
+                        observed.Moments
+                        |> Array.map (fun moment ->
+                            let spectrum, vectors = Oracles.eigen (matrix moment.Moment)
+                            let k = Oracles.retainedRank plan.Settings.Method.Energy spectrum
+                            Oracles.scale (1.0 / sqrt (float k)) (Oracles.projector vectors k))
 
-                let confinedBy i =
-                    if i >= 4 * c.Depth then Oracles.Anywhere
-                    elif i % 2 = 0 then Oracles.FromRight projector[i / 4]
-                    else Oracles.FromLeft projector[i / 4]
+                    let confinedBy i =
+                        if i >= 4 * c.Depth then Oracles.Anywhere
+                        elif i % 2 = 0 then Oracles.FromRight projector[i / 4]
+                        else Oracles.FromLeft projector[i / 4]
 
-                againstOracle c plan 1 confinedBy training)
+                    againstOracle c plan 1 confinedBy training)
 
-            property "observing accumulates the moments of the network with W − V, or W + V without subtraction" (fun c ->
-                let plan = c.Plan
-                let struct (state, observed, _) = secondTask plan
-                let sign = if c.Subtraction then -1.0 else 1.0
-                let expected = slowMoments (baked sign state plan.Backbone) (Tiny.batches plan 1)
-                let opposite = slowMoments (baked -sign state plan.Backbone) (Tiny.batches plan 1)
-                Array.iter2 (fun e (m: SecondMoment) -> closeMatrix "moment" e m.Moment) expected observed.Moments
+            property
+                "observing accumulates the moments of the network with W − V, or W + V without subtraction"
+                (fun c ->
+                    let plan = c.Plan
+                    let struct (state, observed, _) = secondTask plan
+                    let sign = if c.Subtraction then -1.0 else 1.0
+                    let expected = slowMoments (baked sign state plan.Backbone) (Tiny.batches plan 1)
+                    let opposite = slowMoments (baked -sign state plan.Backbone) (Tiny.batches plan 1)
 
-                if c.Depth > 1 then
-                    let other = numbers observed.Moments[c.Depth - 1].Moment
-                    let apart = Seq.map2 (fun x y -> abs (x - y)) (Seq.cast<float> opposite[c.Depth - 1]) other
-                    Expect.isGreaterThan (Seq.max apart) 1e-7 "the sign matters"
+                    Array.iter2
+                        (fun e (m: SecondMoment) -> closeMatrix "moment" e m.Moment)
+                        expected
+                        observed.Moments
 
-                Expect.equal observed.Moments[0].Count (6L * 5L) "6 images of 5 tokens")
+                    if c.Depth > 1 then
+                        let other = numbers observed.Moments[c.Depth - 1].Moment
 
-            property "the Frobenius scale shortens the first projected update by √k, exactly where it projects" (fun c ->
-                let plan = c.Plan
+                        let apart =
+                            Seq.map2 (fun x y -> abs (x - y)) (Seq.cast<float> opposite[c.Depth - 1]) other
 
-                let unscaled =
-                    { plan with
-                        Settings =
-                            plan.Settings
-                            |> Tiny.ofMethod (fun m ->
-                                { m with
-                                    UpdateScale = UpdateScale.Unscaled
-                                })
-                    }
+                        Expect.isGreaterThan (Seq.max apart) 1e-7 "the sign matters"
 
-                let moves (plan: Plan) (training: LoRASubDrs.Training) =
-                    let training =
-                        { training with
-                            Projections =
-                                (let struct (_, observed, _) = secondTask plan
-                                 ((Tiny.learner plan).Prepare observed).Projections)
+                    Expect.equal observed.Moments[0].Count (6L * 5L) "6 images of 5 tokens")
+
+            property
+                "the Frobenius scale shortens the first projected update by √k, exactly where it projects"
+                (fun c ->
+                    let plan = c.Plan
+
+                    let unscaled =
+                        { plan with
+                            Settings =
+                                plan.Settings
+                                |> Tiny.ofMethod (fun m ->
+                                    { m with
+                                        UpdateScale = UpdateScale.Unscaled
+                                    })
                         }
 
-                    Array.map2
-                        (fun (a: torch.Tensor) (b: torch.Tensor) -> b.sub a)
-                        (parameters training)
-                        (parameters (update plan 1 1 training))
+                    let moves (plan: Plan) (training: LoRASubDrs.Training) =
+                        let training =
+                            { training with
+                                Projections =
+                                    (let struct (_, observed, _) = secondTask plan
+                                     ((Tiny.learner plan).Prepare observed).Projections)
+                            }
 
-                let struct (_, _, training) = secondTask plan
-                let short, long = moves plan training, moves unscaled training
+                        Array.map2
+                            (fun (a: torch.Tensor) (b: torch.Tensor) -> b.sub a)
+                            (parameters training)
+                            (parameters (update plan 1 1 training))
 
-                for i in 0 .. 4 * c.Depth - 1 do
-                    let root = sqrt (float training.Projections[i / 4].Rank)
-                    closeTo 1e-12 $"parameter {i}" (numbers long[i]) (numbers (short[i].mul (Scalar.op_Implicit root)))
+                    let struct (_, _, training) = secondTask plan
+                    let short, long = moves plan training, moves unscaled training
 
-                for i in [ 4 * c.Depth; 4 * c.Depth + 1 ] do
-                    identical "head" long[i] short[i])
+                    for i in 0 .. 4 * c.Depth - 1 do
+                        let root = sqrt (float training.Projections[i / 4].Rank)
+
+                        closeTo
+                            1e-12
+                            $"parameter {i}"
+                            (numbers long[i])
+                            (numbers (short[i].mul(Scalar.op_Implicit root)))
+
+                    for i in [ 4 * c.Depth; 4 * c.Depth + 1 ] do
+                        identical "head" long[i] short[i])
 
             property "merged weights ≡ the separate path at the end of training" (fun c ->
                 let plan = c.Plan
@@ -431,45 +453,57 @@ let tests =
                     (VisionTransformer.features (LoRASubDrs.adapters trained) plan.Backbone images)
                     (VisionTransformer.features model.Adapters plan.Backbone images))
 
-            property "prototypes are the means of the merged network's features, and prediction takes the nearest" (fun c ->
-                let plan = c.Plan
-                let learner = Tiny.learner plan
-                let outcome = Tiny.run plan
-                let network = baked 1.0 outcome.State plan.Backbone
-                let features batch = matrix (VisionTransformer.features (bare network) network batch.Images)
-                let batches = Tiny.batches plan 1
-                let all = batches |> Array.collect (features >> rows) |> array2D
+            property
+                "prototypes are the means of the merged network's features, and prediction takes the nearest"
+                (fun c ->
+                    let plan = c.Plan
+                    let learner = Tiny.learner plan
+                    let outcome = Tiny.run plan
+                    let network = baked 1.0 outcome.State plan.Backbone
 
-                let labels =
-                    batches
-                    |> Array.collect (fun b -> b.Labels.data<int64>().ToArray())
-                    |> Array.map (fun label -> int label - 2)
+                    let features batch =
+                        matrix (VisionTransformer.features (bare network) network batch.Images)
 
-                closeMatrix
-                    "the last task's prototypes"
-                    (Oracles.prototypes 2 labels all)
-                    (outcome.State.Prototypes.Means.narrow (0L, 2L, 2L))
+                    let batches = Tiny.batches plan 1
+                    let all = batches |> Array.collect (features >> rows) |> array2D
 
-                let model = learner.Deploy outcome.State
+                    let labels =
+                        batches
+                        |> Array.collect (fun b -> b.Labels.data<int64>().ToArray())
+                        |> Array.map (fun label -> int label - 2)
 
-                for batch in Array.append batches (Tiny.batches plan 0) do
-                    let distances =
-                        Oracles.squaredDistances (matrix outcome.State.Prototypes.Means) (features batch)
+                    closeMatrix
+                        "the last task's prototypes"
+                        (Oracles.prototypes 2 labels all)
+                        (outcome.State.Prototypes.Means.narrow (0L, 2L, 2L))
 
-                    (learner.Predict model batch.Images).data<int64>().ToArray()
-                    |> Array.iteri (fun i predicted ->
-                        atMost
-                            "distance to the predicted class"
-                            (Array.min distances[i, *] + 1e-9)
-                            distances[i, int predicted]))
+                    let model = learner.Deploy outcome.State
+
+                    for batch in Array.append batches (Tiny.batches plan 0) do
+                        let distances =
+                            Oracles.squaredDistances (matrix outcome.State.Prototypes.Means) (features batch)
+
+                        (learner.Predict model batch.Images).data<int64>().ToArray()
+                        |> Array.iteri (fun i predicted ->
+                            atMost
+                                "distance to the predicted class"
+                                (Array.min distances[i, *] + 1e-9)
+                                distances[i, int predicted]))
 
             propertyOf 10 "the loss ≡ cross entropy + λ·triplet loss in slow loops" (fun c ->
                 let n, classes = 2 + c.Steps, 2
                 let features = normalMatrix c.Seed n c.Width
                 let prototypes = normalMatrix (c.Seed + 1) c.Rank c.Width
                 let labels = integers c.Seed classes n
-                let weight, bias = normalMatrix (c.Seed + 2) classes c.Width, normals (c.Seed + 3) classes
-                let settings = { c.Method with Margin = 0.3; TripletWeight = 0.7 }
+
+                let weight, bias =
+                    normalMatrix (c.Seed + 2) classes c.Width, normals (c.Seed + 3) classes
+
+                let settings =
+                    { c.Method with
+                        Margin = 0.3
+                        TripletWeight = 0.7
+                    }
 
                 let struct (total, predictions) =
                     LoRASubDrs.loss
@@ -487,7 +521,10 @@ let tests =
 
                 let logits = Oracles.linear weight bias features
                 let entropy, _ = Oracles.crossEntropy labels logits
-                let triplet, _, _ = Oracles.augmentedTriplet 0.3 2.0 prototypes labels (unitRows features)
+
+                let triplet, _, _ =
+                    Oracles.augmentedTriplet 0.3 2.0 prototypes labels (unitRows features)
+
                 close "loss" [ entropy + 0.7 * triplet ] [ total.item<float>() ]
 
                 Expect.equal
@@ -500,7 +537,12 @@ let tests =
                 (inScope (fun () ->
                     let trained change =
                         let plan = example.Plan
-                        let plan = { plan with Settings = Tiny.ofMethod change plan.Settings }
+
+                        let plan =
+                            { plan with
+                                Settings = Tiny.ofMethod change plan.Settings
+                            }
+
                         let struct (_, _, training) = secondTask plan
                         parameters (update plan 1 3 training)
 
@@ -527,7 +569,13 @@ let tests =
             testCase
                 "the official variant starts with one nonzero per column of B, fresh in every task"
                 (inScope (fun () ->
-                    let plan = { example with Official = true; Rank = 4 }.Plan
+                    let plan =
+                        { example with
+                            Official = true
+                            Rank = 4
+                        }
+                            .Plan
+
                     let learner = Tiny.learner plan
                     let start = learner.Start(Rng.ofSeed 1L)
                     let first = learner.BeginTask plan.Stream.Tasks[0] start
@@ -544,7 +592,11 @@ let tests =
 
                     Expect.notEqual (numbers first.Lora[0].Key.A) (numbers second.Lora[0].Key.A) "A"
                     Expect.notEqual (numbers first.Lora[0].Key.A) (numbers first.Lora[1].Key.A) "blocks"
-                    Expect.notEqual (numbers first.Lora[0].Key.A) (numbers first.Lora[0].Value.A) "key, value"))
+
+                    Expect.notEqual
+                        (numbers first.Lora[0].Key.A)
+                        (numbers first.Lora[0].Value.A)
+                        "key, value"))
 
             testCase "a task is observed from the second on, unless its updates are free" (fun () ->
                 let task i : LearningTask =
@@ -572,7 +624,12 @@ let tests =
 
                     for change in free do
                         let plan = example.Plan
-                        let plan = { plan with Settings = Tiny.ofMethod change plan.Settings }
+
+                        let plan =
+                            { plan with
+                                Settings = Tiny.ofMethod change plan.Settings
+                            }
+
                         let struct (_, _, training) = secondTask plan
                         Expect.isEmpty training.Projections "projections"
                         Expect.isEmpty ((Tiny.learner plan).Retained training) "retained"
@@ -598,7 +655,13 @@ let tests =
                 "every epoch's first Adam step has the schedule's rate, by the same K in the first task"
                 (inScope (fun () ->
                     let plan = example.Plan
-                    let plan = { plan with Settings = plan.Settings |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 6 }) }
+
+                    let plan =
+                        { plan with
+                            Settings =
+                                plan.Settings |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 6 })
+                        }
+
                     let learner = Tiny.learner plan
                     let struct (_, _, second) = secondTask plan
 
@@ -646,27 +709,44 @@ let tests =
                 "without training the network stays as it was and prototypes are the backbone's means"
                 (inScope (fun () ->
                     let plan = { example with Official = true }.Plan
-                    let plan = { plan with Settings = plan.Settings |> Tiny.ofMethod (fun m -> { m with Training = false }) }
+
+                    let plan =
+                        { plan with
+                            Settings = plan.Settings |> Tiny.ofMethod (fun m -> { m with Training = false })
+                        }
+
                     let learner = Tiny.learner plan
                     Expect.equal learner.Name "frozen-prototypes" "name"
                     let outcome = Tiny.run plan
                     let model = learner.Deploy outcome.State
 
                     for block in 0 .. example.Depth - 1 do
-                        identical "effective weights" plan.Backbone.Blocks[block].Qkv.Weight model.Adapters.Qkv[block]
+                        identical
+                            "effective weights"
+                            plan.Backbone.Blocks[block].Qkv.Weight
+                            model.Adapters.Qkv[block]
 
                     let batches = Array.append (Tiny.batches plan 0) (Tiny.batches plan 1)
 
                     let features =
                         batches
                         |> Array.collect (fun b ->
-                            rows (matrix (VisionTransformer.features (bare plan.Backbone) plan.Backbone b.Images)))
+                            rows (
+                                matrix (
+                                    VisionTransformer.features (bare plan.Backbone) plan.Backbone b.Images
+                                )
+                            ))
                         |> array2D
 
                     let labels =
-                        batches |> Array.collect (fun b -> b.Labels.data<int64>().ToArray()) |> Array.map int
+                        batches
+                        |> Array.collect (fun b -> b.Labels.data<int64>().ToArray())
+                        |> Array.map int
 
-                    closeMatrix "prototypes" (Oracles.prototypes 4 labels features) outcome.State.Prototypes.Means))
+                    closeMatrix
+                        "prototypes"
+                        (Oracles.prototypes 4 labels features)
+                        outcome.State.Prototypes.Means))
 
             testCase
                 "given pairs and a given head start a task as they are"
@@ -684,13 +764,22 @@ let tests =
                             plan.Stream.Tasks[1]
                             state
 
-                    Seq.iter2 (identical "pair") (Seq.collect Lora.leaves lora) (Seq.collect Lora.leaves begun.Lora)
+                    Seq.iter2
+                        (identical "pair")
+                        (Seq.collect Lora.leaves lora)
+                        (Seq.collect Lora.leaves begun.Lora)
+
                     Seq.iter2 (identical "head") (Linear.leaves head) (Linear.leaves begun.Head)))
 
             testCase "a moment of zeros is refused by block and task" (fun () ->
                 Scope.run (fun () ->
                     let plan = example.Plan
-                    let plan = { plan with Backbone = spoilNorm 1 plan.Backbone }
+
+                    let plan =
+                        { plan with
+                            Backbone = spoilNorm 1 plan.Backbone
+                        }
+
                     refused [ "block 1"; "task 1"; "all-zero" ] (fun () -> Tiny.run plan |> ignore)))
 
             testCase "a loss that is not finite is refused by task and epoch" (fun () ->
@@ -730,7 +819,10 @@ let tests =
                             }
 
                         let plan =
-                            Tiny.planWith settings (guarded allowed (Tiny.dataset 6 3 2)) (Tiny.vit Precision.Float32 8 2 1)
+                            Tiny.planWith
+                                settings
+                                (guarded allowed (Tiny.dataset 6 3 2))
+                                (Tiny.vit Precision.Float32 8 2 1)
 
                         Experiment.run (Tiny.learner plan) plan (function
                             | TaskBegins(task, _) -> present <- task.Index
@@ -748,7 +840,6 @@ let tests =
                             (guarded (fun split label -> split = "test" || label < 2) (Tiny.dataset 4 3 2))
                             (Tiny.vit Precision.Float32 8 1 1)
 
-                    Expect.throwsC
-                        (fun () -> Tiny.run plan |> ignore)
-                        (fun e -> Expect.stringContains e.Message "read a training image" "message")))
+                    Expect.throwsC (fun () -> Tiny.run plan |> ignore) (fun e ->
+                        Expect.stringContains e.Message "read a training image" "message")))
         ]

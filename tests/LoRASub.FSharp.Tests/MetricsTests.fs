@@ -10,7 +10,10 @@ let private property name law = property "Metrics" name law
 
 let private matrix (rows: (int * int) list list) : AccuracyMatrix =
     rows
-    |> List.map (List.map (fun (correct, total) -> { Correct = correct; Total = total }) >> Array.ofList)
+    |> List.map (
+        List.map (fun (correct, total) -> { Correct = correct; Total = total })
+        >> Array.ofList
+    )
     |> Array.ofList
 
 type Run =
@@ -49,7 +52,7 @@ type Run =
             row
             |> Array.mapi (fun j score ->
                 { score with
-                    Correct = Seq.min (seq { for s in j..t -> (Array.item j m[s] : Score).Correct })
+                    Correct = Seq.min (seq { for s in j..t -> (Array.item j m[s]: Score).Correct })
                 }))
 
 // The definitions, by hand.
@@ -65,7 +68,8 @@ let private slow (m: AccuracyMatrix) =
         let row: Score[] = m[t]
         float (row |> Array.sumBy _.Correct) / float (row |> Array.sumBy _.Total)
 
-    let byTask t = Seq.average (seq { for j in 0..t -> acc m t j })
+    let byTask t =
+        Seq.average (seq { for j in 0..t -> acc m t j })
 
     let earlier f =
         if tasks = 1 then
@@ -162,24 +166,25 @@ let tests =
                 closeTo 1e-12 "last" [ measures.LastByTask ] [ measures.Last ]
                 closeTo 1e-12 "average" [ measures.AverageByTask ] [ measures.Average ])
 
-            property "forgetting is at least −backward transfer, and all shares lie in [0, 1]" (fun (c: Run) ->
-                let m = Metrics.measure c.Matrix
+            property
+                "forgetting is at least −backward transfer, and all shares lie in [0, 1]"
+                (fun (c: Run) ->
+                    let m = Metrics.measure c.Matrix
 
-                for share in [ m.Last; m.Average; m.LastByTask; m.AverageByTask ] do
-                    Errors.requireBetween "share" 0.0 1.0 share
+                    for share in [ m.Last; m.Average; m.LastByTask; m.AverageByTask ] do
+                        Errors.requireBetween "share" 0.0 1.0 share
 
-                match m.Forgetting, m.BackwardTransfer with
-                | Some forgetting, Some transfer -> atMost "−transfer" (forgetting + 1e-12) -transfer
-                | None, None -> Expect.equal c.Tasks 1 "one task"
-                | other -> failtest $"one without the other: {other}")
+                    match m.Forgetting, m.BackwardTransfer with
+                    | Some forgetting, Some transfer -> atMost "−transfer" (forgetting + 1e-12) -transfer
+                    | None, None -> Expect.equal c.Tasks 1 "one task"
+                    | other -> failtest $"one without the other: {other}")
 
             testCase "scores add up in whole numbers" (fun () ->
                 let sum = { Correct = 1; Total = 3 } + { Correct = 2000000; Total = 3000000 }
                 Expect.equal sum { Correct = 2000001; Total = 3000003 } "sum"
                 Expect.equal (Metrics.accuracy { Correct = 1; Total = 3 }) (1.0 / 3.0) "accuracy")
 
-            rejects "no task" [ "accuracy matrix"; "at least one task" ] (fun () ->
-                Metrics.check [||])
+            rejects "no task" [ "accuracy matrix"; "at least one task" ] (fun () -> Metrics.check [||])
 
             rejects "a square matrix" [ "row 0"; "1 entries"; "2" ] (fun () ->
                 Metrics.measure (matrix [ [ 1, 1; 1, 1 ]; [ 1, 1; 1, 1 ] ]) |> ignore)
@@ -187,7 +192,12 @@ let tests =
             rejects "a missing entry" [ "row 1"; "2 entries"; "1" ] (fun () ->
                 Metrics.measure (matrix [ [ 1, 1 ]; [ 1, 1 ] ]) |> ignore)
 
-            for name, score in [ "no image", (0, 0); "more right than images", (3, 2); "a negative count", (-1, 2) ] do
+            for name, score in
+                [
+                    "no image", (0, 0)
+                    "more right than images", (3, 2)
+                    "a negative count", (-1, 2)
+                ] do
                 rejects name [ "row 1, task 0"; $"{fst score} of {snd score}" ] (fun () ->
                     Metrics.measure (matrix [ [ 1, 1 ]; [ score; 1, 1 ] ]) |> ignore)
         ]

@@ -15,7 +15,11 @@ let private run (settings: RunSettings) (use': Plan -> Outcome -> unit) =
         use' plan (Tiny.run plan))
 
 /// A finished run in `folder`/out, learned from files in `folder`.
-let private withRun (change: RunSettings -> RunSettings) (test: string -> string -> RunSettings -> Outcome -> unit) () =
+let private withRun
+    (change: RunSettings -> RunSettings)
+    (test: string -> string -> RunSettings -> Outcome -> unit)
+    ()
+    =
     Probe.inFolder (fun folder ->
         let settings = change (Tiny.onFiles folder)
         let out = Path.Combine(folder, "out", "deep")
@@ -29,8 +33,7 @@ let private summary (out: string) =
 
 let private number (json: JsonObject) (name: string) = json[name].GetValue<float>()
 
-let private evaluate out settings =
-    RunFolder.evaluate out settings ignore
+let private evaluate out settings = RunFolder.evaluate out settings ignore
 
 let private sameScores (outcome: Outcome) (rechecks: Recheck[]) =
     Expect.equal (rechecks |> Array.map _.Now) (Array.last outcome.Matrix) "scores"
@@ -68,7 +71,9 @@ let tests =
                         Expect.equal (number json name) (percent value) name
 
                     let rows (name: string) (read: JsonNode -> 'T) =
-                        [| for row in json[name].AsArray() -> [| for entry in row.AsArray() -> read entry |] |]
+                        [|
+                            for row in json[name].AsArray() -> [| for entry in row.AsArray() -> read entry |]
+                        |]
 
                     Expect.equal
                         (rows "accuracyMatrix" _.GetValue<float>())
@@ -97,14 +102,20 @@ let tests =
 
             testCase
                 "one task has neither forgetting nor transfer, and says so"
-                (withRun (fun s -> { s with StopAfter = Some 1; Variant = Variant.Official }) (fun _ out _ _ ->
-                    let json = summary out
-                    Expect.isTrue (json.ContainsKey "forgetting") "named"
-                    Expect.isNull json["forgetting"] "forgetting"
-                    Expect.isNull json["backwardTransfer"] "backward transfer"
-                    Expect.equal (number json "tasks") 2.0 "tasks of the sequence"
-                    Expect.equal (number json "learnedTasks") 1.0 "learned"
-                    Expect.equal (json["variant"].GetValue<string>()) "official" "variant"))
+                (withRun
+                    (fun s ->
+                        { s with
+                            StopAfter = Some 1
+                            Variant = Variant.Official
+                        })
+                    (fun _ out _ _ ->
+                        let json = summary out
+                        Expect.isTrue (json.ContainsKey "forgetting") "named"
+                        Expect.isNull json["forgetting"] "forgetting"
+                        Expect.isNull json["backwardTransfer"] "backward transfer"
+                        Expect.equal (number json "tasks") 2.0 "tasks of the sequence"
+                        Expect.equal (number json "learnedTasks") 1.0 "learned"
+                        Expect.equal (json["variant"].GetValue<string>()) "official" "variant"))
 
             testCase
                 "settings come back as they were"
@@ -130,7 +141,11 @@ let tests =
 
             testCase "a stopped run is evaluated on what it learned" (fun () ->
                 withRun
-                    (fun s -> { s with StopAfter = Some 1; Precision = Precision.Float64 })
+                    (fun s ->
+                        { s with
+                            StopAfter = Some 1
+                            Precision = Precision.Float64
+                        })
                     (fun _ out settings outcome -> sameScores outcome (evaluate out settings))
                     ())
 
@@ -138,7 +153,12 @@ let tests =
                 Probe.inFolder (fun folder ->
                     let order = Path.Combine(folder, "order.json")
                     File.WriteAllText(order, "[9, 1, 8, 2, 7, 3, 6, 4, 5, 0]")
-                    let settings = { Tiny.onFiles folder with ClassOrder = order }
+
+                    let settings =
+                        { Tiny.onFiles folder with
+                            ClassOrder = order
+                        }
+
                     let out = Path.Combine(folder, "out")
 
                     run settings (fun plan outcome ->
@@ -178,7 +198,9 @@ let tests =
                     json["accuracyMatrix"] <- JsonNode.Parse "[[50]]"
                     File.WriteAllText(RunFolder.summaryPath out, json.ToJsonString())
 
-                    Probe.refused [ "summary.json"; "2 tasks"; "1" ] (fun () -> evaluate out settings |> ignore)
+                    Probe.refused [ "summary.json"; "2 tasks"; "1" ] (fun () ->
+                        evaluate out settings |> ignore)
+
                     json["accuracyMatrix"] <- JsonNode.Parse "[]"
                     File.WriteAllText(RunFolder.summaryPath out, json.ToJsonString())
                     Probe.refused [ "summary.json"; "empty" ] (fun () -> evaluate out settings |> ignore)))
@@ -196,7 +218,10 @@ let tests =
                     let file = Path.Combine(folder, "file")
                     File.WriteAllText(file, "")
                     refused [ file; "folder" ] (fun () -> RunFolder.check file)
-                    refused [ file; "folder" ] (fun () -> RunFolder.check (Path.Combine(file, "deep", "er")))
+
+                    refused [ file; "folder" ] (fun () ->
+                        RunFolder.check (Path.Combine(file, "deep", "er")))
+
                     refused [ "output folder"; "name" ] (fun () -> RunFolder.check "")
                     RunFolder.check (Path.Combine(folder, "new", "deep"))
                     Expect.equal (Directory.GetFileSystemEntries folder) [| file |] "nothing made"))

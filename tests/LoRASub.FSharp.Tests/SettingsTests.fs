@@ -127,7 +127,10 @@ let tests =
 
             property "the order of settings does not matter, also that of the variant" (fun (c: Choices) ->
                 let pairs = c.Pairs
-                let shuffled = order c.Seed pairs.Length |> Array.map (fun i -> pairs[i]) |> List.ofArray
+
+                let shuffled =
+                    order c.Seed pairs.Length |> Array.map (fun i -> pairs[i]) |> List.ofArray
+
                 Expect.equal (ofPairs shuffled) (ofPairs pairs) "settings")
 
             testCase "the last of a setting's texts counts" (fun () ->
@@ -145,7 +148,9 @@ let tests =
                         Expect.equal (throughJson settings) settings settings.Data)
 
             testCase "numbers and booleans are such in JSON, texts are texts" (fun () ->
-                let json = (ofPairs [ "data-path", "007"; "norm-order", "Infinity" ] |> Settings.toJson).AsObject()
+                let json =
+                    (ofPairs [ "data-path", "007"; "norm-order", "Infinity" ] |> Settings.toJson).AsObject()
+
                 let kind (name: string) = json[name].GetValueKind()
                 Expect.equal (kind "rank") JsonValueKind.Number "rank"
                 Expect.equal (kind "lr") JsonValueKind.Number "lr"
@@ -170,7 +175,9 @@ let tests =
                         Classes = [| i |]
                     }
 
-                let epochs pairs = [ for i in 0..1 -> (ofPairs pairs).EpochsOf(task i) ]
+                let epochs pairs =
+                    [ for i in 0..1 -> (ofPairs pairs).EpochsOf(task i) ]
+
                 Expect.equal (epochs [ "epochs", "9" ]) [ 9; 9 ] "one number"
                 Expect.equal (epochs [ "epochs", "9"; "initial-epochs", "4" ]) [ 4; 9 ] "two"
 
@@ -211,7 +218,12 @@ let tests =
                         Expect.equal s.Method.UpdateScale UpdateScale.Frobenius "scale of P"
 
                         Expect.equal
-                            [ s.Method.Projection; s.Method.Subtraction; s.Method.Triplet; s.Method.Training ]
+                            [
+                                s.Method.Projection
+                                s.Method.Subtraction
+                                s.Method.Triplet
+                                s.Method.Training
+                            ]
                             [ true; true; true; true ]
                             "nothing ablated"
 
@@ -276,11 +288,9 @@ let tests =
                     "lr", "NaN", [ "learning rate" ]
                     "weight-decay", "-1", [ "weight decay" ]
                 ] do
-                rejects $"a run with {name} {text}" words (fun () ->
-                    Settings.check (ofPairs [ name, text ]))
+                rejects $"a run with {name} {text}" words (fun () -> Settings.check (ofPairs [ name, text ]))
 
-            rejects "JSON that is no object" [ "a file"; "object"; "Array" ] (fun () ->
-                ofJson "[]" |> ignore)
+            rejects "JSON that is no object" [ "a file"; "object"; "Array" ] (fun () -> ofJson "[]" |> ignore)
 
             rejects "a list as a setting" [ "a file, rank"; "string, number or boolean"; "Array" ] (fun () ->
                 ofJson """{"rank": [1]}""" |> ignore)

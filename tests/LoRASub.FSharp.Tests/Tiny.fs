@@ -44,8 +44,7 @@ let vit (precision: Precision) width depth seed : VisionTransformer =
 
 /// A backbone file that tells its heads.
 let writeBackbone (path: string) width depth seed =
-    Scope.run (fun () ->
-        Safetensors.write path (Map [ "heads", "2" ]) (Map.toSeq (tensors width depth seed)))
+    Scope.run (fun () -> Safetensors.write path (Map [ "heads", "2" ]) (Map.toSeq (tensors width depth seed)))
 
 /// Images of 8 x 8: each class has colours of its own, each image noise of its own.
 let pixels (seed: int) (labels: int[]) : byte[] =
@@ -161,10 +160,7 @@ let saved (plan: Plan) (state: TaskState) : SavedLearner =
         State = state
         Order = plan.Stream.Order
         ClassNames = plan.Stream.Dataset.ClassNames
-        TaskSizes =
-            plan.Stream.Tasks
-            |> Array.truncate state.Finished
-            |> Array.map _.Classes.Length
+        TaskSizes = plan.Stream.Tasks |> Array.truncate state.Finished |> Array.map _.Classes.Length
         Input = (Plan.batchOptions plan Augmentation.None).Format
         Heads = 2
         NormEpsilon = plan.Settings.NormEpsilon
@@ -175,7 +171,10 @@ let saved (plan: Plan) (state: TaskState) : SavedLearner =
 let writeFashion (folder: string) (train: int) (test: int) =
     for name, each, seed in [ "train", train, 3; "t10k", test, 4 ] do
         let labels = labels 10 each
-        let grey = pixels seed labels |> Array.chunkBySize 192 |> Array.collect (Array.take 64)
+
+        let grey =
+            pixels seed labels |> Array.chunkBySize 192 |> Array.collect (Array.take 64)
+
         TestFiles.write folder $"{name}-images-idx3-ubyte" (TestFiles.idx 2051 [ labels.Length; 8; 8 ] grey)
 
         TestFiles.write
