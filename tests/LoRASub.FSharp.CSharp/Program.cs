@@ -14,7 +14,7 @@ var folder = args.ElementAtOrDefault(1) ?? Path.Combine(assets, "fashion-mnist")
 
 var options = new ClassifierOptions
 {
-    Epochs = int.Parse(args.ElementAtOrDefault(2) ?? "3"),
+    Epochs = int.Parse(args.ElementAtOrDefault(2) ?? "1"),
     BatchSize = 128,
     Seed = 42,
     Progress = step =>
