@@ -136,7 +136,7 @@ type ContinualClassifier
         match model with
         | Some model -> model
         | None ->
-            let fresh = learner.Deploy state
+            let fresh = Scope.detach Model.leaves (learner.Deploy state)
             model <- Some fresh
             fresh
 
@@ -179,6 +179,12 @@ type ContinualClassifier
             Backbone = Weights.load (Plan.backboneOptions settings) backbone
         }
 
+    // a classifier outlives whatever scope its caller has open
+    static let classifier (plan: Plan) backbone options state names sizes =
+        Scope.detach Plan.leaves plan |> ignore
+
+        new ContinualClassifier(plan, backbone, options, Scope.detach TaskState.leaves state, names, sizes)
+
     static let guarded (plan: Plan) (build: unit -> ContinualClassifier) =
         try
             build ()
@@ -194,7 +200,11 @@ type ContinualClassifier
         guarded plan (fun () ->
             let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
             let state = learner.Start(Rng.ofSeed options.Seed)
-            new ContinualClassifier(plan, backbone, options, state, [||], [||]))
+            classifier plan backbone options state [||] [||])
+
+    /// `Create` with default options.
+    static member Create(backbone: string) : ContinualClassifier =
+        ContinualClassifier.Create(backbone, ClassifierOptions())
 
     /// A saved classifier, over the backbone file that it was trained on. The image size, input range, heads and
     /// epsilon are the saved ones whatever `options` say.
@@ -219,10 +229,14 @@ type ContinualClassifier
                 LearnerFile.checkBackbone saved plan.Backbone backbone
                 let learned = TaskState.classes saved.State
                 let names = Array.truncate learned saved.ClassNames
-                new ContinualClassifier(plan, backbone, options, saved.State, names, saved.TaskSizes))
+                classifier plan backbone options saved.State names saved.TaskSizes)
         with _ ->
             Scope.free LearnerFile.leaves saved
             reraise ()
+
+    /// `Load` with default options.
+    static member Load(folder: string, backbone: string) : ContinualClassifier =
+        ContinualClassifier.Load(folder, backbone, ClassifierOptions())
 
     /// Names of the classes learned so far, in the order learned.
     member _.ClassNames: IReadOnlyList<string> = classNames
@@ -245,6 +259,11 @@ type ContinualClassifier
                     "give each class a name of its own"
 
         ImageSet.requireLabels images.Source fresh.Length images.Labels
+        let present = HashSet images.Labels
+
+        for label, name in Array.indexed fresh do
+            if not (present.Contains label) then
+                Errors.reject $"class '{name}'" "needs at least one image" $"none in {images.Source}" ""
 
         let task =
             {
@@ -269,7 +288,7 @@ type ContinualClassifier
 
         forgetModel ()
         Scope.supersede TaskState.leaves [ next ] state
-        state <- next
+        state <- Scope.detach TaskState.leaves next
         classNames <- Array.append classNames fresh
         groupSizes <- Array.append groupSizes [| fresh.Length |]
 
@@ -284,6 +303,8 @@ type ContinualClassifier
         let device = plan.Backbone.Device
         let dtype = Precision.compute plan.Backbone.Precision
 
+        let model = deployed ()
+
         let predict (some: int[]) =
             Scope.noGrad Leaves.none (fun () ->
                 let pixels = images.Read some
@@ -291,7 +312,7 @@ type ContinualClassifier
                 let input =
                     ImageFormat.toInput format Augmentation.None (Rng.ofSeed 0L) device dtype pixels
 
-                let features = VisionTransformer.features (deployed ()).Adapters plan.Backbone input
+                let features = VisionTransformer.features model.Adapters plan.Backbone input
                 // |a − b|² = 2 − 2·cos for unit vectors
                 let struct (nearest, at) = (Prototype.distances state.Prototypes features).min 1L
                 let squared = nearest.cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
@@ -301,12 +322,12 @@ type ContinualClassifier
                     (fun (d: float) (position: int64) ->
                         {
                             ClassName = classNames[state.Prototypes.Classes[int position]]
-                            Similarity = 1.0 - d / 2.0
+                            Similarity = Math.Clamp(1.0 - d / 2.0, -1.0, 1.0)
                         })
                     squared
                     positions)
 
-        positions |> Array.chunkBySize options.BatchSize |> Array.collect predict
+        positions |> Array.chunkBySize plan.Settings.Batch |> Array.collect predict
 
     /// The nearest class of each image of a set.
     member this.Predict(images: ImageSet) : Prediction[] =
@@ -316,7 +337,14 @@ type ContinualClassifier
     /// backbone stays where it is.
     member _.Save(folder: string) : unit =
         requireLive ()
-        Directory.CreateDirectory folder |> ignore
+
+        try
+            Directory.CreateDirectory folder |> ignore
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException as e ->
+            Errors.reject folder "must be a folder that can be written" e.Message ""
+
         let struct (low, high) = plan.Settings.InputRange
 
         LearnerFile.save
@@ -357,6 +385,43 @@ type Images =
         (labels: int[], channels: int, height: int, width: int, pixels: byte[])
         : ImageSet =
         ImageSet.ofBytes "images in memory" labels channels height width pixels
+
+    /// Images read when they are needed: `read` gives the bytes of the images at some positions, laid out as for
+    /// `FromBytes`, and may be called from any thread.
+    static member FromReader
+        (labels: int[], channels: int, height: int, width: int, read: Func<int[], byte[]>)
+        : ImageSet =
+        {
+            Source = "images from a reader"
+            Labels = labels
+            Read =
+                fun positions ->
+                    let found =
+                        ImageSet.ofBytes
+                            "images from a reader"
+                            (Array.zeroCreate positions.Length)
+                            channels
+                            height
+                            width
+                            (read.Invoke positions)
+
+                    found.Read(Array.init positions.Length id)
+        }
+
+    /// The images of some classes of a set; the first of `classes` becomes label 0, the next label 1, and so on.
+    static member OfClasses(images: ImageSet, classes: IReadOnlyList<int>) : ImageSet =
+        let labels = Array.ofSeq classes
+
+        let chosen =
+            images.Labels
+            |> Array.indexed
+            |> Array.filter (fun (_, label) -> Array.contains label labels)
+
+        {
+            Source = images.Source
+            Labels = chosen |> Array.map (fun (_, label) -> Array.IndexOf(labels, label))
+            Read = fun positions -> positions |> Array.map (fun i -> fst chosen[i]) |> images.Read
+        }
 
     /// One of the data sets known by name (see Datasets.names), from a folder in its published layout.
     static member FromDataset(name: string, folder: string) : Dataset = Datasets.load name folder

@@ -35,6 +35,13 @@ module Scope =
         for tensor in distinct (leaves value) do
             tensor.Dispose()
 
+    /// The value, its leaves out of every scope: for an owner that outlives the caller's scopes.
+    let detach (leaves: Leaves<'T>) (value: 'T) : 'T =
+        for tensor in distinct (leaves value) do
+            tensor.DetachFromDisposeScope() |> ignore
+
+        value
+
     /// Frees the leaves of `previous` that none of `kept` holds.
     let supersede (leaves: Leaves<'S>) (kept: 'S seq) (previous: 'S) =
         let held = distinct (Seq.collect leaves kept)

@@ -44,8 +44,7 @@ module LearnerFile =
 
     /// SHA-256 of a file, in lower-case hexadecimal.
     let sha256 (path: string) : string =
-        use stream = File.OpenRead path
-        Convert.ToHexStringLower(SHA256.HashData stream)
+        DataFile.openRead path (fun stream -> Convert.ToHexStringLower(SHA256.HashData stream))
 
     let private deltaName block projection = $"blocks.{block}.delta.{projection}"
 
@@ -90,71 +89,84 @@ module LearnerFile =
     let load (dtype: torch.ScalarType) (device: torch.Device) (folder: string) : SavedLearner =
         let path = jsonPath folder
 
-        Json.read "the JSON half of a saved learner" path (fun root ->
-            let get (name: string) = root.GetProperty name
+        Scope.keep leaves (fun () ->
+            Json.read "the JSON half of a saved learner" path (fun root ->
+                let get (name: string) = root.GetProperty name
 
-            let version = (get "version").GetInt64()
+                let version = (get "version").GetInt64()
 
-            if version <> Version then
-                Errors.reject
-                    path
-                    $"must be of version {Version}"
-                    $"version {version}"
-                    "use the program that wrote it"
+                if version <> Version then
+                    Errors.reject
+                        path
+                        $"must be of version {Version}"
+                        $"version {version}"
+                        "use the program that wrote it"
 
-            let ints name =
-                [| for item in (get name).EnumerateArray() -> item.GetInt32() |]
+                let ints name =
+                    [| for item in (get name).EnumerateArray() -> item.GetInt32() |]
 
-            let pair name =
-                match [| for item in (get name).EnumerateArray() -> item.GetDouble() |] with
-                | [| first; second |] -> struct (first, second)
-                | other -> Errors.reject $"{path}, {name}" "must hold 2 numbers" $"{other.Length}" ""
+                let pair name =
+                    match [| for item in (get name).EnumerateArray() -> item.GetDouble() |] with
+                    | [| first; second |] -> struct (first, second)
+                    | other -> Errors.reject $"{path}, {name}" "must hold 2 numbers" $"{other.Length}" ""
 
-            let expected = (get "tensorsSha256").GetString()
-            let tensorPath = tensorPath folder
+                let expected = (get "tensorsSha256").GetString()
+                let tensorPath = tensorPath folder
 
-            if not (File.Exists tensorPath) then
-                Errors.reject tensorPath "must lie beside learner.json" "no such file" ""
+                if not (File.Exists tensorPath) then
+                    Errors.reject tensorPath "must lie beside learner.json" "no such file" ""
 
-            let actual = sha256 tensorPath
+                let actual = sha256 tensorPath
 
-            if actual <> expected then
-                Errors.reject
-                    tensorPath
-                    $"must have the SHA-256 {expected} that learner.json tells"
-                    actual
-                    ""
+                if actual <> expected then
+                    Errors.reject
+                        tensorPath
+                        $"must have the SHA-256 {expected} that learner.json tells"
+                        actual
+                        ""
 
-            let classes = ints "prototypeClasses"
-            let order = ints "classOrder"
+                let classes = ints "prototypeClasses"
+                let order = ints "classOrder"
 
-            let names =
-                [| for item in (get "classNames").EnumerateArray() -> item.GetString() |]
+                let names =
+                    [| for item in (get "classNames").EnumerateArray() -> item.GetString() |]
 
-            if names.Length <> order.Length then
-                Errors.reject path $"needs a name for each of {order.Length} classes" $"{names.Length}" ""
+                if names.Length <> order.Length then
+                    Errors.reject
+                        path
+                        $"needs a name for each of {order.Length} classes"
+                        $"{names.Length}"
+                        ""
 
-            match classes |> Array.tryFind (fun c -> c < 0 || c >= order.Length) with
-            | Some c -> Errors.reject path $"prototype classes must lie below {order.Length}" $"{c}" ""
-            | None -> ()
+                match classes |> Array.tryFind (fun c -> c < 0 || c >= order.Length) with
+                | Some c -> Errors.reject path $"prototype classes must lie below {order.Length}" $"{c}" ""
+                | None -> ()
 
-            let key =
-                match
-                    UInt64.TryParse(
-                        (get "randomKey").GetString(),
-                        NumberStyles.HexNumber,
-                        CultureInfo.InvariantCulture
-                    )
-                with
-                | true, bits -> { Bits = bits }
-                | _ -> Errors.reject $"{path}, randomKey" "must be 16 hexadecimal digits" "another text" ""
+                let finished, sizes = (get "finishedTasks").GetInt32(), ints "taskSizes"
 
-            let struct (low, high) = pair "inputRange"
-            let struct (blocksEpsilon, finalEpsilon) = pair "normEpsilon"
-            let blocks = Seq.initInfinite id
+                if sizes.Length <> finished || Array.sum sizes <> classes.Length then
+                    let rule =
+                        $"task sizes must be {finished}, one per finished task, and add up to {classes.Length}"
 
-            let state =
-                Scope.keep TaskState.leaves (fun () ->
+                    Errors.reject path rule $"{List.ofArray sizes}" ""
+
+                let key =
+                    match
+                        UInt64.TryParse(
+                            (get "randomKey").GetString(),
+                            NumberStyles.HexNumber,
+                            CultureInfo.InvariantCulture
+                        )
+                    with
+                    | true, bits -> { Bits = bits }
+                    | _ ->
+                        Errors.reject $"{path}, randomKey" "must be 16 hexadecimal digits" "another text" ""
+
+                let struct (low, high) = pair "inputRange"
+                let struct (blocksEpsilon, finalEpsilon) = pair "normEpsilon"
+                let blocks = Seq.initInfinite id
+
+                let state =
                     let file = Safetensors.read tensorPath
                     let place (t: torch.Tensor) = t.``to``(dtype).``to`` device
 
@@ -185,7 +197,7 @@ module LearnerFile =
                         |> Array.ofSeq
 
                     {
-                        Finished = (get "finishedTasks").GetInt32()
+                        Finished = finished
                         Deltas = deltas
                         Prototypes =
                             {
@@ -193,29 +205,29 @@ module LearnerFile =
                                 Classes = classes
                             }
                         Key = key
-                    })
+                    }
 
-            {
-                Method = (get "method").GetString()
-                State = state
-                Order = order
-                ClassNames = names
-                TaskSizes = ints "taskSizes"
-                Input =
-                    {
-                        Size = (get "imageSize").GetInt32()
-                        Channels = (get "channels").GetInt32()
-                        Low = low
-                        High = high
-                    }
-                Heads = (get "heads").GetInt32()
-                NormEpsilon =
-                    {
-                        Blocks = blocksEpsilon
-                        Final = finalEpsilon
-                    }
-                BackboneSha256 = (get "backboneSha256").GetString()
-            })
+                {
+                    Method = (get "method").GetString()
+                    State = state
+                    Order = order
+                    ClassNames = names
+                    TaskSizes = sizes
+                    Input =
+                        {
+                            Size = (get "imageSize").GetInt32()
+                            Channels = (get "channels").GetInt32()
+                            Low = low
+                            High = high
+                        }
+                    Heads = (get "heads").GetInt32()
+                    NormEpsilon =
+                        {
+                            Blocks = blocksEpsilon
+                            Final = finalEpsilon
+                        }
+                    BackboneSha256 = (get "backboneSha256").GetString()
+                }))
 
     /// Rejects a backbone whose width, depth or file is not the one that the learner was trained on.
     let checkBackbone (saved: SavedLearner) (vit: VisionTransformer) (path: string) =

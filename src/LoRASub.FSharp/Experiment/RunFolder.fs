@@ -166,6 +166,12 @@ module RunFolder =
                 let rule = $"must have a last row of {tasks.Length} tasks, as the learner has"
                 Errors.reject (summaryPath folder) rule $"{row.Length}" ""
 
+            let sizes = tasks |> Array.map _.Classes.Length
+
+            if sizes <> saved.TaskSizes then
+                let rule = $"must cut the classes into tasks of {List.ofArray saved.TaskSizes}"
+                Errors.reject (settingsPath folder) rule $"{List.ofArray sizes}" ""
+
             Experiment.score learner plan listen model tasks
             |> Array.mapi (fun i score ->
                 {

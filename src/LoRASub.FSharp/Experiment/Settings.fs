@@ -4,6 +4,7 @@ open System
 open System.Globalization
 open System.Text.Json
 open System.Text.Json.Nodes
+open System.Text.RegularExpressions
 
 /// The two published codes, whose defaults differ (see `Preset`).
 [<RequireQualifiedAccess>]
@@ -157,6 +158,10 @@ module Preset =
             Data = "fashion-mnist"
             Tasks = 5
             Epochs = 3
+            Method =
+                { (cifar100 variant).Method with
+                    ScheduleEpochs = 3
+                }
         }
 
 /// One setting by name: the same name on the command line and in files.
@@ -359,8 +364,9 @@ module Settings =
         match all |> List.tryFind (fun s -> s.Name = name) with
         | Some setting -> setting.Set text settings
         | None ->
-            let known = all |> List.map _.Name |> String.concat ", "
-            Errors.reject $"setting '{name}'" $"must be one of {known}" $"'{name}'" ""
+            let known = List.map _.Name all
+            let rule = "must be one of " + String.concat ", " known
+            Errors.reject $"setting '{name}'" rule $"'{name}'" $"did you mean {Errors.nearest known name}?"
 
     /// The preset of the named variant, then each (name, text) in turn.
     let ofPairs (preset: Variant -> RunSettings) (pairs: (string * string) list) : RunSettings =
@@ -413,11 +419,14 @@ module Settings =
 
     /// The settings as one JSON object; numbers and true/false as such.
     let toJson (settings: RunSettings) : JsonNode =
+        // a folder may be named 007, which is no number to JSON
+        let bare = Regex @"^(true|false|-?(0|[1-9][0-9]*)(\.[0-9]+)?(E[+-]?[0-9]+)?)\z"
+
         let node (text: string) =
-            match Double.TryParse(text, NumberStyles.Float, invariant) with
-            | true, x when Double.IsFinite x -> JsonNode.Parse text
-            | _ when text = "true" || text = "false" -> JsonNode.Parse text
-            | _ -> Json.text text
+            if bare.IsMatch text then
+                JsonNode.Parse text
+            else
+                Json.text text
 
         Json.object (toPairs settings |> List.map (fun (name, text) -> name, node text))
 

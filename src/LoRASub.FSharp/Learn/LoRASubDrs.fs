@@ -378,14 +378,15 @@ module LoRASubDrs =
 
     /// Effective weights for prediction; the prototypes stay the state's.
     let deploy (vit: VisionTransformer) (state: TaskState) : Model =
-        {
-            Adapters =
-                {
-                    Qkv = VisionTransformer.effectiveQkv 1.0 state.Deltas vit
-                    Lora = [||]
-                }
-            Prototypes = state.Prototypes
-        }
+        Scope.keep Model.leaves (fun () ->
+            {
+                Adapters =
+                    {
+                        Qkv = VisionTransformer.effectiveQkv 1.0 state.Deltas vit
+                        Lora = [||]
+                    }
+                Prototypes = state.Prototypes
+            })
 
     /// Merges the task's pairs into the deltas and appends the mean raw feature of each of its classes, in one pass
     /// over `loaders`. Old prototypes are not touched. Rejects a class without images.

@@ -1,0 +1,411 @@
+module LoRASub.Tests.FluentTests
+
+open System
+open System.Diagnostics
+open System.IO
+open Expecto
+open LoRASub
+open LoRASub.Fluent
+open LoRASub.Tests.Check
+open TorchSharp
+
+let private options () =
+    ClassifierOptions(
+        Epochs = 2,
+        BatchSize = 8,
+        Rank = 2,
+        LearningRate = 5e-3,
+        HeadLearningRate = 1e-2,
+        Augment = false,
+        Seed = 3L
+    )
+
+/// A backbone file of width 8 and the folder that holds it.
+let private withBackbone (test: string -> string -> unit) () =
+    Probe.inFolder (fun folder ->
+        let backbone = Path.Combine(folder, "backbone.safetensors")
+        Tiny.writeBackbone backbone 8 2 7
+        test folder backbone)
+
+let private colours = (Tiny.dataset 4 6 3).ClassNames
+let private train = (Tiny.dataset 4 6 3).Train
+let private test = (Tiny.dataset 4 6 3).Test
+
+let private learnGroup (classifier: ContinualClassifier) (group: int[]) =
+    classifier.Learn(group |> Array.map (fun c -> colours[c]), Images.OfClasses(train, group))
+
+let private learned backbone (options: ClassifierOptions) =
+    let classifier = ContinualClassifier.Create(backbone, options)
+    learnGroup classifier [| 0; 1 |]
+    learnGroup classifier [| 2; 3 |]
+    classifier
+
+let private read (set: ImageSet) (positions: int[]) =
+    use images = set.Read positions
+    Probe.bytesOf images
+
+/// Runs the C# program that comes with the tests: exit code, output and errors.
+let private runProgram (arguments: string list) =
+    // tests/LoRASub.FSharp.Tests/bin/… and tests/LoRASub.FSharp.CSharp/bin/… are built side by side
+    let mine = "LoRASub.FSharp.Tests"
+    let own = AppContext.BaseDirectory
+    let at = own.LastIndexOf(mine, StringComparison.Ordinal)
+    let folder = own.Remove(at, mine.Length).Insert(at, "LoRASub.FSharp.CSharp")
+    let program = Path.Combine(folder, "LoRASub.FSharp.CSharp.dll")
+    Expect.isTrue (File.Exists program) $"{program} must be built with the tests"
+
+    let info = ProcessStartInfo("dotnet", program :: arguments)
+    info.RedirectStandardOutput <- true
+    info.RedirectStandardError <- true
+    use child = Process.Start info
+    let errors = child.StandardError.ReadToEndAsync()
+    let output = child.StandardOutput.ReadToEnd()
+    child.WaitForExit()
+    child.ExitCode, output, errors.Result
+
+[<Tests>]
+let tests =
+    testList
+        "Fluent"
+        [
+            testCase
+                "groups of classes are learned, each image gets a class and a similarity"
+                (withBackbone (fun _ backbone ->
+                    use classifier = learned backbone (options ())
+                    Expect.sequenceEqual classifier.ClassNames colours "names in the order learned"
+                    let predictions = classifier.Predict test
+                    Expect.equal predictions.Length 12 "one per image"
+
+                    for p in predictions do
+                        Expect.contains colours p.ClassName "a known class"
+                        Errors.requireBetween "similarity" -1.0 1.0 p.Similarity
+
+                    let right =
+                        Array.map2
+                            (fun (p: Prediction) label -> p.ClassName = colours[label])
+                            predictions
+                            test.Labels
+                        |> Array.filter id
+
+                    Expect.isGreaterThan right.Length 6 "right of 12, where guessing gives 3"))
+
+            testCase
+                "predicting twice, in other batches and by position gives the same"
+                (withBackbone (fun _ backbone ->
+                    use classifier = learned backbone (options ())
+                    let all = classifier.Predict test
+                    Expect.equal (classifier.Predict test) all "again"
+
+                    let some = classifier.Predict(test, [| 7; 2; 2 |])
+
+                    Array.iter2
+                        (fun (a: Prediction) (b: Prediction) ->
+                            Expect.equal b.ClassName a.ClassName "class"
+                            closeTo 1e-5 "similarity" [ a.Similarity ] [ b.Similarity ])
+                        [| all[7]; all[2]; all[2] |]
+                        some
+
+                    Expect.isEmpty (classifier.Predict(test, [||])) "no position"))
+
+            testCase
+                "learning more changes what is predicted with"
+                (withBackbone (fun _ backbone ->
+                    use classifier = ContinualClassifier.Create(backbone, options ())
+                    learnGroup classifier [| 0; 1 |]
+                    let before = classifier.Predict test
+
+                    Expect.all
+                        before
+                        (fun p -> p.ClassName = colours[0] || p.ClassName = colours[1])
+                        "two classes"
+
+                    learnGroup classifier [| 2; 3 |]
+
+                    Expect.exists
+                        (classifier.Predict test)
+                        (fun p -> p.ClassName = colours[2] || p.ClassName = colours[3])
+                        "new classes"))
+
+            testCase
+                "the same seed gives the same classifier, another seed another"
+                (withBackbone (fun _ backbone ->
+                    let predictions seed =
+                        let options = options ()
+                        options.Seed <- seed
+                        options.Augment <- true
+                        use classifier = learned backbone options
+                        classifier.Predict test
+
+                    Expect.equal (predictions 1L) (predictions 1L) "the same"
+                    Expect.notEqual (predictions 1L) (predictions 2L) "another"))
+
+            testCase
+                "a saved classifier is loaded, predicts the same and learns on the same"
+                (withBackbone (fun folder backbone ->
+                    let saved = Path.Combine(folder, "new", "classifier")
+                    use first = ContinualClassifier.Create(backbone, options ())
+                    learnGroup first [| 0; 1 |]
+                    first.Save saved
+                    first.Save saved // over itself
+                    let other = options ()
+                    // the saved ones count
+                    other.InputLow <- 0.0
+                    other.NormEpsilon <- 1e-3
+                    use loaded = ContinualClassifier.Load(saved, backbone, other)
+                    Expect.sequenceEqual loaded.ClassNames first.ClassNames "names"
+                    Expect.equal (loaded.Predict test) (first.Predict test) "predictions"
+                    learnGroup first [| 2; 3 |]
+                    learnGroup loaded [| 2; 3 |]
+                    Expect.equal (loaded.Predict test) (first.Predict test) "after more classes"))
+
+            testCase "a finished run's learner is a classifier" (fun () ->
+                Probe.inFolder (fun folder ->
+                    let settings =
+                        { Tiny.onFiles folder with
+                            StopAfter = Some 1
+                        }
+
+                    let out = Path.Combine(folder, "out")
+
+                    Scope.run (fun () ->
+                        let plan = Plan.load settings
+                        RunFolder.save out plan (Tiny.run plan)
+                        use classifier = ContinualClassifier.Load(out, settings.Backbone.Value, options ())
+
+                        let names =
+                            plan.Stream.Tasks[0].Classes |> Array.map (fun c -> Idx.fashionMnistClasses[c])
+
+                        Expect.sequenceEqual classifier.ClassNames names "classes learned"
+                        Expect.equal (classifier.Predict plan.Stream.Dataset.Test).Length 30 "predictions")))
+
+            testCase
+                "progress is told"
+                (withBackbone (fun _ backbone ->
+                    let steps = ResizeArray<LearningProgress>()
+                    let options = options ()
+                    options.Progress <- Action<LearningProgress>(steps.Add)
+                    use _ = learned backbone options
+                    let phases = steps |> Seq.map _.Phase |> Seq.distinct |> List.ofSeq
+                    Expect.equal phases [ "train"; "prototypes"; "observe" ] "phases"
+                    Expect.exists steps (fun s -> not (Double.IsNaN s.Loss)) "a loss"
+                    Expect.all steps (fun s -> s.Done >= 0 && s.Done <= s.Total && s.Total > 0) "steps"))
+
+            testCase
+                "a disposed classifier leaves nothing, and says that it is disposed"
+                (withBackbone (fun folder backbone ->
+                    Probe.leavesNothing (fun () ->
+                        let classifier = learned backbone (options ())
+                        classifier.Predict test |> ignore
+                        classifier.Save(Path.Combine(folder, "saved"))
+                        (classifier :> IDisposable).Dispose()
+                        (classifier :> IDisposable).Dispose()
+
+                        for call in
+                            [
+                                (fun () -> classifier.Predict test |> ignore)
+                                (fun () -> classifier.Save folder)
+                                (fun () -> learnGroup classifier [| 0 |])
+                            ] do
+                            Expect.throwsT<ObjectDisposedException> call "disposed")))
+
+            testCase
+                "a classifier outlives the scopes in which it was made, taught and asked"
+                (withBackbone (fun folder backbone ->
+                    let saved = Path.Combine(folder, "saved")
+
+                    Probe.leavesNothing (fun () ->
+                        use classifier =
+                            Scope.run (fun () -> ContinualClassifier.Create(backbone, options ()))
+
+                        Scope.run (fun () -> learnGroup classifier [| 0; 1 |])
+                        Scope.run (fun () -> learnGroup classifier [| 2; 3 |])
+                        let inside = Scope.run (fun () -> classifier.Predict test)
+                        Expect.equal (classifier.Predict test) inside "predictions"
+                        classifier.Save saved
+
+                        use loaded =
+                            Scope.run (fun () -> ContinualClassifier.Load(saved, backbone, options ()))
+
+                        Expect.equal (loaded.Predict test) inside "loaded")))
+
+            testCase
+                "a refused or interrupted lesson leaves the classifier as it was"
+                (withBackbone (fun _ backbone ->
+                    let options = options ()
+                    use classifier = ContinualClassifier.Create(backbone, options)
+                    learnGroup classifier [| 0; 1 |]
+                    let before = classifier.Predict test
+
+                    Probe.leavesNothing (fun () ->
+                        options.Progress <-
+                            Action<LearningProgress>(fun _ -> raise (OperationCanceledException()))
+
+                        Expect.throwsT<OperationCanceledException>
+                            (fun () -> learnGroup classifier [| 2; 3 |])
+                            "interrupted"
+
+                        options.Progress <- null
+
+                        let refusals: (string list * string[] * ImageSet) list =
+                            [
+                                [ "new classes"; "at least one" ], [||], train
+                                [ "class 'colour 1'"; "must be new" ],
+                                [| "colour 1"; "colour 2" |],
+                                Images.OfClasses(train, [| 1; 2 |])
+                                [ "class 'twice'"; "must be new" ],
+                                [| "twice"; "twice" |],
+                                Images.OfClasses(train, [| 2; 3 |])
+                                [ "class 'colour 3'"; "at least one image" ],
+                                [| "colour 2"; "colour 3" |],
+                                Images.OfClasses(train, [| 2 |])
+                                [ "labels must lie in 0 to 0" ],
+                                [| "colour 2" |],
+                                Images.OfClasses(train, [| 2; 3 |])
+                            ]
+
+                        for words, names, images in refusals do
+                            Probe.isRefused words (fun () -> classifier.Learn(names, images)))
+
+                    Expect.equal (classifier.Predict test) before "predictions"
+                    Expect.sequenceEqual classifier.ClassNames colours[..1] "names"
+                    learnGroup classifier [| 2; 3 |]
+                    Expect.equal classifier.ClassNames.Count 4 "learns on"))
+
+            testList
+                "refuses, leaving nothing"
+                [
+                    for name, words, act in
+                        [
+                            "no backbone file",
+                            [ "nowhere.safetensors" ],
+                            (fun (_: string) (_: string) ->
+                                ContinualClassifier.Create "nowhere.safetensors" |> ignore)
+                            "another precision",
+                            [ "precision"; "'half'"; "float32" ],
+                            (fun _ backbone ->
+                                ContinualClassifier.Create(backbone, ClassifierOptions(Precision = "half"))
+                                |> ignore)
+                            "no epochs",
+                            [ "epochs"; "0" ],
+                            (fun _ backbone ->
+                                ContinualClassifier.Create(backbone, ClassifierOptions(Epochs = 0)) |> ignore)
+                            "a rank above the width",
+                            [ "rank"; "10" ],
+                            (fun _ backbone -> ContinualClassifier.Create backbone |> ignore)
+                            "prediction before learning",
+                            [ "prediction"; "at least one learned class" ],
+                            (fun _ backbone ->
+                                use classifier = ContinualClassifier.Create(backbone, options ())
+                                classifier.Predict test |> ignore)
+                            "a position that is not there",
+                            [ "tiny test images"; "12" ],
+                            (fun _ backbone ->
+                                use classifier = learned backbone (options ())
+                                classifier.Predict(test, [| 12 |]) |> ignore)
+                            "a file where the folder should be",
+                            [ "backbone.safetensors"; "folder" ],
+                            (fun _ backbone ->
+                                use classifier = learned backbone (options ())
+                                classifier.Save backbone)
+                            "a backbone that is gone when saving",
+                            [ "backbone.safetensors" ],
+                            (fun folder backbone ->
+                                use classifier = learned backbone (options ())
+                                File.Delete backbone
+                                classifier.Save folder)
+                            "a folder without a classifier",
+                            [ "learner.json"; "no such file" ],
+                            (fun folder backbone -> ContinualClassifier.Load(folder, backbone) |> ignore)
+                            "another backbone",
+                            [ "other.safetensors"; "SHA-256" ],
+                            (fun folder backbone ->
+                                use classifier = learned backbone (options ())
+                                classifier.Save folder
+                                let other = Path.Combine(folder, "other.safetensors")
+                                Tiny.writeBackbone other 8 2 8
+                                ContinualClassifier.Load(folder, other, options ()) |> ignore)
+                        ] do
+                        testCase
+                            name
+                            (withBackbone (fun folder backbone ->
+                                Probe.refused words (fun () -> act folder backbone)))
+                ]
+
+            testCase "images of some classes are those images, numbered by their place" (fun () ->
+                let some = Images.OfClasses(train, [| 3; 1 |])
+                Expect.equal some.Labels.Length 12 "6 of each"
+
+                let places =
+                    [|
+                        for i in 0 .. train.Labels.Length - 1 do
+                            if train.Labels[i] % 2 = 1 then
+                                i
+                    |]
+
+                Expect.equal
+                    some.Labels
+                    (places |> Array.map (fun i -> if train.Labels[i] = 3 then 0 else 1))
+                    "labels"
+
+                Expect.equal (read some [| 4; 0 |]) (read train [| places[4]; places[0] |]) "pixels")
+
+            testCase "a reader is asked for the positions that are needed" (fun () ->
+                let asked = ResizeArray<int[]>()
+
+                let set =
+                    Images.FromReader(
+                        [| 0; 1; 0 |],
+                        1,
+                        2,
+                        2,
+                        fun positions ->
+                            asked.Add positions
+                            positions |> Array.collect (fun p -> Array.create 4 (byte p))
+                    )
+
+                Expect.equal (read set [| 2; 0 |]) [| 2uy; 2uy; 2uy; 2uy; 0uy; 0uy; 0uy; 0uy |] "bytes"
+                Expect.equal (List.ofSeq asked) [ [| 2; 0 |] ] "one question"
+                use images = set.Read [| 1 |]
+                Expect.equal images.shape [| 1L; 1L; 2L; 2L |] "shape"
+
+                refused [ "images from a reader"; "4 bytes"; "3" ] (fun () ->
+                    let short = Images.FromReader([| 0 |], 1, 2, 2, (fun _ -> [| 1uy; 2uy; 3uy |]))
+                    short.Read [| 0 |] |> ignore))
+
+            testCase "images in memory are checked" (fun () ->
+                let set = Images.FromBytes([| 0; 1 |], 1, 1, 2, [| 1uy; 2uy; 3uy; 4uy |])
+                Expect.equal (read set [| 1 |]) [| 3uy; 4uy |] "bytes"
+
+                refused [ "images in memory"; "4 bytes"; "3" ] (fun () ->
+                    Images.FromBytes([| 0; 1 |], 1, 1, 2, [| 1uy; 2uy; 3uy |]) |> ignore))
+
+            testCase "the C# program learns, predicts, saves and loads" (fun () ->
+                Probe.inFolder (fun folder ->
+                    let backbone = Path.Combine(folder, "backbone.safetensors")
+                    Tiny.writeBackbone backbone 12 2 7
+                    Tiny.writeFashion folder 3 2
+                    let code, output, errors = runProgram [ backbone; folder; "1" ]
+                    Expect.equal (code, errors) (0, "") output
+
+                    Expect.stringContains
+                        output
+                        "learning T-shirt/top, Trouser, Pullover, Dress, Coat"
+                        "first group"
+
+                    Expect.stringContains
+                        output
+                        "learning Sandal, Shirt, Sneaker, Bag, Ankle boot"
+                        "second group"
+
+                    Expect.stringContains output "  train 1/1, loss " "progress"
+                    Expect.stringContains output " of 20 test images right" "score"
+                    Expect.stringContains output "the saved classifier predicts the same" "saved and loaded"))
+
+            testCase "the C# program answers bad input in a line and with exit code 2" (fun () ->
+                Probe.inFolder (fun folder ->
+                    let absent = Path.Combine(folder, "absent")
+                    let code, output, errors = runProgram [ absent; folder ]
+                    Expect.equal code 2 output
+                    Expect.stringContains errors folder "the message names the file"
+                    Expect.equal (errors.TrimEnd().Split('\n').Length) 1 "one line"))
+        ]

@@ -1,0 +1,845 @@
+module LoRASub.Tests.LoRASubDrsTests
+
+open System
+open System.Collections.Generic
+open Expecto
+open LoRASub
+open LoRASub.Tests.Check
+open LoRASub.Tests.Generators
+open TorchSharp
+
+/// A second task after a first one that has moved the network, in float64.
+type Task =
+    {
+        [<Between(0, 9999)>]
+        Seed: int
+        /// Half the width, which two heads divide.
+        [<Between(2, 5)>]
+        Half: int
+        [<Between(1, 3)>]
+        Depth: int
+        [<Between(1, 4)>]
+        Rank: int
+        [<Between(1, 3)>]
+        Steps: int
+        [<Between(5, 9)>]
+        EnergyTenths: int
+        Official: bool
+        Subtraction: bool
+        WeightDecay: bool
+        AmsGrad: bool
+    }
+
+    member c.Width = 2 * c.Half
+
+    member c.Method: LoRASubSettings =
+        { Tiny.settings.Method with
+            Rank = c.Rank
+            BInit = if c.Official then BInit.Sparse else BInit.Zeros
+            Energy = float c.EnergyTenths / 10.0
+            Subtraction = c.Subtraction
+            LearningRate = 0.05
+            Adam =
+                { Adam.defaults with
+                    WeightDecay = if c.WeightDecay then 0.1 else 0.0
+                    AmsGrad = c.AmsGrad
+                }
+        }
+
+    member c.Plan: Plan =
+        let settings =
+            { Tiny.settings with
+                Precision = Precision.Float64
+                Seed = int64 c.Seed
+                Method = c.Method
+            }
+
+        Tiny.planWith settings (Tiny.dataset 4 3 1) (Tiny.vit Precision.Float64 c.Width c.Depth c.Seed)
+
+let private propertyOf cases name (law: Task -> unit) =
+    propertyOf<Task> cases "LoRASubDrs" name law
+
+let private property name law = propertyOf 15 name law
+
+let private example =
+    {
+        Seed = 3
+        Half = 4
+        Depth = 2
+        Rank = 2
+        Steps = 3
+        EnergyTenths = 8
+        Official = false
+        Subtraction = true
+        WeightDecay = false
+        AmsGrad = false
+    }
+
+let private inScope (test: unit -> unit) () = Scope.run test
+
+/// The plan's second task, observed and prepared, with the state before it.
+let private secondTask (plan: Plan) =
+    let learner = Tiny.learner plan
+    let state = Tiny.learnFirst learner plan
+    let task = plan.Stream.Tasks[1]
+    let begun = learner.BeginTask task state
+
+    let observed =
+        if learner.Observes task then
+            Array.fold (fun o batch -> learner.Observe batch o) begun (Tiny.batches plan 1)
+        else
+            begun
+
+    struct (state, observed, learner.Prepare observed)
+
+let private firstTask (plan: Plan) =
+    let learner = Tiny.learner plan
+    let start = learner.Start(Rng.ofSeed plan.Settings.Seed)
+    learner.Prepare(learner.BeginTask plan.Stream.Tasks[0] start)
+
+/// The trained parameters: A and B of key and value per block, then the head's weight and bias.
+let private parameters (training: LoRASubDrs.Training) =
+    [|
+        yield! Seq.collect Lora.leaves training.Lora
+        yield! Linear.leaves training.Head
+    |]
+
+let private batchOf (plan: Plan) task step =
+    let all = Tiny.batches plan task
+    all[step % all.Length]
+
+/// So many updates on the task's batches in turn.
+let private update (plan: Plan) task steps (training: LoRASubDrs.Training) =
+    let learner = Tiny.learner plan
+
+    List.fold
+        (fun training step ->
+            let struct (next, _) = learner.Update (batchOf plan task step) training
+            next)
+        training
+        [ 0 .. steps - 1 ]
+
+/// Gradients of the loss at a training's parameters, put together here from the network, the head and the losses.
+let private gradients (plan: Plan) (batch: Batch) (training: LoRASubDrs.Training) : float[,] option list =
+    let settings, blocks = plan.Settings.Method, plan.Backbone.Blocks.Length
+    let local = batch.Labels.sub (Scalar.op_Implicit (int64 training.Task.FirstClass))
+
+    let lossOf (all: torch.Tensor[]) =
+        let pair i : LoraPair = { A = all[i]; B = all[i + 1] }
+
+        let lora =
+            Array.init blocks (fun b ->
+                {
+                    LayerLora.Key = pair (4 * b)
+                    Value = pair (4 * b + 2)
+                })
+
+        let features =
+            VisionTransformer.features
+                {
+                    Qkv = VisionTransformer.effectiveQkv 1.0 training.State.Deltas plan.Backbone
+                    Lora = lora
+                }
+                plan.Backbone
+                batch.Images
+
+        let logits =
+            torch.nn.functional.linear (features, all[4 * blocks], all[4 * blocks + 1])
+
+        let triplet =
+            AugmentedTriplet.loss
+                settings.Margin
+                settings.NormOrder
+                training.State.Prototypes.Means
+                local
+                (torch.nn.functional.normalize (features, 2.0, 1L))
+
+        torch.nn.functional
+            .cross_entropy(logits, local)
+            .add(triplet.mul (Scalar.op_Implicit settings.TripletWeight))
+
+    let struct (_, found) = Grad.valueAndGrad lossOf (parameters training)
+    let flat (t: torch.Tensor) = matrix (t.reshape (t.shape[0], -1L))
+    found |> Array.map (Option.map flat) |> List.ofArray
+
+let private asMatrix (t: torch.Tensor) = matrix (t.reshape (t.shape[0], -1L))
+
+/// The learner's path ≡ Adam in slow loops over those gradients, each block confined by `confinedBy`.
+let private againstOracle
+    (c: Task)
+    (plan: Plan)
+    task
+    (confinedBy: int -> Oracles.Confined)
+    (training: LoRASubDrs.Training)
+    =
+    let path =
+        List.scan
+            (fun training step ->
+                let struct (next, _) = (Tiny.learner plan).Update (batchOf plan task step) training
+                next)
+            training
+            [ 0 .. c.Steps - 1 ]
+
+    let found =
+        List.init c.Steps (fun step -> gradients plan (batchOf plan task step) path[step])
+
+    let method = plan.Settings.Method
+    let before, after = parameters training, parameters (List.last path)
+
+    for i in 0 .. before.Length - 1 do
+        let options: Oracles.AdamSettings =
+            {
+                Rate =
+                    if i < 4 * c.Depth then
+                        method.LearningRate
+                    else
+                        method.HeadLearningRate
+                Beta1 = 0.9
+                Beta2 = 0.999
+                Epsilon = 1e-8
+                WeightDecay = method.Adam.WeightDecay
+                AmsGrad = method.Adam.AmsGrad
+            }
+
+        let expected =
+            Oracles.projectedAdam
+                options
+                (confinedBy i)
+                (asMatrix before[i])
+                (found |> List.map (fun g -> g[i]))
+            |> List.last
+
+        // Adam divides by √v, which magnifies rounding where a gradient is nearly nothing
+        closeTo 1e-6 $"parameter {i}" (Seq.cast<float> expected) (numbers after[i])
+
+/// A network with its deltas added to its own weights by hand.
+let private baked (sign: float) (state: TaskState) (vit: VisionTransformer) =
+    { vit with
+        Blocks =
+            Array.map2
+                (fun (block: Block) (delta: LayerDelta) ->
+                    let d = vit.Width
+                    let weight = block.Qkv.Weight.clone ()
+
+                    for rows, part in [ d, delta.Key; 2L * d, delta.Value ] do
+                        weight.narrow(0L, rows, d).add_(part.mul (Scalar.op_Implicit sign)) |> ignore
+
+                    { block with
+                        Qkv = { block.Qkv with Weight = weight }
+                    })
+                vit.Blocks
+                state.Deltas
+    }
+
+let private bare (vit: VisionTransformer) : Adapters =
+    {
+        Qkv = vit.Blocks |> Array.map _.Qkv.Weight
+        Lora = [||]
+    }
+
+/// Second moments of the attention inputs over some batches of a plain network, in slow loops.
+let private slowMoments (vit: VisionTransformer) (batches: Batch[]) =
+    let inputs =
+        batches
+        |> Array.map (fun batch ->
+            let struct (_, seen) =
+                VisionTransformer.fold
+                    Leaves.tensors
+                    (fun all _ x -> Array.append all [| x |])
+                    [||]
+                    (bare vit)
+                    vit
+                    batch.Images
+
+            seen)
+
+    Array.init vit.Blocks.Length (fun block ->
+        let rows =
+            inputs
+            |> Array.collect (fun seen -> rows (matrix (seen[block].reshape(-1L, vit.Width))))
+
+        Oracles.secondMoment (array2D rows))
+
+let private spoilNorm (block: int) (vit: VisionTransformer) =
+    let spoilt = vit.Blocks[block]
+
+    { vit with
+        Blocks =
+            vit.Blocks
+            |> Array.updateAt
+                block
+                { spoilt with
+                    Norm1 =
+                        { spoilt.Norm1 with
+                            Weight = torch.zeros_like spoilt.Norm1.Weight
+                            Bias = torch.zeros_like spoilt.Norm1.Bias
+                        }
+                }
+    }
+
+/// A data set whose readers refuse the images that `allowed split label` does not allow.
+let private guarded (allowed: string -> int -> bool) (dataset: Dataset) =
+    let guard split (set: ImageSet) =
+        { set with
+            Read =
+                fun positions ->
+                    for i in positions do
+                        if not (allowed split set.Labels[i]) then
+                            failwith $"read a {split} image of class {set.Labels[i]}"
+
+                    set.Read positions
+        }
+
+    { dataset with
+        Train = guard "training" dataset.Train
+        Test = guard "test" dataset.Test
+    }
+
+let private badSettings: (string * string list * (LoRASubSettings -> LoRASubSettings)) list =
+    [
+        "a rank above the width", [ "rank"; "[1, 8]"; "9" ], (fun m -> { m with Rank = 9 })
+        "a negative rate", [ "learning rate"; "-1" ], (fun m -> { m with LearningRate = -1.0 })
+        "a head rate of NaN", [ "head learning rate"; "NaN" ], (fun m -> { m with HeadLearningRate = nan })
+        "an energy above 1", [ "energy threshold"; "1.001" ], (fun m -> { m with Energy = 1.001 })
+        "a negative margin", [ "margin"; "-0.5" ], (fun m -> { m with Margin = -0.5 })
+        "an infinite weight", [ "triplet weight" ], (fun m -> { m with TripletWeight = infinity })
+        "a norm below 1", [ "norm order"; "0.5" ], (fun m -> { m with NormOrder = 0.5 })
+        "a schedule of nothing", [ "schedule epochs"; "0" ], (fun m -> { m with ScheduleEpochs = 0 })
+        "a β of 1",
+        [ "beta 1" ],
+        (fun m ->
+            { m with
+                Adam = { m.Adam with Beta1 = 1.0 }
+            })
+    ]
+
+[<Tests>]
+let tests =
+    testList
+        "LoRASubDrs"
+        [
+            property
+                "the second task's steps stay in the retained space: (A−A₀)(I−Π) = 0 and (I−Π)(B−B₀) = 0"
+                (fun c ->
+                    let plan = c.Plan
+                    let struct (_, _, before) = secondTask plan
+                    let after = update plan 1 c.Steps before
+
+                    for block in 0 .. c.Depth - 1 do
+                        let p = before.Projections[block]
+
+                        let outside =
+                            Oracles.subtract
+                                (Oracles.identity c.Width)
+                                (Oracles.multiply (matrix p.Basis) (Oracles.transpose (matrix p.Basis)))
+
+                        for pick in [ (fun (l: LayerLora) -> l.Key); (fun l -> l.Value) ] do
+                            let old, fresh = pick before.Lora[block], pick after.Lora[block]
+
+                            let moved (a: torch.Tensor) (b: torch.Tensor) =
+                                Oracles.subtract (matrix b) (matrix a)
+
+                            let a, b = moved old.A fresh.A, moved old.B fresh.B
+                            Expect.isGreaterThan (Oracles.frobenius b) 0.0 "B has moved"
+
+                            if c.Steps > 1 || c.Official then
+                                Expect.isGreaterThan (Oracles.frobenius a) 0.0 "A has moved"
+
+                            atMost "A outside" 1e-11 (Oracles.frobenius (Oracles.multiply a outside))
+                            atMost "B outside" 1e-11 (Oracles.frobenius (Oracles.multiply outside b)))
+
+            property "the first task is plain Adam" (fun c ->
+                let plan = c.Plan
+                againstOracle c plan 0 (fun _ -> Oracles.Anywhere) (firstTask plan))
+
+            property
+                "a later task is Adam with A confined from the right, B from the left, the head nowhere"
+                (fun c ->
+                    let plan = c.Plan
+                    let struct (_, observed, training) = secondTask plan
+
+                    let projector =
+                        observed.Moments
+                        |> Array.map (fun moment ->
+                            let spectrum, vectors = Oracles.eigen (matrix moment.Moment)
+                            let k = Oracles.retainedRank plan.Settings.Method.Energy spectrum
+                            Oracles.scale (1.0 / sqrt (float k)) (Oracles.projector vectors k))
+
+                    let confinedBy i =
+                        if i >= 4 * c.Depth then Oracles.Anywhere
+                        elif i % 2 = 0 then Oracles.FromRight projector[i / 4]
+                        else Oracles.FromLeft projector[i / 4]
+
+                    againstOracle c plan 1 confinedBy training)
+
+            property
+                "observing accumulates the moments of the network with W − V, or W + V without subtraction"
+                (fun c ->
+                    let plan = c.Plan
+                    let struct (state, observed, _) = secondTask plan
+                    let sign = if c.Subtraction then -1.0 else 1.0
+                    let expected = slowMoments (baked sign state plan.Backbone) (Tiny.batches plan 1)
+                    let opposite = slowMoments (baked -sign state plan.Backbone) (Tiny.batches plan 1)
+
+                    Array.iter2
+                        (fun e (m: SecondMoment) -> closeMatrix "moment" e m.Moment)
+                        expected
+                        observed.Moments
+
+                    if c.Depth > 1 then
+                        let other = numbers observed.Moments[c.Depth - 1].Moment
+
+                        let apart =
+                            Seq.map2 (fun x y -> abs (x - y)) (Seq.cast<float> opposite[c.Depth - 1]) other
+
+                        Expect.isGreaterThan (Seq.max apart) 1e-7 "the sign matters"
+
+                    Expect.equal observed.Moments[0].Count (6L * 5L) "6 images of 5 tokens")
+
+            property
+                "the Frobenius scale shortens the first projected update by √k, exactly where it projects"
+                (fun c ->
+                    let plan = c.Plan
+
+                    let unscaled =
+                        { plan with
+                            Settings =
+                                plan.Settings
+                                |> Tiny.ofMethod (fun m ->
+                                    { m with
+                                        UpdateScale = UpdateScale.Unscaled
+                                    })
+                        }
+
+                    let moves (plan: Plan) (training: LoRASubDrs.Training) =
+                        let training =
+                            { training with
+                                Projections =
+                                    (let struct (_, observed, _) = secondTask plan
+                                     ((Tiny.learner plan).Prepare observed).Projections)
+                            }
+
+                        Array.map2
+                            (fun (a: torch.Tensor) (b: torch.Tensor) -> b.sub a)
+                            (parameters training)
+                            (parameters (update plan 1 1 training))
+
+                    let struct (_, _, training) = secondTask plan
+                    let short, long = moves plan training, moves unscaled training
+
+                    for i in 0 .. 4 * c.Depth - 1 do
+                        let root = sqrt (float training.Projections[i / 4].Rank)
+
+                        closeTo
+                            1e-12
+                            $"parameter {i}"
+                            (numbers long[i])
+                            (numbers (short[i].mul(Scalar.op_Implicit root)))
+
+                    for i in [ 4 * c.Depth; 4 * c.Depth + 1 ] do
+                        identical "head" long[i] short[i])
+
+            property "merged weights ≡ the separate path at the end of training" (fun c ->
+                let plan = c.Plan
+                let learner = Tiny.learner plan
+                let struct (_, _, training) = secondTask plan
+                let trained = update plan 1 c.Steps training
+                let loaders: BatchLoader[] = Array.init 2 (fun i () -> batchOf plan 1 i)
+                let model = learner.Deploy(learner.AfterTask loaders trained)
+                let images = (batchOf plan 1 0).Images
+
+                closeTensors
+                    "features"
+                    (VisionTransformer.features (LoRASubDrs.adapters trained) plan.Backbone images)
+                    (VisionTransformer.features model.Adapters plan.Backbone images))
+
+            property
+                "prototypes are the means of the merged network's features, and prediction takes the nearest"
+                (fun c ->
+                    let plan = c.Plan
+                    let learner = Tiny.learner plan
+                    let outcome = Tiny.run plan
+                    let network = baked 1.0 outcome.State plan.Backbone
+
+                    let features batch =
+                        matrix (VisionTransformer.features (bare network) network batch.Images)
+
+                    let batches = Tiny.batches plan 1
+                    let all = batches |> Array.collect (features >> rows) |> array2D
+
+                    let labels =
+                        batches
+                        |> Array.collect (fun b -> b.Labels.data<int64>().ToArray())
+                        |> Array.map (fun label -> int label - 2)
+
+                    closeMatrix
+                        "the last task's prototypes"
+                        (Oracles.prototypes 2 labels all)
+                        (outcome.State.Prototypes.Means.narrow (0L, 2L, 2L))
+
+                    let model = learner.Deploy outcome.State
+
+                    for batch in Array.append batches (Tiny.batches plan 0) do
+                        let distances =
+                            Oracles.squaredDistances (matrix outcome.State.Prototypes.Means) (features batch)
+
+                        (learner.Predict model batch.Images).data<int64>().ToArray()
+                        |> Array.iteri (fun i predicted ->
+                            atMost
+                                "distance to the predicted class"
+                                (Array.min distances[i, *] + 1e-9)
+                                distances[i, int predicted]))
+
+            propertyOf 10 "the loss ≡ cross entropy + λ·triplet loss in slow loops" (fun c ->
+                let n, classes = 2 + c.Steps, 2
+                let features = normalMatrix c.Seed n c.Width
+                let prototypes = normalMatrix (c.Seed + 1) c.Rank c.Width
+                let labels = integers c.Seed classes n
+
+                let weight, bias =
+                    normalMatrix (c.Seed + 2) classes c.Width, normals (c.Seed + 3) classes
+
+                let settings =
+                    { c.Method with
+                        Margin = 0.3
+                        TripletWeight = 0.7
+                    }
+
+                let struct (total, predictions) =
+                    LoRASubDrs.loss
+                        settings
+                        {
+                            Means = tensor prototypes
+                            Classes = [| 0 .. c.Rank - 1 |]
+                        }
+                        {
+                            Weight = tensor weight
+                            Bias = Some(torch.tensor bias)
+                        }
+                        (labelTensor labels)
+                        (tensor features)
+
+                let logits = Oracles.linear weight bias features
+                let entropy, _ = Oracles.crossEntropy labels logits
+
+                let triplet, _, _ =
+                    Oracles.augmentedTriplet 0.3 2.0 prototypes labels (unitRows features)
+
+                close "loss" [ entropy + 0.7 * triplet ] [ total.item<float>() ]
+
+                Expect.equal
+                    (predictions.data<int64>().ToArray())
+                    (Array.init n (fun i -> if logits[i, 1] > logits[i, 0] then 1L else 0L))
+                    "predictions")
+
+            testCase
+                "triplet off ≡ triplet weight 0, and differs from the whole loss"
+                (inScope (fun () ->
+                    let trained change =
+                        let plan = example.Plan
+
+                        let plan =
+                            { plan with
+                                Settings = Tiny.ofMethod change plan.Settings
+                            }
+
+                        let struct (_, _, training) = secondTask plan
+                        parameters (update plan 1 3 training)
+
+                    let off = trained (fun m -> { m with Triplet = false })
+                    let zero = trained (fun m -> { m with TripletWeight = 0.0 })
+                    let whole = trained (fun m -> { m with TripletWeight = 0.5 })
+                    Array.iter2 (identical "parameter") off zero
+                    Expect.notEqual (numbers off[1]) (numbers whole[1]) "the triplet loss matters"))
+
+            testCase
+                "training moves B away from zero, and A only once B is there"
+                (inScope (fun () ->
+                    let plan = example.Plan
+                    let before = firstTask plan
+                    let once, twice = update plan 0 1 before, update plan 0 2 before
+
+                    for block in 0 .. example.Depth - 1 do
+                        let at (t: LoRASubDrs.Training) = t.Lora[block].Value
+                        Expect.all (numbers (at before).B) ((=) 0.0) "B starts at zero"
+                        Expect.exists (numbers (at once).B) ((<>) 0.0) "B after a step"
+                        identical "A after a step" (at before).A (at once).A
+                        Expect.notEqual (numbers (at twice).A) (numbers (at before).A) "A after two steps"))
+
+            testCase
+                "the official variant starts with one nonzero per column of B, fresh in every task"
+                (inScope (fun () ->
+                    let plan =
+                        { example with
+                            Official = true
+                            Rank = 4
+                        }
+                            .Plan
+
+                    let learner = Tiny.learner plan
+                    let start = learner.Start(Rng.ofSeed 1L)
+                    let first = learner.BeginTask plan.Stream.Tasks[0] start
+                    let second = learner.BeginTask plan.Stream.Tasks[1] start
+
+                    for layer in Array.append first.Lora second.Lora do
+                        for pair in [ layer.Key; layer.Value ] do
+                            let b = matrix pair.B
+
+                            for column in 0..3 do
+                                let entries = b[*, column] |> Array.filter ((<>) 0.0)
+                                Expect.equal entries.Length 1 "nonzero entries of a column"
+                                atMost "its size" 0.06 (abs entries[0])
+
+                    Expect.notEqual (numbers first.Lora[0].Key.A) (numbers second.Lora[0].Key.A) "A"
+                    Expect.notEqual (numbers first.Lora[0].Key.A) (numbers first.Lora[1].Key.A) "blocks"
+
+                    Expect.notEqual
+                        (numbers first.Lora[0].Key.A)
+                        (numbers first.Lora[0].Value.A)
+                        "key, value"))
+
+            testCase "a task is observed from the second on, unless its updates are free" (fun () ->
+                let task i : LearningTask =
+                    {
+                        Index = i
+                        FirstClass = 2 * i
+                        Classes = [| 0; 1 |]
+                    }
+
+                let observes change i =
+                    LoRASubDrs.observes (change Tiny.settings.Method) (task i)
+
+                Expect.isFalse (observes id 0) "first task"
+                Expect.isTrue (observes id 1) "second task"
+                Expect.isTrue (observes (fun m -> { m with Subtraction = false }) 1) "no subtraction"
+                Expect.isFalse (observes (fun m -> { m with Projection = false }) 1) "no projection"
+                Expect.isFalse (observes (fun m -> { m with Energy = 1.0 }) 1) "energy 1"
+                Expect.isFalse (observes (fun m -> { m with Training = false }) 1) "no training")
+
+            testCase
+                "without projection, and at energy 1, a later task is plain Adam"
+                (inScope (fun () ->
+                    let free: (LoRASubSettings -> LoRASubSettings) list =
+                        [ (fun m -> { m with Projection = false }); (fun m -> { m with Energy = 1.0 }) ]
+
+                    for change in free do
+                        let plan = example.Plan
+
+                        let plan =
+                            { plan with
+                                Settings = Tiny.ofMethod change plan.Settings
+                            }
+
+                        let struct (_, _, training) = secondTask plan
+                        Expect.isEmpty training.Projections "projections"
+                        Expect.isEmpty ((Tiny.learner plan).Retained training) "retained"
+                        againstOracle example plan 1 (fun _ -> Oracles.Anywhere) training))
+
+            testCase
+                "what is retained is told per block"
+                (inScope (fun () ->
+                    let plan = example.Plan
+                    let struct (_, observed, training) = secondTask plan
+                    let retained = (Tiny.learner plan).Retained training
+
+                    Array.iter2
+                        (fun (moment: SecondMoment) (r: Retained) ->
+                            let spectrum, _ = Oracles.eigen (matrix moment.Moment)
+                            let k = Oracles.retainedRank 0.8 spectrum
+                            Expect.equal r.Rank k "rank"
+                            close "energy" [ (Oracles.energyShares spectrum)[k - 1] ] [ r.Energy ])
+                        observed.Moments
+                        retained))
+
+            testCase
+                "every epoch's first Adam step has the schedule's rate, by the same K in the first task"
+                (inScope (fun () ->
+                    let plan = example.Plan
+
+                    let plan =
+                        { plan with
+                            Settings =
+                                plan.Settings |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 6 })
+                        }
+
+                    let learner = Tiny.learner plan
+                    let struct (_, _, second) = secondTask plan
+
+                    for task, training in [ 0, firstTask plan; 1, second ] do
+                        for epoch in 0..9 do
+                            let struct (next, _) =
+                                learner.Update (batchOf plan task 0) (learner.BeginEpoch epoch training)
+
+                            let size (a: torch.Tensor) (b: torch.Tensor) =
+                                numbers (b.sub a) |> Array.map abs |> Array.max
+
+                            closeTo
+                                1e-4
+                                $"head step of task {task}, epoch {epoch}"
+                                [ Oracles.learningRate 1.0 6 epoch ]
+                                [ size training.Head.Weight next.Head.Weight / 1e-2 ]
+
+                            if task = 0 then
+                                closeTo
+                                    1e-4
+                                    $"step of B, epoch {epoch}"
+                                    [ Oracles.learningRate 1.0 6 epoch ]
+                                    [ size training.Lora[0].Value.B next.Lora[0].Value.B / 0.05 ]))
+
+            testCase
+                "a step reports its loss, its predictions as classes and how many are right"
+                (inScope (fun () ->
+                    let plan = example.Plan
+                    let struct (_, _, training) = secondTask plan
+                    let batch = batchOf plan 1 0
+                    let struct (_, report) = (Tiny.learner plan).Update batch training
+                    let predicted = report.Predictions.data<int64>().ToArray()
+                    Expect.all predicted (fun c -> c = 2L || c = 3L) "classes of this task"
+                    let truth = batch.Labels.data<int64>().ToArray()
+
+                    Expect.equal
+                        (report.Correct.item<int64>())
+                        (Array.map2 (=) predicted truth |> Array.filter id |> Array.length |> int64)
+                        "right ones"
+
+                    Expect.isFalse report.Loss.requires_grad "the loss carries no graph"
+                    Expect.isGreaterThan (report.Loss.item<float>()) 0.0 "loss"))
+
+            testCase
+                "without training the network stays as it was and prototypes are the backbone's means"
+                (inScope (fun () ->
+                    let plan = { example with Official = true }.Plan
+
+                    let plan =
+                        { plan with
+                            Settings = plan.Settings |> Tiny.ofMethod (fun m -> { m with Training = false })
+                        }
+
+                    let learner = Tiny.learner plan
+                    Expect.equal learner.Name "frozen-prototypes" "name"
+                    let outcome = Tiny.run plan
+                    let model = learner.Deploy outcome.State
+
+                    for block in 0 .. example.Depth - 1 do
+                        identical
+                            "effective weights"
+                            plan.Backbone.Blocks[block].Qkv.Weight
+                            model.Adapters.Qkv[block]
+
+                    let batches = Array.append (Tiny.batches plan 0) (Tiny.batches plan 1)
+
+                    let features =
+                        batches
+                        |> Array.collect (fun b ->
+                            rows (
+                                matrix (
+                                    VisionTransformer.features (bare plan.Backbone) plan.Backbone b.Images
+                                )
+                            ))
+                        |> array2D
+
+                    let labels =
+                        batches
+                        |> Array.collect (fun b -> b.Labels.data<int64>().ToArray())
+                        |> Array.map int
+
+                    closeMatrix
+                        "prototypes"
+                        (Oracles.prototypes 4 labels features)
+                        outcome.State.Prototypes.Means))
+
+            testCase
+                "given pairs and a given head start a task as they are"
+                (inScope (fun () ->
+                    let plan = example.Plan
+                    let struct (state, observed, _) = secondTask plan
+                    let lora, head = observed.Lora, observed.Head
+
+                    let begun =
+                        LoRASubDrs.beginTaskWith
+                            plan.Backbone
+                            plan.Settings.Method
+                            lora
+                            head
+                            plan.Stream.Tasks[1]
+                            state
+
+                    Seq.iter2
+                        (identical "pair")
+                        (Seq.collect Lora.leaves lora)
+                        (Seq.collect Lora.leaves begun.Lora)
+
+                    Seq.iter2 (identical "head") (Linear.leaves head) (Linear.leaves begun.Head)))
+
+            testCase "a moment of zeros is refused by block and task" (fun () ->
+                Scope.run (fun () ->
+                    let plan = example.Plan
+
+                    let plan =
+                        { plan with
+                            Backbone = spoilNorm 1 plan.Backbone
+                        }
+
+                    refused [ "block 1"; "task 1"; "all-zero" ] (fun () -> Tiny.run plan |> ignore)))
+
+            testCase "a loss that is not finite is refused by task and epoch" (fun () ->
+                Scope.run (fun () ->
+                    let settings =
+                        { Tiny.settings with Epochs = 3 }
+                        |> Tiny.ofMethod (fun m -> { m with HeadLearningRate = 1e38 })
+
+                    refused [ "task 0"; "epoch"; "must stay finite"; "--head-lr" ] (fun () ->
+                        Tiny.run (Tiny.plan settings) |> ignore)))
+
+            for name, words, change in badSettings do
+                rejects name words (fun () ->
+                    LoRASubDrs.learner (Tiny.vit Precision.Float32 8 1 1) (change Tiny.settings.Method)
+                    |> ignore)
+
+            testCase
+                "a run reads training images of the present task alone, and no test image of a task to come"
+                (inScope (fun () ->
+                    let mutable present = -1
+                    let reads = HashSet<struct (string * int)>()
+
+                    let allowed split label =
+                        reads.Add(struct (split, label)) |> ignore
+
+                        match split with
+                        | "training" -> label / 2 = present
+                        | _ -> label / 2 <= present
+
+                    for transform in [ PrototypeTransform.Train; PrototypeTransform.Test ] do
+                        reads.Clear()
+
+                        let settings =
+                            { Tiny.settings with
+                                Tasks = 3
+                                PrototypeTransform = transform
+                            }
+
+                        let plan =
+                            Tiny.planWith
+                                settings
+                                (guarded allowed (Tiny.dataset 6 3 2))
+                                (Tiny.vit Precision.Float32 8 2 1)
+
+                        Experiment.run (Tiny.learner plan) plan (function
+                            | TaskBegins(task, _) -> present <- task.Index
+                            | _ -> ())
+                        |> ignore
+
+                        Expect.equal reads.Count 12 "both splits of all classes were read in their turn"))
+
+            testCase
+                "the guard of that test does refuse"
+                (inScope (fun () ->
+                    let plan =
+                        Tiny.planWith
+                            Tiny.settings
+                            (guarded (fun split label -> split = "test" || label < 2) (Tiny.dataset 4 3 2))
+                            (Tiny.vit Precision.Float32 8 1 1)
+
+                    Expect.throwsC (fun () -> Tiny.run plan |> ignore) (fun e ->
+                        Expect.stringContains e.Message "read a training image" "message")))
+        ]

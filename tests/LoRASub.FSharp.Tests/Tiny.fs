@@ -1,0 +1,199 @@
+/// Experiments of milliseconds: networks of random weights and data sets of coloured squares.
+module LoRASub.Tests.Tiny
+
+open System
+open System.IO
+open LoRASub
+open LoRASub.Tests.Generators
+open TorchSharp
+
+let shape (width: int) (depth: int) : BackboneShape =
+    {
+        Width = width
+        Depth = depth
+        Heads = 2
+        PatchSize = 4
+        ImageSize = 8
+        Channels = 3
+        MlpRatio = 2.0
+        QkvBias = true
+    }
+
+let backboneOptions (precision: Precision) : BackboneOptions =
+    {
+        Heads = Some 2
+        ImageSize = None
+        NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
+        Precision = precision
+        Device = torch.CPU
+    }
+
+/// Random tensors in timm's names, large enough for images and training to show.
+let tensors (width: int) (depth: int) (seed: int) : Map<string, torch.Tensor> =
+    Scope.noGrad _.Values (fun () ->
+        Weights.randomTensors (shape width depth) torch.ScalarType.Float64 (Rng.ofSeed (int64 seed))
+        |> Map.map (fun name t ->
+            if name.Contains "norm" then
+                t
+            else
+                t.mul (Scalar.op_Implicit 15.0)))
+
+let vit (precision: Precision) width depth seed : VisionTransformer =
+    Scope.keep VisionTransformer.leaves (fun () ->
+        Weights.ofTensors (backboneOptions precision) "tiny backbone" Map.empty (tensors width depth seed))
+
+/// A backbone file that tells its heads.
+let writeBackbone (path: string) width depth seed =
+    Scope.run (fun () -> Safetensors.write path (Map [ "heads", "2" ]) (Map.toSeq (tensors width depth seed)))
+
+/// Images of 8 x 8: each class has colours of its own, each image noise of its own.
+let pixels (seed: int) (labels: int[]) : byte[] =
+    let noise = Random seed
+
+    [|
+        for label in labels do
+            for channel in 0..2 do
+                for position in 0..63 do
+                    let quarter = (position / 32) * 2 + (position % 8) / 4
+                    let colour = (label * 97 + channel * 61 + quarter * (31 + 17 * label)) % 216
+                    byte (colour + 20 + noise.Next 41 - 20)
+    |]
+
+let images (source: string) (seed: int) (labels: int[]) : ImageSet =
+    ImageSet.ofBytes source labels 3 8 8 (pixels seed labels)
+
+/// Labels 0, 1, …, classes − 1, 0, 1, …
+let labels (classes: int) (each: int) =
+    Array.init (classes * each) (fun i -> i % classes)
+
+/// `train` and `test` images of each class.
+let dataset (classes: int) (train: int) (test: int) : Dataset =
+    {
+        Name = "tiny"
+        ClassNames = Array.init classes (fun c -> $"colour {c}")
+        Train = images "tiny training images" 1 (labels classes train)
+        Test = images "tiny test images" 2 (labels classes test)
+    }
+
+/// LibContinual's settings cut down: two tasks of two epochs, images as they are.
+let settings: RunSettings =
+    let quick = Preset.quick Variant.LibContinual
+
+    { quick with
+        Data = "tiny"
+        Tasks = 2
+        Epochs = 2
+        Batch = 5
+        Heads = Some 2
+        Augmentation = Augmentation.None
+        Method =
+            { quick.Method with
+                Rank = 2
+                LearningRate = 5e-3
+                HeadLearningRate = 1e-2
+                ScheduleEpochs = 2
+                Energy = 0.9
+            }
+    }
+
+let ofMethod (change: LoRASubSettings -> LoRASubSettings) (settings: RunSettings) =
+    { settings with
+        Method = change settings.Method
+    }
+
+let planWith (settings: RunSettings) (dataset: Dataset) (backbone: VisionTransformer) : Plan =
+    {
+        Settings = settings
+        Stream = TaskStream.create dataset ClassOrder.Natural settings.Tasks settings.InitialClasses
+        Backbone = backbone
+    }
+
+/// Four classes over a network of width 8 and 2 blocks.
+let plan (settings: RunSettings) : Plan =
+    planWith settings (dataset 4 4 3) (vit settings.Precision 8 2 7)
+
+let learner (plan: Plan) =
+    LoRASubDrs.learner plan.Backbone plan.Settings.Method
+
+let silent: Progress -> unit = ignore
+
+let run (plan: Plan) : Outcome =
+    Experiment.run (learner plan) plan silent
+
+/// The state after the first task.
+let learnFirst (learner: Learner<_, _>) (plan: Plan) : TaskState =
+    Scope.keep TaskState.leaves (fun () ->
+        let start = learner.Start(Rng.ofSeed plan.Settings.Seed)
+
+        let struct (state, _) =
+            Experiment.learnTask learner plan (PhaseClock()) silent start plan.Stream.Tasks[0]
+
+        state)
+
+/// Every training batch of a task, in order.
+let batches (plan: Plan) (task: int) : Batch[] =
+    TaskStream.plainTrainBatches
+        (Plan.batchOptions plan Augmentation.None)
+        plan.Stream
+        plan.Stream.Tasks[task]
+    |> Array.map (fun load -> load ())
+
+let stateNumbers (state: TaskState) : float[] =
+    TaskState.leaves state |> Seq.map TestFiles.numbers |> Array.concat
+
+/// Bit for bit.
+let sameState (what: string) (expected: TaskState) (actual: TaskState) =
+    Seq.iteri2
+        (fun i e a -> Check.identical $"{what}, tensor {i}" e a)
+        (TaskState.leaves expected)
+        (TaskState.leaves actual)
+
+    Expecto.Expect.equal
+        (actual.Finished, actual.Prototypes.Classes, actual.Key)
+        (expected.Finished, expected.Prototypes.Classes, expected.Key)
+        what
+
+/// A state as it would be saved, on no backbone in particular.
+let saved (plan: Plan) (state: TaskState) : SavedLearner =
+    {
+        Method = "lora-sub-drs"
+        State = state
+        Order = plan.Stream.Order
+        ClassNames = plan.Stream.Dataset.ClassNames
+        TaskSizes = plan.Stream.Tasks |> Array.truncate state.Finished |> Array.map _.Classes.Length
+        Input = (Plan.batchOptions plan Augmentation.None).Format
+        Heads = 2
+        NormEpsilon = plan.Settings.NormEpsilon
+        BackboneSha256 = String('0', 64)
+    }
+
+/// Fashion-MNIST's four files with `train` and `test` grey images of 8 x 8 per class.
+let writeFashion (folder: string) (train: int) (test: int) =
+    for name, each, seed in [ "train", train, 3; "t10k", test, 4 ] do
+        let labels = labels 10 each
+
+        let grey =
+            pixels seed labels |> Array.chunkBySize 192 |> Array.collect (Array.take 64)
+
+        TestFiles.write folder $"{name}-images-idx3-ubyte" (TestFiles.idx 2051 [ labels.Length; 8; 8 ] grey)
+
+        TestFiles.write
+            folder
+            $"{name}-labels-idx1-ubyte"
+            (TestFiles.idx 2049 [ labels.Length ] (Array.map byte labels))
+
+/// A run on files: settings that name a backbone and a data set in `folder`.
+let onFiles (folder: string) : RunSettings =
+    let backbone = Path.Combine(folder, "backbone.safetensors")
+    writeBackbone backbone 8 2 7
+    writeFashion folder 3 3
+
+    { settings with
+        Data = "fashion-mnist"
+        DataPath = Some folder
+        Backbone = Some backbone
+        Heads = None
+        ClassOrder = "seed1993"
+        Epochs = 1
+        Batch = 15
+    }
