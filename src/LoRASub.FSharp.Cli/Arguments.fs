@@ -54,12 +54,12 @@ type RunFlag =
             | Data _ -> "mnist, fashion-mnist (default), cifar10 or cifar100"
             | Data_Path _ -> "folder with the published files of the data set"
             | Backbone _ -> "ViT weights: a safetensors file in timm's names"
-            | Variant _ -> "defaults of a published code: libcontinual or official"
-            | Tasks _ -> "number of tasks (default 5)"
+            | Variant _ -> "defaults as in: official (default) or libcontinual"
+            | Tasks _ -> "number of tasks (default 2; cifar100: 10)"
             | Initial_Classes _ -> "classes of the first task, if not like the rest"
             | Class_Order _ -> "natural, seed1993 or a JSON file"
             | Stop_After _ -> "stop after this many tasks"
-            | Epochs _ -> "epochs of a task (default 3)"
+            | Epochs _ -> "epochs of a task (default 4; cifar100: 20)"
             | Initial_Epochs _ -> "epochs of the first task, if not like the rest"
             | Schedule_Epochs _ -> "epochs the schedule is cut for (default: epochs)"
             | Batch _ -> "images in a batch (default 128)"
@@ -81,7 +81,7 @@ type RunFlag =
             | Image_Size _ -> "pixels of an image's side, resampling positions"
             | Norm_Epsilon _ -> "layer-norm epsilon: BLOCKS or BLOCKS,FINAL"
             | Input_Range _ -> "LO,HI: black and white for the net (default 0,1)"
-            | Augment _ -> "none, flip or crop-flip (default)"
+            | Augment _ -> "none, flip (default) or crop-flip (cifar100)"
             | Prototype_Transform _ -> "images for prototypes as in: train or test"
             | Seeding _ -> "restart random numbers: every-epoch or once"
             | Seed _ -> "root of all random numbers (default 1993)"
@@ -192,13 +192,20 @@ let private command (results: ParseResults<Flag>) : Command =
     | Some(Run flags) ->
         refuseUnknown flags.Parser "an option of lorasub run" flags.UnrecognizedCliParams
 
-        let settings =
+        let pairs =
             flags
             |> pairsWithout (function
                 | Out _
                 | RunFlag.Libtorch _ -> true
                 | _ -> false)
-            |> Settings.ofPairs Preset.quick
+
+        let preset =
+            if List.contains ("data", "cifar100") pairs then
+                Preset.cifar100
+            else
+                Preset.quick
+
+        let settings = Settings.ofPairs preset pairs
 
         Command.Run(settings, flags.TryGetResult Out, flags.TryGetResult RunFlag.Libtorch)
     | Some(Evaluate flags) ->

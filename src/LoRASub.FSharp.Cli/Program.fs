@@ -52,13 +52,15 @@ let private run (shell: Shell) settings (out: string option) libTorch =
 
     let outcome = show (Experiment.run learner plan)
     use _ = Scope.own (fun o -> TaskState.leaves o.State) outcome
+
+    // saved before anything is printed: a closed pipe must not cost a run
+    out
+    |> Option.iter (fun folder -> lock saving (fun () -> RunFolder.save folder plan outcome))
+
     say shell (Display.results outcome)
 
     match out with
-    | Some folder ->
-        lock saving (fun () ->
-            RunFolder.save folder plan outcome
-            say shell [ $"saved in           {folder}" ])
+    | Some folder -> say shell [ $"saved in           {folder}" ]
     | None -> say shell [ "not saved          give --out DIR to keep results and learner" ]
 
     0

@@ -10,7 +10,7 @@ open TorchSharp
 [<Struct>]
 type LearningProgress =
     {
-        /// observe, project, train or prototypes.
+        /// observe, train or prototypes.
         Phase: string
         /// Steps done in this phase.
         Done: int
@@ -20,7 +20,8 @@ type LearningProgress =
         Loss: float
     }
 
-/// Settings of a `ContinualClassifier`, with the published defaults of CIFAR-100 but for the number of epochs.
+/// Settings of a `ContinualClassifier`. Learning rates, rank, margin and weights default to the published ones of
+/// CIFAR-100; the input range and epsilon to those of most timm checkpoints.
 type ClassifierOptions() =
     /// Passes over the images of each new group of classes.
     member val Epochs = 5 with get, set
@@ -81,6 +82,7 @@ type ClassifierOptions() =
                 else
                     Augmentation.None
             PrototypeTransform = PrototypeTransform.Test
+            Seeding = Seeding.Once
             Device = this.Device
             Seed = this.Seed
             Method =
@@ -109,15 +111,7 @@ type Prediction =
 /// from C#. Holds native memory: dispose it. Not safe for use from several threads at once.
 /// Throws InputException for input that breaks a rule.
 type ContinualClassifier
-    private
-    (
-        plan: Plan,
-        backboneFile: string,
-        options: ClassifierOptions,
-        initial: TaskState,
-        names: string[],
-        sizes: int[]
-    ) =
+    private (plan: Plan, options: ClassifierOptions, initial: TaskState, names: string[], sizes: int[]) =
     let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
     let mutable state = initial
     let mutable classNames = names
@@ -177,13 +171,14 @@ type ContinualClassifier
                     Tasks = [||]
                 }
             Backbone = Weights.load (Plan.backboneOptions settings) backbone
+            BackboneSha256 = DataFile.sha256 backbone
         }
 
     // a classifier outlives whatever scope its caller has open
-    static let classifier (plan: Plan) backbone options state names sizes =
+    static let classifier (plan: Plan) options state names sizes =
         Scope.detach Plan.leaves plan |> ignore
 
-        new ContinualClassifier(plan, backbone, options, Scope.detach TaskState.leaves state, names, sizes)
+        new ContinualClassifier(plan, options, Scope.detach TaskState.leaves state, names, sizes)
 
     static let guarded (plan: Plan) (build: unit -> ContinualClassifier) =
         try
@@ -200,7 +195,7 @@ type ContinualClassifier
         guarded plan (fun () ->
             let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
             let state = learner.Start(Rng.ofSeed options.Seed)
-            classifier plan backbone options state [||] [||])
+            classifier plan options state [||] [||])
 
     /// `Create` with default options.
     static member Create(backbone: string) : ContinualClassifier =
@@ -226,10 +221,10 @@ type ContinualClassifier
                     }
 
             guarded plan (fun () ->
-                LearnerFile.checkBackbone saved plan.Backbone backbone
+                LearnerFile.checkBackbone saved plan.Backbone plan.BackboneSha256 backbone
                 let learned = TaskState.classes saved.State
                 let names = Array.truncate learned saved.ClassNames
-                classifier plan backbone options saved.State names saved.TaskSizes)
+                classifier plan options saved.State names saved.TaskSizes)
         with _ ->
             Scope.free LearnerFile.leaves saved
             reraise ()
@@ -364,7 +359,7 @@ type ContinualClassifier
                     }
                 Heads = plan.Backbone.Heads
                 NormEpsilon = plan.Settings.NormEpsilon
-                BackboneSha256 = LearnerFile.sha256 backboneFile
+                BackboneSha256 = plan.BackboneSha256
             }
 
     interface IDisposable with

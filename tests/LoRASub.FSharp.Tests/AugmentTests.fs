@@ -3,6 +3,7 @@ module LoRASub.Tests.AugmentTests
 open Expecto
 open FsCheck
 open LoRASub
+open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 open TorchSharp
 

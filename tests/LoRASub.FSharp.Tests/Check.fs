@@ -42,7 +42,7 @@ let private nameSeed (name: string) =
     uint64 (Rng.toSeed key)
 
 /// A named law over generated cases; each case runs in a dispose scope of its own.
-let propertyOf<'T> (cases: int) (group: string) (name: string) (law: 'T -> unit) : Test =
+let propertyWith (arbitrary: Arbitrary<'T>) (cases: int) (group: string) (name: string) (law: 'T -> unit) : Test =
     testCase name (fun () ->
         let full = $"{group}: {name}"
         let mutable outcome = None
@@ -69,7 +69,7 @@ let propertyOf<'T> (cases: int) (group: string) (name: string) (law: 'T -> unit)
 
         Check.One(
             config,
-            Prop.forAll (Generators.arbitrary<'T>()) (fun case -> Scope.run (fun () -> law case))
+            Prop.forAll (arbitrary) (fun case -> Scope.run (fun () -> law case))
         )
 
         match outcome with
@@ -87,6 +87,10 @@ drawn: {shown original}
 because: {reason}
 again with: LORASUB_SEED={rootSeed} (FsCheck replay: seed {replay.Seed}, gamma {replay.Gamma}, size {size})"""
         | other -> failtest $"no verdict: {other}")
+
+/// A law over records drawn by `Generators.arbitrary`.
+let propertyOf<'T> (cases: int) group name (law: 'T -> unit) =
+    propertyWith (Generators.arbitrary<'T> ()) cases group name law
 
 /// `propertyOf` over 100 cases.
 let property<'T> group name (law: 'T -> unit) = propertyOf<'T> 100 group name law

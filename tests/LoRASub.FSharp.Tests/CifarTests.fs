@@ -4,6 +4,7 @@ open System.IO
 open System.Text
 open Expecto
 open LoRASub
+open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 
 /// Records whose label bytes are given; the pixels count up from the label bytes' last.

@@ -5,6 +5,7 @@ open System.Text
 open Expecto
 open FsCheck
 open LoRASub
+open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 
 let private published =

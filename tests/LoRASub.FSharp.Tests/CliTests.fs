@@ -448,7 +448,7 @@ let private badInput =
         flags
             "a loss that is no number"
             [ "--head-lr"; "1e38"; "--epochs"; "4" ]
-            [ "loss of task 0"; "must stay finite"; "lower --lr or --head-lr" ]
+            [ "loss of task 0"; "must stay finite"; "lower lr or head-lr" ]
 
         // output
         {

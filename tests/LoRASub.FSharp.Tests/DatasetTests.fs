@@ -3,6 +3,7 @@ module LoRASub.Tests.DatasetTests
 open Expecto
 open FsCheck
 open LoRASub
+open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 
 let private images n =

@@ -4,6 +4,7 @@ open System.IO
 open Expecto
 open FsCheck
 open LoRASub
+open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 
 let private badInputs: BadInput list =

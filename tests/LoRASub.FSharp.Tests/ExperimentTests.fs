@@ -211,6 +211,7 @@ let tests =
                                             Seeding = seeding
                                             Seed = 10L
                                         }
+                                        (Rng.ofSeed 10L)
                                         (task t)
                                         epoch
                         ]
@@ -226,6 +227,7 @@ let tests =
                                 Seeding = Seeding.EveryEpoch
                                 Seed = seed
                             }
+                            (Rng.ofSeed seed)
                             (task 0)
                             epoch
 
@@ -434,7 +436,9 @@ let tests =
                     for name, words, change in
                         [
                             "no data", [ "data-path"; "--data-path" ], (fun s -> { s with DataPath = None })
-                            "no backbone", [ "backbone"; "--backbone" ], (fun s -> { s with Backbone = None })
+                            "no backbone",
+                            [ "backbone"; "set backbone" ],
+                            (fun s -> { s with Backbone = None })
                             "an unknown data set",
                             [ "data set"; "did you mean" ],
                             (fun (s: RunSettings) -> { s with Data = "fashion" })

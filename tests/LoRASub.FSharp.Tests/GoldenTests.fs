@@ -8,15 +8,9 @@ open LoRASub
 open LoRASub.Tests.Generators
 open TorchSharp
 
-let private folder =
-    match Environment.GetEnvironmentVariable "LORASUB_GOLDEN" with
-    | null
-    | "" -> Path.Combine(AppContext.BaseDirectory, "golden")
-    | other -> other
-
 /// Tensors by name, and the header's settings.
 type private Fixture(name: string) =
-    let file = Safetensors.read (Path.Combine(folder, $"{name}.safetensors"))
+    let file = Safetensors.read (Path.Combine(Probe.goldenFolder, $"{name}.safetensors"))
 
     member _.Setting(key: string) = file.Metadata[key]
     member _.Has(key: string) = file.Tensors.ContainsKey key

@@ -3,6 +3,7 @@ module LoRASub.Tests.IdxTests
 open System.IO
 open Expecto
 open LoRASub
+open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 
 let private trainImages = "train-images-idx3-ubyte"

@@ -31,7 +31,7 @@ let private replaceTensors folder (tensors: (string * torch.Tensor) list) =
     Safetensors.write (LearnerFile.tensorPath folder) Map.empty tensors
 
     editJson folder (fun json ->
-        json["tensorsSha256"] <- JsonValue.Create(LearnerFile.sha256 (LearnerFile.tensorPath folder)))
+        json["tensorsSha256"] <- JsonValue.Create(DataFile.sha256 (LearnerFile.tensorPath folder)))
 
 let private tensors (saved: SavedLearner) =
     [
@@ -165,13 +165,13 @@ let tests =
 
                     let own =
                         { saved with
-                            BackboneSha256 = LearnerFile.sha256 path
+                            BackboneSha256 = DataFile.sha256 path
                         }
 
-                    LearnerFile.checkBackbone own plan.Backbone path
+                    LearnerFile.checkBackbone own plan.Backbone (DataFile.sha256 path) path
 
                     refused [ path; "SHA-256"; saved.BackboneSha256; "--backbone" ] (fun () ->
-                        LearnerFile.checkBackbone saved plan.Backbone path)
+                        LearnerFile.checkBackbone saved plan.Backbone (DataFile.sha256 path) path)
 
                     for vit, found in
                         [
@@ -179,7 +179,7 @@ let tests =
                             Tiny.vit Precision.Float32 8 1 7, "1 blocks"
                         ] do
                         refused [ path; "width 8 and 2 blocks"; found ] (fun () ->
-                            LearnerFile.checkBackbone own vit path)))
+                            LearnerFile.checkBackbone own vit (DataFile.sha256 path) path)))
 
             testCase
                 "a folder in the way of either file leaves no half of it"
@@ -211,10 +211,10 @@ let tests =
                     File.WriteAllText(path, "abc")
 
                     Expect.equal
-                        (LearnerFile.sha256 path)
+                        (DataFile.sha256 path)
                         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
                         "the published example of SHA-256"
 
                     refused [ "nowhere" ] (fun () ->
-                        LearnerFile.sha256 (Path.Combine(folder, "nowhere")) |> ignore)))
+                        DataFile.sha256 (Path.Combine(folder, "nowhere")) |> ignore)))
         ]

@@ -4,6 +4,7 @@ open System
 open Expecto
 open FsCheck
 open LoRASub
+open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 open TorchSharp
 

@@ -79,7 +79,7 @@ let private ofJson (json: string) =
 
 let private property name law = property "Settings" name law
 
-/// METHOD's table of the two published codes.
+/// The two published codes, as docs/method.md has them.
 let private variants =
     [
         Variant.LibContinual,
@@ -87,7 +87,7 @@ let private variants =
         Variant.Official, (BInit.Sparse, 1e-6, 1e-6, PrototypeTransform.Test, "natural", Seeding.Once)
     ]
 
-/// METHOD's table of hyper-parameters: data, epochs of the first and of later tasks, K, head rate, margin, λ.
+/// Published hyper-parameters: data, epochs of the first and of later tasks, K, head rate, margin, λ.
 let private sets =
     [
         Preset.cifar100, ("cifar100", 20, 20, 20, 2e-3, 1.0, 0.05)
@@ -161,11 +161,11 @@ let tests =
 
             testCase "K of the schedule is the later tasks' epochs unless given" (fun () ->
                 let k pairs = (ofPairs pairs).Method.ScheduleEpochs
-                Expect.equal (k []) 3 "the preset's"
+                Expect.equal (k []) 4 "the preset's"
                 Expect.equal (k [ "epochs", "9" ]) 9 "epochs"
                 Expect.equal (k [ "epochs", "9"; "initial-epochs", "4" ]) 9 "initial epochs do not count"
                 Expect.equal (k [ "schedule-epochs", "5"; "epochs", "9" ]) 5 "given"
-                Expect.equal (Preset.quick Variant.Official).Method.ScheduleEpochs 3 "the preset itself")
+                Expect.equal (Preset.quick Variant.Official).Method.ScheduleEpochs 4 "the preset itself")
 
             testCase "epochs of a task" (fun () ->
                 let task i : LearningTask =

@@ -4,6 +4,7 @@ open System.Collections.Generic
 open Expecto
 open FsCheck
 open LoRASub
+open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 open TorchSharp
 

@@ -1,4 +1,4 @@
-/// Temporary folders, small data-set files, and the checks that the tests of readers share.
+/// Small data-set files, and the tables of refusals that the tests of readers share.
 module LoRASub.Tests.TestFiles
 
 open System
@@ -6,18 +6,9 @@ open System.Buffers.Binary
 open System.IO
 open System.IO.Compression
 open Expecto
-open FsCheck
+open FsCheck.FSharp
 open LoRASub
 open TorchSharp
-
-/// Runs `f` on a new folder, which is deleted afterwards.
-let inFolder (f: string -> 'T) : 'T =
-    let folder = Directory.CreateTempSubdirectory "lorasub-tests-"
-
-    try
-        f folder.FullName
-    finally
-        folder.Delete true
 
 let write (folder: string) (name: string) (bytes: byte[]) =
     File.WriteAllBytes(Path.Combine(folder, name), bytes)
@@ -40,21 +31,6 @@ let idx (magic: int) (sizes: int list) (elements: byte[]) : byte[] =
 
     Array.concat [ yield number magic; yield! List.map number sizes; yield elements ]
 
-/// Fails unless the call raises an InputException whose message holds all the words.
-let refused (words: string list) (call: unit -> unit) =
-    match
-        (try
-            Scope.run call
-            None
-         with e ->
-             Some e)
-    with
-    | Some(:? InputException as e) ->
-        for word in words do
-            Expect.stringContains e.Message word "subject, rule and finding"
-    | Some e -> failtest $"{e.GetType().Name} instead of InputException: {e.Message}"
-    | None -> failtest "was accepted"
-
 /// One row of bad input: what it is, words of its message, and the call, which gets an empty folder.
 type BadInput = string * string list * (string -> unit)
 
@@ -64,27 +40,12 @@ let refusals (rows: BadInput list) : Test =
         "refuses"
         [
             for name, words, call in rows ->
-                testCase name (fun () -> inFolder (fun folder -> refused words (fun () -> call folder)))
+                testCase name (fun () -> Probe.inFolder (fun folder -> Check.refused words (fun () -> call folder)))
         ]
 
-/// Fails unless as many tensors live after the call as before it.
-let leavesNothing (call: unit -> unit) =
-    use _ = torch.NewDisposeScope() // a leaked tensor stays alive in it, out of the collector's reach
-    GC.Collect()
-    GC.WaitForPendingFinalizers() // what earlier tests dropped must not be freed during the call
-    let before = torch.Tensor.TotalCount
-    call ()
-    Expect.equal torch.Tensor.TotalCount before "live tensors"
-
-/// A law over generated arguments, the same ones in every run.
+/// A law over FsCheck's own arguments.
 let law name (property: 'Case -> unit) : Test =
-    let config =
-        Config.QuickThrowOnFailure
-            .WithMaxTest(100)
-            .WithQuietOnSuccess(true)
-            .WithReplay(Some { Rnd = Rnd(1993UL); Size = None })
-
-    testCase name (fun () -> Check.One(config, fun args -> Scope.run (fun () -> property args)))
+    Check.propertyWith (ArbMap.defaults |> ArbMap.arbitrary<'Case>) 100 "Data" name property
 
 /// Elements of a tensor of any type, as float.
 let numbers (t: torch.Tensor) : float[] =

@@ -106,6 +106,7 @@ let planWith (settings: RunSettings) (dataset: Dataset) (backbone: VisionTransfo
         Settings = settings
         Stream = TaskStream.create dataset ClassOrder.Natural settings.Tasks settings.InitialClasses
         Backbone = backbone
+        BackboneSha256 = ""
     }
 
 /// Four classes over a network of width 8 and 2 blocks.

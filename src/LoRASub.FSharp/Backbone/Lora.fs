@@ -34,7 +34,6 @@ type BInit =
 [<RequireQualifiedAccess>]
 module Lora =
 
-    let pairLeaves: Leaves<LoraPair> = fun p -> [ p.A; p.B ]
     let leaves: Leaves<LayerLora> = fun l -> [ l.Key.A; l.Key.B; l.Value.A; l.Value.B ]
     let deltaLeaves: Leaves<LayerDelta> = fun d -> [ d.Key; d.Value ]
 

@@ -37,6 +37,8 @@ module Json =
             read document.RootElement
         with
         | :? JsonException as e -> Errors.reject path "must be JSON" e.Message ""
+        | :? IOException
+        | :? UnauthorizedAccessException as e -> Errors.reject path "must be readable" e.Message ""
         // what JsonElement throws for a missing member or a value of another kind
         | :? KeyNotFoundException
         | :? InvalidOperationException

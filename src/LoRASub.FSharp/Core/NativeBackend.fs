@@ -330,7 +330,9 @@ module NativeBackend =
                 for name in [ "libtorch_cpu.so"; "libtorch_cuda.so" ] do
                     let path = under folder name
 
-                    if File.Exists path && target path <> target (under libTorch name) then
+                    let chosen = under libTorch name
+
+                    if File.Exists path && not (File.Exists chosen && target path = target chosen) then
                         openBytes ("shadow-of-" + name) (Elf.empty path)
         ]
 

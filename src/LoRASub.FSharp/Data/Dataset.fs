@@ -76,6 +76,10 @@ module internal DataFile =
             stream.ReadExactly(all, 0, all.Length)
             all)
 
+    /// SHA-256 of a file, in lower-case hexadecimal.
+    let sha256 (path: string) : string =
+        openRead path (fun stream -> Convert.ToHexStringLower(Security.Cryptography.SHA256.HashData stream))
+
     /// The lines of a text file, trimmed, without empty ones.
     let lines (path: string) : string[] =
         (Text.Encoding.UTF8.GetString(bytes path)).Split('\n', StringSplitOptions.TrimEntries)

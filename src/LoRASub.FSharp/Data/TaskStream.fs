@@ -209,6 +209,10 @@ module TaskStream =
                 Scope.noGrad Batch.leaves (fun () ->
                     let pixels = set.Read some
 
+                    if pixels.shape[0] <> some.LongLength then
+                        Errors.reject set.Source $"must read {some.Length} images" $"{pixels.shape[0]}" ""
+
+
                     {
                         Images =
                             ImageFormat.toInput format augmentation key options.Device options.Dtype pixels

@@ -12,6 +12,8 @@ type Plan =
         Stream: TaskStream
         /// Owned by whoever made the plan.
         Backbone: VisionTransformer
+        /// SHA-256 of the backbone's file when it was read, in lower-case hexadecimal; empty for a network in memory.
+        BackboneSha256: string
     }
 
 /// The phases whose time is told apart.
@@ -102,13 +104,14 @@ module Plan =
         let needed name value =
             match value with
             | Some path -> path
-            | None -> Errors.reject name "must be given" "none" $"add --{name}"
+            | None -> Errors.reject name "must be given" "none" $"set {name}"
 
         let options = backboneOptions settings
         let dataset = Datasets.load settings.Data (needed "data-path" settings.DataPath)
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses
 
-        let backbone = Weights.load options (needed "backbone" settings.Backbone)
+        let backboneFile = needed "backbone" settings.Backbone
+        let backbone = Weights.load options backboneFile
 
         try
             LoRASubDrs.check backbone.Width settings.Method
@@ -117,6 +120,7 @@ module Plan =
                 Settings = settings
                 Stream = stream
                 Backbone = backbone
+                BackboneSha256 = DataFile.sha256 backboneFile
             }
         with _ ->
             Scope.free VisionTransformer.leaves backbone
@@ -145,14 +149,17 @@ module Plan =
             Dtype = Precision.compute plan.Backbone.Precision
         }
 
-    /// The key of an epoch's shuffling and augmentation; epoch −1 is the observation.
-    let epochKey (settings: RunSettings) (task: LearningTask) (epoch: int) : RandomKey =
+    /// The key of an epoch's shuffling and augmentation under a run's root key; epoch -1 is the observation.
+    let epochKey (settings: RunSettings) (root: RandomKey) (task: LearningTask) (epoch: int) : RandomKey =
+        let epoch = int64 epoch
+
         match settings.Seeding with
-        | Seeding.EveryEpoch -> Rng.ofSeed (settings.Seed + int64 epoch)
+        | Seeding.EveryEpoch -> Rng.ofSeed (settings.Seed + epoch) |> Rng.fold RandomBranch.Data
         | Seeding.Once ->
-            Rng.ofSeed settings.Seed
+            root
+            |> Rng.fold RandomBranch.Data
             |> Rng.fold (int64 task.Index)
-            |> Rng.fold (int64 epoch)
+            |> Rng.fold epoch
 
 /// Seconds per phase, summed over the tasks of a run. Mutable: it belongs to the shell around the pure phases.
 type PhaseClock() =
@@ -232,12 +239,13 @@ module Experiment =
         Scope.supersede leaves [ next ] previous
         next
 
-    let private trainBatches (plan: Plan) task epoch =
-        let key = Plan.epochKey plan.Settings task epoch
+    let private trainBatches (plan: Plan) root task epoch =
+        let key = Plan.epochKey plan.Settings root task epoch
         TaskStream.trainBatches (Plan.batchOptions plan plan.Settings.Augmentation) key plan.Stream task
 
-    let private observe (learner: Learner<'Observing, 'Training>) plan listen task observing =
-        let loaders = trainBatches plan task -1 |> counted plan listen task Phase.Observe
+    let private observe (learner: Learner<'Observing, 'Training>) plan listen root task observing =
+        let loaders =
+            trainBatches plan root task -1 |> counted plan listen task Phase.Observe
 
         Scope.fold
             learner.ObservingLeaves
@@ -247,18 +255,19 @@ module Experiment =
 
     let private requireFinite (task: LearningTask) epoch (loss: float) =
         if not (Double.IsFinite loss) then
-            let fix = "lower --lr or --head-lr, or use a wider --precision"
+            let fix = "lower lr or head-lr, or use a wider precision"
             Errors.reject $"loss of task {task.Index}, epoch {epoch}" "must stay finite" $"{loss}" fix
 
     let private trainEpoch
         (learner: Learner<'Observing, 'Training>)
         plan
         listen
+        root
         task
         training
         epoch
         : 'Training =
-        let loaders = trainBatches plan task epoch
+        let loaders = trainBatches plan root task epoch
         let steps = plan.Settings.EpochsOf task * loaders.Length
         let sinceRead = Stopwatch.StartNew()
 
@@ -318,7 +327,7 @@ module Experiment =
 
             let observing =
                 if learner.Observes task then
-                    clock.Time Phase.Observe (fun () -> observe learner plan listen task begun)
+                    clock.Time Phase.Observe (fun () -> observe learner plan listen state.Key task begun)
                     |> replacing learner.ObservingLeaves begun
                 else
                     begun
@@ -332,13 +341,13 @@ module Experiment =
 
             let trained =
                 clock.Time Phase.Train (fun () ->
-                    let epoch = trainEpoch learner plan listen task
+                    let epoch = trainEpoch learner plan listen state.Key task
                     Scope.fold learner.TrainingLeaves epoch prepared [ 0 .. epochs - 1 ])
                 |> replacing learner.TrainingLeaves prepared
 
             let loaders =
                 match settings.PrototypeTransform with
-                | PrototypeTransform.Train -> trainBatches plan task epochs
+                | PrototypeTransform.Train -> trainBatches plan state.Key task epochs
                 | PrototypeTransform.Test ->
                     TaskStream.plainTrainBatches (Plan.batchOptions plan Augmentation.None) plan.Stream task
                 |> counted plan listen task Phase.Prototypes

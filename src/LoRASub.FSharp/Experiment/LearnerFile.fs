@@ -3,7 +3,6 @@ namespace LoRASub
 open System
 open System.Globalization
 open System.IO
-open System.Security.Cryptography
 open TorchSharp
 
 /// A learner as it stands on disk: all it needs to predict and to go on, but for the backbone itself.
@@ -42,10 +41,6 @@ module LearnerFile =
     let tensorPath (folder: string) =
         Path.Combine(folder, "learner.safetensors")
 
-    /// SHA-256 of a file, in lower-case hexadecimal.
-    let sha256 (path: string) : string =
-        DataFile.openRead path (fun stream -> Convert.ToHexStringLower(SHA256.HashData stream))
-
     let private deltaName block projection = $"blocks.{block}.delta.{projection}"
 
     /// Writes a learner into a folder that exists: the tensors first, then the JSON that vouches for them by their
@@ -81,7 +76,7 @@ module LearnerFile =
                     "heads", Json.int (int64 saved.Heads)
                     "normEpsilon", Json.array Json.float [ saved.NormEpsilon.Blocks; saved.NormEpsilon.Final ]
                     "backboneSha256", Json.text saved.BackboneSha256
-                    "tensorsSha256", Json.text (sha256 (tensorPath folder))
+                    "tensorsSha256", Json.text (DataFile.sha256 (tensorPath folder))
                 ])
 
     /// Reads what `save` wrote; tensors come onto `device` in `dtype`. Owned by the caller. Rejects files that are
@@ -116,7 +111,7 @@ module LearnerFile =
                 if not (File.Exists tensorPath) then
                     Errors.reject tensorPath "must lie beside learner.json" "no such file" ""
 
-                let actual = sha256 tensorPath
+                let actual = DataFile.sha256 tensorPath
 
                 if actual <> expected then
                     Errors.reject
@@ -138,9 +133,11 @@ module LearnerFile =
                         $"{names.Length}"
                         ""
 
-                match classes |> Array.tryFind (fun c -> c < 0 || c >= order.Length) with
-                | Some c -> Errors.reject path $"prototype classes must lie below {order.Length}" $"{c}" ""
-                | None -> ()
+                if classes.Length > order.Length || classes <> Array.init classes.Length id then
+                    let rule =
+                        $"prototype classes must be 0, 1, … in order, at most {order.Length} of them"
+
+                    Errors.reject path rule $"{List.ofArray classes}" ""
 
                 let finished, sizes = (get "finishedTasks").GetInt32(), ints "taskSizes"
 
@@ -229,8 +226,8 @@ module LearnerFile =
                     BackboneSha256 = (get "backboneSha256").GetString()
                 }))
 
-    /// Rejects a backbone whose width, depth or file is not the one that the learner was trained on.
-    let checkBackbone (saved: SavedLearner) (vit: VisionTransformer) (path: string) =
+    /// Rejects a backbone whose width, depth or hash is not the one that the learner was trained on.
+    let checkBackbone (saved: SavedLearner) (vit: VisionTransformer) (sha256: string) (path: string) =
         let width = saved.State.Prototypes.Means.shape[1]
 
         if vit.Width <> width || vit.Blocks.Length <> saved.State.Deltas.Length then
@@ -239,10 +236,8 @@ module LearnerFile =
 
             Errors.reject path rule $"width {vit.Width} and {vit.Blocks.Length} blocks" ""
 
-        let actual = sha256 path
-
-        if actual <> saved.BackboneSha256 then
+        if sha256 <> saved.BackboneSha256 then
             let rule =
                 $"must be the backbone that the learner was trained on (SHA-256 {saved.BackboneSha256})"
 
-            Errors.reject path rule actual "give that file with --backbone"
+            Errors.reject path rule sha256 "give that file as the backbone"

@@ -55,6 +55,10 @@ module RunFolder =
         let measures = Metrics.measure outcome.Matrix
         let settings = plan.Settings
         let percents = percent >> Json.float
+        // JSON has no infinity
+        let finite x =
+            Some x |> Option.filter System.Double.IsFinite |> Json.option Json.float
+
         let rows (node: 'T -> _) = Json.array (Json.array node)
 
         let counts (score: Score) =
@@ -88,6 +92,7 @@ module RunFolder =
                 "correctAndTotal", rows counts outcome.Matrix
                 "retainedRank", rows (fun (r: Retained) -> Json.int r.Rank) outcome.Retained
                 "retainedEnergy", rows (fun (r: Retained) -> Json.float r.Energy) outcome.Retained
+                "conditionNumber", rows (_.Condition >> finite) outcome.Retained
                 "phaseSeconds",
                 Json.object
                     [
@@ -98,8 +103,8 @@ module RunFolder =
                 "threads", Json.int (TorchSharp.torch.get_num_threads ())
             ]
 
-    /// A finished run's learner as it is saved; its state stays the outcome's. `backbone` is the backbone's file.
-    let savedLearner (plan: Plan) (backbone: string) (outcome: Outcome) : SavedLearner =
+    /// A finished run's learner as it is saved; its state stays the outcome's.
+    let savedLearner (plan: Plan) (outcome: Outcome) : SavedLearner =
         let names = plan.Stream.Dataset.ClassNames
 
         {
@@ -114,7 +119,7 @@ module RunFolder =
             Input = (Plan.batchOptions plan Augmentation.None).Format
             Heads = plan.Backbone.Heads
             NormEpsilon = plan.Settings.NormEpsilon
-            BackboneSha256 = LearnerFile.sha256 backbone
+            BackboneSha256 = plan.BackboneSha256
         }
 
     /// Writes a finished run; summary.json comes last, so that its presence means the run is complete. Makes the
@@ -124,7 +129,7 @@ module RunFolder =
         Directory.CreateDirectory folder |> ignore
 
         Json.write (settingsPath folder) (Settings.toJson plan.Settings)
-        LearnerFile.save folder (savedLearner plan (Option.get plan.Settings.Backbone) outcome)
+        LearnerFile.save folder (savedLearner plan outcome)
         Json.write (summaryPath folder) (summary plan outcome)
 
     /// The settings of a saved run.
@@ -156,8 +161,7 @@ module RunFolder =
             let saved = LearnerFile.load dtype device folder
             let order = ClassOrder.Explicit(LearnerFile.jsonPath folder, saved.Order)
             let plan = Plan.loadWith order settings
-            let backbone = Option.get settings.Backbone
-            LearnerFile.checkBackbone saved plan.Backbone backbone
+            LearnerFile.checkBackbone saved plan.Backbone plan.BackboneSha256 (Option.get settings.Backbone)
             let learner = LoRASubDrs.learner plan.Backbone settings.Method
             let model = learner.Deploy saved.State
             let tasks = plan.Stream.Tasks |> Array.truncate saved.State.Finished

@@ -73,6 +73,15 @@ type Learner<'Observing, 'Training> =
         TrainingLeaves: Leaves<'Training>
     }
 
+/// Children of a state's root key, so that the method and its data never share a stream.
+[<RequireQualifiedAccess>]
+module RandomBranch =
+    [<Literal>]
+    let Method = 0L
+
+    [<Literal>]
+    let Data = 1L
+
 [<RequireQualifiedAccess>]
 module TaskState =
     let leaves: Leaves<TaskState> =

@@ -48,7 +48,7 @@ module LoRASubDrs =
             State: TaskState
             Lora: LayerLora[]
             Head: Linear
-            /// W − V, or W + V without subtraction.
+            /// W − V, or W + V without subtraction; empty where nothing is observed.
             ObservedQkv: torch.Tensor[]
             Moments: SecondMoment[]
         }
@@ -179,13 +179,19 @@ module LoRASubDrs =
                         Bias = Option.map share head.Bias
                     }
                 ObservedQkv =
-                    VisionTransformer.effectiveQkv
-                        (if settings.Subtraction then -1.0 else 1.0)
-                        state.Deltas
-                        vit
+                    if observes settings task then
+                        VisionTransformer.effectiveQkv
+                            (if settings.Subtraction then -1.0 else 1.0)
+                            state.Deltas
+                            vit
+                    else
+                        [||]
                 Moments =
-                    vit.Blocks
-                    |> Array.map (fun _ -> SecondMoment.zero vit.Width (master vit) vit.Device)
+                    if observes settings task then
+                        vit.Blocks
+                        |> Array.map (fun _ -> SecondMoment.zero vit.Width (master vit) vit.Device)
+                    else
+                        [||]
             })
 
     /// Begins a task from fresh random pairs and a fresh head.
@@ -196,7 +202,7 @@ module LoRASubDrs =
         state
         : Observing =
         Scope.keep observingLeaves (fun () ->
-            let key = Rng.fold (int64 task.Index) state.Key
+            let key = state.Key |> Rng.fold RandomBranch.Method |> Rng.fold (int64 task.Index)
             // without training B must leave the network as it is
             let bInit = if settings.Training then settings.BInit else BInit.Zeros
 

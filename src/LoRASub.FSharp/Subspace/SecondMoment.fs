@@ -2,7 +2,7 @@ namespace LoRASub
 
 open TorchSharp
 
-/// The uncentred second moment XᵀX/n of the rows seen so far, and their number n. METHOD: "observe" of LoRA-Sub-DRS.
+/// The uncentred second moment XᵀX/n of the rows seen so far, and their number n.
 [<ReferenceEquality>]
 type SecondMoment =
     {
