@@ -25,6 +25,10 @@ type RunFlag =
     | [<Unique>] Lr of X: string
     | [<Unique>] Head_Lr of X: string
     | [<Unique>] Weight_Decay of X: string
+    | [<Unique>] Adam_Beta1 of X: string
+    | [<Unique>] Adam_Beta2 of X: string
+    | [<Unique>] Adam_Epsilon of X: string
+    | [<Unique>] Amsgrad of BOOLEAN: string
     | [<Unique>] Margin of X: string
     | [<Unique>] Triplet_Weight of X: string
     | [<Unique>] Norm_Order of X: string
@@ -68,6 +72,10 @@ type RunFlag =
             | Lr _ -> "learning rate of the low-rank pairs (default 5e-4)"
             | Head_Lr _ -> "learning rate of the heads (default 2e-3)"
             | Weight_Decay _ -> "added to the gradient (default 0)"
+            | Adam_Beta1 _ -> "decay of Adam's first moment (default 0.9)"
+            | Adam_Beta2 _ -> "decay of Adam's second moment (default 0.999)"
+            | Adam_Epsilon _ -> "added to Adam's root (default 1e-8)"
+            | Amsgrad _ -> "largest second moment so far: true or false"
             | Margin _ -> "margin of the triplet loss (default 1)"
             | Triplet_Weight _ -> "weight of the triplet loss (default 0.05)"
             | Norm_Order _ -> "norm of prototype distances (default 2)"

@@ -42,7 +42,13 @@ let private nameSeed (name: string) =
     uint64 (Rng.toSeed key)
 
 /// A named law over generated cases; each case runs in a dispose scope of its own.
-let propertyWith (arbitrary: Arbitrary<'T>) (cases: int) (group: string) (name: string) (law: 'T -> unit) : Test =
+let propertyWith
+    (arbitrary: Arbitrary<'T>)
+    (cases: int)
+    (group: string)
+    (name: string)
+    (law: 'T -> unit)
+    : Test =
     testCase name (fun () ->
         let full = $"{group}: {name}"
         let mutable outcome = None
@@ -67,10 +73,7 @@ let propertyWith (arbitrary: Arbitrary<'T>) (cases: int) (group: string) (name: 
                 )
                 .WithRunner(recorder)
 
-        Check.One(
-            config,
-            Prop.forAll (arbitrary) (fun case -> Scope.run (fun () -> law case))
-        )
+        Check.One(config, Prop.forAll (arbitrary) (fun case -> Scope.run (fun () -> law case)))
 
         match outcome with
         | Some(FsCheck.TestResult.Passed(data, _)) -> executed.Add(struct (full, data.NumberOfTests))
@@ -90,7 +93,7 @@ again with: LORASUB_SEED={rootSeed} (FsCheck replay: seed {replay.Seed}, gamma {
 
 /// A law over records drawn by `Generators.arbitrary`.
 let propertyOf<'T> (cases: int) group name (law: 'T -> unit) =
-    propertyWith (Generators.arbitrary<'T> ()) cases group name law
+    propertyWith (Generators.arbitrary<'T>()) cases group name law
 
 /// `propertyOf` over 100 cases.
 let property<'T> group name (law: 'T -> unit) = propertyOf<'T> 100 group name law

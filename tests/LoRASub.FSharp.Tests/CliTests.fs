@@ -630,7 +630,7 @@ let private runs =
 
                 Expect.equal
                     (text "method", text "variant", text "data")
-                    ("lora-sub-drs", "libcontinual", "mnist")
+                    ("lora-sub-drs", "official", "mnist")
                     "texts"
 
                 Expect.equal (number "tasks", number "seed") (5.0, 7.0) "numbers"

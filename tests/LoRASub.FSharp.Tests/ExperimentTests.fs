@@ -435,7 +435,7 @@ let tests =
 
                     for name, words, change in
                         [
-                            "no data", [ "data-path"; "--data-path" ], (fun s -> { s with DataPath = None })
+                            "no data", [ "data-path"; "set data-path" ], (fun s -> { s with DataPath = None })
                             "no backbone",
                             [ "backbone"; "set backbone" ],
                             (fun s -> { s with Backbone = None })

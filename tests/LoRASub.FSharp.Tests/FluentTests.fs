@@ -307,12 +307,6 @@ let tests =
                             (fun _ backbone ->
                                 use classifier = learned backbone (options ())
                                 classifier.Save backbone)
-                            "a backbone that is gone when saving",
-                            [ "backbone.safetensors" ],
-                            (fun folder backbone ->
-                                use classifier = learned backbone (options ())
-                                File.Delete backbone
-                                classifier.Save folder)
                             "a folder without a classifier",
                             [ "learner.json"; "no such file" ],
                             (fun folder backbone -> ContinualClassifier.Load(folder, backbone) |> ignore)

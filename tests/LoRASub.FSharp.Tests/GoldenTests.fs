@@ -10,7 +10,8 @@ open TorchSharp
 
 /// Tensors by name, and the header's settings.
 type private Fixture(name: string) =
-    let file = Safetensors.read (Path.Combine(Probe.goldenFolder, $"{name}.safetensors"))
+    let file =
+        Safetensors.read (Path.Combine(Probe.goldenFolder, $"{name}.safetensors"))
 
     member _.Setting(key: string) = file.Metadata[key]
     member _.Has(key: string) = file.Tensors.ContainsKey key

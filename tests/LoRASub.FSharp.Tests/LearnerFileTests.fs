@@ -75,7 +75,9 @@ let private damages: (string * string list * (string -> SavedLearner -> unit)) l
         "a text for a number", [ "learner.json"; "saved learner" ], set "heads" "\"two\""
         "a number too large", [ "learner.json"; "saved learner" ], set "heads" "99999999999"
         "names that are too few", [ "learner.json"; "a name for each of 4"; "1" ], set "classNames" "[\"a\"]"
-        "a class out of range", [ "learner.json"; "below 4"; "9" ], set "prototypeClasses" "[0, 9]"
+        "a class out of range",
+        [ "learner.json"; "in order, at most 4"; "9" ],
+        set "prototypeClasses" "[0, 9]"
         "one prototype class too few",
         [ "learner.safetensors"; "[1, width]" ],
         (fun f saved ->
@@ -170,7 +172,7 @@ let tests =
 
                     LearnerFile.checkBackbone own plan.Backbone (DataFile.sha256 path) path
 
-                    refused [ path; "SHA-256"; saved.BackboneSha256; "--backbone" ] (fun () ->
+                    refused [ path; "SHA-256"; saved.BackboneSha256; "as the backbone" ] (fun () ->
                         LearnerFile.checkBackbone saved plan.Backbone (DataFile.sha256 path) path)
 
                     for vit, found in

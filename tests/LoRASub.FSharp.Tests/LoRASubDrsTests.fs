@@ -788,7 +788,7 @@ let tests =
                         { Tiny.settings with Epochs = 3 }
                         |> Tiny.ofMethod (fun m -> { m with HeadLearningRate = 1e38 })
 
-                    refused [ "task 0"; "epoch"; "must stay finite"; "--head-lr" ] (fun () ->
+                    refused [ "task 0"; "epoch"; "must stay finite"; "head-lr" ] (fun () ->
                         Tiny.run (Tiny.plan settings) |> ignore)))
 
             for name, words, change in badSettings do

@@ -27,6 +27,10 @@ let private texts: (string * string * string) list =
         "triplet-weight", "0.2", "0"
         "energy", "1", "0.95"
         "weight-decay", "0", "0.0001"
+        "adam-beta1", "0.5", "0.8"
+        "adam-beta2", "0.5", "0.99"
+        "adam-epsilon", "1E-06", "0.001"
+        "amsgrad", "true", "false"
         "norm-order", "1", "Infinity"
         "heads", "3", "12"
         "image-size", "224", "32"
@@ -274,7 +278,7 @@ let tests =
                     "batch", "-1", [ "batch"; "-1" ]
                     "initial-classes", "0", [ "initial-classes" ]
                     "initial-epochs", "0", [ "initial-epochs" ]
-                    "schedule-epochs", "0", [ "schedule-epochs" ]
+                    "schedule-epochs", "0", [ "schedule epochs" ]
                     "heads", "0", [ "heads" ]
                     "image-size", "0", [ "image-size" ]
                     "threads", "0", [ "threads" ]

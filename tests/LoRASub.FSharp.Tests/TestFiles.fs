@@ -40,7 +40,8 @@ let refusals (rows: BadInput list) : Test =
         "refuses"
         [
             for name, words, call in rows ->
-                testCase name (fun () -> Probe.inFolder (fun folder -> Check.refused words (fun () -> call folder)))
+                testCase name (fun () ->
+                    Probe.inFolder (fun folder -> Check.refused words (fun () -> call folder)))
         ]
 
 /// A law over FsCheck's own arguments.

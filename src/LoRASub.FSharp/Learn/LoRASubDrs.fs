@@ -48,7 +48,7 @@ module LoRASubDrs =
             State: TaskState
             Lora: LayerLora[]
             Head: Linear
-            /// W − V, or W + V without subtraction; empty where nothing is observed.
+            /// W − V, or W + V without subtraction.
             ObservedQkv: torch.Tensor[]
             Moments: SecondMoment[]
         }
@@ -179,19 +179,13 @@ module LoRASubDrs =
                         Bias = Option.map share head.Bias
                     }
                 ObservedQkv =
-                    if observes settings task then
-                        VisionTransformer.effectiveQkv
-                            (if settings.Subtraction then -1.0 else 1.0)
-                            state.Deltas
-                            vit
-                    else
-                        [||]
+                    VisionTransformer.effectiveQkv
+                        (if settings.Subtraction then -1.0 else 1.0)
+                        state.Deltas
+                        vit
                 Moments =
-                    if observes settings task then
-                        vit.Blocks
-                        |> Array.map (fun _ -> SecondMoment.zero vit.Width (master vit) vit.Device)
-                    else
-                        [||]
+                    vit.Blocks
+                    |> Array.map (fun _ -> SecondMoment.zero vit.Width (master vit) vit.Device)
             })
 
     /// Begins a task from fresh random pairs and a fresh head.

@@ -34,7 +34,11 @@ module Projection =
     /// Rejects an energy threshold outside (0, 1].
     let checkThreshold (threshold: float) =
         if not (threshold > 0.0 && threshold <= 1.0) then
-            Errors.reject "energy threshold" "must lie in (0, 1]" $"{threshold}" ""
+            Errors.reject
+                "energy threshold"
+                "must lie in (0, 1]"
+                $"{threshold}"
+                "1 switches the projection off"
 
     /// Keeps the fewest leading eigenvectors whose share of the spectrum reaches `threshold` (all where rounding
     /// never does). Liu & Chang 2025, eq. for P; by one symmetric eigendecomposition where the published code takes
