@@ -56,9 +56,9 @@ type Output =
     /// Both are collected and thrown away unless the child fails.
     | Quiet of StringBuilder
 
-/// Runs a program to its end and returns its exit code.
-let run (output: Output) (program: string) (arguments: string list) : int =
-    let info = ProcessStartInfo(program, arguments, WorkingDirectory = root)
+/// Runs a program in a folder to its end and returns its exit code.
+let runIn (folder: string) (output: Output) (program: string) (arguments: string list) : int =
+    let info = ProcessStartInfo(program, arguments, WorkingDirectory = folder)
     info.RedirectStandardOutput <- not output.IsInherit
     info.RedirectStandardError <- output.IsQuiet
 
@@ -93,6 +93,9 @@ let run (output: Output) (program: string) (arguments: string list) : int =
     child.WaitForExit()
     running <- None
     child.ExitCode
+
+/// `runIn` the repository.
+let run (output: Output) program arguments = runIn root output program arguments
 
 /// The lines of a failed build that say why: the errors and warnings, each once, or everything when there are none.
 let reasons (output: string) =
@@ -295,7 +298,9 @@ let runCli (arguments: string list) =
         | first :: _ when not (first.StartsWith '-') -> arguments
         | _ -> "run" :: arguments
 
-    run Inherit "dotnet" (output cli "lorasub" :: command) |> passOn
+    // paths among the arguments are the caller's
+    runIn Environment.CurrentDirectory Inherit "dotnet" (output cli "lorasub" :: command)
+    |> passOn
 
 /// Passed, failed and skipped.
 let private counts (line: string) =

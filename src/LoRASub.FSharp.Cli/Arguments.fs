@@ -239,6 +239,13 @@ let private command (results: ParseResults<Flag>) : Command =
 /// The command that the arguments ask for. Rejects what is unknown, given twice or without its value, and values of
 /// the wrong kind.
 let parse (argv: string[]) : Command =
+    // F# Interactive takes --help for itself, so that build.fsx could not pass it on
+    let argv =
+        match argv with
+        | [| "help" |] -> [| "--help" |]
+        | [| "help"; command |] -> [| command; "--help" |]
+        | _ -> argv
+
     try
         parser.Value.Parse(Array.collect splitEquals argv, ignoreUnrecognized = true)
         |> command

@@ -45,4 +45,9 @@ let fill (settings: RunSettings) : RunSettings =
     { settings with
         DataPath = Option.map absolute data
         Backbone = orAsset File.Exists "backbone" backbone settings.Backbone |> Option.map absolute
+        ClassOrder =
+            match settings.ClassOrder with
+            | "natural"
+            | "seed1993" as known -> known
+            | file -> absolute file
     }

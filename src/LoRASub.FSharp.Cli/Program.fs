@@ -53,11 +53,17 @@ let private run (shell: Shell) settings (out: string option) libTorch =
     let outcome = show (Experiment.run learner plan)
     use _ = Scope.own (fun o -> TaskState.leaves o.State) outcome
 
-    // saved before anything is printed: a closed pipe must not cost a run
-    out
-    |> Option.iter (fun folder -> lock saving (fun () -> RunFolder.save folder plan outcome))
+    let results = Display.results outcome
 
-    say shell (Display.results outcome)
+    // saved before anything is printed: a closed pipe must not cost a run, nor a full disk its results
+    try
+        out
+        |> Option.iter (fun folder -> lock saving (fun () -> RunFolder.save folder plan outcome))
+    with _ ->
+        say shell results
+        reraise ()
+
+    say shell results
 
     match out with
     | Some folder -> say shell [ $"saved in           {folder}" ]
@@ -85,6 +91,15 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
         shell.Error.WriteLine $"lorasub: the scores differ from those saved in {folder}"
         1
 
+// A closed or full standard error must not turn an exit code into a crash.
+let private complain (error: TextWriter) (text: string) =
+    try
+        error.WriteLine text
+    with
+    | :? IOException
+    | :? UnauthorizedAccessException
+    | :? ObjectDisposedException -> ()
+
 /// Runs the command of `argv` to its exit code: 0 done, 1 failed, 2 refused usage or input.
 let start (shell: Shell) (argv: string[]) : int =
     try
@@ -99,11 +114,12 @@ let start (shell: Shell) (argv: string[]) : int =
         | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
-        if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
-            shell.Error.WriteLine(string e)
-        else
-            let oneLine = e.Message.ReplaceLineEndings " "
-            shell.Error.WriteLine $"lorasub: {oneLine}"
+        complain
+            shell.Error
+            (if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
+                 string e
+             else
+                 "lorasub: " + e.Message.ReplaceLineEndings " ")
 
         match e with
         | :? InputException -> 2
@@ -128,13 +144,14 @@ let main argv =
 
         lock saving (fun () ->
             if terminal.IsSome then
-                Console.Out.Write "\x1b[?25h\n"
+                complain Console.Out "\x1b[?25h"
 
-            Console.Error.WriteLine "lorasub: interrupted"
+            complain Console.Error "lorasub: interrupted"
             leave code)
 
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGINT, stop 130)
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGTERM, stop 143)
+    use _ = PosixSignalRegistration.Create(PosixSignal.SIGHUP, stop 129)
 
     start
         {

@@ -98,6 +98,12 @@ type ClassifierOptions() =
         }
         |> Settings.set "precision" this.Precision
 
+// C# can hand in null where F# cannot.
+module internal Given =
+    let value (name: string) (value: 'T) =
+        if isNull (box value) then
+            Errors.reject name "must be given" "null" ""
+
 /// A class and how near its prototype is.
 [<Struct>]
 type Prediction =
@@ -189,6 +195,8 @@ type ContinualClassifier
 
     /// A classifier that knows no class yet, over a frozen Vision Transformer in a safetensors file with timm's names.
     static member Create(backbone: string, options: ClassifierOptions) : ContinualClassifier =
+        Given.value "backbone" backbone
+        Given.value "options" options
         NativeBackend.ensureLoaded () |> ignore
         let plan = openPlan backbone (options.ToSettings backbone)
 
@@ -204,6 +212,9 @@ type ContinualClassifier
     /// A saved classifier, over the backbone file that it was trained on. The image size, input range, heads and
     /// epsilon are the saved ones whatever `options` say.
     static member Load(folder: string, backbone: string, options: ClassifierOptions) : ContinualClassifier =
+        Given.value "folder" folder
+        Given.value "backbone" backbone
+        Given.value "options" options
         NativeBackend.ensureLoaded () |> ignore
         let settings = options.ToSettings backbone
         let dtype = Precision.master settings.Precision
@@ -240,7 +251,10 @@ type ContinualClassifier
     /// name that is known, labels out of range and a class without images; the classifier then stays as it was.
     member _.Learn(newClasses: IReadOnlyList<string>, images: ImageSet) : unit =
         requireLive ()
+        Given.value "new classes" newClasses
+        Given.value "images" images
         let fresh = Array.ofSeq newClasses
+        fresh |> Array.iter (Given.value "class name")
 
         if Array.isEmpty fresh then
             Errors.reject "new classes" "must be at least one" "none" ""
@@ -290,6 +304,8 @@ type ContinualClassifier
     /// The nearest class of each image, at the given positions of a set.
     member _.Predict(images: ImageSet, positions: int[]) : Prediction[] =
         requireLive ()
+        Given.value "images" images
+        Given.value "positions" positions
 
         if Array.isEmpty state.Prototypes.Classes then
             Errors.reject "prediction" "needs at least one learned class" "none" "learn some classes first"
@@ -326,6 +342,7 @@ type ContinualClassifier
 
     /// The nearest class of each image of a set.
     member this.Predict(images: ImageSet) : Prediction[] =
+        Given.value "images" images
         this.Predict(images, Array.init images.Labels.Length id)
 
     /// Writes the classifier into a folder, made where it is missing: `learner.safetensors` and `learner.json`. The
@@ -362,13 +379,16 @@ type ContinualClassifier
                 BackboneSha256 = plan.BackboneSha256
             }
 
+    /// Frees the native memory; harmless to call again.
+    member _.Dispose() =
+        if not disposed then
+            disposed <- true
+            forgetModel ()
+            Scope.free TaskState.leaves state
+            Scope.free Plan.leaves plan
+
     interface IDisposable with
-        member _.Dispose() =
-            if not disposed then
-                disposed <- true
-                forgetModel ()
-                Scope.free TaskState.leaves state
-                Scope.free Plan.leaves plan
+        member this.Dispose() = this.Dispose()
 
 /// Images for a `ContinualClassifier`.
 [<AbstractClass; Sealed>]
@@ -379,6 +399,8 @@ type Images =
     static member FromBytes
         (labels: int[], channels: int, height: int, width: int, pixels: byte[])
         : ImageSet =
+        Given.value "labels" labels
+        Given.value "pixels" pixels
         ImageSet.ofBytes "images in memory" labels channels height width pixels
 
     /// Images read when they are needed: `read` gives the bytes of the images at some positions, laid out as for

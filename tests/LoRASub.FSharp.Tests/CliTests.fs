@@ -449,8 +449,20 @@ let private badInput =
             "a loss that is no number"
             [ "--head-lr"; "1e38"; "--epochs"; "4" ]
             [ "loss of task 0"; "must stay finite"; "lower lr or head-lr" ]
+        flags
+            "a last step that diverges"
+            [ "--lr"; "1e38"; "--batch"; "1000"; "--epochs"; "1" ]
+            [ "after task 0"; "must stay finite"; "lower lr or head-lr" ]
+        flags "more threads than any machine has" [ "--threads"; "100000" ] [ "threads"; "at most 1024" ]
+        flags "more epochs than can be counted" [ "--epochs"; "400000000" ] [ "epochs"; "at most 1000000" ]
 
         // output
+        {
+            Name = "output name that is too long"
+            Spoil = ignore
+            Arguments = fun world -> arguments world [ "--out"; under world (String.replicate 300 "x") ]
+            Words = [ "xxx"; "must be writable" ]
+        }
         {
             Name = "output that is a file"
             Spoil = fun world -> File.WriteAllText(under world "taken", "")
@@ -541,6 +553,8 @@ let private line' =
 
             Expect.equal (inside [ "--help" ]) bare "the same on request"
             Expect.equal (inside [ "-h" ]).Code 0 "short"
+            Expect.equal (inside [ "help" ]) bare "the same as a word, which build.fsx can pass on"
+            Expect.equal (inside [ "help"; "run" ]) (inside [ "run"; "--help" ]) "of a command"
 
             let run = inside [ "run"; "--help" ]
             Expect.equal run.Code 0 "exit code"

@@ -104,6 +104,13 @@ module ImageSet =
         (width: int)
         (pixels: byte[])
         : ImageSet =
+        if channels < 1 || height < 1 || width < 1 then
+            Errors.reject
+                source
+                "channels, height and width must be at least 1"
+                $"{channels} x {height} x {width}"
+                ""
+
         let size = int64 channels * int64 height * int64 width
 
         if pixels.LongLength <> labels.LongLength * size then

@@ -258,6 +258,18 @@ module Experiment =
             let fix = "lower lr or head-lr, or use a wider precision"
             Errors.reject $"loss of task {task.Index}, epoch {epoch}" "must stay finite" $"{loss}" fix
 
+    // The last step of a task is followed by no loss that could tell.
+    let private requireFiniteState (task: LearningTask) (state: TaskState) =
+        let finite (tensor: torch.Tensor) =
+            Scope.run (fun () -> tensor.isfinite().all().item<bool>())
+
+        if not (TaskState.leaves state |> Seq.forall finite) then
+            Errors.reject
+                $"deltas and prototypes after task {task.Index}"
+                "must stay finite"
+                "NaN or infinity"
+                "lower lr or head-lr, or use a wider precision"
+
     let private trainEpoch
         (learner: Learner<'Observing, 'Training>)
         plan
@@ -342,7 +354,7 @@ module Experiment =
             let trained =
                 clock.Time Phase.Train (fun () ->
                     let epoch = trainEpoch learner plan listen state.Key task
-                    Scope.fold learner.TrainingLeaves epoch prepared [ 0 .. epochs - 1 ])
+                    Scope.fold learner.TrainingLeaves epoch prepared (seq { 0 .. epochs - 1 }))
                 |> replacing learner.TrainingLeaves prepared
 
             let loaders =
@@ -353,6 +365,7 @@ module Experiment =
                 |> counted plan listen task Phase.Prototypes
 
             let next = clock.Time Phase.Prototypes (fun () -> learner.AfterTask loaders trained)
+            requireFiniteState task next
             struct (next, retained))
 
     /// Scores of a model on the test images of some tasks. Borrows all; `listen` is told of each batch.

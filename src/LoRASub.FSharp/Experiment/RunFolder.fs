@@ -28,22 +28,28 @@ module RunFolder =
         if File.Exists(summaryPath folder) then
             Errors.reject folder "must not hold a finished run" "summary.json" "choose another output folder"
 
-        let full = Path.GetFullPath folder
-
-        // the nearest folder that exists decides whether the others can be made
-        let rec nearest (path: string) =
+        // folders that would have to be made, the outermost first
+        let rec missing (path: string) (below: string list) =
             if Directory.Exists path then
-                path
+                below
             elif File.Exists path then
                 Errors.reject folder "must be a folder" $"a file, {path}" "choose another output folder"
             else
-                nearest (Path.GetDirectoryName path)
+                missing (Path.GetDirectoryName path) (path :: below)
 
-        let probe = Path.Combine(nearest full, $".{Guid.NewGuid():N}.tmp")
+        let full = Path.GetFullPath folder
+        let fresh = missing full []
 
         try
-            File.WriteAllText(probe, "")
-            File.Delete probe
+            try
+                Directory.CreateDirectory full |> ignore
+                let probe = Path.Combine(full, $".{Guid.NewGuid():N}.tmp")
+                File.WriteAllText(probe, "")
+                File.Delete probe
+            finally
+                for made in List.rev fresh do
+                    if Directory.Exists made then
+                        Directory.Delete made
         with
         | :? IOException
         | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
@@ -162,6 +168,16 @@ module RunFolder =
             let order = ClassOrder.Explicit(LearnerFile.jsonPath folder, saved.Order)
             let plan = Plan.loadWith order settings
             LearnerFile.checkBackbone saved plan.Backbone plan.BackboneSha256 (Option.get settings.Backbone)
+
+            if
+                saved.Input <> (Plan.batchOptions plan Augmentation.None).Format
+                || saved.Heads <> plan.Backbone.Heads
+            then
+                let rule =
+                    "must agree with settings.json on image size, channels, input range and heads"
+
+                Errors.reject (LearnerFile.jsonPath folder) rule "other values" ""
+
             let learner = LoRASubDrs.learner plan.Backbone settings.Method
             let model = learner.Deploy saved.State
             let tasks = plan.Stream.Tasks |> Array.truncate saved.State.Finished

@@ -198,7 +198,13 @@ module Settings =
             Set = set
         }
 
-    let private text name (get: RunSettings -> string) set = setting name get set
+    let private named name (text: string) =
+        if String.IsNullOrWhiteSpace text then
+            Errors.reject name "must name a file, a folder or a choice" "an empty name" ""
+
+        text
+
+    let private text name (get: RunSettings -> string) set = setting name get (named name >> set)
 
     let private int name (get: RunSettings -> int) set =
         setting name (get >> string) (wholeNumber name >> set)
@@ -216,7 +222,7 @@ module Settings =
         }
 
     let private optionalInt name = optional (wholeNumber name) string name
-    let private optionalText name = optional id id name
+    let private optionalText name = optional (named name) id name
 
     let private oneOf (cases: (string * 'T) list) name (get: RunSettings -> 'T) set =
         let textOf value =
@@ -399,19 +405,24 @@ module Settings =
 
     /// Rejects numbers that no run can have; what depends on data or backbone is checked where those are read.
     let check (settings: RunSettings) =
-        let atLeast name least value =
-            if value < least then
-                Errors.reject name $"must be at least {least}" $"{value}" ""
+        let between name low high value =
+            if value < low then
+                Errors.reject name $"must be at least {low}" $"{value}" ""
 
-        atLeast "tasks" 1 settings.Tasks
-        atLeast "epochs" 1 settings.Epochs
-        atLeast "batch" 1 settings.Batch
-        Option.iter (atLeast "initial-classes" 1) settings.InitialClasses
-        Option.iter (atLeast "initial-epochs" 1) settings.InitialEpochs
-        Option.iter (atLeast "heads" 1) settings.Heads
-        Option.iter (atLeast "image-size" 1) settings.ImageSize
-        Option.iter (atLeast "threads" 1) settings.Threads
-        Option.iter (atLeast "stop-after" 1) settings.StopAfter
+            if value > high then
+                Errors.reject name $"must be at most {high}" $"{value}" ""
+
+        let million = 1_000_000
+        between "tasks" 1 million settings.Tasks
+        between "epochs" 1 million settings.Epochs
+        between "batch" 1 million settings.Batch
+        Option.iter (between "initial-classes" 1 million) settings.InitialClasses
+        Option.iter (between "initial-epochs" 1 million) settings.InitialEpochs
+        Option.iter (between "heads" 1 million) settings.Heads
+        Option.iter (between "image-size" 1 million) settings.ImageSize
+        Option.iter (between "stop-after" 1 million) settings.StopAfter
+        // LibTorch starts every thread it is told of, and dies of too many
+        Option.iter (between "threads" 1 1024) settings.Threads
         let struct (low, high) = settings.InputRange
 
         if not (low < high && Double.IsFinite low && Double.IsFinite high) then
@@ -462,4 +473,7 @@ module Settings =
                             ""
             ]
 
-        ofPairs Preset.quick pairs
+        try
+            ofPairs Preset.quick pairs
+        with :? InputException as e ->
+            raise (InputException($"{subject}, {e.Message}", e))
