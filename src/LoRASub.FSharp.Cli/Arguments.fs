@@ -43,12 +43,21 @@ type RunFlag =
     | [<Unique>] Norm_Epsilon of X: string
     | [<Unique>] Input_Range of RANGE: string
     | [<Unique>] Augment of KIND: string
+    | [<Unique>] Crop_Scale of RANGE: string
+    | [<Unique>] Crop_Ratio of RANGE: string
+    | [<Unique>] Test_Resize of N: string
+    | [<Unique>] Split_Ratio of X: string
+    | [<Unique>] Split_Seed of N: string
+    | [<Unique>] Skip_Broken
     | [<Unique>] Prototype_Transform of KIND: string
     | [<Unique>] Seeding of KIND: string
     | [<Unique>] Seed of N: string
     | [<Unique>] Precision of KIND: string
     | [<Unique>] Device of NAME: string
     | [<Unique>] Threads of N: string
+    | [<Unique>] Checkpoint_Minutes of X: string
+    | [<Unique>] Tensorboard
+    | [<Unique>] Reference of DIR: string
     | [<Unique>] Out of DIR: string
     | [<Unique>] Libtorch of DIR: string
 
@@ -90,12 +99,21 @@ type RunFlag =
             | Norm_Epsilon _ -> "layer-norm epsilon: BLOCKS or BLOCKS,FINAL"
             | Input_Range _ -> "LO,HI: black and white for the net (default 0,1)"
             | Augment _ -> "none, flip (default) or crop-flip (cifar100)"
+            | Crop_Scale _ -> "LO,HI: area of random crops (default 0.08,1)"
+            | Crop_Ratio _ -> "LO,HI: width / height of crops (default 3/4, 4/3)"
+            | Test_Resize _ -> "shorter side before the test images' centre crop"
+            | Split_Ratio _ -> "share that trains, where unsplit (default 0.8)"
+            | Split_Seed _ -> "decides that split (default 1993)"
+            | Skip_Broken -> "leave out images that cannot be decoded"
             | Prototype_Transform _ -> "images for prototypes as in: train or test"
             | Seeding _ -> "restart random numbers: every-epoch or once"
             | Seed _ -> "root of all random numbers (default 1993)"
             | Precision _ -> "of the network: float32, bfloat16 or float64"
             | Device _ -> "cpu (default) or cuda:N"
             | Threads _ -> "threads of LibTorch (default: LibTorch's choice)"
+            | Checkpoint_Minutes _ -> "time between checkpoints (default 10; 0: per task)"
+            | Tensorboard -> "write TensorBoard event files as well"
+            | Reference _ -> "finished run to measure transfer against"
             | Out _ -> "folder for the results (default: not saved)"
             | Libtorch _ -> "folder of another LibTorch, as for CUDA"
 
@@ -182,11 +200,12 @@ let private refuseUnknown (parser: ArgumentParser) (what: string) (unknown: stri
 
         Errors.reject name $"must be {what}" "no such name" advice
 
-/// A flag as the command line has it: its name without dashes, and its value; --no-X switches X off.
+/// A flag as the command line has it: its name without dashes, and its value; --X switches X on and --no-X off.
 let private pair (results: ParseResults<'Flag>) (flag: 'Flag) =
     match results.Parser.PrintCommandLineArguments [ flag ] with
     | [| name; value |] -> name.TrimStart '-', value
-    | other -> other[0].Substring "--no-".Length, "false"
+    | other when other[0].StartsWith "--no-" -> other[0].Substring "--no-".Length, "false"
+    | other -> other[0].TrimStart '-', "true"
 
 let private pairsWithout (shellOnly: 'Flag -> bool) (results: ParseResults<'Flag>) =
     results.GetAllResults()

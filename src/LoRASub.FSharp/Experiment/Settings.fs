@@ -53,6 +53,17 @@ type RunSettings =
         /// Black and white as the network sees them.
         InputRange: struct (float * float)
         Augmentation: Augmentation
+        /// Smallest and largest share of the image's area in a random crop.
+        CropScale: struct (float * float)
+        /// Smallest and largest width / height of a random crop.
+        CropRatio: struct (float * float)
+        /// Pixels of the shorter side before the centre crop of test images, where larger than the network's.
+        TestResize: int option
+        /// Share of each class's images that train, for data sets published without a split.
+        SplitRatio: float
+        SplitSeed: int64
+        /// Leave out image files that cannot be decoded instead of stopping.
+        SkipBroken: bool
         PrototypeTransform: PrototypeTransform
         Seeding: Seeding
         Precision: Precision
@@ -62,6 +73,12 @@ type RunSettings =
         Seed: int64
         /// Tasks to learn before stopping early.
         StopAfter: int option
+        /// Minutes between checkpoints within a task; 0 saves after each task alone.
+        CheckpointMinutes: float
+        /// Write TensorBoard's event files beside the results.
+        TensorBoard: bool
+        /// The folder of a finished run to measure forward transfer or intransigence against.
+        Reference: string option
     }
 
     /// Epochs of a task.
@@ -119,6 +136,12 @@ module Preset =
                 }
             InputRange = struct (0.0, 1.0)
             Augmentation = Augmentation.CropFlip
+            CropScale = struct (0.08, 1.0)
+            CropRatio = struct (3.0 / 4.0, 4.0 / 3.0)
+            TestResize = None
+            SplitRatio = 0.8
+            SplitSeed = 1993L
+            SkipBroken = false
             PrototypeTransform =
                 if libcontinual then
                     PrototypeTransform.Train
@@ -130,6 +153,9 @@ module Preset =
             Threads = None
             Seed = 1993L
             StopAfter = None
+            CheckpointMinutes = 10.0
+            TensorBoard = false
+            Reference = None
         }
 
     /// ImageNet-R in 10 tasks: 40 epochs in the first task, 50 later, head rate 5e-4, margin 2, λ 0.2.
@@ -140,6 +166,7 @@ module Preset =
             Data = "imagenet-r"
             Epochs = 50
             InitialEpochs = Some 40
+            TestResize = Some 256
             Method =
                 { cifar.Method with
                     HeadLearningRate = 5e-4
@@ -256,12 +283,23 @@ module Settings =
         | [| blocks; final |] -> { Blocks = blocks; Final = final }
         | _ -> Errors.reject name rule $"'{text}'" ""
 
-    let private inputRange name (text: string) =
+    let private range name (text: string) =
         let rule = "must be LOW,HIGH"
 
         match numbers name rule text with
         | [| low; high |] -> struct (low, high)
         | _ -> Errors.reject name rule $"'{text}'" ""
+
+    let private interval name (get: RunSettings -> struct (float * float)) set =
+        let showRange (struct (low, high)) = $"{show low},{show high}"
+        setting name (get >> showRange) (range name >> set)
+
+    let private int64 name (get: RunSettings -> int64) set =
+        let whole =
+            parse name "must be a whole number of at most 64 bits" (fun t ->
+                Int64.TryParse(t, NumberStyles.AllowLeadingSign, invariant))
+
+        setting name (get >> string) (whole >> set)
 
     let private ofMethod (change: LoRASubSettings -> LoRASubSettings) (s: RunSettings) =
         { s with Method = change s.Method }
@@ -313,15 +351,7 @@ module Settings =
                     { s with
                         NormEpsilon = normEpsilon "norm-epsilon" text
                     })
-            setting
-                "input-range"
-                (fun s ->
-                    let struct (low, high) = s.InputRange
-                    $"{show low},{show high}")
-                (fun text s ->
-                    { s with
-                        InputRange = inputRange "input-range" text
-                    })
+            interval "input-range" _.InputRange (fun v s -> { s with InputRange = v })
             oneOf
                 [ "train", PrototypeTransform.Train; "test", PrototypeTransform.Test ]
                 "prototype-transform"
@@ -346,6 +376,12 @@ module Settings =
                 "augment"
                 _.Augmentation
                 (fun v s -> { s with Augmentation = v })
+            interval "crop-scale" _.CropScale (fun v s -> { s with CropScale = v })
+            interval "crop-ratio" _.CropRatio (fun v s -> { s with CropRatio = v })
+            optionalInt "test-resize" _.TestResize (fun v s -> { s with TestResize = v })
+            float "split-ratio" _.SplitRatio (fun v s -> { s with SplitRatio = v })
+            int64 "split-seed" _.SplitSeed (fun v s -> { s with SplitSeed = v })
+            onOff "skip-broken" _.SkipBroken (fun v s -> { s with SkipBroken = v })
             oneOf [ "every-epoch", Seeding.EveryEpoch; "once", Seeding.Once ] "seeding" _.Seeding (fun v s ->
                 { s with Seeding = v })
             oneOf
@@ -359,15 +395,10 @@ module Settings =
                 (fun v s -> { s with Precision = v })
             text "device" _.Device (fun v s -> { s with Device = v })
             optionalInt "threads" _.Threads (fun v s -> { s with Threads = v })
-            setting "seed" (_.Seed >> string) (fun text s ->
-                let seed =
-                    parse
-                        "seed"
-                        "must be a whole number"
-                        (fun t -> Int64.TryParse(t, NumberStyles.AllowLeadingSign, invariant))
-                        text
-
-                { s with Seed = seed })
+            int64 "seed" _.Seed (fun v s -> { s with Seed = v })
+            float "checkpoint-minutes" _.CheckpointMinutes (fun v s -> { s with CheckpointMinutes = v })
+            onOff "tensorboard" _.TensorBoard (fun v s -> { s with TensorBoard = v })
+            optionalText "reference" _.Reference (fun v s -> { s with Reference = v })
         ]
 
     /// Sets one by name. Rejects an unknown name and a text of the wrong kind.
@@ -431,6 +462,36 @@ module Settings =
         for epsilon in [ settings.NormEpsilon.Blocks; settings.NormEpsilon.Final ] do
             if not (epsilon > 0.0 && epsilon < 1.0) then
                 Errors.reject "norm-epsilon" "must lie between 0 and 1" (show epsilon) ""
+
+        let struct (small, large) = settings.CropScale
+
+        if not (0.0 < small && small <= large && large <= 1.0) then
+            Errors.reject
+                "crop-scale"
+                "must rise from LOW to HIGH within 0 to 1"
+                $"{show small},{show large}"
+                ""
+
+        let struct (narrow, wide) = settings.CropRatio
+
+        if not (0.0 < narrow && narrow <= wide && Double.IsFinite wide) then
+            Errors.reject
+                "crop-ratio"
+                "must rise from LOW to HIGH, both above 0"
+                $"{show narrow},{show wide}"
+                ""
+
+        Option.iter (between "test-resize" 1 million) settings.TestResize
+
+        if not (settings.SplitRatio > 0.0 && settings.SplitRatio < 1.0) then
+            Errors.reject "split-ratio" "must lie between 0 and 1" (show settings.SplitRatio) ""
+
+        if not (settings.CheckpointMinutes >= 0.0 && settings.CheckpointMinutes <= 1e6) then
+            Errors.reject
+                "checkpoint-minutes"
+                "must be 0 (after each task alone) to 1000000"
+                (show settings.CheckpointMinutes)
+                ""
 
         LoRASubDrs.checkSettings settings.Method
 
