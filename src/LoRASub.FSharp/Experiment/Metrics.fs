@@ -89,7 +89,7 @@ module Metrics =
     /// Accuracy on all classes seen so far, after each task.
     let curve (matrix: AccuracyMatrix) : float[] = matrix |> Array.map (seen >> accuracy)
 
-    /// Forward transfer (Lopez-Paz & Ranzato 2017, eq. 4): the mean over the tasks but the first of accuracy right
+    /// Forward transfer (Lopez-Paz & Ranzato 2017): the mean over the tasks but the first of accuracy right
     /// before learning the task minus `baseline`, its accuracy before any learning. Both hold one fraction for each of
     /// these later tasks; none where there is no later task. Rejects arrays of different lengths.
     let forwardTransfer (before: float[]) (baseline: float[]) : float option =

@@ -131,7 +131,7 @@ module Statistics =
         else
             sin angle * sum 1.0 2
 
-    /// The t with P(|T| < t) = level for Student's T of so many degrees of freedom, to about 14 digits at levels up to
+    /// The t with P(|T| < t) = level for Student's T of so many degrees of freedom, to 12 digits at levels up to
     /// 0.999. Bisection of the finite sums of Abramowitz & Stegun 1964, 26.7.3 and 26.7.4. Rejects a level outside
     /// (0, 1) and no degree of freedom.
     let studentT (level: float) (freedom: int) : float =
