@@ -298,7 +298,7 @@ module Drift =
 
     // A tensor [a, b, c] of float64.
     let private cube (t: torch.Tensor) : float[][][] =
-        let numbers = t.contiguous().data<float>().ToArray()
+        let numbers = t.flatten().data<float>().ToArray() // flat: an empty tensor of more axes cannot be read
         let b, c = int t.shape[1], int t.shape[2]
 
         Array.init (int t.shape[0]) (fun i -> Array.init b (fun j -> Array.sub numbers ((i * b + j) * c) c))
@@ -389,9 +389,9 @@ module Drift =
     [<Literal>]
     let SpectrumHead = 64
 
-    // JSON has neither NaN nor infinity
+    // JSON has neither NaN nor infinity; −0 + 0 = 0
     let private number (value: float) : JsonNode =
-        Json.option Json.float (if Double.IsFinite value then Some value else None)
+        Json.option Json.float (if Double.IsFinite value then Some(value + 0.0) else None)
 
     let private index (value: int) = Json.int (int64 value)
 
@@ -446,19 +446,25 @@ module Drift =
             ]
 
     let private pictureJson (picture: Picture) =
-        let points before =
-            Seq.mapi (fun position struct (x, y) ->
-                Json.object [ yield! before; "position", index position; "x", number x; "y", number y ])
+        let point (task: int option) position struct (x, y) =
+            Json.object
+                [
+                    match task with
+                    | Some task -> "afterTask", index task
+                    | None -> ()
+
+                    "position", index position
+                    "x", number x
+                    "y", number y
+                ]
+
+        let points task = Array.mapi (point task)
 
         Json.object
             [
                 "explained", Json.array number picture.Explained
-                "prototypes", Json.array id (points [] picture.Prototypes)
-                "means",
-                picture.Means
-                |> Seq.mapi (fun t -> points [ "afterTask", index t ])
-                |> Seq.concat
-                |> Json.array id
+                "prototypes", Json.array id (points None picture.Prototypes)
+                "means", picture.Means |> Array.mapi (Some >> points) |> Array.concat |> Json.array id
             ]
 
     /// drift.json, docs/drift.md. `names` are those of the classes by position, at least of the learned ones. Rejects a
