@@ -178,7 +178,7 @@ type ContinualClassifier
                 }
             Backbone = Weights.load (Plan.backboneOptions settings) backbone
             BackboneSha256 = DataFile.sha256 backbone
-            MeasuresForward = false
+            References = [||]
         }
 
     // a classifier outlives whatever scope its caller has open

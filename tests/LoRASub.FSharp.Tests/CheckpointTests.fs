@@ -21,6 +21,14 @@ let private settings =
 let private planOf (settings: RunSettings) =
     Tiny.planWith settings (Tiny.dataset 6 3 2) (Tiny.vit settings.Precision 8 2 7)
 
+/// A reference for which tasks are scored before they are learned.
+let private untrained: RunScores =
+    {
+        Trained = false
+        Matrix = [| [| { Correct = 1; Total = 4 } |] |]
+        Classes = [||]
+    }
+
 /// Runs to the `stop`-th moment between two steps and puts the run down in `folder`; false where there is none.
 let private putDown (folder: string) (plan: Plan) (stop: int) =
     let learner = Tiny.learner plan
@@ -52,6 +60,12 @@ let private sameOutcome (what: string) (expected: Outcome) (actual: Outcome) =
     Expect.equal actual.Matrix expected.Matrix $"{what}: matrix"
     Expect.equal actual.Retained expected.Retained $"{what}: retained"
     Expect.equal (actual.Tasks |> Array.map _.Before) (expected.Tasks |> Array.map _.Before) $"{what}: before"
+
+    let driftOf (outcome: Outcome) =
+        Drift.tensors outcome.Drift.Value
+        |> List.map (fun (name, tensor) -> name, Probe.bytesOf tensor)
+
+    Expect.equal (driftOf actual) (driftOf expected) $"{what}: drift"
 
     Expect.equal
         (actual.Predictions |> Array.map _.Predicted)
@@ -104,7 +118,7 @@ let tests =
                     Scope.run (fun () ->
                         let plan =
                             { planOf settings with
-                                MeasuresForward = true
+                                References = [| untrained |]
                             }
 
                         let whole = Tiny.run plan

@@ -216,7 +216,7 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
                 (inScope (fun plan ->
                     let before = bits (VisionTransformer.leaves plan.Backbone)
                     let struct (outcome, left) = Probe.counting (fun () -> run plan)
-                    let owned = references (TaskState.leaves outcome.State)
+                    let owned = references (Outcome.leaves outcome)
                     Expect.equal left (int64 owned.Count) "tensors left"
                     Expect.equal (bits (VisionTransformer.leaves plan.Backbone)) before "backbone"))
 

@@ -320,7 +320,8 @@ let tests =
                 "tasks leave nothing behind but their state"
                 (inScope (fun () ->
                     let struct (struct (outcome, events), left) =
-                        Probe.counting (fun () -> told (planOf threeTasks))
+                        // the measurement of drift keeps more of each task
+                        Probe.counting (fun () -> told (planOf { threeTasks with Drift = false }))
 
                     let backbone = Tiny.vit Precision.Float32 8 2 7
 

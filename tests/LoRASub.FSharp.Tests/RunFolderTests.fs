@@ -29,7 +29,7 @@ let private withRun
             test folder out settings outcome))
 
 let private summary (out: string) =
-    (JsonNode.Parse(File.ReadAllText(RunFolder.summaryPath out))).AsObject()
+    (JsonNode.Parse(File.ReadAllText(RunFiles.summary out))).AsObject()
 
 let private number (json: JsonObject) (name: string) = json[name].GetValue<float>()
 
@@ -100,8 +100,7 @@ let tests =
             testCase
                 "time, memory and the machine stand in a file of their own"
                 (withRun id (fun _ out _ _ ->
-                    let json =
-                        (JsonNode.Parse(File.ReadAllText(RunFolder.resourcesPath out))).AsObject()
+                    let json = (JsonNode.Parse(File.ReadAllText(RunFiles.resources out))).AsObject()
 
                     let seconds = json["phaseSeconds"].AsObject()
                     Expect.equal [ for p in seconds -> p.Key ] (Phase.all |> List.map Phase.name) "phases"
@@ -220,13 +219,13 @@ let tests =
                 (withRun id (fun _ out settings _ ->
                     let json = summary out
                     json["accuracyMatrix"] <- JsonNode.Parse "[[50]]"
-                    File.WriteAllText(RunFolder.summaryPath out, json.ToJsonString())
+                    File.WriteAllText(RunFiles.summary out, json.ToJsonString())
 
                     Probe.refused [ "summary.json"; "2 tasks"; "1" ] (fun () ->
                         evaluate out settings |> ignore)
 
                     json["accuracyMatrix"] <- JsonNode.Parse "[]"
-                    File.WriteAllText(RunFolder.summaryPath out, json.ToJsonString())
+                    File.WriteAllText(RunFiles.summary out, json.ToJsonString())
                     Probe.refused [ "summary.json"; "empty" ] (fun () -> evaluate out settings |> ignore)))
 
             testCase
@@ -262,7 +261,7 @@ let tests =
                         refused [ "learner.json" ] (fun () ->
                             RunFolder.save out plan DateTime.UtcNow outcome)
 
-                        Expect.isFalse (File.Exists(RunFolder.summaryPath out)) "summary"
+                        Expect.isFalse (File.Exists(RunFiles.summary out)) "summary"
                         Directory.Delete(LearnerFile.jsonPath out)
                         RunFolder.save out plan DateTime.UtcNow outcome
                         sameScores outcome (evaluate out settings))))
@@ -275,6 +274,6 @@ let tests =
                     refused [ "summary.json"; "finished run"; "no such file" ] (fun () ->
                         RunFolder.lastRow folder |> ignore)
 
-                    File.WriteAllText(RunFolder.settingsPath folder, "{\"rnak\": 3}")
+                    File.WriteAllText(RunFiles.settings folder, "{\"rnak\": 3}")
                     refused [ "did you mean rank?" ] (fun () -> RunFolder.settings folder |> ignore)))
         ]

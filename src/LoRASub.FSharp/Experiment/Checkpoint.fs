@@ -159,7 +159,12 @@ module Checkpoint =
             ("tally.loss", tally.Loss)
             :: ("tally.correct", tally.Correct)
             :: learner.TrainingLayout.Tensors training
-        | Learned _ -> []
+        | Learned(_, subspaces) ->
+            [
+                for b, subspace in Array.indexed subspaces do
+                    $"blocks.{b}.basis", subspace.Basis
+                    $"blocks.{b}.spectrum", subspace.Spectrum
+            ]
 
     let private ofStanding standing =
         match standing with
@@ -171,7 +176,8 @@ module Checkpoint =
                 "steps", count tally.Steps
                 "images", Json.int tally.Images
             ]
-        | Learned retained -> [ "standing", Json.text "learned"; "retained", Json.array ofRetained retained ]
+        | Learned(retained, _) ->
+            [ "standing", Json.text "learned"; "retained", Json.array ofRetained retained ]
 
     let private ofOpen (task: OpenTask<_, _>) =
         Json.object
@@ -186,7 +192,16 @@ module Checkpoint =
         let number name = (get name json).GetInt32()
 
         match (get "standing" json).GetString() with
-        | "learned" -> Learned(items toRetained (get "retained" json))
+        | "learned" ->
+            let retained = items toRetained (get "retained" json)
+
+            let subspace b _ : Subspace =
+                {
+                    Basis = find $"blocks.{b}.basis"
+                    Spectrum = find $"blocks.{b}.spectrum"
+                }
+
+            Learned(retained, Array.mapi subspace retained)
         | standing ->
             let task = plan.Stream.Tasks[state.Finished]
 
@@ -210,9 +225,10 @@ module Checkpoint =
                 | Some(Observing(observing, _)) -> learner.ObservingLeaves observing
                 | Some(Training(training, _, tally)) ->
                     Seq.append (learner.TrainingLeaves training) (Tally.leaves tally)
-                | _ -> Seq.empty
+                | Some(Learned(_, subspaces)) -> Leaves.array Subspace.leaves subspaces
+                | None -> Seq.empty
 
-            Seq.append (TaskState.leaves run.State) standing
+            Seq.concat [ TaskState.leaves run.State; Leaves.option Drift.leaves run.Drift; standing ]
 
     // ------------------------------------------------------------------------------------------ save
 
@@ -230,6 +246,7 @@ module Checkpoint =
                 "classes", count (TaskState.classes state)
                 "randomKey", Json.text (state.Key.Bits.ToString "x16")
                 "tasks", Json.array ofTask run.Tasks
+                "drift", JsonValue.Create run.Drift.IsSome
                 "open", Json.option ofOpen run.Open
             ]
 
@@ -265,7 +282,9 @@ module Checkpoint =
             Safetensors.write
                 file
                 (Map [ "format", "lorasub checkpoint" ])
-                (TaskState.tensors run.State @ standing))
+                (TaskState.tensors run.State
+                 @ Option.fold (fun _ drift -> Drift.tensors drift) [] run.Drift
+                 @ standing))
 
         let text = (describe plan metricLines run file).ToJsonString()
 
@@ -313,7 +332,7 @@ module Checkpoint =
                 let rule = $"must be of a run on the same data and backbone ({name} {short saved})"
                 Errors.reject path rule (short now) "give the files that the run began with"
 
-    let private finder (plan: Plan) folder (run: JsonElement) : string -> torch.Tensor =
+    let private tensorsOf folder (run: JsonElement) : Map<string, torch.Tensor> =
         let file = Path.Combine(folder, (get "tensors" run).GetString())
 
         if not (File.Exists file) then
@@ -322,15 +341,15 @@ module Checkpoint =
         if DataFile.sha256 file <> (get "tensorsSha256" run).GetString() then
             damaged file "other content"
 
-        let tensors = (Safetensors.read file).Tensors
-
-        fun name ->
-            match Map.tryFind name tensors with
-            | Some tensor -> tensor.``to`` plan.Backbone.Device
-            | None -> damaged file $"no tensor {name}"
+        (Safetensors.read file).Tensors
 
     let private toRun learner (plan: Plan) folder (json: JsonElement) : RunState<_, _> =
-        let find = finder plan folder json
+        let tensors = tensorsOf folder json
+
+        let find name =
+            match Map.tryFind name tensors with
+            | Some tensor -> tensor.``to`` plan.Backbone.Device
+            | None -> damaged (path folder) $"no tensor {name}"
 
         let state =
             TaskState.restore
@@ -358,6 +377,11 @@ module Checkpoint =
         {
             State = state
             Tasks = items toTask (get "tasks" json)
+            Drift =
+                if (get "drift" json).GetBoolean() then
+                    Some(Drift.restore tensors)
+                else
+                    None
             Open = optional open' (get "open" json)
         }
 

@@ -113,9 +113,16 @@ module Csv =
                 yield! Array.mapi row confusion.Counts
             ]
 
+    let private path name (folder: string) = Path.Combine(folder, $"{name}.csv")
+
+    /// The files that `write` writes into a folder.
+    let paths (folder: string) =
+        [ "accuracy"; "classes"; "confusion" ]
+        |> List.map (fun name -> path name folder)
+
     /// Writes accuracy.csv, classes.csv and confusion.csv into a folder, each whole.
     let write (folder: string) (matrix: AccuracyMatrix) (scores: ClassScore[]) (counts: Confusion) : unit =
         let names = scores |> Array.map _.Name
-        WholeFile.writeText (Path.Combine(folder, "accuracy.csv")) (accuracy matrix)
-        WholeFile.writeText (Path.Combine(folder, "classes.csv")) (classes scores)
-        WholeFile.writeText (Path.Combine(folder, "confusion.csv")) (confusion names counts)
+        WholeFile.writeText (path "accuracy" folder) (accuracy matrix)
+        WholeFile.writeText (path "classes" folder) (classes scores)
+        WholeFile.writeText (path "confusion" folder) (confusion names counts)

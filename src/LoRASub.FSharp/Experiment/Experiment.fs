@@ -14,8 +14,8 @@ type Plan =
         Backbone: VisionTransformer
         /// SHA-256 of the backbone's file when it was read, in lower-case hexadecimal; empty for a network in memory.
         BackboneSha256: string
-        /// Whether each task is scored before it is learned, for forward transfer.
-        MeasuresForward: bool
+        /// What the run is measured against; one without training has each task scored before it is learned.
+        References: RunScores[]
     }
 
 /// The phases whose time is told apart.
@@ -49,21 +49,6 @@ type Step =
         /// Running mean loss and accuracy of the epoch, where they were just read from the device.
         Loss: float option
         Accuracy: float option
-    }
-
-/// One epoch of training.
-type EpochReport =
-    {
-        Task: int
-        Epoch: int
-        /// Mean over the epoch's batches.
-        Loss: float
-        /// On the training batches as they were learned, a fraction.
-        Accuracy: float
-        /// Base rate of the pairs in this epoch.
-        LearningRate: float
-        /// Wall time of this epoch.
-        Seconds: float
     }
 
 /// What a run tells while it goes on.
@@ -127,6 +112,8 @@ type Outcome =
         Tasks: TaskRecord[]
         /// By the last state, of all tasks learned.
         Predictions: TaskPredictions[]
+        /// Owned by the caller; none where a class has no test image to measure it on.
+        Drift: Drift.State option
     }
 
     member this.Matrix: AccuracyMatrix = this.Tasks |> Array.map _.Row
@@ -173,6 +160,7 @@ module Plan =
             | None -> Errors.reject name "must be given" "none" $"set {name}"
 
         let options = backboneOptions settings
+        let references = Reference.folders settings.Reference |> Array.map Reference.read
         let dataset = Datasets.load settings.Data (needed "data-path" settings.DataPath)
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses
 
@@ -187,7 +175,7 @@ module Plan =
                 Stream = stream
                 Backbone = backbone
                 BackboneSha256 = DataFile.sha256 backboneFile
-                MeasuresForward = false
+                References = references
             }
         with _ ->
             Scope.free VisionTransformer.leaves backbone
@@ -298,7 +286,7 @@ type Standing<'Observing, 'Training> =
     /// The tally holds the steps of the epoch so far.
     | Training of 'Training * epoch: int * Tally
     /// Merged into the run's state, but not scored yet.
-    | Learned of Retained[]
+    | Learned of Retained[] * Subspace[]
 
 /// A task that is under way.
 [<ReferenceEquality>]
@@ -319,6 +307,8 @@ type RunState<'Observing, 'Training> =
         State: TaskState
         /// One per scored task.
         Tasks: TaskRecord[]
+        /// Over the scored tasks; none where a class has no test image to measure it on.
+        Drift: Drift.State option
         Open: OpenTask<'Observing, 'Training> option
     }
 
@@ -332,6 +322,11 @@ type Moment =
 /// Hears of every moment at which a run can be put down; may ask for its state then, whose tensors stay the run's, and
 /// may throw to end it.
 type Pause<'Observing, 'Training> = Moment -> (unit -> RunState<'Observing, 'Training>) -> unit
+
+[<RequireQualifiedAccess>]
+module Outcome =
+    let leaves: Leaves<Outcome> =
+        fun outcome -> Seq.append (TaskState.leaves outcome.State) (Leaves.option Drift.leaves outcome.Drift)
 
 /// The task loop: the imperative shell around a learner's pure phases.
 [<RequireQualifiedAccess>]
@@ -540,11 +535,14 @@ module Experiment =
         (state: TaskState)
         task
         standing
-        : struct (TaskState * Retained[]) =
+        : struct (TaskState * Retained[] * Subspace[]) =
         let settings = plan.Settings
         let epochs = settings.EpochsOf task
 
-        Scope.keep (Leaves.first TaskState.leaves) (fun () ->
+        let leaves struct (state, _, subspaces) =
+            Seq.append (TaskState.leaves state) (Leaves.array Subspace.leaves subspaces)
+
+        Scope.keep leaves (fun () ->
             let training = trained learner plan clock listen pause state task standing
 
             let loaders =
@@ -562,55 +560,72 @@ module Experiment =
                 clock.Time Phase.Prototypes (fun () -> learner.AfterTask loaders training)
 
             requireFiniteState task next
-            struct (next, learner.Retained training))
+            struct (next, learner.Retained training, learner.Subspaces training))
 
     /// Learns one task: observes it where the method does, trains, and merges it into the next state. Borrows the
     /// state; the next one is owned by the caller. `listen` hears of the progress on the calling thread. Rejects a
     /// loss that is not finite, and what the phases reject.
     let learnTask learner plan (clock: PhaseClock) (listen: Progress -> unit) state (task: LearningTask) =
-        learnFrom learner plan clock listen ignore state task None
+        Scope.keep (Leaves.first TaskState.leaves) (fun () ->
+            let struct (next, retained, _) =
+                learnFrom learner plan clock listen ignore state task None
+
+            struct (next, retained))
 
     let private answers (plan: Plan) = Array.init plan.Stream.Order.Length id
 
-    /// What a model takes the test images of some tasks for. Borrows all; `listen` is told of each batch.
-    let predict
-        (learner: Learner<_, _>)
-        (plan: Plan)
-        (listen: unit -> unit)
-        (model: Model)
-        (tasks: LearningTask[])
-        : TaskPredictions[] =
+    // What a model takes the test images of some tasks for, and a fold over their features and classes.
+    let private predictAnd leaves visit initial (learner: Learner<_, _>) (plan: Plan) listen model tasks =
         let options = Plan.batchOptions plan Augmentation.None
 
-        let step found (load: BatchLoader) =
+        let step struct (found, state) (load: BatchLoader) =
             let batch = load ()
             listen ()
-            let predicted = Learner.predict learner model batch.Images
-            Array.append found [| torch.stack ([| batch.Labels; predicted |]) |]
 
-        tasks
-        |> Array.map (fun task ->
-            Scope.run (fun () ->
-                let found =
+            Scope.noGrad (Leaves.both Leaves.tensors leaves) (fun () ->
+                let features = learner.Features model batch.Images
+                let predicted = learner.Classify model features
+                let both = torch.stack [| batch.Labels; predicted |] // [2, n]
+                struct (Array.append found [| both |], visit features batch.Labels state))
+
+        let ofTask state (task: LearningTask) =
+            Scope.keep (fun struct (_, state) -> leaves state) (fun () ->
+                let struct (found, state) =
                     TaskStream.testBatches options plan.Stream task
-                    |> Scope.fold Leaves.tensors step [||]
+                    |> Scope.fold (Leaves.both Leaves.tensors leaves) step struct ([||], state)
 
-                let both = torch.cat(found, 1L).``to``(torch.ScalarType.Int32).cpu() // [2, n]
-                let column (i: int64) = both[i].data<int>().ToArray()
+                let both = torch.cat(found, 1L).``to``(torch.ScalarType.Int32).cpu()
+                let row (i: int64) = both[i].data<int>().ToArray()
 
-                {
-                    Task = task
-                    Truth = column 0L
-                    Predicted = column 1L
-                }))
+                struct ({
+                            Task = task
+                            Truth = row 0L
+                            Predicted = row 1L
+                        },
+                        state))
+
+        let oneMore struct (predictions, state) task =
+            let struct (mine, state) = ofTask state task
+            struct (Array.append predictions [| mine |], state)
+
+        Scope.fold (fun struct (_, state) -> leaves state) oneMore struct ([||], initial) tasks
+
+    /// What a model takes the test images of some tasks for. Borrows all; `listen` is told of each batch.
+    let predict learner plan (listen: unit -> unit) model (tasks: LearningTask[]) : TaskPredictions[] =
+        let struct (predictions, ()) =
+            predictAnd Leaves.none (fun _ _ () -> ()) () learner plan listen model tasks
+
+        predictions
 
     /// Scores of a model on the test images of some tasks. Borrows all; `listen` is told of each batch.
     let score learner plan listen model tasks : Score[] =
         predict learner plan listen model tasks
         |> Array.map (TaskPredictions.score (answers plan))
 
+    // Predictions on all tasks so far, and the moments of their classes.
     let private predictSeen learner (plan: Plan) (clock: PhaseClock) listen pause state (task: LearningTask) =
         let seen = plan.Stream.Tasks[.. task.Index]
+        let vit = plan.Backbone
 
         let batches task =
             let images = (TaskStream.testIndices plan.Stream task).Length
@@ -619,14 +634,29 @@ module Experiment =
         let steps = Array.sumBy batches seen
         let mutable finished = 0
 
-        clock.Time Phase.Predict (fun () ->
-            Scope.run (fun () ->
-                let tell () =
-                    pause ()
-                    listen (Steps(stepOf plan task Phase.Predict finished steps))
-                    finished <- finished + 1
+        let tell () =
+            pause ()
+            listen (Steps(stepOf plan task Phase.Predict finished steps))
+            finished <- finished + 1
 
-                predict learner plan tell (learner.Deploy state) seen))
+        clock.Time Phase.Predict (fun () ->
+            Scope.keep (fun struct (_, moments) -> ClassMoments.leaves moments) (fun () ->
+                let none =
+                    ClassMoments.zero (TaskState.classes state) vit.Blocks.Length vit.Width vit.Device
+
+                predictAnd
+                    ClassMoments.leaves
+                    ClassMoments.observe
+                    none
+                    learner
+                    plan
+                    tell
+                    (learner.Deploy state)
+                    seen))
+
+    // A class mean needs images that no training saw.
+    let private canMeasureDrift (plan: Plan) =
+        Set.isSubset (Set.ofArray plan.Stream.Order) (Set.ofArray plan.Stream.Dataset.Test.Labels)
 
     let private heldRates (plan: Plan) =
         plan.Stream.Tasks
@@ -644,8 +674,16 @@ module Experiment =
         {
             State = learner.Start(Rng.ofSeed plan.Settings.Seed)
             Tasks = [||]
+            Drift =
+                if plan.Settings.Drift && canMeasureDrift plan then
+                    Some(Drift.none plan.Backbone.Blocks.Length plan.Backbone.Width)
+                else
+                    None
             Open = None
         }
+
+    let private measuresForward (plan: Plan) =
+        plan.References |> Array.exists (fun reference -> not reference.Trained)
 
     // The score on a task that is not learned yet, as `TaskRecord.Before` says.
     let private scoreBefore learner (plan: Plan) (clock: PhaseClock) (state: TaskState) (task: LearningTask) =
@@ -666,7 +704,7 @@ module Experiment =
                 let clock = PhaseClock()
 
                 let before =
-                    if plan.MeasuresForward && task.Index > 0 then
+                    if measuresForward plan && task.Index > 0 then
                         Some(scoreBefore learner plan clock run.State task)
                     else
                         None
@@ -689,9 +727,9 @@ module Experiment =
 
         listen (TaskBegins(task, memory))
 
-        let struct (learned, retained) =
+        let struct (learned, retained, subspaces) =
             match run.Open |> Option.map _.Standing with
-            | Some(Learned retained) -> struct (run.State, retained)
+            | Some(Learned(retained, subspaces)) -> struct (run.State, retained, subspaces)
             | standing ->
                 let pause = pause Moment.BetweenSteps run.State
                 learnFrom learner plan clock listen pause run.State task standing
@@ -699,13 +737,21 @@ module Experiment =
         let learned = replacing TaskState.leaves run.State learned
 
         let pauseLearned moment =
-            pause moment learned (fun () -> Learned retained)
+            pause moment learned (fun () -> Learned(retained, subspaces))
 
         pauseLearned Moment.AfterLearning
 
-        let predictions =
+        let struct (predictions, moments) =
             predictSeen learner plan clock listen (fun () -> pauseLearned Moment.BetweenSteps) learned task
 
+        let drift =
+            run.Drift
+            |> Option.map (fun before ->
+                Drift.afterTask task.Index learned.Prototypes moments subspaces before
+                |> replacing Drift.leaves before)
+
+        Scope.free ClassMoments.leaves moments
+        Scope.free (Leaves.array Subspace.leaves) subspaces
         let row = predictions |> Array.map (TaskPredictions.score (answers plan))
         let after = MemoryUse.now ()
         listen (TaskEnds(task, row, after))
@@ -723,6 +769,7 @@ module Experiment =
         struct ({
                     State = learned
                     Tasks = Array.append run.Tasks [| record |]
+                    Drift = drift
                     Open = None
                 },
                 predictions)
@@ -746,7 +793,10 @@ module Experiment =
 
         Array.iter listen (heldRates plan)
 
-        Scope.keep (fun outcome -> TaskState.leaves outcome.State) (fun () ->
+        if plan.Settings.Drift && from.Drift.IsNone then
+            listen (Notice "drift is not measured: a class has no test image")
+
+        Scope.keep Outcome.leaves (fun () ->
             let struct (last, predictions) =
                 Array.skip from.Tasks.Length tasks
                 |> Array.fold (oneTask learner plan listen pause) struct (from, [||])
@@ -756,10 +806,10 @@ module Experiment =
                 Method = learner.Name
                 Tasks = last.Tasks
                 Predictions = predictions
+                Drift = last.Drift
             })
 
     /// Learns the tasks of a plan in turn and scores each state on all tasks so far. `listen` hears of the progress
     /// on the calling thread. Rejects as `learnTask`.
     let run (learner: Learner<'Observing, 'Training>) (plan: Plan) (listen: Progress -> unit) : Outcome =
-        Scope.keep (fun outcome -> TaskState.leaves outcome.State) (fun () ->
-            start learner plan |> resume learner plan listen (fun _ _ -> ()))
+        Scope.keep Outcome.leaves (fun () -> start learner plan |> resume learner plan listen (fun _ _ -> ()))

@@ -23,9 +23,75 @@ module Results =
     let private counts (score: Score) =
         Json.array (int64 >> Json.int) [ score.Correct; score.Total ]
 
+    let private answers (plan: Plan) =
+        Confusion.answersOf plan.Stream.Order.Length
+
+    /// Which test images the last state took for what.
+    let confusion (outcome: Outcome) : Confusion =
+        let all (pick: TaskPredictions -> int[]) =
+            outcome.Predictions |> Array.collect pick
+
+        Confusion.ofPredictions (all _.Truth) (all _.Predicted) (TaskState.classes outcome.State)
+
+    /// The classes learned, with what the last state got right of each.
+    let classScores (plan: Plan) (outcome: Outcome) : ClassScore[] =
+        let order = plan.Stream.Order
+
+        let tasks =
+            plan.Stream.Tasks
+            |> Array.collect (fun task -> Array.create task.Classes.Length task.Index)
+
+        Confusion.classes
+            (answers plan)
+            order
+            (order |> Array.map (fun label -> plan.Stream.Dataset.ClassNames[label]))
+            tasks
+            (confusion outcome)
+
+    let private transfer (plan: Plan) (outcome: Outcome) : Transfer =
+        let before = outcome.Tasks |> Array.choose _.Before
+
+        Transfer.measure
+            plan.References
+            before
+            {
+                Trained = plan.Settings.Method.Training
+                Matrix = outcome.Matrix
+                Classes = classScores plan outcome
+            }
+
+    /// All measures, as far as the references at hand allow, and why the others are missing, by name.
+    let measures (plan: Plan) (outcome: Outcome) : struct (Measures * (string * string option) list) =
+        let transfer = transfer plan outcome
+
+        struct (Metrics.measure outcome.Matrix |> Transfer.complete transfer,
+                [
+                    "forwardTransfer", Transfer.note transfer.ForwardTransfer
+                    "intransigence", Transfer.note transfer.Intransigence
+                ])
+
+    /// classes.json: what became of each class's test images.
+    let classes (plan: Plan) (outcome: Outcome) : JsonNode =
+        let ofClass (one: ClassScore) =
+            Json.object
+                [
+                    "position", Json.int (int64 one.Position)
+                    "label", Json.int (int64 one.Label)
+                    "name", Json.text one.Name
+                    "task", Json.int (int64 one.Task)
+                    "correct", Json.int (int64 one.Score.Correct)
+                    "total", Json.int (int64 one.Score.Total)
+                ]
+
+        Json.object
+            [
+                "classes", Json.array ofClass (classScores plan outcome)
+                "confusion", rows (int64 >> Json.int) (confusion outcome).Counts
+            ]
+
     /// summary.json: no clock and no address in it, so that two runs of the same settings agree byte for byte.
     let summary (plan: Plan) (outcome: Outcome) : JsonNode =
-        let measures = Metrics.measure outcome.Matrix
+        let struct (measures, notes) = measures plan outcome
         let settings = plan.Settings
 
         Json.object
@@ -36,12 +102,11 @@ module Results =
                 "tasks", Json.int plan.Stream.Tasks.LongLength
                 "learnedTasks", Json.int outcome.Matrix.LongLength
                 "seed", Json.int settings.Seed
-                "last", percents measures.Last
-                "average", percents measures.Average
-                "lastByTask", percents measures.LastByTask
-                "averageByTask", percents measures.AverageByTask
-                "forgetting", Json.option percents measures.Forgetting
-                "backwardTransfer", Json.option percents measures.BackwardTransfer
+                for name, value in Measures.named measures do
+                    name, Json.option percents value
+
+                for name, note in notes do
+                    $"{name}Note", Json.option Json.text note
                 "accuracyMatrix", rows (Metrics.accuracy >> percents) outcome.Matrix
                 "correctAndTotal", rows counts outcome.Matrix
                 "retainedRank", rows (fun (r: Retained) -> Json.int r.Rank) outcome.Retained

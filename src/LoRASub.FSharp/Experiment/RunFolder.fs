@@ -17,16 +17,11 @@ type Recheck =
 [<RequireQualifiedAccess>]
 module RunFolder =
 
-    let summaryPath (folder: string) = Path.Combine(folder, "summary.json")
-    let settingsPath (folder: string) = Path.Combine(folder, "settings.json")
-    let resourcesPath (folder: string) = Path.Combine(folder, "resources.json")
-    let private lockPath (folder: string) = Path.Combine(folder, ".lock")
-
     /// Whether a folder holds a run, finished or not.
-    let holdsRun (folder: string) = File.Exists(settingsPath folder)
+    let holdsRun (folder: string) = File.Exists(RunFiles.settings folder)
 
     /// Whether a folder holds a finished run.
-    let isFinished (folder: string) = File.Exists(summaryPath folder)
+    let isFinished (folder: string) = File.Exists(RunFiles.summary folder)
 
     let private writable (folder: string) (work: unit -> 'T) : 'T =
         try
@@ -34,7 +29,7 @@ module RunFolder =
         with
         | :? IOException
         | :? UnauthorizedAccessException as e ->
-            Errors.reject folder "must be a folder that can be written" e.Message ""
+            Errors.reject folder "must be writable" e.Message ""
 
     let private refuse (folder: string) (what: string) =
         Errors.reject
@@ -84,38 +79,47 @@ module RunFolder =
 
         try
             // exclusive: the system refuses a second handle
-            new FileStream(lockPath folder, FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None)
+            new FileStream(RunFiles.lock' folder, FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None)
         with
         | :? IOException ->
             Errors.reject folder "must not be in use" "another process runs in it" "wait for it, or end it"
         | :? UnauthorizedAccessException as e ->
-            Errors.reject folder "must be a folder that can be written" e.Message ""
+            Errors.reject folder "must be writable" e.Message ""
 
     /// Removes what a run has left in a folder, and nothing else: to be called while the folder is held.
     let clear (folder: string) =
         writable folder (fun () ->
             // first, so that a run is never finished in half
-            File.Delete(summaryPath folder)
+            File.Delete(RunFiles.summary folder)
             Checkpoint.delete folder
 
             for path in
                 [
-                    settingsPath folder
-                    resourcesPath folder
+                    RunFiles.settings folder
+                    RunFiles.sources folder
+                    RunFiles.metrics folder
+                    RunFiles.classes folder
+                    RunFiles.drift folder
+                    RunFiles.resources folder
                     LearnerFile.jsonPath folder
                     LearnerFile.tensorPath folder
+                    yield! Csv.paths folder
+                    yield! TensorBoard.files folder
                 ] do
                 File.Delete path)
 
+    // By position in the class order.
+    let private savedNames (plan: Plan) =
+        plan.Stream.Order
+        |> Array.map (fun label -> plan.Stream.Dataset.ClassNames[label])
+
     /// A finished run's learner as it is saved; its state stays the outcome's.
     let savedLearner (plan: Plan) (outcome: Outcome) : SavedLearner =
-        let names = plan.Stream.Dataset.ClassNames
-
         {
             Method = outcome.Method
             State = outcome.State
             Order = plan.Stream.Order
-            ClassNames = plan.Stream.Order |> Array.map (fun label -> names[label])
+            ClassNames = savedNames plan
             TaskSizes =
                 plan.Stream.Tasks
                 |> Array.truncate outcome.State.Finished
@@ -133,27 +137,36 @@ module RunFolder =
             refuse folder "a finished one"
 
         writable folder (fun () -> Directory.CreateDirectory folder |> ignore)
-        Json.write (settingsPath folder) (Settings.toJson plan.Settings)
+        Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
         LearnerFile.save folder (savedLearner plan outcome)
-        Json.write (resourcesPath folder) (Results.resources plan started outcome)
-        Json.write (summaryPath folder) (Results.summary plan outcome)
+        let names = savedNames plan
+        let classes = Results.classScores plan outcome
+        Json.write (RunFiles.classes folder) (Results.classes plan outcome)
+        Csv.write folder outcome.Matrix classes (Results.confusion outcome)
+
+        outcome.Drift
+        |> Option.iter (fun drift -> Json.write (RunFiles.drift folder) (Drift.toJson names drift))
+
+        Json.write (RunFiles.resources folder) (Results.resources plan started outcome)
+        Json.write (RunFiles.summary folder) (Results.summary plan outcome)
         Checkpoint.delete folder
 
     /// The settings of a saved run, finished or not.
     let settings (folder: string) : RunSettings =
-        let path = settingsPath folder
+        let path = RunFiles.settings folder
         Json.read "the settings of a run" path (Settings.ofJson path)
 
     /// The last row of a saved run's accuracy matrix, in percent.
     let lastRow (folder: string) : float[] =
-        Json.read "the summary of a finished run" (summaryPath folder) (fun root ->
+        Json.read "the summary of a finished run" (RunFiles.summary folder) (fun root ->
             match
                 (root.GetProperty "accuracyMatrix").EnumerateArray()
                 |> List.ofSeq
                 |> List.tryLast
             with
             | Some row -> [| for entry in row.EnumerateArray() -> entry.GetDouble() |]
-            | None -> Errors.reject (summaryPath folder) "must hold an accuracy matrix" "an empty one" "")
+            | None ->
+                Errors.reject (RunFiles.summary folder) "must hold an accuracy matrix" "an empty one" "")
 
     /// Scores a saved learner again on every task it has learned, under `settings` (the saved ones, but for what
     /// belongs to the machine: paths, device, batch). `listen` counts test batches.
@@ -185,13 +198,13 @@ module RunFolder =
 
             if row.Length <> tasks.Length then
                 let rule = $"must have a last row of {tasks.Length} tasks, as the learner has"
-                Errors.reject (summaryPath folder) rule $"{row.Length}" ""
+                Errors.reject (RunFiles.summary folder) rule $"{row.Length}" ""
 
             let sizes = tasks |> Array.map _.Classes.Length
 
             if sizes <> saved.TaskSizes then
                 let rule = $"must cut the classes into tasks of {List.ofArray saved.TaskSizes}"
-                Errors.reject (settingsPath folder) rule $"{List.ofArray sizes}" ""
+                Errors.reject (RunFiles.settings folder) rule $"{List.ofArray sizes}" ""
 
             Experiment.score learner plan listen model tasks
             |> Array.mapi (fun i score ->

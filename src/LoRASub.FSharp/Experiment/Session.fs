@@ -97,38 +97,47 @@ module Session =
 
     let private metricsPath (folder: string) = Path.Combine(folder, "metrics.jsonl")
 
-    let private log folder plan kept (writer: MetricsWriter) work =
+    let private openBoard (folder: string) (plan: Plan) (kept: MetricsLine[]) : TensorBoardWriter option =
+        if plan.Settings.TensorBoard then
+            let path = TensorBoard.path folder DateTimeOffset.UtcNow Environment.MachineName
+            Some(new TensorBoardWriter(path, kept))
+        else
+            None
+
+    // Gives `work` what writes an event down everywhere, and what counts the lines so far. A disk that takes no more
+    // should not end a run: what cannot be written then is lost, and told once.
+    let private log folder plan (listen: Progress -> unit) kept (writer: MetricsWriter) work =
         use writer = writer
+        let board = openBoard folder plan kept
+        use _ = Option.toObj board
+        let mutable failed = false
 
-        use board =
-            if plan.Settings.TensorBoard then
-                TensorBoard.openFolder folder kept
-            else
-                null
-
-        work
-            (fun event ->
+        let write event =
+            if not failed then
                 let line =
                     {
                         Time = DateTimeOffset.UtcNow
                         Event = event
                     }
 
-                writer.Write line
+                try
+                    writer.Write line
+                    board |> Option.iter _.Write(line)
+                with :? InputException as e ->
+                    failed <- true
+                    listen (Notice $"metrics are no longer written: {e.Message}")
 
-                if not (isNull board) then
-                    board.Write line)
-            (fun () -> writer.Count)
+        work write (fun () -> writer.Count)
 
     /// Runs a plan from its beginning in a held folder that holds no run: saves the settings first, then learns as
     /// `Experiment.run`, with a checkpoint after each task and every so many minutes. `stopping` is asked between any
     /// two steps: where it says so, the run is saved and ends with RunStoppedException. The results are saved by
     /// `RunFolder.save`.
     let start folder (learner: Learner<'Observing, 'Training>) (plan: Plan) listen stopping : Outcome =
-        Json.write (RunFolder.settingsPath folder) (Settings.toJson plan.Settings)
+        Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
 
         Scope.keep Outcome.leaves (fun () ->
-            log folder plan [||] (MetricsLog.start (metricsPath folder)) (fun write lines ->
+            log folder plan listen [||] (MetricsLog.start (metricsPath folder)) (fun write lines ->
                 write (startEvent learner plan)
 
                 Experiment.start learner plan
@@ -146,7 +155,7 @@ module Session =
 
             let struct (kept, writer) = MetricsLog.resume (metricsPath folder) count
 
-            log folder plan kept writer (fun write lines ->
+            log folder plan listen kept writer (fun write lines ->
                 if count = 0 then
                     write (startEvent learner plan)
 

@@ -90,15 +90,20 @@ module TensorBoard =
         | None -> struct (Array.append (opening line.Time) bytes, Some after)
         | Some _ -> struct (bytes, Some after)
 
+    let private prefix = "events.out.tfevents."
+
+    /// The event files in a folder, oldest first.
+    let files (folder: string) : string[] =
+        Directory.GetFiles(folder, prefix + "*") |> Array.sort
+
     /// Where a folder's events go: its event file, or the name of a new one that says when and where the run started.
     /// Rejects a folder that does not exist.
     let path (folder: string) (started: DateTimeOffset) (host: string) : string =
-        let prefix = "events.out.tfevents."
 
         if not (Directory.Exists folder) then
             Errors.reject folder "must be a folder" "none" "make it first"
 
-        match Directory.GetFiles(folder, prefix + "*") |> Array.sort |> Array.tryLast with
+        match files folder |> Array.tryLast with
         | Some path -> path
         | None ->
             let host =

@@ -74,6 +74,8 @@ type Learner<'Observing, 'Training> =
         Update: Batch -> 'Training -> struct ('Training * StepReport)
         /// What observing led to, per block; empty where nothing is retained.
         Retained: 'Training -> Retained[]
+        /// The retained spaces themselves, per block, on the CPU; empty where nothing is retained. Owned by the caller.
+        Subspaces: 'Training -> Subspace[]
         /// Merges the task and adds its classes, in one pass over its training images.
         AfterTask: BatchLoader[] -> 'Training -> TaskState
         /// Adds a task's classes to the state with the network as it stands, in one pass over its training images.

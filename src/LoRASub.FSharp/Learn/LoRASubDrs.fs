@@ -620,6 +620,7 @@ module LoRASubDrs =
                             Energy = p.Energy
                             Condition = p.Condition
                         })
+            Subspaces = fun training -> training.Projections |> Array.map Subspace.ofProjection
             AfterTask = afterTask vit
             Extend = extend vit settings
             Deploy = deploy vit
