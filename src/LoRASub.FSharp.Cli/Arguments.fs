@@ -1,11 +1,11 @@
-/// The command line, from text to a command. Reads no file and loads no native library.
+/// The command line, from text to a command. Reads no file but that of --config and loads no native library.
 module LoRASub.Cli.Arguments
 
 open System
 open Argu
 open LoRASub
 
-/// Every case but the last two is a setting of the library's under the same name.
+/// Every case but those from Out on is a setting of the library's under the same name.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type RunFlag =
     | [<Unique>] Data of NAME: string
@@ -59,6 +59,9 @@ type RunFlag =
     | [<Unique>] Tensorboard
     | [<Unique>] Reference of DIR: string
     | [<Unique>] Out of DIR: string
+    | [<Unique>] Config of FILE: string
+    | [<Unique>] Seeds of LIST: string
+    | [<Unique>] Dry_Run
     | [<Unique>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
@@ -115,6 +118,9 @@ type RunFlag =
             | Tensorboard -> "write TensorBoard event files as well"
             | Reference _ -> "finished run to measure transfer against"
             | Out _ -> "folder for the results (default: not saved)"
+            | Config _ -> "settings from YAML or JSON, also published ones"
+            | Seeds _ -> "a run for each seed: 1,2,3"
+            | Dry_Run -> "print the merged settings and their sources"
             | Libtorch _ -> "folder of another LibTorch, as for CUDA"
 
 /// What may differ between the machine that ran and the one that evaluates.
@@ -161,13 +167,23 @@ type Flag =
             | Doctor _ -> "check this installation and measure its speed"
             | Version -> "print the version"
 
+/// What `lorasub run` is asked for.
+type RunCommand =
+    {
+        Config: MergedConfig
+        /// Folder for the results.
+        Out: string option
+        LibTorch: string option
+        DryRun: bool
+    }
+
 /// What to do.
 [<RequireQualifiedAccess>]
 type Command =
     /// Show this text.
     | Help of string
     | Version
-    | Run of settings: RunSettings * out: string option * libTorch: string option
+    | Run of RunCommand
     /// A run's folder and the settings that replace its own.
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
     | Doctor of libTorch: string option
@@ -223,18 +239,22 @@ let private command (results: ParseResults<Flag>) : Command =
             flags
             |> pairsWithout (function
                 | Out _
+                | Config _
+                | Seeds _
+                | Dry_Run
                 | RunFlag.Libtorch _ -> true
                 | _ -> false)
 
-        let preset =
-            if List.contains ("data", "cifar100") pairs then
-                Preset.cifar100
-            else
-                Preset.quick
+        let file = flags.TryGetResult Config |> Option.map ConfigFile.read
+        let seeds = flags.TryGetResult Seeds |> Option.map (ConfigFile.seeds "--seeds")
 
-        let settings = Settings.ofPairs preset pairs
-
-        Command.Run(settings, flags.TryGetResult Out, flags.TryGetResult RunFlag.Libtorch)
+        Command.Run
+            {
+                Config = Config.merge file pairs seeds
+                Out = flags.TryGetResult Out
+                LibTorch = flags.TryGetResult RunFlag.Libtorch
+                DryRun = flags.Contains Dry_Run
+            }
     | Some(Evaluate flags) ->
         refuseUnknown flags.Parser "an option of lorasub evaluate" flags.UnrecognizedCliParams
 

@@ -34,13 +34,34 @@ let private say (shell: Shell) (lines: string list) =
 
     shell.Out.Flush()
 
-let private run (shell: Shell) settings (out: string option) libTorch =
-    Settings.check settings
-    let settings = Assets.fill settings
+let private noteLines (notes: string seq) =
+    [ for note in notes -> $"note: {note}" ]
+
+let private run (shell: Shell) (command: Arguments.RunCommand) =
+    let out = command.Out
+
+    let config =
+        Config.complete "comes with the program" (Assets.fill command.Config.Settings) command.Config
+
+    let settings = config.Settings
+
+    if config.Seeds.Length > 1 then
+        Errors.reject
+            "seeds"
+            "must be one for a run"
+            $"{config.Seeds.Length}"
+            "run them one by one with --seed"
+
     Option.iter RunFolder.check out
-    loadNative libTorch settings
-    let plan = Plan.load settings
+    loadNative command.LibTorch settings
+    say shell (noteLines config.Notes)
+    let plan = Plan.loadChecking (Config.checkClasses config.Expected) settings
     use _ = Scope.own Plan.leaves plan
+
+    say
+        shell
+        (noteLines (Config.backboneNotes config.Expected (int plan.Backbone.Width) (int plan.Backbone.Heads)))
+
     let learner = LoRASubDrs.learner plan.Backbone settings.Method
     let workload = Display.Workload.ofPlan learner plan
     say shell (Display.header plan (torch.get_num_threads ()))
@@ -110,7 +131,14 @@ let start (shell: Shell) (argv: string[]) : int =
         | Arguments.Command.Version ->
             shell.Out.WriteLine $"lorasub {version ()}"
             0
-        | Arguments.Command.Run(settings, out, libTorch) -> run shell settings out libTorch
+        | Arguments.Command.Run command ->
+            Settings.check command.Config.Settings
+
+            if command.DryRun then
+                say shell (DryRun.lines command.Config)
+                0
+            else
+                run shell command
         | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
