@@ -68,6 +68,7 @@ module ConfigFile =
 
     // ------------------------------------------------------------------------------------------ data sets
 
+    /// The published data sets, whose number of classes is known without their files.
     let internal classCounts =
         [
             "fashion-mnist", 10
@@ -81,7 +82,9 @@ module ConfigFile =
             "tiny-imagenet", 200
         ]
 
-    let internal dataNames = Datasets.names @ List.map fst classCounts |> List.distinct
+    let internal dataNames =
+        Datasets.names @ List.map fst classCounts @ [ "domainnet-domains"; "folder" ]
+        |> List.distinct
 
     /// The same for ImageNet_R, imagenet-r and ImageNetR.
     let private spelling (name: string) =
@@ -96,10 +99,12 @@ module ConfigFile =
 
     // ------------------------------------------------------------------------------------------ reading a tree
 
-    /// What fits into a message of one line.
-    let private shortened (text: string) =
-        let text = if text.Length <= 60 then text else text[..59] + "…"
+    let private oneLine (text: string) =
         String.map (fun c -> if Char.IsControl c then '?' else c) text
+
+    /// What fits into a message.
+    let private shortened (text: string) =
+        oneLine (if text.Length <= 60 then text else text[..59] + "…")
 
     /// A value under a key, and where it stands.
     type private Found =
@@ -826,6 +831,9 @@ module ConfigFile =
 
     /// Rejects a value that no run can have, and names where it stands.
     let private checkSetting (s: SettingSource) =
+        if s.Value.Length > 4096 then
+            Errors.reject s.Source "must have at most 4096 characters" $"{s.Value.Length}" ""
+
         if s.Name = "data" && not (List.contains s.Value dataNames) then
             refuseData s.Source $"'{shortened s.Value}'"
 
@@ -836,7 +844,7 @@ module ConfigFile =
                 e.Message.IndexOf(';', e.Message.IndexOf("; found", StringComparison.Ordinal) + 1) > 0
 
             let fix = if advised then "" else "; leave it out for the default"
-            raise (InputException($"{s.Source}: {e.Message}{fix}", e))
+            raise (InputException($"{s.Source}: {oneLine e.Message}{fix}", e))
 
     /// The configuration in a file's bytes; `path` is the name that errors and sources use. Rejects what is no
     /// configuration, unknown or nested settings, and values of a wrong kind or out of range.
