@@ -134,6 +134,7 @@ let private insideOn (terminal: StringWriter -> IAnsiConsole option) (arguments:
                 Out = out
                 Error = error
                 Terminal = terminal out
+                Interruption = Interruption()
             }
             (Array.ofList arguments)
 
@@ -573,7 +574,7 @@ let private line' =
         testCase "values may begin with a dash and follow an equals sign" (fun () ->
             let settingsOf arguments =
                 match Arguments.parse (Array.ofList ("run" :: arguments)) with
-                | Arguments.Command.Run(settings, _, _) -> settings
+                | Arguments.Command.Run run -> run.Config.Settings
                 | other -> failtest $"{other}"
 
             let spaced =

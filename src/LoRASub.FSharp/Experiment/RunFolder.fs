@@ -28,8 +28,7 @@ module RunFolder =
             work ()
         with
         | :? IOException
-        | :? UnauthorizedAccessException as e ->
-            Errors.reject folder "must be writable" e.Message ""
+        | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
 
     let private refuse (folder: string) (what: string) =
         Errors.reject
@@ -83,8 +82,7 @@ module RunFolder =
         with
         | :? IOException ->
             Errors.reject folder "must not be in use" "another process runs in it" "wait for it, or end it"
-        | :? UnauthorizedAccessException as e ->
-            Errors.reject folder "must be writable" e.Message ""
+        | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
 
     /// Removes what a run has left in a folder, and nothing else: to be called while the folder is held.
     let clear (folder: string) =
