@@ -599,6 +599,18 @@ let tests =
                     ] do
                     refused words (fun () -> ConfigFile.seeds "--seeds" text |> ignore))
 
+            testCase "the documentation has a row for every setting" (fun () ->
+                let text = File.ReadAllText(Path.Combine(examples, "..", "configuration.md"))
+
+                let rows =
+                    text.Split '\n'
+                    |> Array.filter (fun line -> line.StartsWith "| `")
+                    |> Array.map (fun line -> line.Split('|')[1])
+                    |> String.concat ""
+
+                for setting in Settings.all do
+                    Expect.stringContains rows $"`{setting.Name}`" "rows")
+
             testCase "the examples of the documentation can be read" (fun () ->
                 let files = Directory.GetFiles(examples, "*.yaml")
                 Expect.hasLength files 2 "examples"
