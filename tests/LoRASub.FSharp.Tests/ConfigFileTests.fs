@@ -640,6 +640,16 @@ let tests =
                 let noted = lib [ "n_gpu: 1", laughs ]
                 Expect.stringContains (List.last noted.Notes) "l9 (unknown" "note"
 
+                let repeated =
+                    try
+                        own (String.replicate 10_000 "rank: 1\n") |> ignore
+                        ""
+                    with :? InputException as e ->
+                        e.Message
+
+                Expect.stringContains repeated "given once" "refused"
+                Expect.isLessThan repeated.Length 300 "a message to read"
+
                 let keys = String.Join("\n", [ for i in 1..20_000 -> $"key{i}: 1" ])
                 let many = lib [ "n_gpu: 1", keys ]
                 Expect.isLessThan (List.last many.Notes).Length 3000 "a note to read")

@@ -122,7 +122,7 @@ let tests =
                     "a: &x {b: 1}\nc:\n  <<: *x",
                     [ "line 3"; "merge key"; "write the keys out" ]
                     "a list as a key", "? [1]\n: 2", [ "line 1"; "a key must be a text" ]
-                    "an alias without anchor", "a: 1\nb: *x", [ "line 2"; "must follow its anchor"; "*x" ]
+                    "an alias without anchor", "a: 1\nb: *x", [ "line 2"; "must follow its anchor" ]
                     "an anchor around itself", "a: &x [*x]", [ "must follow its anchor" ]
                     "cut JSON", "{\"a\": 1", [ "some.yaml"; "must be JSON"; "'{'" ]
                     "two JSON values", "{} {}", [ "must be JSON" ]

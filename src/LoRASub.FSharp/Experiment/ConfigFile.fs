@@ -758,7 +758,12 @@ module ConfigFile =
 
             if all.Length > 1 then
                 let lines = all |> Array.map (fun (_, node) -> string node.Line) |> listed
-                Errors.reject (place node) $"{name} must be given once" $"lines {lines}" "leave one of them")
+
+                Errors.reject
+                    (place node)
+                    $"{name} must be given once"
+                    $"lines {shortened lines}"
+                    "leave one of them")
 
         let found (name, node: ConfigNode) =
             {

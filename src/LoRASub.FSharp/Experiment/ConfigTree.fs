@@ -106,7 +106,7 @@ module internal ConfigTree =
             let finish (node: Events.NodeEvent) value =
                 // a plain scalar's tag is "?", a quoted one's "!"
                 if not node.Tag.IsEmpty && not node.Tag.IsNonSpecific then
-                    refuse line "must be YAML without tags" $"{node.Tag}" "leave the tag out"
+                    refuse line "must be YAML without tags" "one" "leave the tag out"
 
                 let made = { Line = line; Value = value }
 
@@ -119,7 +119,7 @@ module internal ConfigTree =
             | :? Events.AnchorAlias as alias ->
                 match anchors.TryGetValue alias.Value.Value with
                 | true, node -> node
-                | _ -> refuse line "an alias must follow its anchor" $"*{alias.Value.Value}" ""
+                | _ -> refuse line "an alias must follow its anchor" "one that is not there" ""
             | :? Events.Scalar as scalar ->
                 finish
                     scalar
