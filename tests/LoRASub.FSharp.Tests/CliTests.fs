@@ -220,6 +220,15 @@ let private line name given words =
         Arguments = fun _ -> given
     }
 
+/// Gives a configuration file with a text, or without one a file that is not there.
+let private config name (text: string option) words =
+    {
+        Name = $"configuration: {name}"
+        Spoil = fun world -> text |> Option.iter (fun t -> File.WriteAllText(under world "config.yaml", t))
+        Arguments = fun world -> arguments world [ "--config"; under world "config.yaml" ]
+        Words = words
+    }
+
 let private cut (path: string) =
     let bytes = File.ReadAllBytes path
     File.WriteAllBytes(path, bytes[.. bytes.Length - 20])
@@ -457,6 +466,42 @@ let private badInput =
         flags "more threads than any machine has" [ "--threads"; "100000" ] [ "threads"; "at most 1024" ]
         flags "more epochs than can be counted" [ "--epochs"; "400000000" ] [ "epochs"; "at most 1000000" ]
 
+        // configuration files
+        config "no such configuration" None [ "config.yaml"; "no such file" ]
+        config "a configuration of nobody" (Some "a: 1") [ "config.yaml"; "'a'" ]
+        config "no YAML" (Some "rank: [") [ "config.yaml"; "must be YAML" ]
+        config
+            "an unknown setting"
+            (Some "rank: 2\nmargn: 1")
+            [ "config.yaml, line 2"; "did you mean margin?" ]
+        config "a wrong type" (Some "rank: two") [ "config.yaml, line 1"; "whole number"; "'two'" ]
+        config "out of range" (Some "energy: 2") [ "config.yaml, line 1"; "energy" ]
+        config "an unknown data set" (Some "data: minst") [ "config.yaml, line 1"; "did you mean mnist?" ]
+        config
+            "an unknown method"
+            (Some(ConfigFileTests.official |> ConfigFileTests.edit "lorasub_drs" "other"))
+            [ "model_name"; "must be lorasub_drs"; "'other'" ]
+        config
+            "fewer classes than the configuration says"
+            (ConfigFileTests.official
+             |> ConfigFileTests.edit "ImageNet_A" "mnist"
+             |> ConfigFileTests.edit "[3, 4]" "[3]"
+             |> Some)
+            [
+                "config.yaml"
+                "its tasks need data of 200 classes"
+                "found 10"
+                "in the file"
+            ]
+        {
+            Name = "a configuration whose tasks do not divide the classes, dry"
+            Spoil = fun world -> File.WriteAllText(under world "config.yaml", "data: cifar100\ntasks: 3")
+            Arguments = fun world -> [ "run"; "--dry-run"; "--config"; under world "config.yaml" ]
+            Words = [ "tasks"; "divide the 100 classes" ]
+        }
+        flags "seeds beside a seed" [ "--seed"; "1"; "--seeds"; "1,2" ] [ "--seeds"; "beside --seed" ]
+        flags "a seed twice" [ "--seeds"; "1,1" ] [ "--seeds"; "each seed once" ]
+
         // output
         {
             Name = "output name that is too long"
@@ -566,6 +611,8 @@ let private line' =
                 let flag =
                     if List.contains setting.Name [ "projection"; "subtraction"; "triplet"; "training" ] then
                         $"--no-{setting.Name}"
+                    elif List.contains setting.Name [ "skip-broken"; "tensorboard" ] then
+                        $"--{setting.Name} "
                     else
                         $"--{setting.Name} <"
 
@@ -587,6 +634,67 @@ let private line' =
             Expect.equal settings.Seed -3L "seed"
             Expect.equal settings.Method.LearningRate 1e-2 "rate"
             Expect.isFalse settings.Method.Triplet "switch")
+
+        testCase
+            "a dry run tells settings, sources, notes and tasks, without data, weights and LibTorch"
+            (fun () ->
+                Probe.inFolder (fun folder ->
+                    let path = under folder "lib.yaml"
+                    File.WriteAllText(path, ConfigFileTests.libContinual)
+                    let out = under folder "out"
+
+                    let ended =
+                        outside
+                            noLibTorch
+                            [ "run"; "--config"; path; "--dry-run"; "--rank"; "5"; "--out"; out ]
+
+                    Expect.equal (ended.Code, ended.Error) (0, "") "exit code and standard error"
+                    Expect.isFalse (Directory.Exists out) "nothing is written"
+                    let lines = ended.Out.Split '\n'
+
+                    let row (name: string) =
+                        lines
+                        |> Array.filter (fun l -> l.StartsWith(name + " "))
+                        |> Array.map (fun l -> Regex.Replace(l, " {2,}", " | "))
+
+                    for name, value, source in
+                        [
+                            "setting", "value", "source"
+                            "rank", "5", "command line"
+                            "head-lr", "0.003", "lib.yaml, line 51 (classifier.kwargs.fc_lrate)"
+                            "class-order", "seed1993", "preset quick libcontinual"
+                            "energy", "0.99", "default"
+                        ] do
+                        Expect.equal (row name) [| $"{name} | {value} | {source}" |] name
+
+                    let columns =
+                        lines
+                        |> Array.takeWhile (fun l -> l <> "")
+                        |> Array.map (fun l -> Regex.Match(l, @"^\S+ +").Length)
+
+                    Expect.hasLength (Array.distinct columns) 1 "aligned"
+
+                    Expect.stringContains
+                        ended.Out
+                        "note: lib.yaml: not used by this method: val_per_epoch"
+                        "notes"
+
+                    Expect.stringContains
+                        ended.Out
+                        "11 tasks: 20 classes, then 10 x 18 (200 in all)\n"
+                        "tasks"))
+
+        testCase "a dry run without a file, of data that is not here, and of several seeds" (fun () ->
+            let dry more = inside ("run" :: "--dry-run" :: more)
+            let plain = dry []
+            Expect.equal (plain.Code, plain.Error) (0, "") "plain"
+            Expect.stringContains plain.Out "2 tasks x 5 classes (10 in all)\n" "tasks"
+            let cifar = dry [ "--data"; "cifar100"; "--seeds"; "3,4" ]
+            Expect.stringContains cifar.Out "note: a run needs --data-path DIR" "what is missing"
+            Expect.stringContains cifar.Out "10 tasks x 10 classes (100 in all)\n2 runs" "tasks and runs"
+            Expect.isMatch cifar.Out @"\nseeds +3,4 +command line\n" "seeds"
+            let folder = dry [ "--data"; "folder"; "--tasks"; "1" ]
+            Expect.stringContains folder.Out "1 task; the data says how many classes" "unknown classes")
 
         testCase "help, version and wrong arguments need no LibTorch" (fun () ->
             let help = outside noLibTorch [ "--help" ]
@@ -761,6 +869,52 @@ let private runs =
 
                 Expect.equal broken.Code 2 "a failing run"
                 endsWithCursor broken))
+
+        testCase
+            "a run follows a configuration file, and tells its notes and what the backbone has instead"
+            (inWorld (fun world ->
+                let path = under world "official.json"
+
+                ConfigFileTests.official
+                |> ConfigFileTests.edit "ImageNet_A" "mnist"
+                |> ConfigFileTests.edit "\"init_cls\": 20" "\"init_cls\": 4"
+                |> ConfigFileTests.edit "\"increment\": 10" "\"increment\": 3"
+                |> ConfigFileTests.edit "\"total_sessions\" : 19" "\"total_sessions\" : 3"
+                |> ConfigFileTests.edit "[3, 4]" "[3]"
+                |> fun text -> File.WriteAllText(path, text)
+
+                let ended =
+                    inside
+                        [
+                            "run"
+                            "--config"
+                            path
+                            "--data-path"
+                            under world "data"
+                            "--backbone"
+                            under world "vit.safetensors"
+                            "--initial-epochs"
+                            "1"
+                            "--epochs"
+                            "1"
+                            "--out"
+                            under world "out"
+                        ]
+
+                Expect.equal (ended.Code, ended.Error) (0, "") "run"
+
+                for word in
+                    [
+                        "not used by this method: prefix"
+                        "width 768, but the backbone has 8, which counts"
+                        "heads 12, but the backbone has 2, which counts"
+                        "task 3/3"
+                    ] do
+                    Expect.stringContains ended.Out word "output"
+
+                let saved = RunFolder.settings (under world "out")
+                Expect.equal (saved.Seed, saved.Method.Rank, saved.InitialClasses) (3L, 4, Some 4) "settings"
+                Expect.equal (saved.Method.Margin, saved.Epochs) (1.25, 1) "settings"))
 
         testCase
             "a held learning rate is told"

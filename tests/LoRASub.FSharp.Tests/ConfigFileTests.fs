@@ -599,6 +599,18 @@ let tests =
                     ] do
                     refused words (fun () -> ConfigFile.seeds "--seeds" text |> ignore))
 
+            testCase "the documentation has a row for every setting" (fun () ->
+                let text = File.ReadAllText(Path.Combine(examples, "..", "configuration.md"))
+
+                let rows =
+                    text.Split '\n'
+                    |> Array.filter (fun line -> line.StartsWith "| `")
+                    |> Array.map (fun line -> line.Split('|')[1])
+                    |> String.concat ""
+
+                for setting in Settings.all do
+                    Expect.stringContains rows $"`{setting.Name}`" "rows")
+
             testCase "the examples of the documentation can be read" (fun () ->
                 let files = Directory.GetFiles(examples, "*.yaml")
                 Expect.hasLength files 2 "examples"
@@ -627,6 +639,16 @@ let tests =
 
                 let noted = lib [ "n_gpu: 1", laughs ]
                 Expect.stringContains (List.last noted.Notes) "l9 (unknown" "note"
+
+                let repeated =
+                    try
+                        own (String.replicate 10_000 "rank: 1\n") |> ignore
+                        ""
+                    with :? InputException as e ->
+                        e.Message
+
+                Expect.stringContains repeated "given once" "refused"
+                Expect.isLessThan repeated.Length 300 "a message to read"
 
                 let keys = String.Join("\n", [ for i in 1..20_000 -> $"key{i}: 1" ])
                 let many = lib [ "n_gpu: 1", keys ]

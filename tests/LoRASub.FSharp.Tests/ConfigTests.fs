@@ -229,6 +229,23 @@ let tests =
                 Expect.equal (resize (own "test-resize: 40") [ "image-size", "32" ]) (Some 40, false) "own"
                 Expect.equal (resize None [ "image-size", "32" ]) (None, false) "none")
 
+            testCase "the first task's epochs do not follow the command line's silently" (fun () ->
+                let notes file pairs =
+                    (Config.merge file pairs None).Notes
+                    |> Array.filter (fun n -> n.StartsWith "the first task")
+
+                Expect.equal
+                    (notes (lib []) [ "epochs", "1" ])
+                    [|
+                        "the first task keeps its 9 epochs, unless --initial-epochs says otherwise"
+                    |]
+                    "the file's"
+
+                Expect.hasLength (notes None [ "data", "imagenet-r"; "epochs", "1" ]) 1 "the preset's"
+                Expect.isEmpty (notes (lib []) []) "nothing asked for"
+                Expect.isEmpty (notes (lib []) [ "epochs", "9" ]) "the same"
+                Expect.isEmpty (notes (lib []) [ "epochs", "1"; "initial-epochs", "2" ]) "both asked for")
+
             testCase "the data must have the classes that the file says" (fun () ->
                 let expected = (Config.merge (lib []) [] None).Expected
                 Config.checkClasses expected 200

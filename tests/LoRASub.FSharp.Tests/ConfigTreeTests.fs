@@ -72,6 +72,8 @@ let orRefused (call: unit -> unit) =
         call ()
     with :? InputException as e ->
         Expect.isNotEmpty e.Message "a reason"
+        Expect.isLessThan e.Message.Length 1000 "a message to read"
+        Expect.isFalse (e.Message.Contains '\n') "one line"
 
 [<Tests>]
 let tests =
@@ -122,8 +124,11 @@ let tests =
                     "a: &x {b: 1}\nc:\n  <<: *x",
                     [ "line 3"; "merge key"; "write the keys out" ]
                     "a list as a key", "? [1]\n: 2", [ "line 1"; "a key must be a text" ]
-                    "an alias without anchor", "a: 1\nb: *x", [ "line 2"; "must follow its anchor"; "*x" ]
+                    "an alias without anchor", "a: 1\nb: *x", [ "line 2"; "must follow its anchor" ]
                     "an anchor around itself", "a: &x [*x]", [ "must follow its anchor" ]
+                    "a long word in JSON",
+                    "{\"a\": t" + String('x', 9000),
+                    [ "some.yaml"; "must be JSON"; "…" ]
                     "cut JSON", "{\"a\": 1", [ "some.yaml"; "must be JSON"; "'{'" ]
                     "two JSON values", "{} {}", [ "must be JSON" ]
                     "half a character in JSON", "{\"a\": \"\\ud800\"}", [ "some.yaml"; "must be JSON" ]

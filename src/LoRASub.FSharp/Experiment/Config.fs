@@ -66,6 +66,18 @@ module Config =
             ]
         | _ -> settings, []
 
+    /// The first task's epochs where they are not those that the command line asks for.
+    let private otherInitialEpochs (given: SettingSource list) (settings: RunSettings) =
+        let asked name =
+            lastOf name given |> Option.exists (fun s -> s.Source = commandLine)
+
+        match settings.InitialEpochs with
+        | Some initial when asked "epochs" && not (asked "initial-epochs") && initial <> settings.Epochs ->
+            [
+                $"the first task keeps its {initial} epochs, unless --initial-epochs says otherwise"
+            ]
+        | _ -> []
+
     let private sourceOf (preset: string) (given: SettingSource list) (name: string) (value: string) =
         let get = (Settings.all |> List.find (fun s -> s.Name = name)).Get
 
@@ -142,7 +154,12 @@ module Config =
         {
             Settings = settings
             Sources = sourcesOf (sourceOf $"preset {presetName} {variant}" given) allSeeds settings
-            Notes = [| yield! file |> Option.map _.Notes |> Option.defaultValue []; yield! notes |]
+            Notes =
+                [|
+                    yield! file |> Option.map _.Notes |> Option.defaultValue []
+                    yield! notes
+                    yield! otherInitialEpochs given settings
+                |]
             Seeds = allSeeds
             Expected =
                 // another data set has classes of its own

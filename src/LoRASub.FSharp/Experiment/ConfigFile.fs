@@ -99,12 +99,7 @@ module ConfigFile =
 
     // ------------------------------------------------------------------------------------------ reading a tree
 
-    let private oneLine (text: string) =
-        String.map (fun c -> if Char.IsControl c then '?' else c) text
-
-    /// What fits into a message.
-    let private shortened (text: string) =
-        oneLine (if text.Length <= 60 then text else text[..59] + "…")
+    let private shortened = ConfigTree.cut 60
 
     /// A value under a key, and where it stands.
     type private Found =
@@ -758,7 +753,12 @@ module ConfigFile =
 
             if all.Length > 1 then
                 let lines = all |> Array.map (fun (_, node) -> string node.Line) |> listed
-                Errors.reject (place node) $"{name} must be given once" $"lines {lines}" "leave one of them")
+
+                Errors.reject
+                    (place node)
+                    $"{name} must be given once"
+                    $"lines {shortened lines}"
+                    "leave one of them")
 
         let found (name, node: ConfigNode) =
             {
@@ -844,7 +844,7 @@ module ConfigFile =
                 e.Message.IndexOf(';', e.Message.IndexOf("; found", StringComparison.Ordinal) + 1) > 0
 
             let fix = if advised then "" else "; leave it out for the default"
-            raise (InputException($"{s.Source}: {oneLine e.Message}{fix}", e))
+            raise (InputException($"{s.Source}: {ConfigTree.oneLine e.Message}{fix}", e))
 
     /// The configuration in a file's bytes; `path` is the name that errors and sources use. Rejects what is no
     /// configuration, unknown or nested settings, and values of a wrong kind or out of range.

@@ -32,6 +32,22 @@ module internal ConfigTree =
 
     let private deepest = 64
 
+    /// A text from a file, as it may stand in a message of one line.
+    let oneLine (text: string) =
+        String.map (fun c -> if Char.IsControl c then '?' else c) text
+
+    /// `oneLine`, cut to a number of characters.
+    let cut (most: int) (text: string) =
+        oneLine (
+            if text.Length <= most then
+                text
+            else
+                text[.. most - 2] + "…"
+        )
+
+    // parsers quote what they stumble on, whole
+    let private said (e: exn) = cut 200 e.Message
+
     /// The file's bytes. Rejects what is no file or too large for a configuration.
     let bytes (path: string) : byte[] =
         if Directory.Exists path || not (File.Exists path) then
@@ -94,9 +110,9 @@ module internal ConfigTree =
                     refuse 1L "must hold one YAML document" "none" ""
             with
             | :? InputException -> reraise ()
-            | :? YamlException as e -> refuse e.Start.Line "must be YAML" e.Message ""
+            | :? YamlException as e -> refuse e.Start.Line "must be YAML" (said e) ""
             // the parser also throws InvalidOperationException and others for some malformed texts
-            | e -> Errors.reject path "must be YAML" e.Message ""
+            | e -> Errors.reject path "must be YAML" (said e) ""
 
         /// The node that an event begins.
         member yaml.Node (depth: int) (event: Events.ParsingEvent) : ConfigNode =
@@ -106,7 +122,7 @@ module internal ConfigTree =
             let finish (node: Events.NodeEvent) value =
                 // a plain scalar's tag is "?", a quoted one's "!"
                 if not node.Tag.IsEmpty && not node.Tag.IsNonSpecific then
-                    refuse line "must be YAML without tags" $"{node.Tag}" "leave the tag out"
+                    refuse line "must be YAML without tags" "one" "leave the tag out"
 
                 let made = { Line = line; Value = value }
 
@@ -119,7 +135,7 @@ module internal ConfigTree =
             | :? Events.AnchorAlias as alias ->
                 match anchors.TryGetValue alias.Value.Value with
                 | true, node -> node
-                | _ -> refuse line "an alias must follow its anchor" $"*{alias.Value.Value}" ""
+                | _ -> refuse line "an alias must follow its anchor" "one that is not there" ""
             | :? Events.Scalar as scalar ->
                 finish
                     scalar
@@ -225,9 +241,9 @@ module internal ConfigTree =
             reader.Read() |> ignore
             node
         with
-        | :? JsonException as e -> Errors.reject path "must be JSON, as it begins with '{'" e.Message ""
+        | :? JsonException as e -> Errors.reject path "must be JSON, as it begins with '{'" (said e) ""
         // a string that is no Unicode
-        | :? InvalidOperationException as e -> Errors.reject path "must be JSON in UTF-8" e.Message ""
+        | :? InvalidOperationException as e -> Errors.reject path "must be JSON in UTF-8" (said e) ""
 
     /// The tree of a file's bytes: JSON where they begin with '{', YAML otherwise. Rejects what is neither, or nested
     /// more than 64 levels deep.
@@ -236,7 +252,7 @@ module internal ConfigTree =
             try
                 UTF8Encoding(false, true).GetString(bytes).TrimStart '\uFEFF'
             with :? DecoderFallbackException as e ->
-                Errors.reject path "must be text in UTF-8" e.Message ""
+                Errors.reject path "must be text in UTF-8" (said e) ""
 
         if text.TrimStart().StartsWith '{' then
             json path (Encoding.UTF8.GetBytes text)
