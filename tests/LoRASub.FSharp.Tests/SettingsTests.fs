@@ -57,6 +57,7 @@ let private texts: (string * string * string) list =
         "threads", "1", "2"
         "seed", "-1", "9223372036854775807"
         "checkpoint-minutes", "0", "0.5"
+        "drift", "true", "false"
         "tensorboard", "true", "false"
         "reference", "runs/joint", "a"
     ]
