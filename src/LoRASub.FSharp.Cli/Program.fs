@@ -112,6 +112,10 @@ let start (shell: Shell) (argv: string[]) : int =
             0
         | Arguments.Command.Run(settings, out, libTorch) -> run shell settings out libTorch
         | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
+        | Arguments.Command.DataList ->
+            say shell (DataCommand.list ())
+            0
+        | Arguments.Command.DataCheck(name, folder) -> DataCommand.check (say shell) name folder
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
         complain

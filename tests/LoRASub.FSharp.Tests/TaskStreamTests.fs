@@ -14,12 +14,11 @@ let private set source (classes: int) (perClass: int) : ImageSet =
     ImageSet.ofBytes source (Array.init n (fun i -> i % classes)) 1 2 2 (countedPixels n 4)
 
 let private toy classes : Dataset =
-    {
-        Name = "toy"
-        ClassNames = Array.init classes (fun c -> $"kind {c}")
-        Train = set "train.bin" classes 5
-        Test = set "test.bin" classes 2
-    }
+    Dataset.create
+        "toy"
+        (Array.init classes (fun c -> $"kind {c}"))
+        (set "train.bin" classes 5)
+        (set "test.bin" classes 2)
 
 let private options: BatchOptions =
     {
@@ -32,6 +31,7 @@ let private options: BatchOptions =
             }
         BatchSize = 4
         Augmentation = Augmentation.None
+        Cropping = Cropping.standard
         Device = torch.CPU
         Dtype = torch.ScalarType.Float32
     }

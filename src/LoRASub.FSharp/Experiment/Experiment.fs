@@ -107,7 +107,17 @@ module Plan =
             | None -> Errors.reject name "must be given" "none" $"set {name}"
 
         let options = backboneOptions settings
-        let dataset = Datasets.load settings.Data (needed "data-path" settings.DataPath)
+
+        let reading =
+            {
+                SplitRatio = settings.SplitRatio
+                SplitSeed = settings.SplitSeed
+                SkipBroken = settings.SkipBroken
+            }
+
+        let dataset =
+            Datasets.loadWith reading settings.Data (needed "data-path" settings.DataPath)
+
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses
 
         let backboneFile = needed "backbone" settings.Backbone
@@ -145,6 +155,12 @@ module Plan =
                 }
             BatchSize = plan.Settings.Batch
             Augmentation = augmentation
+            Cropping =
+                {
+                    Scale = plan.Settings.CropScale
+                    Ratio = plan.Settings.CropRatio
+                    TestResize = plan.Settings.TestResize
+                }
             Device = plan.Backbone.Device
             Dtype = Precision.compute plan.Backbone.Precision
         }
@@ -445,6 +461,7 @@ module Experiment =
             plan.Stream.Tasks
             |> Array.truncate (defaultArg settings.StopAfter Int32.MaxValue)
 
+        Array.iter (Notice >> listen) plan.Stream.Dataset.Notes
         Array.iter listen (heldRates plan)
 
         let oneTask struct (state: TaskState, rows) task =
