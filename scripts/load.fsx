@@ -47,11 +47,11 @@ let smallPlan (tasks: int) (settings: RunSettings) : Plan =
     let whole = Datasets.load "fashion-mnist" fashionMnist
 
     let part =
-        { whole with
-            ClassNames = Array.truncate classes whole.ClassNames
-            Train = firstImages classes 32 whole.Train
-            Test = firstImages classes 25 whole.Test
-        }
+        Dataset.create
+            whole.Name
+            (Array.truncate classes whole.ClassNames)
+            (firstImages classes 32 whole.Train)
+            (firstImages classes 25 whole.Test)
 
     {
         Settings = settings

@@ -148,10 +148,10 @@ type DoctorFlag =
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type CheckFlag =
-    | [<MainCommand; Unique>] Of of NAME: string * DIR: string
+    | [<MainCommand; Unique>] Name_And_Folder of NAME_DIR: string list
 
     interface IArgParserTemplate with
-        member _.Usage = "data set and the folder that should hold it"
+        member _.Usage = "data set, and the folder that should hold it"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type DataFlag =
@@ -278,9 +278,11 @@ let private command (results: ParseResults<Flag>) : Command =
         | Some(Check check) ->
             refuseUnknown check.Parser "an option of lorasub data check" check.UnrecognizedCliParams
 
-            match check.TryGetResult Of with
-            | Some(name, folder) -> Command.DataCheck(name, folder)
-            | None -> Errors.reject "lorasub data check" "needs a data set and a folder" "none" ""
+            match check.GetResult(Name_And_Folder, []) with
+            | [ name; folder ] -> Command.DataCheck(name, folder)
+            | other ->
+                let given = if other.IsEmpty then "none" else String.concat " " other
+                Errors.reject "lorasub data check" "needs a data set and a folder" given ""
         | None -> Command.Help(flags.Parser.PrintUsage())
     | Some(Doctor flags) ->
         refuseUnknown flags.Parser "an option of lorasub doctor" flags.UnrecognizedCliParams

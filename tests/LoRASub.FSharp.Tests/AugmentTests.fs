@@ -21,7 +21,9 @@ let private badInputs: BadInput list =
 
             $"{augmentation} of three axes",
             [ "[n, c, H, W]" ],
-            fun _ -> Augment.apply augmentation Cropping.standard 4 0.0 ((pattern 1 4 4).squeeze 0L) key |> ignore
+            fun _ ->
+                Augment.apply augmentation Cropping.standard 4 0.0 ((pattern 1 4 4).squeeze 0L) key
+                |> ignore
     ]
 
 [<Tests>]
@@ -83,7 +85,8 @@ let tests =
                     }
 
                 let only height width =
-                    Augment.cropBoxes Cropping.standard height width 20 (Rng.ofSeed 5L) |> Array.distinct
+                    Augment.cropBoxes Cropping.standard height width 20 (Rng.ofSeed 5L)
+                    |> Array.distinct
 
                 Expect.equal (only 1 100) [| box 0 49 1 1 |] "wide"
                 Expect.equal (only 300 3) [| box 148 0 4 3 |] "high"
@@ -92,13 +95,18 @@ let tests =
             testCase "no augmentation is resampling" (fun () ->
                 Scope.run (fun () ->
                     let given = pattern 3 8 8
-                    let plain = Augment.apply Augmentation.None Cropping.standard 5 0.0 given (Rng.ofSeed 1L)
+
+                    let plain =
+                        Augment.apply Augmentation.None Cropping.standard 5 0.0 given (Rng.ofSeed 1L)
+
                     Expect.equal (numbers plain) (numbers (Resample.resize 5 given)) "pixels"))
 
             law "flipping keeps or mirrors each image" (fun (seed: int64) ->
                 let given = pattern 4 6 6
                 let plain, mirrored = images given, images (given.flip 3L)
-                let flipped = images (Augment.apply Augmentation.Flip Cropping.standard 6 0.0 given (Rng.ofSeed seed))
+
+                let flipped =
+                    images (Augment.apply Augmentation.Flip Cropping.standard 6 0.0 given (Rng.ofSeed seed))
 
                 for i in 0..3 do
                     Expect.isTrue (flipped[i] = plain[i] || flipped[i] = mirrored[i]) $"image {i}")
@@ -107,7 +115,12 @@ let tests =
                 Scope.run (fun () ->
                     let given = pattern 400 2 2
                     let plain = images given
-                    let flipped = images (Augment.apply Augmentation.Flip Cropping.standard 2 0.0 given (Rng.ofSeed 9L))
+
+                    let flipped =
+                        images (
+                            Augment.apply Augmentation.Flip Cropping.standard 2 0.0 given (Rng.ofSeed 9L)
+                        )
+
                     let kept = Array.map2 (fun a b -> if a = b then 1 else 0) plain flipped |> Array.sum
                     Expect.isTrue (kept > 160 && kept < 240) $"{kept} of 400 are as they were"))
 
@@ -118,7 +131,9 @@ let tests =
                     let boxes = Augment.cropBoxes Cropping.standard 12 10 16 (Rng.fold 0L key)
                     let plain = images (Resample.crop 6 boxes given)
                     let mirrored = images (Resample.crop 6 boxes (given.flip 3L))
-                    let augmented = images (Augment.apply Augmentation.CropFlip Cropping.standard 6 0.0 given key)
+
+                    let augmented =
+                        images (Augment.apply Augmentation.CropFlip Cropping.standard 6 0.0 given key)
 
                     for i in 0..15 do
                         Expect.isTrue (augmented[i] = plain[i] || augmented[i] = mirrored[i]) $"image {i}"
@@ -130,7 +145,15 @@ let tests =
                     let given = pattern 8 10 10
 
                     let at seed =
-                        numbers (Augment.apply Augmentation.CropFlip Cropping.standard 8 0.0 given (Rng.ofSeed seed))
+                        numbers (
+                            Augment.apply
+                                Augmentation.CropFlip
+                                Cropping.standard
+                                8
+                                0.0
+                                given
+                                (Rng.ofSeed seed)
+                        )
 
                     Expect.equal (at 1L) (at 1L) "same key"
                     Expect.notEqual (at 1L) (at 2L) "other key"))
@@ -141,6 +164,8 @@ let tests =
 
                     for augmentation in [ Augmentation.None; Augmentation.Flip; Augmentation.CropFlip ] do
                         for size in [ 4; 6 ] do
-                            use made = Augment.apply augmentation Cropping.standard size 0.0 given (Rng.ofSeed 1L)
+                            use made =
+                                Augment.apply augmentation Cropping.standard size 0.0 given (Rng.ofSeed 1L)
+
                             Expect.equal made.shape [| 2L; 1L; int64 size; int64 size |] "shape"))
         ]

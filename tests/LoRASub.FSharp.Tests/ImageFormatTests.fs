@@ -118,9 +118,23 @@ let tests =
                         }
 
                     let input =
-                        ImageFormat.toInput format Cropping.standard Augmentation.CropFlip key torch.CPU float32' images
+                        ImageFormat.toInput
+                            format
+                            Cropping.standard
+                            Augmentation.CropFlip
+                            key
+                            torch.CPU
+                            float32'
+                            images
 
-                    let expected = Augment.apply Augmentation.CropFlip Cropping.standard 6 0.0 (images.``to`` float32') key
+                    let expected =
+                        Augment.apply
+                            Augmentation.CropFlip
+                            Cropping.standard
+                            6
+                            0.0
+                            (images.``to`` float32')
+                            key
 
                     let differences =
                         Array.map2 (fun a b -> abs (a - b)) (numbers expected) (numbers input)

@@ -175,5 +175,10 @@ module Augment =
 
             fun i picture ->
                 let box = box cropping picture.Height picture.Width uniform (4 * i * tries)
-                let cut = Picture.crop box size size picture
-                if mirrored[i] then Picture.flip cut else cut
+
+                if mirrored[i] then
+                    // the box lies in the mirrored image, as in a batch
+                    let left = picture.Width - box.Left - box.Width
+                    Picture.crop { box with Left = left } size size picture |> Picture.flip
+                else
+                    Picture.crop box size size picture

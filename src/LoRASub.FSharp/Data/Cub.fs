@@ -23,11 +23,11 @@ module Cub =
 
         let table name =
             let path = list name
+            let pairs = ScanFiles.pairs path
 
-            try
-                dict (ScanFiles.pairs path)
-            with :? System.ArgumentException as e ->
-                Errors.reject path "must have each identifier once" e.Message ""
+            match pairs |> Array.countBy fst |> Array.tryFind (fun (_, n) -> n > 1) with
+            | Some(id, n) -> Errors.reject path "must have each identifier once" $"{id} {n} times" ""
+            | None -> dict pairs
 
         let classes = ScanFiles.pairs (list "classes.txt")
 

@@ -35,9 +35,31 @@ module ImageFolder =
         else
             Array.append own (folders folder |> Array.collect (images (depth - 1)))
 
+    /// Combining marks, the Latin letters that take them, and the two as one letter: a runtime without globalisation
+    /// data normalises nothing.
+    let private compositions =
+        [
+            '\u0300', "AEIOUaeiou", "ÀÈÌÒÙàèìòù"
+            '\u0301', "AEIOUYCNSZaeiouycnsz", "ÁÉÍÓÚÝĆŃŚŹáéíóúýćńśź"
+            '\u0302', "AEIOUaeiou", "ÂÊÎÔÛâêîôû"
+            '\u0303', "ANOano", "ÃÑÕãñõ"
+            '\u0308', "AEIOUaeiouy", "ÄËÏÖÜäëïöüÿ"
+            '\u030A', "AUau", "ÅŮåů"
+            '\u030C', "CDENRSTZcenrsz", "ČĎĚŇŘŠŤŽčěňřšž"
+            '\u0327', "CSTcst", "ÇŞŢçşţ"
+            '\u0328', "AEae", "ĄĘąę"
+        ]
+
+    let private composed (name: string) =
+        compositions
+        |> Seq.collect (fun (mark, letters, whole) ->
+            Seq.map2 (fun (letter: char) (one: char) -> $"{letter}{mark}", string one) letters whole)
+        |> Seq.fold
+            (fun (name: string) (two, one) -> name.Replace(two, one))
+            (name.Normalize NormalizationForm.FormC)
+
     /// Names that some file systems cannot hold apart are one.
-    let private canonical (name: string) =
-        name.Normalize(NormalizationForm.FormC).ToLowerInvariant()
+    let private canonical (name: string) = (composed name).ToLowerInvariant()
 
     let private requireDistinct (folder: string) (names: string[]) =
         match
