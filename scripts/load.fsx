@@ -58,4 +58,5 @@ let smallPlan (tasks: int) (settings: RunSettings) : Plan =
         Stream = TaskStream.create part ClassOrder.Natural tasks None
         Backbone = Weights.load (Plan.backboneOptions settings) microVit
         BackboneSha256 = ""
+        References = [||]
     }

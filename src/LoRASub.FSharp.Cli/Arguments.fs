@@ -56,6 +56,7 @@ type RunFlag =
     | [<Unique>] Device of NAME: string
     | [<Unique>] Threads of N: string
     | [<Unique>] Checkpoint_Minutes of X: string
+    | [<Unique>] No_Drift
     | [<Unique>] Tensorboard
     | [<Unique>] Reference of DIR: string
     | [<Unique>] Out of DIR: string
@@ -112,6 +113,7 @@ type RunFlag =
             | Device _ -> "cpu (default) or cuda:N"
             | Threads _ -> "threads of LibTorch (default: LibTorch's choice)"
             | Checkpoint_Minutes _ -> "time between checkpoints (default 10; 0: per task)"
+            | No_Drift -> "do not measure how far class means move"
             | Tensorboard -> "write TensorBoard event files as well"
             | Reference _ -> "finished run to measure transfer against"
             | Out _ -> "folder for the results (default: not saved)"

@@ -155,6 +155,7 @@ module View =
                     Step = None
                     Spent = previous
                 }
+            | EpochEnds _
             | Notice _ -> view
 
         { view with Now = now }
@@ -275,14 +276,13 @@ let plain (out: TextWriter) (workload: Workload) (plan: Plan) : Show =
                 began <- clock.Elapsed
                 phase <- None
                 say $"{taskOf tasks task}: {classNames plan.Stream.Dataset task}"
-            | Steps({ Phase = Phase.Train } as step) ->
-                phase <- Some Phase.Train
+            | Steps { Phase = Phase.Train } -> phase <- Some Phase.Train
+            | EpochEnds epoch ->
+                let task = plan.Stream.Tasks[epoch.Task]
+                let epochs = plan.Settings.EpochsOf task
 
-                match step.Loss, step.Accuracy with
-                | Some loss, Some accuracy when step.Done % (step.Steps / step.Epochs) = 0 ->
-                    say
-                        $"{taskOf tasks step.Task}: epoch {step.Epoch + 1}/{step.Epochs}, loss {number 4 loss}, accuracy {percent accuracy}%%"
-                | _ -> ()
+                say
+                    $"{taskOf tasks task}: epoch {epoch.Epoch + 1}/{epochs}, loss {number 4 epoch.Loss}, accuracy {percent epoch.Accuracy}%%"
             | Steps step when phase <> Some step.Phase ->
                 phase <- Some step.Phase
                 say $"{taskOf tasks step.Task}: {Phase.name step.Phase}, {step.Steps} batches"
@@ -382,6 +382,7 @@ let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
                 | TaskEnds(task, row, _) -> log (taskEnd tasks task row (now - began).TotalSeconds)
                 | Notice text -> log $"note: {text}"
                 | Steps _
+                | EpochEnds _
                 | Retains _ -> ()
 
                 if drawn = TimeSpan.MinValue || now - drawn >= redraw then

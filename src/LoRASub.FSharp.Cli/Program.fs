@@ -38,6 +38,7 @@ let private run (shell: Shell) settings (out: string option) libTorch =
     Settings.check settings
     let settings = Assets.fill settings
     Option.iter RunFolder.check out
+    let started = DateTime.UtcNow
     loadNative libTorch settings
     let plan = Plan.load settings
     use _ = Scope.own Plan.leaves plan
@@ -51,14 +52,14 @@ let private run (shell: Shell) settings (out: string option) libTorch =
         | None -> Display.plain shell.Out workload plan
 
     let outcome = show (Experiment.run learner plan)
-    use _ = Scope.own (fun o -> TaskState.leaves o.State) outcome
+    use _ = Scope.own (fun (o: Outcome) -> TaskState.leaves o.State) outcome
 
     let results = Display.results outcome
 
     // saved before anything is printed: a closed pipe must not cost a run, nor a full disk its results
     try
         out
-        |> Option.iter (fun folder -> lock saving (fun () -> RunFolder.save folder plan outcome))
+        |> Option.iter (fun folder -> lock saving (fun () -> RunFolder.save folder plan started outcome))
     with _ ->
         say shell results
         reraise ()

@@ -173,6 +173,7 @@ type ContinualClassifier
                 }
             Backbone = Weights.load (Plan.backboneOptions settings) backbone
             BackboneSha256 = DataFile.sha256 backbone
+            References = [||]
         }
 
     // a classifier outlives whatever scope its caller has open

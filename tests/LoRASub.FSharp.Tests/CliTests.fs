@@ -482,7 +482,7 @@ let private badInput =
                     Directory.CreateDirectory(under world "done") |> ignore
                     File.WriteAllText(under (under world "done") "summary.json", "{}")
             Arguments = fun world -> arguments world [ "--out"; under world "done" ]
-            Words = [ "done"; "finished run"; "found summary.json"; "choose another" ]
+            Words = [ "done"; "must not hold a run"; "a finished one"; "--resume"; "--overwrite" ]
         }
         flags
             "output that cannot be written"
@@ -683,11 +683,14 @@ let private runs =
                     (overEarlier (fun j -> List.max [ for t in j..3 -> matrix[t][j] ] - matrix[4][j]))
                     "forgetting"
 
-                for phase in [ "observe"; "project"; "train"; "prototypes"; "predict" ] do
-                    let seconds = ((summary.GetProperty "phaseSeconds").GetProperty phase).GetDouble()
-                    Expect.isGreaterThan seconds 0.0 phase
+                use resources = JsonDocument.Parse(File.ReadAllText(under out "resources.json"))
 
-                Expect.isGreaterThan (number "peakMemoryBytes") 1e7 "memory"
+                for phase in [ "observe"; "project"; "train"; "prototypes"; "predict" ] do
+                    let seconds = resources.RootElement.GetProperty("phaseSeconds").GetProperty(phase)
+                    Expect.isGreaterThan (seconds.GetDouble()) 0.0 phase
+
+                let peak = resources.RootElement.GetProperty "peakMemoryBytes"
+                Expect.isGreaterThan (peak.GetDouble()) 1e7 "memory"
 
                 let again = inside [ "evaluate"; out; "--batch"; "3" ]
                 Expect.equal (again.Code, again.Error) (0, "") "evaluate"

@@ -106,6 +106,7 @@ let planWith (settings: RunSettings) (dataset: Dataset) (backbone: VisionTransfo
         Stream = TaskStream.create dataset ClassOrder.Natural settings.Tasks settings.InitialClasses
         Backbone = backbone
         BackboneSha256 = ""
+        References = [||]
     }
 
 /// Four classes over a network of width 8 and 2 blocks.

@@ -75,6 +75,8 @@ type RunSettings =
         StopAfter: int option
         /// Minutes between checkpoints within a task; 0 saves after each task alone.
         CheckpointMinutes: float
+        /// Measure how far class means move.
+        Drift: bool
         /// Write TensorBoard's event files beside the results.
         TensorBoard: bool
         /// The folder of a finished run to measure forward transfer or intransigence against.
@@ -154,6 +156,7 @@ module Preset =
             Seed = 1993L
             StopAfter = None
             CheckpointMinutes = 10.0
+            Drift = true
             TensorBoard = false
             Reference = None
         }
@@ -397,6 +400,7 @@ module Settings =
             optionalInt "threads" _.Threads (fun v s -> { s with Threads = v })
             int64 "seed" _.Seed (fun v s -> { s with Seed = v })
             float "checkpoint-minutes" _.CheckpointMinutes (fun v s -> { s with CheckpointMinutes = v })
+            onOff "drift" _.Drift (fun v s -> { s with Drift = v })
             onOff "tensorboard" _.TensorBoard (fun v s -> { s with TensorBoard = v })
             optionalText "reference" _.Reference (fun v s -> { s with Reference = v })
         ]
