@@ -51,10 +51,14 @@ module ImageFile =
                 | "libSkiaSharp" -> find () |> Option.map NativeLibrary.Load |> Option.defaultValue 0n
                 | _ -> 0n)
 
+    /// Lets Skia's native part be found in the package folder where it is not beside the program, as in scripts that
+    /// use SkiaSharp themselves; the functions here need no such call.
+    let ensureLoaded () : unit = resolver.Force()
+
     /// Runs `f`, which uses Skia.
     let private withSkia (f: unit -> 'T) : 'T =
         try
-            resolver.Force()
+            ensureLoaded ()
             f ()
         with
         | :? TypeInitializationException
