@@ -70,7 +70,7 @@ type RunFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Data _ -> "mnist, fashion-mnist (default), cifar10 or cifar100"
+            | Data _ -> "fashion-mnist (default) or another: lorasub data list"
             | Data_Path _ -> "folder with the published files of the data set"
             | Backbone _ -> "ViT weights: a safetensors file in timm's names"
             | Variant _ -> "defaults as in: official (default) or libcontinual"
@@ -159,9 +159,28 @@ type DoctorFlag =
         member _.Usage = "folder of another LibTorch, as for CUDA"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type CheckFlag =
+    | [<MainCommand; Unique>] Name_And_Folder of NAME_DIR: string list
+
+    interface IArgParserTemplate with
+        member _.Usage = "data set, and the folder that should hold it"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type DataFlag =
+    | [<SubCommand; CliPrefix(CliPrefix.None)>] List
+    | [<CliPrefix(CliPrefix.None)>] Check of ParseResults<CheckFlag>
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | List -> "the known data sets, where they are published, their files"
+            | Check _ -> "what a folder holds of a data set, and what is wrong"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type Flag =
     | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
     | [<CliPrefix(CliPrefix.None)>] Evaluate of ParseResults<EvaluateFlag>
+    | [<CliPrefix(CliPrefix.None); CustomCommandLine "data">] DataSets of ParseResults<DataFlag>
     | [<CliPrefix(CliPrefix.None)>] Doctor of ParseResults<DoctorFlag>
     | Version
 
@@ -170,6 +189,7 @@ type Flag =
             match flag with
             | Run _ -> "learn the classes of a data set, task by task"
             | Evaluate _ -> "score a saved learner again"
+            | DataSets _ -> "list the data sets, check a folder for one"
             | Doctor _ -> "check this installation and measure its speed"
             | Version -> "print the version"
 
@@ -196,6 +216,8 @@ type Command =
     | Resume of folder: string * changes: (string * string) list * libTorch: string option
     /// A run's folder and the settings that replace its own.
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
+    | DataList
+    | DataCheck of name: string * folder: string
     | Doctor of libTorch: string option
 
 /// --name=value as two arguments.
@@ -309,6 +331,20 @@ let private command (results: ParseResults<Flag>) : Command =
         match flags.TryGetResult Folder with
         | Some folder -> Command.Evaluate(folder, changes, flags.TryGetResult EvaluateFlag.Libtorch)
         | None -> Errors.reject "lorasub evaluate" "needs the folder of a run" "none" ""
+    | Some(DataSets flags) ->
+        refuseUnknown flags.Parser "a command of lorasub data" flags.UnrecognizedCliParams
+
+        match flags.TryGetSubCommand() with
+        | Some List -> Command.DataList
+        | Some(Check check) ->
+            refuseUnknown check.Parser "an option of lorasub data check" check.UnrecognizedCliParams
+
+            match check.GetResult(Name_And_Folder, []) with
+            | [ name; folder ] -> Command.DataCheck(name, folder)
+            | other ->
+                let given = if other.IsEmpty then "none" else String.concat " " other
+                Errors.reject "lorasub data check" "needs a data set and a folder" given ""
+        | None -> Command.Help(flags.Parser.PrintUsage())
     | Some(Doctor flags) ->
         refuseUnknown flags.Parser "an option of lorasub doctor" flags.UnrecognizedCliParams
         Command.Doctor(flags.TryGetResult DoctorFlag.Libtorch)

@@ -61,6 +61,10 @@ let start (shell: Shell) (argv: string[]) : int =
                 Runs.start shell command
         | Arguments.Command.Resume(folder, changes, libTorch) -> Runs.resume shell folder changes libTorch
         | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
+        | Arguments.Command.DataList ->
+            Shell.say shell (DataCommand.list ())
+            0
+        | Arguments.Command.DataCheck(name, folder) -> DataCommand.check (Shell.say shell) name folder
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
         complain

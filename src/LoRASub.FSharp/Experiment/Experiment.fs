@@ -160,7 +160,17 @@ module Plan =
 
         let options = backboneOptions settings
         let references = Reference.folders settings.Reference |> Array.map Reference.read
-        let dataset = Datasets.load settings.Data (needed "data-path" settings.DataPath)
+
+        let reading =
+            {
+                SplitRatio = settings.SplitRatio
+                SplitSeed = settings.SplitSeed
+                SkipBroken = settings.SkipBroken
+            }
+
+        let dataset =
+            Datasets.loadWith reading settings.Data (needed "data-path" settings.DataPath)
+
         checkClasses dataset.ClassNames.Length
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses
 
@@ -207,6 +217,12 @@ module Plan =
                 }
             BatchSize = plan.Settings.Batch
             Augmentation = augmentation
+            Cropping =
+                {
+                    Scale = plan.Settings.CropScale
+                    Ratio = plan.Settings.CropRatio
+                    TestResize = plan.Settings.TestResize
+                }
             Device = plan.Backbone.Device
             Dtype = Precision.compute plan.Backbone.Precision
         }
@@ -579,7 +595,7 @@ module Experiment =
 
             struct (next, retained))
 
-    let private answers (plan: Plan) = Array.init plan.Stream.Order.Length id
+    let private answers (plan: Plan) = TaskStream.answers plan.Stream
 
     // What a model takes the test images of some tasks for, and a fold over their features and classes.
     let private predictAnd leaves visit initial (learner: Learner<_, _>) (plan: Plan) listen model tasks =
@@ -798,6 +814,7 @@ module Experiment =
         if from.Tasks.Length >= tasks.Length then
             Errors.reject "run" "must have a task left" $"all {tasks.Length} are finished" ""
 
+        Array.iter (Notice >> listen) plan.Stream.Dataset.Notes
         Array.iter listen (heldRates plan)
 
         if plan.Settings.Drift && from.Drift.IsNone then

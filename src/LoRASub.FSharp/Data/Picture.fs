@@ -1,0 +1,258 @@
+namespace LoRASub
+
+open System
+
+/// A rectangle of whole pixels inside an image.
+[<Struct>]
+type CropBox =
+    {
+        Top: int
+        Left: int
+        Height: int
+        Width: int
+    }
+
+/// One decoded image.
+[<ReferenceEquality>]
+type Picture =
+    {
+        Height: int
+        Width: int
+        /// Red, green and blue of each pixel, row by row: 3·Height·Width bytes.
+        Pixels: byte[]
+    }
+
+/// Resampling of single images in PIL's integers, so that files come out as torchvision's transforms on PIL make them.
+[<RequireQualifiedAccess>]
+module Picture =
+
+    [<Literal>]
+    let private Precision = 22
+
+    /// Interpolation weights of some output positions of one axis: those of output i stand at i·Taps and belong to the
+    /// source pixels from First[i] on.
+    [<Struct>]
+    type private Weights =
+        {
+            First: int[]
+            Count: int[]
+            Taps: int
+            Fixed: int[]
+        }
+
+    /// Outputs `from` to `from + n - 1` of `extent` source pixels resampled to `target`: the triangle filter, widened
+    /// where the result is smaller, normalised in float64 and rounded to 22 binary places.
+    let private weights (extent: int) (target: int) (from: int) (n: int) : Weights =
+        let scale = float extent / float target
+        let support = max scale 1.0
+        let taps = 2 * int (Math.Ceiling support) + 1
+        let first, count = Array.zeroCreate n, Array.zeroCreate n
+        let fixedPoint = Array.zeroCreate<int>(n * taps)
+        let raw = Array.zeroCreate<float> taps
+
+        for i in 0 .. n - 1 do
+            let centre = (float (from + i) + 0.5) * scale
+            let low = max 0 (int (centre - support + 0.5))
+            let high = min extent (int (centre + support + 0.5))
+            let mutable sum = 0.0
+
+            for j in 0 .. high - low - 1 do
+                let weight =
+                    max 0.0 (1.0 - abs ((float (low + j) - centre + 0.5) * (1.0 / support)))
+
+                raw[j] <- weight
+                sum <- sum + weight
+
+            for j in 0 .. high - low - 1 do
+                fixedPoint[i * taps + j] <- int (0.5 + raw[j] / sum * float (1 <<< Precision))
+
+            first[i] <- low
+            count[i] <- high - low
+
+        {
+            First = first
+            Count = count
+            Taps = taps
+            Fixed = fixedPoint
+        }
+
+    let inline private rounded (sum: int) =
+        byte (Math.Clamp(sum >>> Precision, 0, 255))
+
+    let private half = 1 <<< (Precision - 1)
+
+    /// One row of source pixels, from byte `start` on, to a row of outputs.
+    let private across (w: Weights) (source: byte[]) (start: int) (result: byte[]) (at: int) =
+        for x in 0 .. w.First.Length - 1 do
+            let weights = ReadOnlySpan(w.Fixed, x * w.Taps, w.Count[x])
+            let pixels = ReadOnlySpan(source, start + 3 * w.First[x], 3 * w.Count[x])
+            let mutable red = half
+            let mutable green = half
+            let mutable blue = half
+
+            for j in 0 .. weights.Length - 1 do
+                let weight = weights[j]
+                red <- red + weight * int pixels[3 * j]
+                green <- green + weight * int pixels[3 * j + 1]
+                blue <- blue + weight * int pixels[3 * j + 2]
+
+            result[at + 3 * x] <- rounded red
+            result[at + 3 * x + 1] <- rounded green
+            result[at + 3 * x + 2] <- rounded blue
+
+    /// `box` of a picture resampled to height x width, of which only `window` is made.
+    let private resample (box: CropBox) (height: int) (width: int) (window: CropBox) (picture: Picture) =
+        let columns = weights box.Width width window.Left window.Width
+        let rows = weights box.Height height window.Top window.Height
+        let row = 3 * window.Width
+        // the rows that the vertical pass reads
+        let low = rows.First[0]
+        let high = rows.First[window.Height - 1] + rows.Count[window.Height - 1]
+        let between = Array.zeroCreate<byte>((high - low) * row)
+
+        for y in low .. high - 1 do
+            let start = 3 * ((box.Top + y) * picture.Width + box.Left)
+            across columns picture.Pixels start between ((y - low) * row)
+
+        let result = Array.zeroCreate<byte>(window.Height * row)
+        let sums = Array.zeroCreate<int> row
+
+        for y in 0 .. window.Height - 1 do
+            Array.Fill(sums, half)
+
+            for j in 0 .. rows.Count[y] - 1 do
+                let weight = rows.Fixed[y * rows.Taps + j]
+                let source = ReadOnlySpan(between, (rows.First[y] + j - low) * row, row)
+
+                for x in 0 .. source.Length - 1 do
+                    sums[x] <- sums[x] + weight * int source[x]
+
+            for x in 0 .. row - 1 do
+                result[y * row + x] <- rounded sums[x]
+
+        {
+            Height = window.Height
+            Width = window.Width
+            Pixels = result
+        }
+
+    let private whole (height: int) (width: int) =
+        {
+            Top = 0
+            Left = 0
+            Height = height
+            Width = width
+        }
+
+    let private requireSize (height: int) (width: int) =
+        if height < 1 || width < 1 then
+            Errors.reject "image size" "must be at least 1" $"{height} x {width}" ""
+
+    /// A box of a picture resampled to height x width: PIL's `crop` and then `resize` with its bilinear filter, bit for
+    /// bit. Rejects a box that does not lie in the picture.
+    let crop (box: CropBox) (height: int) (width: int) (picture: Picture) : Picture =
+        requireSize height width
+
+        let fits start extent size =
+            start >= 0 && extent >= 1 && start <= size - extent
+
+        if not (fits box.Top box.Height picture.Height && fits box.Left box.Width picture.Width) then
+            Errors.reject
+                "crop box"
+                $"must lie in the image of {picture.Height} x {picture.Width}"
+                $"{box}"
+                ""
+
+        resample box height width (whole height width) picture
+
+    /// A whole picture resampled to height x width, as `crop`.
+    let resize (height: int) (width: int) (picture: Picture) : Picture =
+        crop (whole picture.Height picture.Width) height width picture
+
+    /// torchvision's `Resize` with one number: the shorter side becomes `side`, the other keeps the ratio, rounded down.
+    let shorterSide (side: int) (height: int) (width: int) : struct (int * int) =
+        let longer long short =
+            int (float side * float long / float short)
+
+        if height < width then
+            struct (side, longer width height)
+        else
+            struct (longer height width, side)
+
+    /// Where torchvision's `CenterCrop` begins along an axis: half of the rest, halves to even.
+    let centreOffset (extent: int) (size: int) : int =
+        int (Math.Round(float (extent - size) / 2.0))
+
+    /// Copies a picture into the middle of a black one of size x size that is nowhere smaller.
+    let private padded (size: int) (picture: Picture) =
+        let top, left = (size - picture.Height) / 2, (size - picture.Width) / 2
+        let pixels = Array.zeroCreate<byte>(3 * size * size)
+
+        for y in 0 .. picture.Height - 1 do
+            Buffer.BlockCopy(
+                picture.Pixels,
+                3 * y * picture.Width,
+                pixels,
+                3 * ((top + y) * size + left),
+                3 * picture.Width
+            )
+
+        {
+            Height = size
+            Width = size
+            Pixels = pixels
+        }
+
+    /// torchvision's `Resize(side)` and `CenterCrop(size)` on PIL, bit for bit: the shorter side becomes `side`, then
+    /// the middle size x size is cut out, with black where the picture ends.
+    let centre (side: int) (size: int) (picture: Picture) : Picture =
+        requireSize side size
+        let struct (height, width) = shorterSide side picture.Height picture.Width
+
+        let along extent =
+            if extent < size then
+                struct (0, extent)
+            else
+                struct (centreOffset extent size, size)
+
+        let struct (top, windowHeight) = along height
+        let struct (left, windowWidth) = along width
+
+        let window =
+            {
+                Top = top
+                Left = left
+                Height = windowHeight
+                Width = windowWidth
+            }
+
+        let middle =
+            resample (whole picture.Height picture.Width) height width window picture
+
+        if windowHeight = size && windowWidth = size then
+            middle
+        else
+            padded size middle
+
+    /// Mirrored left to right.
+    let flip (picture: Picture) : Picture =
+        let width = picture.Width
+        let pixels = Array.zeroCreate<byte> picture.Pixels.Length
+
+        for y in 0 .. picture.Height - 1 do
+            for x in 0 .. width - 1 do
+                let source, target = 3 * (y * width + x), 3 * (y * width + width - 1 - x)
+                pixels[target] <- picture.Pixels[source]
+                pixels[target + 1] <- picture.Pixels[source + 1]
+                pixels[target + 2] <- picture.Pixels[source + 2]
+
+        { picture with Pixels = pixels }
+
+    /// The red, then the green, then the blue plane, into `planes` from byte `at` on.
+    let internal copyPlanes (planes: byte[]) (at: int) (picture: Picture) =
+        let size = picture.Height * picture.Width
+
+        for i in 0 .. size - 1 do
+            planes[at + i] <- picture.Pixels[3 * i]
+            planes[at + size + i] <- picture.Pixels[3 * i + 1]
+            planes[at + 2 * size + i] <- picture.Pixels[3 * i + 2]
