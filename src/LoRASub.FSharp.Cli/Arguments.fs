@@ -147,9 +147,25 @@ type DoctorFlag =
         member _.Usage = "folder of another LibTorch, as for CUDA"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type ReportFlag =
+    | [<MainCommand>] Folders of DIR: string list
+    | [<Unique>] Out of FILE: string
+    | [<Unique>] Figures of DIR: string
+    | [<Unique>] Tables of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Folders _ -> "what --out named in the runs; several are compared"
+            | Out _ -> "the page to write (default: report.html)"
+            | Figures _ -> "folder for figures: SVG, and PNG with a Chromium"
+            | Tables _ -> "folder for tables: report.md and tables.tex"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type Flag =
     | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
     | [<CliPrefix(CliPrefix.None)>] Evaluate of ParseResults<EvaluateFlag>
+    | [<CliPrefix(CliPrefix.None)>] Report of ParseResults<ReportFlag>
     | [<CliPrefix(CliPrefix.None)>] Doctor of ParseResults<DoctorFlag>
     | Version
 
@@ -158,8 +174,18 @@ type Flag =
             match flag with
             | Run _ -> "learn the classes of a data set, task by task"
             | Evaluate _ -> "score a saved learner again"
+            | Report _ -> "show runs as an HTML page, figures and tables"
             | Doctor _ -> "check this installation and measure its speed"
             | Version -> "print the version"
+
+/// The runs to report on, and where to.
+type ReportRequest =
+    {
+        Folders: string list
+        Page: string
+        Figures: string option
+        Tables: string option
+    }
 
 /// What to do.
 [<RequireQualifiedAccess>]
@@ -170,6 +196,7 @@ type Command =
     | Run of settings: RunSettings * out: string option * libTorch: string option
     /// A run's folder and the settings that replace its own.
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
+    | Report of ReportRequest
     | Doctor of libTorch: string option
 
 /// --name=value as two arguments.
@@ -222,7 +249,7 @@ let private command (results: ParseResults<Flag>) : Command =
         let pairs =
             flags
             |> pairsWithout (function
-                | Out _
+                | RunFlag.Out _
                 | RunFlag.Libtorch _ -> true
                 | _ -> false)
 
@@ -234,7 +261,7 @@ let private command (results: ParseResults<Flag>) : Command =
 
         let settings = Settings.ofPairs preset pairs
 
-        Command.Run(settings, flags.TryGetResult Out, flags.TryGetResult RunFlag.Libtorch)
+        Command.Run(settings, flags.TryGetResult RunFlag.Out, flags.TryGetResult RunFlag.Libtorch)
     | Some(Evaluate flags) ->
         refuseUnknown flags.Parser "an option of lorasub evaluate" flags.UnrecognizedCliParams
 
@@ -248,6 +275,16 @@ let private command (results: ParseResults<Flag>) : Command =
         match flags.TryGetResult Folder with
         | Some folder -> Command.Evaluate(folder, changes, flags.TryGetResult EvaluateFlag.Libtorch)
         | None -> Errors.reject "lorasub evaluate" "needs the folder of a run" "none" ""
+    | Some(Report flags) ->
+        refuseUnknown flags.Parser "an option of lorasub report" flags.UnrecognizedCliParams
+
+        Command.Report
+            {
+                Folders = flags.GetResults Folders |> List.concat
+                Page = flags.TryGetResult ReportFlag.Out |> Option.defaultValue "report.html"
+                Figures = flags.TryGetResult Figures
+                Tables = flags.TryGetResult Tables
+            }
     | Some(Doctor flags) ->
         refuseUnknown flags.Parser "an option of lorasub doctor" flags.UnrecognizedCliParams
         Command.Doctor(flags.TryGetResult DoctorFlag.Libtorch)

@@ -112,6 +112,7 @@ let start (shell: Shell) (argv: string[]) : int =
             0
         | Arguments.Command.Run(settings, out, libTorch) -> run shell settings out libTorch
         | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
+        | Arguments.Command.Report request -> ReportCommand.run shell.Out request
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
         complain
