@@ -31,6 +31,8 @@ type Curve =
         High: float[]
         /// What pointing at each point says.
         Hover: string[]
+        /// The x of the one point that carries a dot; without it every point of a short curve does.
+        DotAt: float option
     }
 
 /// One bar in each category; a NaN interval is not drawn.

@@ -89,6 +89,7 @@ module Figures =
             Low = known |> Array.map (fun i -> intervals[i].Low)
             High = known |> Array.map (fun i -> intervals[i].High)
             Hover = known |> Array.map (fun i -> hover i intervals[i])
+            DotAt = None
         }
 
     let private hasPoints (figure: Figure) =
@@ -572,13 +573,17 @@ module Figures =
                 let y = kept |> Array.map (fun (_, s) -> s / top)
 
                 {
-                    Name = $"block {b + 1} (k = {block.Rank})"
+                    Name = $"block {b + 1}"
                     Ink = Ink.Along(float b / float (max 1 (blocks.Length - 1)))
                     X = kept |> Array.map (fun (i, _) -> float (i + 1))
                     Y = y
                     Low = Array.map (fun _ -> nan) y
                     High = Array.map (fun _ -> nan) y
-                    Hover = kept |> Array.mapi (fun n (i, _) -> $"direction {i + 1}: {show y[n]}")
+                    Hover =
+                        kept
+                        |> Array.mapi (fun n (i, _) ->
+                            $"block {b + 1} (k = {block.Rank}), direction {i + 1}: {show y[n]}")
+                    DotAt = Some(float block.Rank)
                 }
 
             {
@@ -586,7 +591,7 @@ module Figures =
                 Section = Section.subspace
                 Title = ofStudy studies study $"Energy spectra of task {task + 1}"
                 Caption =
-                    $"Eigenvalues of each block's second moment relative to the largest, on a logarithmic axis; k is the retained rank. A steep fall means that few directions carry the data.{ofRun study run}"
+                    $"Eigenvalues of each block's second moment relative to the largest, on a logarithmic axis, one line for each block; its dot is the last retained direction. A steep fall means that few directions carry the data.{ofRun study run}"
                 X = whole "direction"
                 Y =
                     { axis "eigenvalue / largest" with
@@ -634,7 +639,7 @@ module Figures =
                 Section = Section.subspace
                 Title = ofStudy studies study "Overlap of the tasks' subspaces"
                 Caption =
-                    $"Mean squared cosine of the principal angles between two tasks' retained subspaces, averaged over blocks: 1 where one lies within the other, 0 where they are orthogonal. Tasks that share directions overwrite each other's.{ofRun study run}"
+                    $"Mean squared cosine of the principal angles between two tasks' retained subspaces, averaged over blocks: 1 where one lies within the other, 0 where they are orthogonal. Tasks that share directions can disturb each other.{ofRun study run}"
                 X = axis "earlier task"
                 Y = axis "later task"
                 Marks =
@@ -713,6 +718,15 @@ module Figures =
         |> Option.map (fun (report, note) ->
             let names = report.Classes |> Array.map _.Name
 
+            // more lines than this would hide the cells
+            let starts =
+                taskStarts report
+                |> Some
+                |> Option.filter (fun s -> s.Length <= 25)
+                |> Option.defaultValue [||]
+
+            let lines = if starts.Length > 0 then "; lines separate tasks" else ""
+
             // a thousand long names in a row would be most of the page
             let short = names |> Array.map (Markup.shorten 32)
 
@@ -728,7 +742,7 @@ module Figures =
                 Section = Section.classes
                 Title = ofStudy studies study "Confusion after the last task"
                 Caption =
-                    $"Share in %% of each true class's test images (rows) that were taken for each class (columns), in the order of learning; lines separate tasks. Right answers are on the diagonal; a dark column (bright in dark mode) away from it is a class that draws others in.{note}"
+                    $"Share in %% of each true class's test images (rows) that were taken for each class (columns), in the order of learning{lines}. Right answers are on the diagonal; a dark column (bright in dark mode) away from it is a class that draws others in.{note}"
                 X = axis "predicted class"
                 Y = axis "true class"
                 Marks =
@@ -752,7 +766,7 @@ module Figures =
                                         $"{short[i]} taken for {short[j]}: {n} of {total} ({percent (share total n)})"))
                             Range = 0.0, 100.0
                             Unit = "share of the true class (%)"
-                            Breaks = taskStarts report
+                            Breaks = starts
                         }
             })
 

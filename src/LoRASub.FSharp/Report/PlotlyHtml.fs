@@ -107,7 +107,13 @@ module PlotlyHtml =
                     "name", text name
                     "legendgroup", text c.Name
                     "showlegend", bool several
-                    "mode", Json.text (if c.X.Length <= 60 then "lines+markers" else "lines")
+                    "mode",
+                    Json.text (
+                        if c.X.Length <= 60 || c.DotAt.IsSome then
+                            "lines+markers"
+                        else
+                            "lines"
+                    )
                     "x", numbers c.X
                     "y", numbers c.Y
                     "customdata", texts c.Hover
@@ -129,7 +135,10 @@ module PlotlyHtml =
                     Json.object
                         [
                             "color", Json.text (colour c.Ink)
-                            "size", Json.int 7L
+                            "size",
+                            (match c.DotAt with
+                             | Some at -> Json.array (fun x -> Json.int (if x = at then 8L else 0L)) c.X
+                             | None -> Json.int 7L)
                             "symbol", Json.text symbols[kind % symbols.Length]
                         ]
                     if banded.Length = 1 then
@@ -236,6 +245,7 @@ module PlotlyHtml =
                         [
                             "symbol", Json.text "arrow"
                             "angleref", Json.text "previous"
+                            "opacity", Json.int 1L
                             "size", Json.array Json.int (gone |> List.collect (fun _ -> along 0L 9L 0L))
                         ]
                 ]
@@ -334,8 +344,9 @@ module PlotlyHtml =
                 "x", number (Array.last c.X)
                 "y", number (if y.Log then log10 value else value)
                 "showarrow", bool false
-                "xanchor", Json.text "right"
-                "yanchor", Json.text "bottom"
+                "xanchor", Json.text "left"
+                "xshift", Json.int 6L
+                "yanchor", Json.text "middle"
                 "font", Json.object [ "color", Json.text (colour c.Ink) ]
             ]
 
@@ -364,6 +375,7 @@ module PlotlyHtml =
                     "showlegend", bool (several && not ordered)
                     if ordered then
                         "annotations", Json.array (endLabel figure.Y) [ curves[0]; Array.last curves ]
+                        "margin", Json.object [ "r", Json.int 66L ]
                 ]
                 0.8
                 380.0
@@ -400,10 +412,20 @@ module PlotlyHtml =
                 ]
                 (if isSquare then 0.76 else 0.8)
                 (if isSquare then
-                     620.0
+                     (if grid.Columns.Length > 30 then 960.0 else 620.0)
                  else
                      max 320.0 (min 560.0 (120.0 + 26.0 * float grid.Rows.Length)))
         | Marks.Arrows groups ->
+            // as high as the points lie apart
+            let span (pick: float * float -> float) =
+                let values =
+                    groups
+                    |> Array.collect _.Arrows
+                    |> Array.collect (fun a -> [| pick a.From; a.To |> Option.defaultValue a.From |> pick |])
+
+                max 1e-9 (Array.max values - Array.min values)
+
+            let aspect = 0.15 + 0.7 * max 0.5 (min 1.1 (span snd / span fst))
             let isLabelled = (groups |> Array.sumBy _.Arrows.Length) <= 20
 
             made
@@ -413,8 +435,8 @@ module PlotlyHtml =
                     "yaxis", axis figure.Y (squared [])
                     "showlegend", bool true
                 ]
-                0.9
-                560.0
+                aspect
+                620.0
 
     /// JSON that may stand inside a script element: no "</" and no "<!--" in it.
     let private embedded (node: JsonNode) =
@@ -665,9 +687,11 @@ module PlotlyHtml =
                                 [ el "b" [] [ isolated study.Name ]; " "; isolated (Tables.verdict study) ]
                     ]
 
-        let isUnfinished =
+        let unfinished =
             studies
-            |> Array.exists (fun s -> s.Runs |> Array.exists (fun run -> not run.Finished))
+            |> Array.filter (fun study -> study.Runs |> Array.exists (fun run -> not run.Finished))
+            |> Array.map _.Name
+            |> String.concat ", "
 
         let kind =
             if studies.Length = 1 then
@@ -688,11 +712,15 @@ module PlotlyHtml =
                     ]
                 el "h1" [] [ isolated (pageTitle studies) ]
                 verdicts
-                if isUnfinished then
+                if unfinished <> "" then
                     el
                         "p"
                         [ "class", "unfinished"; "role", "note" ]
-                        [ "Not finished: this report shows what the run has written so far." ]
+                        [
+                            "Not finished: "
+                            isolated unfinished
+                            ". This report shows what is written so far."
+                        ]
             ]
 
     let private palettes () =

@@ -178,6 +178,17 @@ module Svg =
 
         places
 
+    /// The points of a curve that carry a dot.
+    let private dotted (c: Curve) (points: (float * float)[]) =
+        match c.DotAt with
+        | Some at ->
+            points
+            |> Array.indexed
+            |> Array.filter (fun (i, _) -> c.X[i] = at)
+            |> Array.map snd
+        | None when c.X.Length <= 30 -> points
+        | None -> [||]
+
     let private dashes (kind: Ink) =
         match kind with
         | Ink.Kind i when i >= Palette.light.Length -> [ "stroke-dasharray", "6 3" ]
@@ -247,9 +258,8 @@ module Svg =
                     "path"
                     ([ "d", path (at c.Y); "fill", "none"; "stroke", colour; "stroke-width", "1.8" ]
                      @ dashes c.Ink)
-                if c.X.Length <= 30 then
-                    for px, py in at c.Y do
-                        Markup.lone "circle" [ "cx", n px; "cy", n py; "r", "2.6"; "fill", colour ]
+                for px, py in dotted c (at c.Y) do
+                    Markup.lone "circle" [ "cx", n px; "cy", n py; "r", "2.6"; "fill", colour ]
             ]
 
         let labels () =

@@ -151,8 +151,9 @@ module Tables =
             [|
                 for seed, run in Map.toArray (bySeed study) do
                     match Map.tryFind seed first with
-                    | Some baseline -> baseline, run
-                    | None -> ()
+                    // measures of fewer tasks are others
+                    | Some baseline when baseline.Matrix.Length = run.Matrix.Length -> baseline, run
+                    | _ -> ()
             |]
 
         let others =
@@ -408,14 +409,20 @@ module Tables =
                 |]
             |> Some
 
-    /// What a paper needs: results, paired differences, accuracy matrices, settings that differ.
+    // wider tables fit no page; the figure shows them
+    [<Literal>]
+    let private MostColumns = 20
+
+    /// What a paper needs: measures, paired differences, accuracy matrices, settings that differ, seconds.
     let forPapers (studies: Study[]) : Table[] =
         [|
             results studies
             if studies.Length > 1 then
                 yield! Option.toArray (differences studies)
             for study in studies do
-                if study.Runs |> Array.exists (fun run -> run.Matrix.Length > 0) then
+                let tasks = study.Runs |> Array.map _.Matrix.Length |> Array.max
+
+                if tasks > 0 && tasks <= MostColumns then
                     matrix studies study
             if studies.Length > 1 then
                 yield! Option.toArray (settingDifferences studies)

@@ -57,7 +57,7 @@
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 12.5, color: t.ink },
       paper_bgcolor: t.paper,
       plot_bgcolor: t.paper,
-      margin: { l: 56, r: 12, t: 12, b: 48 },
+      margin: Object.assign({ l: 56, r: 12, t: 12, b: 48 }, layout.margin),
       hoverlabel: { bgcolor: t.paper, bordercolor: t.muted, font: { color: t.ink }, align: "left" },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: narrow ? 11 : 12 } },
       // a finger on a chart scrolls the page
