@@ -177,10 +177,26 @@ type DataFlag =
             | Check _ -> "what a folder holds of a data set, and what is wrong"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type ReportFlag =
+    | [<MainCommand>] Folders of DIR: string list
+    | [<Unique>] Out of FILE: string
+    | [<Unique>] Figures of DIR: string
+    | [<Unique>] Tables of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Folders _ -> "what --out named in the runs; several are compared"
+            | Out _ -> "the page to write (default: report.html)"
+            | Figures _ -> "folder for figures: SVG, and PNG with a Chromium"
+            | Tables _ -> "folder for tables: report.md and tables.tex"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type Flag =
     | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
     | [<CliPrefix(CliPrefix.None)>] Evaluate of ParseResults<EvaluateFlag>
     | [<CliPrefix(CliPrefix.None); CustomCommandLine "data">] DataSets of ParseResults<DataFlag>
+    | [<CliPrefix(CliPrefix.None)>] Report of ParseResults<ReportFlag>
     | [<CliPrefix(CliPrefix.None)>] Doctor of ParseResults<DoctorFlag>
     | Version
 
@@ -190,6 +206,7 @@ type Flag =
             | Run _ -> "learn the classes of a data set, task by task"
             | Evaluate _ -> "score a saved learner again"
             | DataSets _ -> "list the data sets, check a folder for one"
+            | Report _ -> "show runs as an HTML page, figures and tables"
             | Doctor _ -> "check this installation and measure its speed"
             | Version -> "print the version"
 
@@ -205,6 +222,15 @@ type RunCommand =
         DryRun: bool
     }
 
+/// The runs to report on, and where to.
+type ReportRequest =
+    {
+        Folders: string list
+        Page: string
+        Figures: string option
+        Tables: string option
+    }
+
 /// What to do.
 [<RequireQualifiedAccess>]
 type Command =
@@ -218,6 +244,7 @@ type Command =
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
     | DataList
     | DataCheck of name: string * folder: string
+    | Report of ReportRequest
     | Doctor of libTorch: string option
 
 /// --name=value as two arguments.
@@ -264,7 +291,7 @@ let private pairsWithout (shellOnly: 'Flag -> bool) (results: ParseResults<'Flag
 let private refuseBesideResume (flags: ParseResults<RunFlag>) =
     let given =
         [
-            if flags.Contains Out then
+            if flags.Contains RunFlag.Out then
                 "--out"
             if flags.Contains Overwrite then
                 "--overwrite"
@@ -291,7 +318,7 @@ let private command (results: ParseResults<Flag>) : Command =
         let pairs =
             flags
             |> pairsWithout (function
-                | Out _
+                | RunFlag.Out _
                 | Overwrite
                 | Resume _
                 | Config _
@@ -313,7 +340,7 @@ let private command (results: ParseResults<Flag>) : Command =
             Command.Run
                 {
                     Config = Config.merge file pairs seeds
-                    Out = flags.TryGetResult Out
+                    Out = flags.TryGetResult RunFlag.Out
                     Overwrite = flags.Contains Overwrite
                     LibTorch = libTorch
                     DryRun = flags.Contains Dry_Run
@@ -345,6 +372,16 @@ let private command (results: ParseResults<Flag>) : Command =
                 let given = if other.IsEmpty then "none" else String.concat " " other
                 Errors.reject "lorasub data check" "needs a data set and a folder" given ""
         | None -> Command.Help(flags.Parser.PrintUsage())
+    | Some(Report flags) ->
+        refuseUnknown flags.Parser "an option of lorasub report" flags.UnrecognizedCliParams
+
+        Command.Report
+            {
+                Folders = flags.GetResults Folders |> List.concat
+                Page = flags.TryGetResult ReportFlag.Out |> Option.defaultValue "report.html"
+                Figures = flags.TryGetResult Figures
+                Tables = flags.TryGetResult Tables
+            }
     | Some(Doctor flags) ->
         refuseUnknown flags.Parser "an option of lorasub doctor" flags.UnrecognizedCliParams
         Command.Doctor(flags.TryGetResult DoctorFlag.Libtorch)

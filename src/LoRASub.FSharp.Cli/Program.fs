@@ -65,6 +65,7 @@ let start (shell: Shell) (argv: string[]) : int =
             Shell.say shell (DataCommand.list ())
             0
         | Arguments.Command.DataCheck(name, folder) -> DataCommand.check (Shell.say shell) name folder
+        | Arguments.Command.Report request -> ReportCommand.run shell.Out request
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
         complain

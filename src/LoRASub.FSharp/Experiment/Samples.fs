@@ -4,7 +4,7 @@ open System.Runtime.InteropServices
 open SkiaSharp
 
 /// A test image with what a model took it for; classes are positions in the class order.
-type Sample =
+type SamplePrediction =
     {
         Task: int
         Truth: int
@@ -57,7 +57,11 @@ module Samples =
         else
             Array.init most (fun i -> all[i * (all.Length - 1) / (most - 1)])
 
-    let private ofTask (stream: TaskStream) (answers: int[]) (predictions: TaskPredictions) : Sample[] =
+    let private ofTask
+        (stream: TaskStream)
+        (answers: int[])
+        (predictions: TaskPredictions)
+        : SamplePrediction[] =
         let images = TaskStream.testIndices stream predictions.Task
 
         let isRight i =
@@ -76,7 +80,7 @@ module Samples =
 
     /// Two right and four wrong ones of a task, of ten tasks at most, always the same for the same predictions; none
     /// where this system cannot write PNG.
-    let choose (stream: TaskStream) (predictions: TaskPredictions[]) : Sample[] =
+    let choose (stream: TaskStream) (predictions: TaskPredictions[]) : SamplePrediction[] =
         try
             some tasks predictions
             |> Array.collect (ofTask stream (TaskStream.answers stream))

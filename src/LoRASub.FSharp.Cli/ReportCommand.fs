@@ -1,0 +1,49 @@
+/// `lorasub report`: shows runs as an HTML page, figures and tables. Loads no LibTorch.
+module LoRASub.Cli.ReportCommand
+
+open System.IO
+open LoRASub.Reports
+open LoRASub.Cli.Arguments
+
+let private size (bytes: int64) =
+    if bytes < 1000000L then
+        $"{(bytes + 999L) / 1000L} kB"
+    else
+        let megabytes =
+            (float bytes / 1e6).ToString("0.0", System.Globalization.CultureInfo.InvariantCulture)
+
+        $"{megabytes} MB"
+
+/// Writes what is asked for and says what was written.
+let run (out: TextWriter) (request: ReportRequest) : int =
+    let studies = RunData.loadAll (Array.ofList request.Folders)
+
+    let say (what: string) (file: WrittenFile) =
+        out.WriteLine $"{what, -18} {file.Path} ({size file.Bytes})"
+
+    // one line for many files
+    let sayAll (what: string) folder (files: WrittenFile[]) =
+        let total = files |> Array.sumBy _.Bytes
+        out.WriteLine $"{what, -18} {folder} ({files.Length} files, {size total})"
+
+    say "report" (Report.writeHtml request.Page studies)
+
+    match request.Tables with
+    | Some folder -> Report.writeTables folder studies |> Array.iter (say "tables")
+    | None -> ()
+
+    match request.Figures with
+    | Some folder ->
+        let struct (files, note) = Report.writeFigures folder studies
+        sayAll "figures" folder files
+        note |> Option.iter (fun note -> out.WriteLine $"note               {note}")
+    | None -> ()
+
+    for study in studies do
+        for run in study.Runs do
+            if not run.Finished then
+                out.WriteLine
+                    $"""note               {run.Folder} is not finished: {run.Matrix.Length} of {run.Tasks} tasks"""
+
+    out.Flush()
+    0
