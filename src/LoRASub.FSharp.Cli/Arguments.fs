@@ -276,11 +276,15 @@ let private command (results: ParseResults<Flag>) : Command =
         | Some folder -> Command.Evaluate(folder, changes, flags.TryGetResult EvaluateFlag.Libtorch)
         | None -> Errors.reject "lorasub evaluate" "needs the folder of a run" "none" ""
     | Some(Report flags) ->
-        refuseUnknown flags.Parser "an option of lorasub report" flags.UnrecognizedCliParams
+        // a list of folders takes all that follows, misspelt options too
+        let options, folders =
+            flags.GetResults Folders |> List.concat |> List.partition _.StartsWith('-')
+
+        refuseUnknown flags.Parser "an option of lorasub report" (flags.UnrecognizedCliParams @ options)
 
         Command.Report
             {
-                Folders = flags.GetResults Folders |> List.concat
+                Folders = folders
                 Page = flags.TryGetResult ReportFlag.Out |> Option.defaultValue "report.html"
                 Figures = flags.TryGetResult Figures
                 Tables = flags.TryGetResult Tables

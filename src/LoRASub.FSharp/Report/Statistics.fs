@@ -42,7 +42,9 @@ module internal Statistics =
 
             z
             + (z ** 3.0 + z) / (4.0 * v)
-            + (5.0 * z ** 5.0 + 16.0 * z ** 3.0 + 3.0 * z) / (96.0 * v * v)
+            + (5.0 * z ** 5.0 + 16.0 * z ** 3.0 + 3.0 * z) / (96.0 * v ** 2.0)
+            + (3.0 * z ** 7.0 + 19.0 * z ** 5.0 + 17.0 * z ** 3.0 - 15.0 * z)
+              / (384.0 * v ** 3.0)
 
     /// The mean of the finite values.
     let interval (values: float seq) : Interval =
