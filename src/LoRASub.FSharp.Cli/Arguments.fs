@@ -373,11 +373,15 @@ let private command (results: ParseResults<Flag>) : Command =
                 Errors.reject "lorasub data check" "needs a data set and a folder" given ""
         | None -> Command.Help(flags.Parser.PrintUsage())
     | Some(Report flags) ->
-        refuseUnknown flags.Parser "an option of lorasub report" flags.UnrecognizedCliParams
+        // a list of folders takes all that follows, misspelt options too
+        let options, folders =
+            flags.GetResults Folders |> List.concat |> List.partition _.StartsWith('-')
+
+        refuseUnknown flags.Parser "an option of lorasub report" (flags.UnrecognizedCliParams @ options)
 
         Command.Report
             {
-                Folders = flags.GetResults Folders |> List.concat
+                Folders = folders
                 Page = flags.TryGetResult ReportFlag.Out |> Option.defaultValue "report.html"
                 Figures = flags.TryGetResult Figures
                 Tables = flags.TryGetResult Tables

@@ -24,7 +24,7 @@ module internal Interval =
         let moments = values |> Seq.filter Double.IsFinite |> Moments.ofValues
 
         let struct (low, high) =
-            LoRASub.Statistics.interval 0.95 moments
+            Statistics.interval 0.95 moments
             |> Option.defaultValue (struct (nan, nan))
 
         {

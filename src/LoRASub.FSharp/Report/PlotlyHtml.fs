@@ -347,7 +347,7 @@ module PlotlyHtml =
                 "xanchor", Json.text "left"
                 "xshift", Json.int 6L
                 "yanchor", Json.text "middle"
-                "font", Json.object [ "color", Json.text (colour c.Ink) ]
+                "font", Json.object [ "color", Json.text "@ink" ]
             ]
 
     /// A figure's data, layout, and its height as a share of the width up to a limit of pixels.

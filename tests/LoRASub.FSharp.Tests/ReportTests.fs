@@ -1,0 +1,194 @@
+module LoRASub.Tests.ReportTests
+
+open System
+open System.IO
+open Expecto
+open LoRASub
+open LoRASub.Cli
+open LoRASub.Reports
+open LoRASub.Tests.SampleRuns
+
+/// Runs `lorasub` in this process: exit code, output, complaints.
+let private lorasub (arguments: string list) =
+    use out = new StringWriter()
+    use error = new StringWriter()
+
+    let code =
+        Program.start
+            {
+                Out = out
+                Error = error
+                Terminal = None
+                Interruption = Interruption()
+            }
+            (Array.ofList arguments)
+
+    code, string out, string error
+
+/// Runs `test` while programs are looked for in `path` alone.
+let private withPath (path: string) (test: unit -> 'T) : 'T =
+    let before = Environment.GetEnvironmentVariable "PATH"
+
+    try
+        Environment.SetEnvironmentVariable("PATH", path)
+        test ()
+    finally
+        Environment.SetEnvironmentVariable("PATH", before)
+
+let private inRun (test: string -> string -> unit) () =
+    Probe.inFolder (fun folder ->
+        let run = Path.Combine(folder, "run")
+        write run small
+        test folder run)
+
+/// A program in `folder` that does what the shell's `script` says.
+let private fakeBrowser (folder: string) (script: string) =
+    let path = Path.Combine(folder, "chromium")
+    File.WriteAllText(path, "#!/bin/sh\n" + script)
+    File.SetUnixFileMode(path, UnixFileMode.UserRead ||| UnixFileMode.UserWrite ||| UnixFileMode.UserExecute)
+
+let private figuresWith (script: string) =
+    Probe.inFolder (fun folder ->
+        let run, bin = Path.Combine(folder, "run"), Path.Combine(folder, "bin")
+        Directory.CreateDirectory bin |> ignore
+
+        write
+            run
+            { small with
+                Without = [ "drift.json"; "classes.json" ]
+            }
+
+        fakeBrowser bin script
+        let studies = RunData.loadAll [| run |]
+
+        let struct (files, note) =
+            withPath bin (fun () -> Report.writeFigures (Path.Combine(folder, "f")) studies)
+
+        files |> Array.map (fun file -> Path.GetFileName file.Path), note)
+
+[<Tests>]
+let tests =
+    testList
+        "Report"
+        [
+            testCase
+                "the command writes the page, tables and figures and says so"
+                (inRun (fun folder run ->
+                    let at name = Path.Combine(folder, name)
+
+                    let code, out, error =
+                        withPath "" (fun () ->
+                            lorasub
+                                [
+                                    "report"
+                                    run
+                                    "--out"
+                                    at "r.html"
+                                    "--tables"
+                                    at "t"
+                                    "--figures"
+                                    at "new/f"
+                                ])
+
+                    Expect.equal (code, error) (0, "") "done"
+
+                    for word in [ "r.html ("; "MB)"; "report.md"; "tables.tex"; "17 files"; "no PNG files" ] do
+                        Expect.stringContains out word "what was written"
+
+                    Expect.stringStarts (File.ReadAllText(at "r.html")) "<!DOCTYPE html>" "page"
+                    Expect.stringStarts (File.ReadAllText(at "t/report.md")) "# Run run" "Markdown"
+                    Expect.stringContains (File.ReadAllText(at "t/tables.tex")) @"\toprule" "LaTeX"
+                    Expect.equal (Directory.GetFiles(at "new/f", "*.svg")).Length 17 "figures"
+                    // over an older one
+                    let again, _, _ = lorasub [ "report"; run; "--out"; at "r.html" ]
+                    Expect.equal again 0 "again"))
+
+            testCase "the run's folder is left as it is"
+            <| inRun (fun folder run ->
+                let listing () =
+                    [
+                        for f in Directory.GetFiles run |> Array.sort -> f, File.GetLastWriteTimeUtc f
+                    ]
+
+                let before = listing ()
+                lorasub [ "report"; run; "--out"; Path.Combine(folder, "r.html") ] |> ignore
+                Expect.equal (listing ()) before "files")
+
+            testCase "an unfinished run is reported with a note" (fun () ->
+                Probe.inFolder (fun folder ->
+                    let run = Path.Combine(folder, "run")
+                    write run { small with Tasks = 9; Learned = 2 }
+
+                    let code, out, _ =
+                        lorasub [ "report"; run; "--out"; Path.Combine(folder, "r.html") ]
+
+                    Expect.equal code 0 "done"
+                    Expect.stringContains out "not finished: 2 of 9 tasks" "note"))
+
+            testCase "a report needs no LibTorch" (fun () ->
+                Probe.inFolder (fun folder ->
+                    let run = Path.Combine(folder, "run")
+                    write run small
+
+                    let info =
+                        Diagnostics.ProcessStartInfo(
+                            "dotnet",
+                            [
+                                Path.Combine(AppContext.BaseDirectory, "lorasub.dll")
+                                "report"
+                                run
+                                "--out"
+                                Path.Combine(folder, "r.html")
+                            ]
+                        )
+
+                    info.RedirectStandardOutput <- true
+                    info.Environment["LORASUB_LIBTORCH"] <- "/no/such/folder"
+                    use child = Diagnostics.Process.Start info
+                    child.StandardOutput.ReadToEnd() |> ignore
+                    child.WaitForExit()
+                    Expect.equal child.ExitCode 0 "exit code"))
+
+            testCase "wrong arguments are refused" (fun () ->
+                Probe.inFolder (fun folder ->
+                    let run = Path.Combine(folder, "run")
+                    write run small
+
+                    for arguments, words in
+                        [
+                            [], [ "needs the folder of a run" ]
+                            [ "--out"; "x.html" ], [ "needs the folder of a run" ]
+                            [ folder ], [ folder; "neither" ]
+                            [ run; "--output"; "x" ], [ "did you mean --out?" ]
+                            [ run; "--out"; folder ], [ "must be a file"; "add a file name" ]
+                            [ run; "--out"; folder + "/no/r.html" ], [ "make it first" ]
+                            [ run; "--out"; folder + "/r.html"; "--tables"; run + "/summary.json" ],
+                            [ "summary.json" ]
+                        ] do
+                        let code, _, error = lorasub ("report" :: arguments)
+                        Expect.equal code 2 $"{arguments}"
+
+                        for word in words do
+                            Expect.stringContains error word $"{arguments}"))
+
+            testCase "a browser's picture lies beside each figure" (fun () ->
+                // writes a picture where it is told to
+                let script =
+                    "for a in \"$@\"; do case \"$a\" in --screenshot=*) echo picture > \"${a#--screenshot=}\";; esac; done\n"
+
+                let files, note = figuresWith script
+                Expect.isNone note "no note"
+
+                let names (ending: string) =
+                    files
+                    |> Array.filter _.EndsWith(ending)
+                    |> Array.map (fun f -> f.Replace(ending, ""))
+
+                Expect.isNonEmpty (names ".svg") "figures"
+                Expect.equal (names ".png") (names ".svg") "a picture of each")
+
+            testCase "a browser that fails costs a note, not the figures" (fun () ->
+                let files, note = figuresWith "echo broken >&2; exit 7\n"
+                Expect.all files _.EndsWith(".svg") "figures"
+                Expect.stringContains note.Value "exit code 7" "note")
+        ]
