@@ -441,6 +441,7 @@ let tests =
 
                     Expect.stringContains output "  train 1/1, loss " "progress"
                     Expect.stringContains output " of 20 test images right" "score"
+                    Expect.stringContains output "a file looks like " "an image file"
                     Expect.stringContains output "the saved classifier predicts the same" "saved and loaded"))
 
             testCase "the C# program answers bad input in a line and with exit code 2" (fun () ->
