@@ -1,11 +1,11 @@
-/// The command line, from text to a command. Reads no file and loads no native library.
+/// The command line, from text to a command. Reads no file but that of --config and loads no native library.
 module LoRASub.Cli.Arguments
 
 open System
 open Argu
 open LoRASub
 
-/// Every case but the last two is a setting of the library's under the same name.
+/// Every case but those from Out on is a setting of the library's under the same name.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type RunFlag =
     | [<Unique>] Data of NAME: string
@@ -60,6 +60,11 @@ type RunFlag =
     | [<Unique>] Tensorboard
     | [<Unique>] Reference of DIR: string
     | [<Unique>] Out of DIR: string
+    | [<Unique>] Overwrite
+    | [<Unique>] Resume of DIR: string
+    | [<Unique>] Config of FILE: string
+    | [<Unique>] Seeds of LIST: string
+    | [<Unique>] Dry_Run
     | [<Unique>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
@@ -117,6 +122,11 @@ type RunFlag =
             | Tensorboard -> "write TensorBoard event files as well"
             | Reference _ -> "finished run to measure transfer against"
             | Out _ -> "folder for the results (default: not saved)"
+            | Overwrite -> "replace the run that --out's folder holds"
+            | Resume _ -> "go on with the run in this folder"
+            | Config _ -> "settings from YAML or JSON, also published ones"
+            | Seeds _ -> "a run for each seed: 1,2,3"
+            | Dry_Run -> "print the merged settings and their sources"
             | Libtorch _ -> "folder of another LibTorch, as for CUDA"
 
 /// What may differ between the machine that ran and the one that evaluates.
@@ -183,13 +193,27 @@ type Flag =
             | Doctor _ -> "check this installation and measure its speed"
             | Version -> "print the version"
 
+/// What `lorasub run` is asked for.
+type RunCommand =
+    {
+        Config: MergedConfig
+        /// Folder for the results.
+        Out: string option
+        /// Whether a run that stands there is replaced.
+        Overwrite: bool
+        LibTorch: string option
+        DryRun: bool
+    }
+
 /// What to do.
 [<RequireQualifiedAccess>]
 type Command =
     /// Show this text.
     | Help of string
     | Version
-    | Run of settings: RunSettings * out: string option * libTorch: string option
+    | Run of RunCommand
+    /// A run's folder and the settings that say where its files lie now.
+    | Resume of folder: string * changes: (string * string) list * libTorch: string option
     /// A run's folder and the settings that replace its own.
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
     | DataList
@@ -236,6 +260,27 @@ let private pairsWithout (shellOnly: 'Flag -> bool) (results: ParseResults<'Flag
     |> List.filter (shellOnly >> not)
     |> List.map (pair results)
 
+// A run that goes on has its folder and settings already.
+let private refuseBesideResume (flags: ParseResults<RunFlag>) =
+    let given =
+        [
+            if flags.Contains Out then
+                "--out"
+            if flags.Contains Overwrite then
+                "--overwrite"
+            if flags.Contains Config then
+                "--config"
+            if flags.Contains Seeds then
+                "--seeds"
+            if flags.Contains Dry_Run then
+                "--dry-run"
+        ]
+
+    match given with
+    | [] -> ()
+    | name :: _ ->
+        Errors.reject "--resume" "goes on with the run as it was saved" $"{name} as well" $"leave {name} out"
+
 let private command (results: ParseResults<Flag>) : Command =
     refuseUnknown results.Parser "a command or option of lorasub" results.UnrecognizedCliParams
 
@@ -247,18 +292,32 @@ let private command (results: ParseResults<Flag>) : Command =
             flags
             |> pairsWithout (function
                 | Out _
+                | Overwrite
+                | Resume _
+                | Config _
+                | Seeds _
+                | Dry_Run
                 | RunFlag.Libtorch _ -> true
                 | _ -> false)
 
-        let preset =
-            if List.contains ("data", "cifar100") pairs then
-                Preset.cifar100
-            else
-                Preset.quick
+        let libTorch = flags.TryGetResult RunFlag.Libtorch
 
-        let settings = Settings.ofPairs preset pairs
+        match flags.TryGetResult Resume with
+        | Some folder ->
+            refuseBesideResume flags
+            Command.Resume(folder, pairs, libTorch)
+        | None ->
+            let file = flags.TryGetResult Config |> Option.map ConfigFile.read
+            let seeds = flags.TryGetResult Seeds |> Option.map (ConfigFile.seeds "--seeds")
 
-        Command.Run(settings, flags.TryGetResult Out, flags.TryGetResult RunFlag.Libtorch)
+            Command.Run
+                {
+                    Config = Config.merge file pairs seeds
+                    Out = flags.TryGetResult Out
+                    Overwrite = flags.Contains Overwrite
+                    LibTorch = libTorch
+                    DryRun = flags.Contains Dry_Run
+                }
     | Some(Evaluate flags) ->
         refuseUnknown flags.Parser "an option of lorasub evaluate" flags.UnrecognizedCliParams
 

@@ -44,9 +44,9 @@ let lines (report: DataReport) : string list =
     ]
 
 /// Checks a folder; 0 where all is well, 2 with problems.
-let check (say: string list -> unit) (name: string) (folder: string) : int =
+let check (shell: Shell) (name: string) (folder: string) : int =
     let report =
         Datasets.check name (IO.Path.GetFullPath(folder, Environment.CurrentDirectory))
 
-    say (lines report)
+    Shell.say shell (lines report)
     if Array.isEmpty report.Problems then 0 else 2

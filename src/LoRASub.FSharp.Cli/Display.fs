@@ -431,9 +431,35 @@ let matrixLines (matrix: AccuracyMatrix) : string list =
             $"({MatrixTasks} of the {n} tasks; summary.json has all)"
     ]
 
+// What prediction meets at the output, in the last row of the measurement.
+let private driftLine (drift: Drift.State) =
+    match Drift.summary drift with
+    | None -> []
+    | Some summary ->
+        let moved = summary.OutputSinceLearned
+
+        [
+            $"drift              {number 3 moved.Relative} spreads since learned, over {summary.Classes} old classes"
+        ]
+
+/// The statistics over several seeds.
+let statistics (statistics: SeedStatistics) : string list =
+    [
+        ""
+        let seeds = statistics.Seeds |> Array.map string |> String.concat ", "
+        $"over seeds {seeds}, in percent"
+        yield! Statistics.lines statistics
+    ]
+
 /// Everything that a finished run tells, as lines of text.
-let results (outcome: Outcome) : string list =
-    let measures = Metrics.measure outcome.Matrix
+let results (plan: Plan) (outcome: Outcome) : string list =
+    let struct (measures, missing) = Results.measures plan outcome
+
+    let transfer name value =
+        match value, Map.tryFind name (Map.ofList missing) |> Option.flatten with
+        | Some x, _ -> Some $"{percent x}%%"
+        | None, Some reason when plan.References.Length > 0 -> Some reason
+        | None, _ -> None
 
     let same a b =
         Option.map percent a = Option.map percent b
@@ -466,6 +492,17 @@ let results (outcome: Outcome) : string list =
 
         $"forgetting         {orNeeds measures.Forgetting}"
         $"backward transfer  {orNeeds measures.BackwardTransfer}"
+        yield!
+            transfer "forwardTransfer" measures.ForwardTransfer
+            |> Option.map (fun text -> $"forward transfer   {text}")
+            |> Option.toList
+
+        yield!
+            transfer "intransigence" measures.Intransigence
+            |> Option.map (fun text -> $"intransigence      {text}")
+            |> Option.toList
+
+        yield! outcome.Drift |> Option.map driftLine |> Option.defaultValue []
         $"seconds            {seconds [ Phase.Observe; Phase.Project; Phase.Train ]}"
         $"                   {seconds [ Phase.Prototypes; Phase.Predict ]}"
         $"peak memory        {bytes (MemoryUse.peakBytes ())}"

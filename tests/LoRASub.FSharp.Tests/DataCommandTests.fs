@@ -16,6 +16,7 @@ let private run (arguments: string list) =
                 Out = out
                 Error = error
                 Terminal = None
+                Interruption = Interruption()
             }
             (Array.ofList arguments)
 

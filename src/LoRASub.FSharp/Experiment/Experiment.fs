@@ -150,8 +150,7 @@ module Plan =
             Device = Device.parse settings.Device
         }
 
-    /// `load` with a class order that is at hand.
-    let loadWith (order: ClassOrder) (settings: RunSettings) : Plan =
+    let private loadFrom (checkClasses: int -> unit) (order: ClassOrder) (settings: RunSettings) : Plan =
         Settings.check settings
 
         let needed name value =
@@ -172,6 +171,7 @@ module Plan =
         let dataset =
             Datasets.loadWith reading settings.Data (needed "data-path" settings.DataPath)
 
+        checkClasses dataset.ClassNames.Length
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses
 
         let backboneFile = needed "backbone" settings.Backbone
@@ -190,6 +190,13 @@ module Plan =
         with _ ->
             Scope.free VisionTransformer.leaves backbone
             reraise ()
+
+    /// `load` with a class order that is at hand.
+    let loadWith (order: ClassOrder) (settings: RunSettings) : Plan = loadFrom ignore order settings
+
+    /// `load` with a check of the number of classes, before they are cut into tasks.
+    let loadChecking (checkClasses: int -> unit) (settings: RunSettings) : Plan =
+        loadFrom checkClasses (classOrder settings.ClassOrder) settings
 
     /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
     /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load`, `LoRASubDrs.check`. Owned by the caller.

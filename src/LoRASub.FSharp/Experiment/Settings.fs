@@ -194,6 +194,13 @@ module Preset =
                 }
         }
 
+    /// The preset of a data set, and the preset's name: `quick` where there is no published one.
+    let ofData (data: string) : string * (Variant -> RunSettings) =
+        match data with
+        | "cifar100" -> data, cifar100
+        | "imagenet-r" -> data, imageNetR
+        | _ -> "quick", quick
+
 /// One setting by name: the same name on the command line and in files.
 type Setting =
     {
