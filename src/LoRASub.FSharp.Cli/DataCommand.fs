@@ -4,11 +4,16 @@ module LoRASub.Cli.DataCommand
 open System
 open LoRASub
 
+let private classes (known: KnownDataset) =
+    match known.Classes with
+    | Some n -> $"{n} classes"
+    | None -> "any classes"
+
 /// Name, classes, address and layout of every known data set.
 let list () : string list =
     [
         for known in Datasets.known do
-            $"{known.Name, -18} {known.Title}, {known.Classes} classes"
+            $"{known.Name, -18} {known.Title}, {classes known}"
             $"""{"", -18} {known.Published}"""
             $"""{"", -18} {known.Layout}"""
     ]
@@ -35,7 +40,7 @@ let lines (report: DataReport) : string list =
         if report.Broken.Length > Listed then
             $"broken     {report.Broken.Length - Listed} more"
 
-        $"classes    {known.Classes} as published"
+        $"known as   {known.Title}, {classes known}"
         $"layout     {known.Layout}"
         $"published  {known.Published}"
 
@@ -44,9 +49,9 @@ let lines (report: DataReport) : string list =
     ]
 
 /// Checks a folder; 0 where all is well, 2 with problems.
-let check (shell: Shell) (name: string) (folder: string) : int =
+let check (say: string list -> unit) (name: string) (folder: string) : int =
     let report =
         Datasets.check name (IO.Path.GetFullPath(folder, Environment.CurrentDirectory))
 
-    Shell.say shell (lines report)
+    say (lines report)
     if Array.isEmpty report.Problems then 0 else 2

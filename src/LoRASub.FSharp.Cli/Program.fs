@@ -64,7 +64,7 @@ let start (shell: Shell) (argv: string[]) : int =
         | Arguments.Command.DataList ->
             Shell.say shell (DataCommand.list ())
             0
-        | Arguments.Command.DataCheck(name, folder) -> DataCommand.check shell name folder
+        | Arguments.Command.DataCheck(name, folder) -> DataCommand.check (Shell.say shell) name folder
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
         complain

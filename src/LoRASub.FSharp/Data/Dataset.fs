@@ -194,6 +194,26 @@ module ImageSet =
             Decode = Some decode
         }
 
+    /// One image by itself; grey is repeated to red, green and blue.
+    let picture (set: ImageSet) (position: int) : Picture =
+        match set.Decode with
+        | Some decode -> decode position
+        | None ->
+            use image = set.Read [| position |] // [1, c, H, W]
+
+            let channels, height, width =
+                int image.shape[1], int image.shape[2], int image.shape[3]
+
+            let planes = image.bytes.ToArray()
+
+            {
+                Height = height
+                Width = width
+                Pixels =
+                    Array.init (3 * height * width) (fun i ->
+                        planes[(i % 3 % channels) * height * width + i / 3])
+            }
+
 [<RequireQualifiedAccess>]
 module Dataset =
 

@@ -6,7 +6,8 @@ type KnownDataset =
         Name: string
         /// As its publication calls it.
         Title: string
-        Classes: string
+        /// None for a set of the user's own.
+        Classes: int option
         /// Where it is published.
         Published: string
         /// The files and folders that `load` reads, as published.
@@ -59,77 +60,77 @@ module Datasets =
             entry
                 "fashion-mnist"
                 "Fashion-MNIST"
-                "10"
+                (Some 10)
                 "https://github.com/zalandoresearch/fashion-mnist"
                 idxLayout
                 (Arrays(Idx.load "fashion-mnist" Idx.fashionMnistClasses))
             entry
                 "mnist"
                 "MNIST"
-                "10"
+                (Some 10)
                 "http://yann.lecun.com/exdb/mnist/"
                 idxLayout
                 (Arrays(Idx.load "mnist" Idx.mnistClasses))
             entry
                 "cifar10"
                 "CIFAR-10"
-                "10"
+                (Some 10)
                 "https://www.cs.toronto.edu/~kriz/cifar.html"
                 "data_batch_1.bin to data_batch_5.bin, test_batch.bin, batches.meta.txt (the binary version)"
                 (Arrays Cifar.load10)
             entry
                 "cifar100"
                 "CIFAR-100"
-                "100"
+                (Some 100)
                 "https://www.cs.toronto.edu/~kriz/cifar.html"
                 "train.bin, test.bin, fine_label_names.txt (the binary version)"
                 (Arrays Cifar.load100)
             entry
                 "imagenet-r"
                 "ImageNet-R"
-                "200"
+                (Some 200)
                 "https://github.com/hendrycks/imagenet-r"
                 classFolders
                 (Files(ImageFolder.scan "imagenet-r"))
             entry
                 "imagenet-a"
                 "ImageNet-A"
-                "200"
+                (Some 200)
                 "https://github.com/hendrycks/natural-adv-examples"
                 classFolders
                 (Files(ImageFolder.scan "imagenet-a"))
             entry
                 "cub200"
                 "CUB-200-2011"
-                "200"
+                (Some 200)
                 "https://www.vision.caltech.edu/datasets/cub_200_2011/"
                 "images.txt, image_class_labels.txt, train_test_split.txt, classes.txt, images/"
                 (Files(fun _ -> Cub.scan))
             entry
                 "domainnet"
                 "DomainNet, all domains together"
-                "345"
+                (Some 345)
                 "http://ai.bu.edu/M3SDA/"
                 domainLayout
                 (Files(fun _ -> DomainNet.scan))
             entry
                 "domainnet-domains"
                 "DomainNet, domain-incremental"
-                "345 x 6"
+                (Some(6 * 345))
                 "http://ai.bu.edu/M3SDA/"
                 domainLayout
                 (Files(fun _ -> DomainNet.scanDomains))
             entry
                 "tiny-imagenet"
                 "Tiny-ImageNet-200"
-                "200"
+                (Some 200)
                 "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
                 "wnids.txt, words.txt, train/<wnid>/images/*, val/val_annotations.txt, val/images/"
                 (Files(fun _ -> TinyImageNet.scan))
             entry
                 "folder"
                 "any folder of images"
-                "any"
+                None
                 "your own"
                 "train/<class>/* with test/<class>/* or val/<class>/*; or <class>/*, split by split-ratio and split-seed"
                 (Files(ImageFolder.scan "folder"))

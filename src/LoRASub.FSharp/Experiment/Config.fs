@@ -34,7 +34,7 @@ module Config =
 
     let private defaults: RunSettings list =
         [
-            for preset in [ Preset.quick; Preset.cifar100; Preset.imageNetR ] do
+            for preset in [ Preset.quick; Preset.cifar100; Preset.imageNetR; Preset.domains ] do
                 for variant in [ Variant.LibContinual; Variant.Official ] do
                     preset variant
         ]
@@ -130,7 +130,7 @@ module Config =
             |> Option.map _.Value
             |> Option.defaultValue (Preset.quick Variant.Official).Data
 
-        if not (List.contains data ConfigFile.dataNames) then
+        if not (List.contains data Datasets.names) then
             ConfigFile.refuseData "data set" data
 
         let presetName, preset = Preset.ofData data
@@ -214,9 +214,9 @@ module Config =
     /// do not divide the classes, and a published number of classes that is not the file's.
     let taskSizes (merged: MergedConfig) : int[] option =
         let published =
-            ConfigFile.classCounts
-            |> List.tryFind (fun (name, _) -> name = merged.Settings.Data)
-            |> Option.map snd
+            Datasets.known
+            |> List.tryFind (fun known -> known.Name = merged.Settings.Data)
+            |> Option.bind _.Classes
 
         Option.iter (checkClasses merged.Expected) published
 

@@ -68,24 +68,6 @@ module ConfigFile =
 
     // ------------------------------------------------------------------------------------------ data sets
 
-    /// The published data sets, whose number of classes is known without their files.
-    let internal classCounts =
-        [
-            "fashion-mnist", 10
-            "mnist", 10
-            "cifar10", 10
-            "cifar100", 100
-            "imagenet-r", 200
-            "imagenet-a", 200
-            "cub200", 200
-            "domainnet", 345
-            "tiny-imagenet", 200
-        ]
-
-    let internal dataNames =
-        Datasets.names @ List.map fst classCounts @ [ "domainnet-domains"; "folder" ]
-        |> List.distinct
-
     /// The same for ImageNet_R, imagenet-r and ImageNetR.
     let private spelling (name: string) =
         String.filter Char.IsLetterOrDigit name |> _.ToLowerInvariant()
@@ -93,9 +75,9 @@ module ConfigFile =
     let internal refuseData subject name : 'T =
         Errors.reject
             subject
-            $"must be one of {listed dataNames}"
+            $"must be one of {listed Datasets.names}"
             name
-            $"did you mean {Errors.nearest dataNames name}?"
+            $"did you mean {Errors.nearest Datasets.names name}?"
 
     // ------------------------------------------------------------------------------------------ reading a tree
 
@@ -248,7 +230,7 @@ module ConfigFile =
     let private assignData (found: Found) : SettingSource list =
         let name = text found
 
-        match dataNames |> List.tryFind (fun known -> spelling known = spelling name) with
+        match Datasets.names |> List.tryFind (fun known -> spelling known = spelling name) with
         | Some known -> [ says "data" known found.Source ]
         | None -> refuseData found.Source $"'{shortened name}'"
 
@@ -834,7 +816,7 @@ module ConfigFile =
         if s.Value.Length > 4096 then
             Errors.reject s.Source "must have at most 4096 characters" $"{s.Value.Length}" ""
 
-        if s.Name = "data" && not (List.contains s.Value dataNames) then
+        if s.Name = "data" && not (List.contains s.Value Datasets.names) then
             refuseData s.Source $"'{shortened s.Value}'"
 
         try

@@ -595,7 +595,7 @@ module Experiment =
 
             struct (next, retained))
 
-    let private answers (plan: Plan) = Array.init plan.Stream.Order.Length id
+    let private answers (plan: Plan) = TaskStream.answers plan.Stream
 
     // What a model takes the test images of some tasks for, and a fold over their features and classes.
     let private predictAnd leaves visit initial (learner: Learner<_, _>) (plan: Plan) listen model tasks =

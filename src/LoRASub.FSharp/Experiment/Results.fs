@@ -23,8 +23,7 @@ module Results =
     let private counts (score: Score) =
         Json.array (int64 >> Json.int) [ score.Correct; score.Total ]
 
-    let private answers (plan: Plan) =
-        Confusion.answersOf plan.Stream.Order.Length
+    let private answers (plan: Plan) = TaskStream.answers plan.Stream
 
     /// Which test images the last state took for what.
     let confusion (outcome: Outcome) : Confusion =
@@ -86,6 +85,16 @@ module Results =
         Json.object
             [
                 "classes", Json.array ofClass (classScores plan outcome)
+                "samples",
+                Samples.choose plan.Stream outcome.Predictions
+                |> Json.array (fun sample ->
+                    Json.object
+                        [
+                            "task", Json.int (int64 sample.Task)
+                            "true", Json.int (int64 sample.Truth)
+                            "predicted", Json.int (int64 sample.Predicted)
+                            "png", Json.text (Convert.ToBase64String sample.Png)
+                        ])
                 "confusion", rows (int64 >> Json.int) (confusion outcome).Counts
             ]
 

@@ -194,11 +194,21 @@ module Preset =
                 }
         }
 
+    /// DomainNet's six domains, one a task; otherwise as `quick`.
+    let domains (variant: Variant) : RunSettings =
+        { quick variant with
+            Data = "domainnet-domains"
+            Tasks = 6
+            ClassOrder = "natural"
+            Augmentation = Augmentation.CropFlip
+        }
+
     /// The preset of a data set, and the preset's name: `quick` where there is no published one.
     let ofData (data: string) : string * (Variant -> RunSettings) =
         match data with
         | "cifar100" -> data, cifar100
         | "imagenet-r" -> data, imageNetR
+        | "domainnet-domains" -> data, domains
         | _ -> "quick", quick
 
 /// One setting by name: the same name on the command line and in files.
