@@ -180,21 +180,25 @@ let options: BatchOptions =
         Dtype = torch.ScalarType.Float32
     }
 
-/// Images and seconds of all training batches.
+/// Runs `f`; its result, seconds, and seconds of all cores together.
+let timed (f: unit -> 'T) =
+    let cores () =
+        Process.GetCurrentProcess().TotalProcessorTime.TotalSeconds
+
+    let before = cores ()
+    let clock = Stopwatch.StartNew()
+    let result = f ()
+    struct (result, clock.Elapsed.TotalSeconds, cores () - before)
+
+/// The number of images in all training batches.
 let readAll (data: Dataset) =
     let stream = TaskStream.create data ClassOrder.Natural 1 None
-    let clock = Stopwatch.StartNew()
 
-    let read =
-        TaskStream.trainBatches options (Rng.ofSeed 1L) stream stream.Tasks[0]
-        |> Array.sumBy (fun load -> Scope.run (fun () -> int (load ()).Images.shape[0]))
-
-    struct (read, clock.Elapsed.TotalSeconds)
-
-let per1000 seconds count = 1000.0 * seconds / float count
+    TaskStream.trainBatches options (Rng.ofSeed 1L) stream stream.Tasks[0]
+    |> Array.sumBy (fun load -> Scope.run (fun () -> int (load ()).Images.shape[0]))
 
 printfn
-    $"{Environment.ProcessorCount} cores; random crops to 224 x 224 and flips; each epoch's seconds per 1000 images\n"
+    $"{Environment.ProcessorCount} cores; random crops to 224 x 224 and flips; seconds per 1000 images, and of all cores together\n"
 
 printfn
     "| data set | layout | images read | loading the lists | first epoch | with the decoded images in memory |"
@@ -211,15 +215,17 @@ for round in [ "warm-up"; "measured" ] do
 
         try
             make (Random 1) folder
-            let clock = Stopwatch.StartNew()
-            let data = Datasets.load name folder
-            let loading = clock.Elapsed.TotalSeconds
-            let struct (count, first) = readAll data
-            let struct (_, again) = readAll data
+            let struct (data, loading, loadingAll) = timed (fun () -> Datasets.load name folder)
+            let struct (count, first, firstAll) = timed (fun () -> readAll data)
+            let struct (_, again, againAll) = timed (fun () -> readAll data)
             let files = data.Train.Labels.Length + data.Test.Labels.Length
+
+            let cell (count: int) (seconds: float) (all: float) =
+                let per = 1000.0 / float count
+                $"{per * seconds:F2}, {per * all:F2}"
 
             if round = "measured" then
                 printfn
-                    $"| {name} | {layout} | {count} | {per1000 loading files:F2} | {per1000 first count:F1} | {per1000 again count:F1} |"
+                    $"| {name} | {layout} | {count} | {cell files loading loadingAll} | {cell count first firstAll} | {cell count again againAll} |"
         finally
             Directory.Delete(folder, true)

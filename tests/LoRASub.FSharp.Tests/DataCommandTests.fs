@@ -88,4 +88,44 @@ let tests =
                 let code, out, _ = run [ "data" ]
                 Expect.equal code 0 "help"
                 Expect.stringContains out "check" "help")
+
+            testCase "a run on image files learns, and tells what it left out" (fun () ->
+                inFolder (fun folder ->
+                    let data, backbone =
+                        Path.Combine(folder, "data"), Path.Combine(folder, "vit.safetensors")
+
+                    Tiny.writeBackbone backbone 8 2 7
+                    Layouts.domainNet data
+
+                    let arguments extra =
+                        [
+                            "run"
+                            "--data"
+                            "domainnet-domains"
+                            "--data-path"
+                            data
+                            "--backbone"
+                            backbone
+                        ]
+                        @ [ "--tasks"; "2"; "--epochs"; "1"; "--rank"; "2"; "--augment"; "crop-flip" ]
+                        @ [ "--test-resize"; "10"; "--crop-scale"; "0.5,1"; "--class-order"; "natural" ]
+                        @ extra
+
+                    let code, out, error = run (arguments [])
+                    Expect.equal (code, error) (0, "") "all is well"
+                    Expect.stringContains out "18 training and 12 test images" "header"
+
+                    let image = Path.Combine(data, "sketch", "airplane", "sketch_train_2.jpg")
+                    File.WriteAllText(image, "no image")
+                    let code, _, error = run (arguments [])
+                    Expect.equal code 2 "broken"
+
+                    for word in [ "1 broken of 30"; "sketch_train_2.jpg"; "skip-broken" ] do
+                        Expect.stringContains error word "broken"
+
+                    let code, out, error = run (arguments [ "--skip-broken" ])
+                    Expect.equal (code, error) (0, "") "left out"
+
+                    for word in [ "17 training"; "1 of 30 image files"; "sketch_train_2.jpg" ] do
+                        Expect.stringContains out word "left out"))
         ]

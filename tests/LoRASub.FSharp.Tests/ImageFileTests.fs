@@ -56,7 +56,7 @@ let private badInputs: BadInput list =
     let jpeg, _ = fixture "grey JPEG"
 
     [
-        bytes "an empty file" [||] "no JPEG"
+        bytes "an empty file" [||] "empty"
         bytes "text" (Encoding.UTF8.GetBytes "<html>404 Not Found</html>") "no JPEG"
         bytes "zeros" (Array.zeroCreate 4000) "no JPEG"
         for extension in [ "jpg"; "png"; "webp"; "bmp" ] do

@@ -101,10 +101,10 @@ let tests =
                     let load () = ImageFiles.dataset skipping "toy" scan
                     let data = load ()
                     Expect.equal (data.Train.Labels.Length, data.Test.Labels.Length) (14, 7) "three fewer"
-                    Expect.hasLength data.Notes 1 "one note"
+                    Expect.hasLength data.Notes 4 "their number, and each"
 
                     for word in [ "3 of 24"; "2.png"; "12.png" ] do
-                        Expect.stringContains data.Notes[0] word "note"
+                        Expect.stringContains (String.concat "; " data.Notes) word "note"
 
                     Expect.equal (load ()).Notes data.Notes "again"
                     Expect.equal ((data.Train.Decode.Value 0).Pixels[0]) 30uy "the next one moves up"))

@@ -138,6 +138,9 @@ module ImageFile =
 
             if not file.Exists then
                 Error "no such file"
+            // pipes and devices have no length either, and reading them might never end
+            elif file.Length = 0L then
+                Error "empty"
             elif file.Length > MaxBytes then
                 Error $"{file.Length} bytes, more than {MaxBytes}"
             else
@@ -193,7 +196,9 @@ module ImageFile =
             | Error reason -> Some reason
 
         try
-            if FileInfo(path).Exists then
+            let file = FileInfo path
+
+            if file.Exists && file.Length > 0L then
                 withSkia (fun () ->
                     use codec = SKCodec.Create path
 
@@ -202,7 +207,7 @@ module ImageFile =
                     | None when isWhole path codec.EncodedFormat -> None
                     | None -> decode ())
             else
-                Some "no such file"
+                Some(if file.Exists then "empty" else "no such file")
         with
         | :? IOException
         | :? UnauthorizedAccessException as e -> Some e.Message

@@ -101,6 +101,22 @@ module ImageFiles =
         else
             first
 
+    /// That files are left out, and the first few by folder and name, each short enough for a line.
+    let private notes (broken: BrokenFile[]) (files: int) : string[] =
+        let short (path: string) =
+            Path.Combine(Path.GetFileName(Path.GetDirectoryName path), Path.GetFileName path)
+
+        [|
+            if broken.Length > 0 then
+                $"{broken.Length} of {files} image files cannot be decoded and are left out"
+
+            for file in Array.truncate Listed broken do
+                $"left out: {short file.Path} ({file.Reason})"
+
+            if broken.Length > Listed then
+                $"left out: {broken.Length - Listed} more"
+        |]
+
     /// What is wrong with each file, `look` at it; on all cores, in the files' order.
     let private broken (look: string -> string option) (paths: string[]) : BrokenFile[] =
         let reasons = Array.zeroCreate<string option> paths.Length
@@ -161,13 +177,7 @@ module ImageFiles =
                 Train = setWith cache scan.TrainSource (good scan.Train)
                 Test = setWith cache scan.TestSource (good scan.Test)
                 Answers = scan.Answers
-                Notes =
-                    if found.Length = 0 then
-                        [||]
-                    else
-                        [|
-                            $"{found.Length} of {paths.Length} image files cannot be decoded and are left out: {listing found}"
-                        |]
+                Notes = notes found paths.Length
             }
 
 /// What the readers of image folders and split lists share.

@@ -1,6 +1,8 @@
 namespace LoRASub
 
 open System
+open System.Buffers.Binary
+open System.Runtime.Intrinsics
 
 /// A rectangle of whole pixels inside an image.
 [<Struct>]
@@ -76,29 +78,63 @@ module Picture =
             Fixed = fixedPoint
         }
 
-    let inline private rounded (sum: int) =
-        byte (Math.Clamp(sum >>> Precision, 0, 255))
-
     let private half = 1 <<< (Precision - 1)
 
-    /// One row of source pixels, from byte `start` on, to a row of outputs.
-    let private across (w: Weights) (source: byte[]) (start: int) (result: byte[]) (at: int) =
+    /// Four bytes as integers.
+    let inline private widened (bytes: uint32) =
+        Vector128.WidenLower(Vector128.WidenLower(Vector128.CreateScalarUnsafe(bytes).AsByte())).AsInt32()
+
+    let inline private shifted (sums: Vector128<int>) =
+        Vector128.Min(
+            Vector128.Max(Vector128.ShiftRightArithmetic(sums, Precision), Vector128.Zero),
+            Vector128.Create 255
+        )
+
+    /// One row of pixels, a byte longer than they are, to a row of outputs from byte `at` on.
+    let private across (w: Weights) (source: byte[]) (result: byte[]) (at: int) =
         for x in 0 .. w.First.Length - 1 do
-            let weights = ReadOnlySpan(w.Fixed, x * w.Taps, w.Count[x])
-            let pixels = ReadOnlySpan(source, start + 3 * w.First[x], 3 * w.Count[x])
-            let mutable red = half
-            let mutable green = half
-            let mutable blue = half
+            let first = 3 * w.First[x]
+            let mutable sums = Vector128.Create half
+
+            for j in 0 .. w.Count[x] - 1 do
+                // red, green, blue, and the next pixel's red, which nobody reads
+                let pixel =
+                    BinaryPrimitives.ReadUInt32LittleEndian(ReadOnlySpan(source, first + 3 * j, 4))
+
+                sums <- sums + widened pixel * w.Fixed[x * w.Taps + j]
+
+            let sums = shifted sums
+            result[at + 3 * x] <- byte (sums.GetElement 0)
+            result[at + 3 * x + 1] <- byte (sums.GetElement 1)
+            result[at + 3 * x + 2] <- byte (sums.GetElement 2)
+
+    /// One output row, of rows of `row` bytes that stand one after another, of which the weights' first is row `low`.
+    let private down (w: Weights) (y: int) (low: int) (row: int) (source: byte[]) (result: byte[]) =
+        let first = (w.First[y] - low) * row
+        let weights = ReadOnlySpan(w.Fixed, y * w.Taps, w.Count[y])
+        let fours = row / 4 * 4
+
+        for x in 0..4 .. fours - 1 do
+            let mutable sums = Vector128.Create half
 
             for j in 0 .. weights.Length - 1 do
-                let weight = weights[j]
-                red <- red + weight * int pixels[3 * j]
-                green <- green + weight * int pixels[3 * j + 1]
-                blue <- blue + weight * int pixels[3 * j + 2]
+                let bytes =
+                    BinaryPrimitives.ReadUInt32LittleEndian(ReadOnlySpan(source, first + j * row + x, 4))
 
-            result[at + 3 * x] <- rounded red
-            result[at + 3 * x + 1] <- rounded green
-            result[at + 3 * x + 2] <- rounded blue
+                sums <- sums + widened bytes * weights[j]
+
+            let sums = shifted sums
+
+            for lane in 0..3 do
+                result[y * row + x + lane] <- byte (sums.GetElement lane)
+
+        for x in fours .. row - 1 do
+            let mutable sum = half
+
+            for j in 0 .. weights.Length - 1 do
+                sum <- sum + weights[j] * int source[first + j * row + x]
+
+            result[y * row + x] <- byte (Math.Clamp(sum >>> Precision, 0, 255))
 
     /// `box` of a picture resampled to height x width, of which only `window` is made.
     let private resample (box: CropBox) (height: int) (width: int) (window: CropBox) (picture: Picture) =
@@ -109,26 +145,17 @@ module Picture =
         let low = rows.First[0]
         let high = rows.First[window.Height - 1] + rows.Count[window.Height - 1]
         let between = Array.zeroCreate<byte>((high - low) * row)
+        let source = Array.zeroCreate<byte>(3 * box.Width + 1)
 
         for y in low .. high - 1 do
             let start = 3 * ((box.Top + y) * picture.Width + box.Left)
-            across columns picture.Pixels start between ((y - low) * row)
+            Buffer.BlockCopy(picture.Pixels, start, source, 0, 3 * box.Width)
+            across columns source between ((y - low) * row)
 
         let result = Array.zeroCreate<byte>(window.Height * row)
-        let sums = Array.zeroCreate<int> row
 
         for y in 0 .. window.Height - 1 do
-            Array.Fill(sums, half)
-
-            for j in 0 .. rows.Count[y] - 1 do
-                let weight = rows.Fixed[y * rows.Taps + j]
-                let source = ReadOnlySpan(between, (rows.First[y] + j - low) * row, row)
-
-                for x in 0 .. source.Length - 1 do
-                    sums[x] <- sums[x] + weight * int source[x]
-
-            for x in 0 .. row - 1 do
-                result[y * row + x] <- rounded sums[x]
+            down rows y low row between result
 
         {
             Height = window.Height
