@@ -24,8 +24,7 @@ module internal Interval =
         let moments = values |> Seq.filter Double.IsFinite |> Moments.ofValues
 
         let struct (low, high) =
-            Statistics.interval 0.95 moments
-            |> Option.defaultValue (struct (nan, nan))
+            Statistics.interval 0.95 moments |> Option.defaultValue (struct (nan, nan))
 
         {
             N = int moments.Count
