@@ -50,7 +50,8 @@ let private start (script: string) : Task<Ended> =
             }
     }
 
-let private names = [| "two-tasks.fsx"; "ablation.fsx"; "retained-space.fsx" |]
+let private names =
+    [| "two-tasks.fsx"; "ablation.fsx"; "retained-space.fsx"; "drift.fsx" |]
 
 let private all = lazy (names |> Array.map start |> Task.WhenAll)
 
@@ -87,6 +88,18 @@ let tests =
 
                 Expect.isLessThan (moved "as published") (moved "no projection") "movement of the means"
                 Expect.isGreaterThan (moved "no subtraction") 0.0 "movement without subtraction")
+
+            testCase
+                "drift: the retained space holds the class means, and a report shows both runs"
+                (fun () ->
+                    let moved name =
+                        float
+                            (line "drift.fsx" $@"^{name} +4 old classes moved by ([\d.]+) spreads")
+                                .Groups[1].Value
+
+                    Expect.isLessThan (moved "confined") (moved "free") "movement"
+                    let report = line "drift.fsx" @"^report: (.+), (\d+) bytes$"
+                    Expect.isGreaterThan (float report.Groups[2].Value) 1e6 "a page with Plotly inside")
 
             testCase "retained-space states invariants that hold" (fun () ->
                 line "retained-space.fsx" @"^x ⟂ U_k keeps its image: A x = A₀ x +[\d.e-]+$"
