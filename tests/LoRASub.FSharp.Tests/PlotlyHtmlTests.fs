@@ -95,6 +95,7 @@ let tests =
                 let html = page [ "run", small ]
                 Expect.stringContains html "plotly.js v" "the library"
                 Expect.stringContains html "Licensed under the MIT license" "its licence"
+                Expect.stringContains html "Permission is hereby granted" "in full"
                 Expect.stringContains html "@license MIT" "those of its parts")
 
             testCase "hostile names stay text" (fun () ->
