@@ -39,10 +39,7 @@ let firstImages (classes: int) (each: int) (set: ImageSet) : ImageSet =
         |> Array.filter (fun (label, _) -> label < classes)
         |> Array.collect (snd >> Array.truncate each >> Array.map fst)
 
-    { set with
-        Labels = positions |> Array.map (fun i -> set.Labels[i])
-        Read = fun some -> some |> Array.map (fun i -> positions[i]) |> set.Read
-    }
+    ImageSet.select positions set
 
 /// A plan on the first classes of Fashion-MNIST and the small backbone, two classes to a task. Owned by the caller.
 let smallPlan (tasks: int) (settings: RunSettings) : Plan =
@@ -50,15 +47,16 @@ let smallPlan (tasks: int) (settings: RunSettings) : Plan =
     let whole = Datasets.load "fashion-mnist" fashionMnist
 
     let part =
-        { whole with
-            ClassNames = Array.truncate classes whole.ClassNames
-            Train = firstImages classes 32 whole.Train
-            Test = firstImages classes 25 whole.Test
-        }
+        Dataset.create
+            whole.Name
+            (Array.truncate classes whole.ClassNames)
+            (firstImages classes 32 whole.Train)
+            (firstImages classes 25 whole.Test)
 
     {
         Settings = settings
         Stream = TaskStream.create part ClassOrder.Natural tasks None
         Backbone = Weights.load (Plan.backboneOptions settings) microVit
         BackboneSha256 = ""
+        References = [||]
     }

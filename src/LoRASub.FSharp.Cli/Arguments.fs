@@ -1,11 +1,11 @@
-/// The command line, from text to a command. Reads no file and loads no native library.
+/// The command line, from text to a command. Reads no file but that of --config and loads no native library.
 module LoRASub.Cli.Arguments
 
 open System
 open Argu
 open LoRASub
 
-/// Every case but the last two is a setting of the library's under the same name.
+/// Every case but those from Out on is a setting of the library's under the same name.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type RunFlag =
     | [<Unique>] Data of NAME: string
@@ -56,15 +56,21 @@ type RunFlag =
     | [<Unique>] Device of NAME: string
     | [<Unique>] Threads of N: string
     | [<Unique>] Checkpoint_Minutes of X: string
+    | [<Unique>] No_Drift
     | [<Unique>] Tensorboard
     | [<Unique>] Reference of DIR: string
     | [<Unique>] Out of DIR: string
+    | [<Unique>] Overwrite
+    | [<Unique>] Resume of DIR: string
+    | [<Unique>] Config of FILE: string
+    | [<Unique>] Seeds of LIST: string
+    | [<Unique>] Dry_Run
     | [<Unique>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Data _ -> "mnist, fashion-mnist (default), cifar10 or cifar100"
+            | Data _ -> "fashion-mnist (default) or another: lorasub data list"
             | Data_Path _ -> "folder with the published files of the data set"
             | Backbone _ -> "ViT weights: a safetensors file in timm's names"
             | Variant _ -> "defaults as in: official (default) or libcontinual"
@@ -112,9 +118,15 @@ type RunFlag =
             | Device _ -> "cpu (default) or cuda:N"
             | Threads _ -> "threads of LibTorch (default: LibTorch's choice)"
             | Checkpoint_Minutes _ -> "time between checkpoints (default 10; 0: per task)"
+            | No_Drift -> "do not measure how far class means move"
             | Tensorboard -> "write TensorBoard event files as well"
             | Reference _ -> "finished run to measure transfer against"
             | Out _ -> "folder for the results (default: not saved)"
+            | Overwrite -> "replace the run that --out's folder holds"
+            | Resume _ -> "go on with the run in this folder"
+            | Config _ -> "settings from YAML or JSON, also published ones"
+            | Seeds _ -> "a run for each seed: 1,2,3"
+            | Dry_Run -> "print the merged settings and their sources"
             | Libtorch _ -> "folder of another LibTorch, as for CUDA"
 
 /// What may differ between the machine that ran and the one that evaluates.
@@ -147,6 +159,24 @@ type DoctorFlag =
         member _.Usage = "folder of another LibTorch, as for CUDA"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type CheckFlag =
+    | [<MainCommand; Unique>] Name_And_Folder of NAME_DIR: string list
+
+    interface IArgParserTemplate with
+        member _.Usage = "data set, and the folder that should hold it"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type DataFlag =
+    | [<SubCommand; CliPrefix(CliPrefix.None)>] List
+    | [<CliPrefix(CliPrefix.None)>] Check of ParseResults<CheckFlag>
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | List -> "the known data sets, where they are published, their files"
+            | Check _ -> "what a folder holds of a data set, and what is wrong"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type ReportFlag =
     | [<MainCommand>] Folders of DIR: string list
     | [<Unique>] Out of FILE: string
@@ -165,6 +195,7 @@ type ReportFlag =
 type Flag =
     | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
     | [<CliPrefix(CliPrefix.None)>] Evaluate of ParseResults<EvaluateFlag>
+    | [<CliPrefix(CliPrefix.None); CustomCommandLine "data">] DataSets of ParseResults<DataFlag>
     | [<CliPrefix(CliPrefix.None)>] Report of ParseResults<ReportFlag>
     | [<CliPrefix(CliPrefix.None)>] Doctor of ParseResults<DoctorFlag>
     | Version
@@ -174,9 +205,22 @@ type Flag =
             match flag with
             | Run _ -> "learn the classes of a data set, task by task"
             | Evaluate _ -> "score a saved learner again"
+            | DataSets _ -> "list the data sets, check a folder for one"
             | Report _ -> "show runs as an HTML page, figures and tables"
             | Doctor _ -> "check this installation and measure its speed"
             | Version -> "print the version"
+
+/// What `lorasub run` is asked for.
+type RunCommand =
+    {
+        Config: MergedConfig
+        /// Folder for the results.
+        Out: string option
+        /// Whether a run that stands there is replaced.
+        Overwrite: bool
+        LibTorch: string option
+        DryRun: bool
+    }
 
 /// The runs to report on, and where to.
 type ReportRequest =
@@ -193,9 +237,13 @@ type Command =
     /// Show this text.
     | Help of string
     | Version
-    | Run of settings: RunSettings * out: string option * libTorch: string option
+    | Run of RunCommand
+    /// A run's folder and the settings that say where its files lie now.
+    | Resume of folder: string * changes: (string * string) list * libTorch: string option
     /// A run's folder and the settings that replace its own.
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
+    | DataList
+    | DataCheck of name: string * folder: string
     | Report of ReportRequest
     | Doctor of libTorch: string option
 
@@ -239,6 +287,27 @@ let private pairsWithout (shellOnly: 'Flag -> bool) (results: ParseResults<'Flag
     |> List.filter (shellOnly >> not)
     |> List.map (pair results)
 
+// A run that goes on has its folder and settings already.
+let private refuseBesideResume (flags: ParseResults<RunFlag>) =
+    let given =
+        [
+            if flags.Contains RunFlag.Out then
+                "--out"
+            if flags.Contains Overwrite then
+                "--overwrite"
+            if flags.Contains Config then
+                "--config"
+            if flags.Contains Seeds then
+                "--seeds"
+            if flags.Contains Dry_Run then
+                "--dry-run"
+        ]
+
+    match given with
+    | [] -> ()
+    | name :: _ ->
+        Errors.reject "--resume" "goes on with the run as it was saved" $"{name} as well" $"leave {name} out"
+
 let private command (results: ParseResults<Flag>) : Command =
     refuseUnknown results.Parser "a command or option of lorasub" results.UnrecognizedCliParams
 
@@ -250,18 +319,32 @@ let private command (results: ParseResults<Flag>) : Command =
             flags
             |> pairsWithout (function
                 | RunFlag.Out _
+                | Overwrite
+                | Resume _
+                | Config _
+                | Seeds _
+                | Dry_Run
                 | RunFlag.Libtorch _ -> true
                 | _ -> false)
 
-        let preset =
-            if List.contains ("data", "cifar100") pairs then
-                Preset.cifar100
-            else
-                Preset.quick
+        let libTorch = flags.TryGetResult RunFlag.Libtorch
 
-        let settings = Settings.ofPairs preset pairs
+        match flags.TryGetResult Resume with
+        | Some folder ->
+            refuseBesideResume flags
+            Command.Resume(folder, pairs, libTorch)
+        | None ->
+            let file = flags.TryGetResult Config |> Option.map ConfigFile.read
+            let seeds = flags.TryGetResult Seeds |> Option.map (ConfigFile.seeds "--seeds")
 
-        Command.Run(settings, flags.TryGetResult RunFlag.Out, flags.TryGetResult RunFlag.Libtorch)
+            Command.Run
+                {
+                    Config = Config.merge file pairs seeds
+                    Out = flags.TryGetResult RunFlag.Out
+                    Overwrite = flags.Contains Overwrite
+                    LibTorch = libTorch
+                    DryRun = flags.Contains Dry_Run
+                }
     | Some(Evaluate flags) ->
         refuseUnknown flags.Parser "an option of lorasub evaluate" flags.UnrecognizedCliParams
 
@@ -275,6 +358,20 @@ let private command (results: ParseResults<Flag>) : Command =
         match flags.TryGetResult Folder with
         | Some folder -> Command.Evaluate(folder, changes, flags.TryGetResult EvaluateFlag.Libtorch)
         | None -> Errors.reject "lorasub evaluate" "needs the folder of a run" "none" ""
+    | Some(DataSets flags) ->
+        refuseUnknown flags.Parser "a command of lorasub data" flags.UnrecognizedCliParams
+
+        match flags.TryGetSubCommand() with
+        | Some List -> Command.DataList
+        | Some(Check check) ->
+            refuseUnknown check.Parser "an option of lorasub data check" check.UnrecognizedCliParams
+
+            match check.GetResult(Name_And_Folder, []) with
+            | [ name; folder ] -> Command.DataCheck(name, folder)
+            | other ->
+                let given = if other.IsEmpty then "none" else String.concat " " other
+                Errors.reject "lorasub data check" "needs a data set and a folder" given ""
+        | None -> Command.Help(flags.Parser.PrintUsage())
     | Some(Report flags) ->
         // a list of folders takes all that follows, misspelt options too
         let options, folders =

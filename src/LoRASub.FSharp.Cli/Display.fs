@@ -155,6 +155,7 @@ module View =
                     Step = None
                     Spent = previous
                 }
+            | EpochEnds _
             | Notice _ -> view
 
         { view with Now = now }
@@ -275,14 +276,13 @@ let plain (out: TextWriter) (workload: Workload) (plan: Plan) : Show =
                 began <- clock.Elapsed
                 phase <- None
                 say $"{taskOf tasks task}: {classNames plan.Stream.Dataset task}"
-            | Steps({ Phase = Phase.Train } as step) ->
-                phase <- Some Phase.Train
+            | Steps { Phase = Phase.Train } -> phase <- Some Phase.Train
+            | EpochEnds epoch ->
+                let task = plan.Stream.Tasks[epoch.Task]
+                let epochs = plan.Settings.EpochsOf task
 
-                match step.Loss, step.Accuracy with
-                | Some loss, Some accuracy when step.Done % (step.Steps / step.Epochs) = 0 ->
-                    say
-                        $"{taskOf tasks step.Task}: epoch {step.Epoch + 1}/{step.Epochs}, loss {number 4 loss}, accuracy {percent accuracy}%%"
-                | _ -> ()
+                say
+                    $"{taskOf tasks task}: epoch {epoch.Epoch + 1}/{epochs}, loss {number 4 epoch.Loss}, accuracy {percent epoch.Accuracy}%%"
             | Steps step when phase <> Some step.Phase ->
                 phase <- Some step.Phase
                 say $"{taskOf tasks step.Task}: {Phase.name step.Phase}, {step.Steps} batches"
@@ -382,6 +382,7 @@ let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
                 | TaskEnds(task, row, _) -> log (taskEnd tasks task row (now - began).TotalSeconds)
                 | Notice text -> log $"note: {text}"
                 | Steps _
+                | EpochEnds _
                 | Retains _ -> ()
 
                 if drawn = TimeSpan.MinValue || now - drawn >= redraw then
@@ -430,9 +431,35 @@ let matrixLines (matrix: AccuracyMatrix) : string list =
             $"({MatrixTasks} of the {n} tasks; summary.json has all)"
     ]
 
+// What prediction meets at the output, in the last row of the measurement.
+let private driftLine (drift: Drift.State) =
+    match Drift.summary drift with
+    | None -> []
+    | Some summary ->
+        let moved = summary.OutputSinceLearned
+
+        [
+            $"drift              {number 3 moved.Relative} spreads since learned, over {summary.Classes} old classes"
+        ]
+
+/// The statistics over several seeds.
+let statistics (statistics: SeedStatistics) : string list =
+    [
+        ""
+        let seeds = statistics.Seeds |> Array.map string |> String.concat ", "
+        $"over seeds {seeds}, in percent"
+        yield! Statistics.lines statistics
+    ]
+
 /// Everything that a finished run tells, as lines of text.
-let results (outcome: Outcome) : string list =
-    let measures = Metrics.measure outcome.Matrix
+let results (plan: Plan) (outcome: Outcome) : string list =
+    let struct (measures, missing) = Results.measures plan outcome
+
+    let transfer name value =
+        match value, Map.tryFind name (Map.ofList missing) |> Option.flatten with
+        | Some x, _ -> Some $"{percent x}%%"
+        | None, Some reason when plan.References.Length > 0 -> Some reason
+        | None, _ -> None
 
     let same a b =
         Option.map percent a = Option.map percent b
@@ -465,6 +492,17 @@ let results (outcome: Outcome) : string list =
 
         $"forgetting         {orNeeds measures.Forgetting}"
         $"backward transfer  {orNeeds measures.BackwardTransfer}"
+        yield!
+            transfer "forwardTransfer" measures.ForwardTransfer
+            |> Option.map (fun text -> $"forward transfer   {text}")
+            |> Option.toList
+
+        yield!
+            transfer "intransigence" measures.Intransigence
+            |> Option.map (fun text -> $"intransigence      {text}")
+            |> Option.toList
+
+        yield! outcome.Drift |> Option.map driftLine |> Option.defaultValue []
         $"seconds            {seconds [ Phase.Observe; Phase.Project; Phase.Train ]}"
         $"                   {seconds [ Phase.Prototypes; Phase.Predict ]}"
         $"peak memory        {bytes (MemoryUse.peakBytes ())}"

@@ -9,81 +9,22 @@ open Spectre.Console
 open TorchSharp
 open LoRASub
 
-/// Where a command writes to, and whether that is a terminal to draw on.
-type Shell =
-    {
-        Out: TextWriter
-        Error: TextWriter
-        Terminal: IAnsiConsole option
-    }
-
 let private version () =
     Assembly.GetExecutingAssembly().GetName().Version.ToString 3
-
-/// Held while results are written: an interruption waits for it.
-let private saving = obj ()
-
-let private loadNative (libTorch: string option) (settings: RunSettings) =
-    Option.iter NativeBackend.useLibTorch libTorch
-    NativeBackend.ensureLoaded () |> ignore
-    Option.iter torch.set_num_threads settings.Threads
-
-let private say (shell: Shell) (lines: string list) =
-    for line in lines do
-        shell.Out.WriteLine line
-
-    shell.Out.Flush()
-
-let private run (shell: Shell) settings (out: string option) libTorch =
-    Settings.check settings
-    let settings = Assets.fill settings
-    Option.iter RunFolder.check out
-    loadNative libTorch settings
-    let plan = Plan.load settings
-    use _ = Scope.own Plan.leaves plan
-    let learner = LoRASubDrs.learner plan.Backbone settings.Method
-    let workload = Display.Workload.ofPlan learner plan
-    say shell (Display.header plan (torch.get_num_threads ()))
-
-    let show =
-        match shell.Terminal with
-        | Some console -> Display.live console workload plan
-        | None -> Display.plain shell.Out workload plan
-
-    let outcome = show (Experiment.run learner plan)
-    use _ = Scope.own (fun o -> TaskState.leaves o.State) outcome
-
-    let results = Display.results outcome
-
-    // saved before anything is printed: a closed pipe must not cost a run, nor a full disk its results
-    try
-        out
-        |> Option.iter (fun folder -> lock saving (fun () -> RunFolder.save folder plan outcome))
-    with _ ->
-        say shell results
-        reraise ()
-
-    say shell results
-
-    match out with
-    | Some folder -> say shell [ $"saved in           {folder}" ]
-    | None -> say shell [ "not saved          give --out DIR to keep results and learner" ]
-
-    0
 
 let private evaluate (shell: Shell) folder (changes: (string * string) list) libTorch =
     let settings =
         List.fold (fun s (name, text) -> Settings.set name text s) (RunFolder.settings folder) changes
 
     Settings.check settings
-    loadNative libTorch settings
+    Shell.loadNative libTorch settings
 
     let rows =
         match shell.Terminal with
         | Some console -> Display.counting console (RunFolder.evaluate folder settings)
         | None -> RunFolder.evaluate folder settings ignore
 
-    say shell (Display.evaluation rows)
+    Shell.say shell (Display.evaluation rows)
 
     if Array.forall Display.isReproduced rows then
         0
@@ -110,8 +51,20 @@ let start (shell: Shell) (argv: string[]) : int =
         | Arguments.Command.Version ->
             shell.Out.WriteLine $"lorasub {version ()}"
             0
-        | Arguments.Command.Run(settings, out, libTorch) -> run shell settings out libTorch
+        | Arguments.Command.Run command ->
+            Settings.check command.Config.Settings
+
+            if command.DryRun then
+                Shell.say shell (DryRun.lines command.Config)
+                0
+            else
+                Runs.start shell command
+        | Arguments.Command.Resume(folder, changes, libTorch) -> Runs.resume shell folder changes libTorch
         | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
+        | Arguments.Command.DataList ->
+            Shell.say shell (DataCommand.list ())
+            0
+        | Arguments.Command.DataCheck(name, folder) -> DataCommand.check (Shell.say shell) name folder
         | Arguments.Command.Report request -> ReportCommand.run shell.Out request
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
@@ -123,6 +76,7 @@ let start (shell: Shell) (argv: string[]) : int =
                  "lorasub: " + e.Message.ReplaceLineEndings " ")
 
         match e with
+        | :? RunStoppedException -> shell.Interruption.Code
         | :? InputException -> 2
         | _ -> 1
 
@@ -140,15 +94,20 @@ let main argv =
         else
             Some console
 
+    let interruption = Interruption()
+
     let stop (code: int) (context: PosixSignalContext) =
         context.Cancel <- true
 
-        lock saving (fun () ->
-            if terminal.IsSome then
-                complain Console.Out "\x1b[?25h"
+        if interruption.Request code then
+            complain Console.Error "lorasub: saving after this step; once more to stop at once"
+        else
+            lock Runs.saving (fun () ->
+                if terminal.IsSome then
+                    complain Console.Out "\x1b[?25h"
 
-            complain Console.Error "lorasub: interrupted"
-            leave code)
+                complain Console.Error "lorasub: interrupted"
+                leave code)
 
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGINT, stop 130)
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGTERM, stop 143)
@@ -159,5 +118,6 @@ let main argv =
             Out = Console.Out
             Error = Console.Error
             Terminal = terminal
+            Interruption = interruption
         }
         argv

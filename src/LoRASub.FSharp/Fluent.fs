@@ -160,24 +160,20 @@ type ContinualClassifier
                 Source = "none"
                 Labels = [||]
                 Read = fun _ -> invalidOp "no images"
+                Decode = None
             }
 
         {
             Settings = settings
             Stream =
                 {
-                    Dataset =
-                        {
-                            Name = "classifier"
-                            ClassNames = [||]
-                            Train = nothing
-                            Test = nothing
-                        }
+                    Dataset = Dataset.create "classifier" [||] nothing nothing
                     Order = [||]
                     Tasks = [||]
                 }
             Backbone = Weights.load (Plan.backboneOptions settings) backbone
             BackboneSha256 = DataFile.sha256 backbone
+            References = [||]
         }
 
     // a classifier outlives whatever scope its caller has open
@@ -287,6 +283,7 @@ type ContinualClassifier
                     { plan.Stream.Dataset with
                         ClassNames = fresh
                         Train = images
+                        Answers = task.Classes
                     }
                 Order = task.Classes
                 Tasks = [| task |]
@@ -310,20 +307,13 @@ type ContinualClassifier
         if Array.isEmpty state.Prototypes.Classes then
             Errors.reject "prediction" "needs at least one learned class" "none" "learn some classes first"
 
-        let format = (Plan.batchOptions plan Augmentation.None).Format
-        let device = plan.Backbone.Device
-        let dtype = Precision.compute plan.Backbone.Precision
-
+        let options = Plan.batchOptions plan Augmentation.None
         let model = deployed ()
 
-        let predict (some: int[]) =
+        let predict (input: unit -> torch.Tensor) =
             Scope.noGrad Leaves.none (fun () ->
-                let pixels = images.Read some
+                let features = VisionTransformer.features model.Adapters plan.Backbone (input ())
 
-                let input =
-                    ImageFormat.toInput format Augmentation.None (Rng.ofSeed 0L) device dtype pixels
-
-                let features = VisionTransformer.features model.Adapters plan.Backbone input
                 // |a − b|² = 2 − 2·cos for unit vectors
                 let struct (nearest, at) = (Prototype.distances state.Prototypes features).min 1L
                 let squared = nearest.cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
@@ -338,7 +328,10 @@ type ContinualClassifier
                     squared
                     positions)
 
-        positions |> Array.chunkBySize plan.Settings.Batch |> Array.collect predict
+        positions
+        |> Array.chunkBySize plan.Settings.Batch
+        |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) images
+        |> Array.collect predict
 
     /// The nearest class of each image of a set.
     member this.Predict(images: ImageSet) : Prediction[] =
@@ -390,6 +383,15 @@ type ContinualClassifier
     interface IDisposable with
         member this.Dispose() = this.Dispose()
 
+/// Images with the names of their classes.
+[<ReferenceEquality>]
+type NamedImages =
+    {
+        ClassNames: string[]
+        /// Labelled by the place of their class in `ClassNames`.
+        Images: ImageSet
+    }
+
 /// Images for a `ContinualClassifier`.
 [<AbstractClass; Sealed>]
 type Images =
@@ -423,6 +425,37 @@ type Images =
                             (read.Invoke positions)
 
                     found.Read(Array.init positions.Length id)
+            Decode = None
+        }
+
+    /// Image files, which may differ in size: JPEG, PNG, WebP or BMP. They are decoded when they are needed, and kept in
+    /// memory up to 2 GiB. `labels` holds one number per file.
+    static member FromFiles(labels: IReadOnlyList<int>, paths: IReadOnlyList<string>) : ImageSet =
+        Given.value "labels" labels
+        Given.value "paths" paths
+        paths |> Seq.iter (Given.value "path")
+
+        if labels.Count <> paths.Count then
+            Errors.reject "labels" $"must be {paths.Count}, one per file" $"{labels.Count}" ""
+
+        Seq.map2 (fun label path -> ({ Path = path; Label = label }: LabelledFile)) labels paths
+        |> Array.ofSeq
+        |> ImageFiles.set "image files"
+
+    /// Image files without labels, for `Predict`.
+    static member FromFiles(paths: IReadOnlyList<string>) : ImageSet =
+        Given.value "paths" paths
+        Images.FromFiles(Array.zeroCreate<int> paths.Count, paths)
+
+    /// The images of a folder that holds a folder for each class, for `Learn`; names in ordinal order. For folders of
+    /// train and test images see `FromDataset("folder", …)`.
+    static member FromFolder(folder: string) : NamedImages =
+        Given.value "folder" folder
+        let struct (names, files) = ImageFolder.all folder
+
+        {
+            ClassNames = names
+            Images = ImageFiles.set folder files
         }
 
     /// The images of some classes of a set; the first of `classes` becomes label 0, the next label 1, and so on.
@@ -430,14 +463,13 @@ type Images =
         let labels = Array.ofSeq classes
 
         let chosen =
-            images.Labels
-            |> Array.indexed
-            |> Array.filter (fun (_, label) -> Array.contains label labels)
+            Array.init images.Labels.Length id
+            |> Array.filter (fun i -> Array.contains images.Labels[i] labels)
 
-        {
-            Source = images.Source
-            Labels = chosen |> Array.map (fun (_, label) -> Array.IndexOf(labels, label))
-            Read = fun positions -> positions |> Array.map (fun i -> fst chosen[i]) |> images.Read
+        let set = ImageSet.select chosen images
+
+        { set with
+            Labels = set.Labels |> Array.map (fun label -> Array.IndexOf(labels, label))
         }
 
     /// One of the data sets known by name (see Datasets.names), from a folder in its published layout.

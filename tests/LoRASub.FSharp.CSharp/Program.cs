@@ -47,6 +47,11 @@ try
 
     try
     {
+        // image files come in any size: a PNG of 4 x 3 grey pixels
+        var picture = Path.Combine(saved, "picture.png");
+        File.WriteAllBytes(picture, Convert.FromBase64String("iVBORw0KGgoAAAANSUhEUgAAAAQAAAADCAAAAACRn/EaAAAAEElEQVR4nGNsYGBgYGKAEQAHPACGHozoxQAAAABJRU5ErkJggg=="));
+        Console.WriteLine($"a file looks like {classifier.Predict(Images.FromFiles([picture]))[0].ClassName}");
+
         classifier.Save(saved);
         using var loaded = ContinualClassifier.Load(saved, backbone, options);
         var same = loaded.Predict(data.Test).SequenceEqual(predictions);

@@ -17,11 +17,13 @@ let private badInputs: BadInput list =
         for augmentation in [ Augmentation.None; Augmentation.Flip; Augmentation.CropFlip ] do
             $"{augmentation} to a size of 0",
             [ "image size"; "0" ],
-            fun _ -> Augment.apply augmentation 0 (pattern 1 4 4) key |> ignore
+            fun _ -> Augment.apply augmentation Cropping.standard 0 0.0 (pattern 1 4 4) key |> ignore
 
             $"{augmentation} of three axes",
             [ "[n, c, H, W]" ],
-            fun _ -> Augment.apply augmentation 4 ((pattern 1 4 4).squeeze 0L) key |> ignore
+            fun _ ->
+                Augment.apply augmentation Cropping.standard 4 0.0 ((pattern 1 4 4).squeeze 0L) key
+                |> ignore
     ]
 
 [<Tests>]
@@ -37,7 +39,7 @@ let tests =
                     // sides of at least 24, where rounding to whole pixels moves area and ratio by little
                     let height, width = 24 + h % 200, 24 + w % 200
                     let area, ratio = float (height * width), float width / float height
-                    let fits = Augment.cropBoxes height width 8 (Rng.ofSeed seed)
+                    let fits = Augment.cropBoxes Cropping.standard height width 8 (Rng.ofSeed seed)
                     Expect.hasLength fits 8 "one box per image"
 
                     for box in fits do
@@ -62,7 +64,7 @@ let tests =
                             $"{box} in ratio {ratio}")
 
             testCase "boxes vary in size and place" (fun () ->
-                let boxes = Augment.cropBoxes 32 32 1000 (Rng.ofSeed 3L)
+                let boxes = Augment.cropBoxes Cropping.standard 32 32 1000 (Rng.ofSeed 3L)
                 let share (b: CropBox) = float (b.Height * b.Width) / 1024.0
                 // uniform on 0.08 to 1, a little less because large boxes of a wide ratio do not fit
                 Expect.isTrue (abs (Array.averageBy share boxes - 0.5) < 0.06) "mean share of the area"
@@ -83,7 +85,8 @@ let tests =
                     }
 
                 let only height width =
-                    Augment.cropBoxes height width 20 (Rng.ofSeed 5L) |> Array.distinct
+                    Augment.cropBoxes Cropping.standard height width 20 (Rng.ofSeed 5L)
+                    |> Array.distinct
 
                 Expect.equal (only 1 100) [| box 0 49 1 1 |] "wide"
                 Expect.equal (only 300 3) [| box 148 0 4 3 |] "high"
@@ -92,13 +95,18 @@ let tests =
             testCase "no augmentation is resampling" (fun () ->
                 Scope.run (fun () ->
                     let given = pattern 3 8 8
-                    let plain = Augment.apply Augmentation.None 5 given (Rng.ofSeed 1L)
+
+                    let plain =
+                        Augment.apply Augmentation.None Cropping.standard 5 0.0 given (Rng.ofSeed 1L)
+
                     Expect.equal (numbers plain) (numbers (Resample.resize 5 given)) "pixels"))
 
             law "flipping keeps or mirrors each image" (fun (seed: int64) ->
                 let given = pattern 4 6 6
                 let plain, mirrored = images given, images (given.flip 3L)
-                let flipped = images (Augment.apply Augmentation.Flip 6 given (Rng.ofSeed seed))
+
+                let flipped =
+                    images (Augment.apply Augmentation.Flip Cropping.standard 6 0.0 given (Rng.ofSeed seed))
 
                 for i in 0..3 do
                     Expect.isTrue (flipped[i] = plain[i] || flipped[i] = mirrored[i]) $"image {i}")
@@ -107,7 +115,12 @@ let tests =
                 Scope.run (fun () ->
                     let given = pattern 400 2 2
                     let plain = images given
-                    let flipped = images (Augment.apply Augmentation.Flip 2 given (Rng.ofSeed 9L))
+
+                    let flipped =
+                        images (
+                            Augment.apply Augmentation.Flip Cropping.standard 2 0.0 given (Rng.ofSeed 9L)
+                        )
+
                     let kept = Array.map2 (fun a b -> if a = b then 1 else 0) plain flipped |> Array.sum
                     Expect.isTrue (kept > 160 && kept < 240) $"{kept} of 400 are as they were"))
 
@@ -115,10 +128,12 @@ let tests =
                 Scope.run (fun () ->
                     let key = Rng.ofSeed 17L
                     let given = pattern 16 12 10
-                    let boxes = Augment.cropBoxes 12 10 16 (Rng.fold 0L key)
+                    let boxes = Augment.cropBoxes Cropping.standard 12 10 16 (Rng.fold 0L key)
                     let plain = images (Resample.crop 6 boxes given)
                     let mirrored = images (Resample.crop 6 boxes (given.flip 3L))
-                    let augmented = images (Augment.apply Augmentation.CropFlip 6 given key)
+
+                    let augmented =
+                        images (Augment.apply Augmentation.CropFlip Cropping.standard 6 0.0 given key)
 
                     for i in 0..15 do
                         Expect.isTrue (augmented[i] = plain[i] || augmented[i] = mirrored[i]) $"image {i}"
@@ -130,7 +145,15 @@ let tests =
                     let given = pattern 8 10 10
 
                     let at seed =
-                        numbers (Augment.apply Augmentation.CropFlip 8 given (Rng.ofSeed seed))
+                        numbers (
+                            Augment.apply
+                                Augmentation.CropFlip
+                                Cropping.standard
+                                8
+                                0.0
+                                given
+                                (Rng.ofSeed seed)
+                        )
 
                     Expect.equal (at 1L) (at 1L) "same key"
                     Expect.notEqual (at 1L) (at 2L) "other key"))
@@ -141,6 +164,8 @@ let tests =
 
                     for augmentation in [ Augmentation.None; Augmentation.Flip; Augmentation.CropFlip ] do
                         for size in [ 4; 6 ] do
-                            use made = Augment.apply augmentation size given (Rng.ofSeed 1L)
+                            use made =
+                                Augment.apply augmentation Cropping.standard size 0.0 given (Rng.ofSeed 1L)
+
                             Expect.equal made.shape [| 2L; 1L; int64 size; int64 size |] "shape"))
         ]

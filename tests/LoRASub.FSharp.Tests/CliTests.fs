@@ -16,7 +16,7 @@ open TorchSharp
 
 // ---------------------------------------------------------------------------------------------- a small world
 
-let private under (folder: string) (name: string) = Path.Combine(folder, name)
+let under (folder: string) (name: string) = Path.Combine(folder, name)
 
 /// An IDX file of uint8.
 let private idx (sizes: int list) (elements: byte[]) =
@@ -81,7 +81,7 @@ let private writeBackbone (path: string) (change: Map<string, torch.Tensor> -> M
         |> Safetensors.write path (Map.ofList [ "heads", "2" ]))
 
 /// Runs a test in a folder that holds data/ and vit.safetensors.
-let private inWorld (test: string -> unit) () =
+let inWorld (test: string -> unit) () =
     let world = Directory.CreateTempSubdirectory("lorasub-cli-").FullName
 
     try
@@ -94,7 +94,7 @@ let private inWorld (test: string -> unit) () =
         Directory.Delete(world, true)
 
 /// What a whole run in a world takes; later arguments replace these.
-let private arguments (world: string) (more: string list) : string list =
+let arguments (world: string) (more: string list) : string list =
     let usual =
         [
             "--data", "mnist"
@@ -116,7 +116,7 @@ let private arguments (world: string) (more: string list) : string list =
         yield! more
     ]
 
-type private Ended =
+type Ended =
     {
         Code: int
         Out: string
@@ -124,7 +124,7 @@ type private Ended =
     }
 
 /// Runs the program in this process, on what `terminal` makes of its output.
-let private insideOn (terminal: StringWriter -> IAnsiConsole option) (arguments: string list) : Ended =
+let insideOn (terminal: StringWriter -> IAnsiConsole option) (arguments: string list) : Ended =
     use out = new StringWriter()
     use error = new StringWriter()
 
@@ -134,6 +134,7 @@ let private insideOn (terminal: StringWriter -> IAnsiConsole option) (arguments:
                 Out = out
                 Error = error
                 Terminal = terminal out
+                Interruption = Interruption()
             }
             (Array.ofList arguments)
 
@@ -143,9 +144,9 @@ let private insideOn (terminal: StringWriter -> IAnsiConsole option) (arguments:
         Error = error.ToString()
     }
 
-let private inside = insideOn (fun _ -> None)
+let inside = insideOn (fun _ -> None)
 
-let private processOf (environment: (string * string) list) (arguments: string list) =
+let processOf (environment: (string * string) list) (arguments: string list) =
     let program = under AppContext.BaseDirectory "lorasub.dll"
     let info = ProcessStartInfo("dotnet", program :: arguments)
     info.RedirectStandardOutput <- true
@@ -157,7 +158,7 @@ let private processOf (environment: (string * string) list) (arguments: string l
     Process.Start info
 
 /// Runs the program as a process of its own.
-let private outside environment (arguments: string list) : Ended =
+let outside environment (arguments: string list) : Ended =
     use child = processOf environment arguments
     let error = child.StandardError.ReadToEndAsync()
     let out = child.StandardOutput.ReadToEnd()
@@ -217,6 +218,15 @@ let private flags name more words =
 let private line name given words =
     { flags name [] words with
         Arguments = fun _ -> given
+    }
+
+/// Gives a configuration file with a text, or without one a file that is not there.
+let private config name (text: string option) words =
+    {
+        Name = $"configuration: {name}"
+        Spoil = fun world -> text |> Option.iter (fun t -> File.WriteAllText(under world "config.yaml", t))
+        Arguments = fun world -> arguments world [ "--config"; under world "config.yaml" ]
+        Words = words
     }
 
 let private cut (path: string) =
@@ -456,6 +466,42 @@ let private badInput =
         flags "more threads than any machine has" [ "--threads"; "100000" ] [ "threads"; "at most 1024" ]
         flags "more epochs than can be counted" [ "--epochs"; "400000000" ] [ "epochs"; "at most 1000000" ]
 
+        // configuration files
+        config "no such configuration" None [ "config.yaml"; "no such file" ]
+        config "a configuration of nobody" (Some "a: 1") [ "config.yaml"; "'a'" ]
+        config "no YAML" (Some "rank: [") [ "config.yaml"; "must be YAML" ]
+        config
+            "an unknown setting"
+            (Some "rank: 2\nmargn: 1")
+            [ "config.yaml, line 2"; "did you mean margin?" ]
+        config "a wrong type" (Some "rank: two") [ "config.yaml, line 1"; "whole number"; "'two'" ]
+        config "out of range" (Some "energy: 2") [ "config.yaml, line 1"; "energy" ]
+        config "an unknown data set" (Some "data: minst") [ "config.yaml, line 1"; "did you mean mnist?" ]
+        config
+            "an unknown method"
+            (Some(ConfigFileTests.official |> ConfigFileTests.edit "lorasub_drs" "other"))
+            [ "model_name"; "must be lorasub_drs"; "'other'" ]
+        config
+            "fewer classes than the configuration says"
+            (ConfigFileTests.official
+             |> ConfigFileTests.edit "ImageNet_A" "mnist"
+             |> ConfigFileTests.edit "[3, 4]" "[3]"
+             |> Some)
+            [
+                "config.yaml"
+                "its tasks need data of 200 classes"
+                "found 10"
+                "in the file"
+            ]
+        {
+            Name = "a configuration whose tasks do not divide the classes, dry"
+            Spoil = fun world -> File.WriteAllText(under world "config.yaml", "data: cifar100\ntasks: 3")
+            Arguments = fun world -> [ "run"; "--dry-run"; "--config"; under world "config.yaml" ]
+            Words = [ "tasks"; "divide the 100 classes" ]
+        }
+        flags "seeds beside a seed" [ "--seed"; "1"; "--seeds"; "1,2" ] [ "--seeds"; "beside --seed" ]
+        flags "a seed twice" [ "--seeds"; "1,1" ] [ "--seeds"; "each seed once" ]
+
         // output
         {
             Name = "output name that is too long"
@@ -482,7 +528,7 @@ let private badInput =
                     Directory.CreateDirectory(under world "done") |> ignore
                     File.WriteAllText(under (under world "done") "summary.json", "{}")
             Arguments = fun world -> arguments world [ "--out"; under world "done" ]
-            Words = [ "done"; "finished run"; "found summary.json"; "choose another" ]
+            Words = [ "done"; "must not hold a run"; "a finished one"; "--resume"; "--overwrite" ]
         }
         flags
             "output that cannot be written"
@@ -507,12 +553,20 @@ let private badInput =
     ]
 
 /// Every file under a folder, with its length.
-let private listing (folder: string) =
+let listing (folder: string) =
     [
         for path in
             Directory.GetFileSystemEntries(folder, "*", SearchOption.AllDirectories)
             |> Array.sort do
             path, (if File.Exists path then FileInfo(path).Length else -1L)
+    ]
+
+/// What can be found only when the run has begun, and its settings are saved.
+let private begun =
+    [
+        "all-zero second moment"
+        "a loss that is no number"
+        "a last step that diverges"
     ]
 
 let mutable private refused = 0
@@ -531,7 +585,17 @@ let private refuses (run: string list -> Ended) (bad: Bad) =
             for word in bad.Words do
                 Expect.stringContains ended.Error word "the message"
 
-            Expect.equal (listing world) before "nothing is written"
+            let out = under world "out"
+            let after = listing world
+
+            if List.contains bad.Name begun then
+                Expect.isTrue (File.Exists(under out "settings.json")) "the settings"
+                Expect.isFalse (File.Exists(under out "summary.json")) "no results"
+                let beside = after |> List.filter (fun (path, _) -> not (path.StartsWith out))
+                Expect.equal beside before "nothing else is written"
+            else
+                Expect.equal after before "nothing is written"
+
             refused <- refused + 1))
 
 // ---------------------------------------------------------------------------------------------- tests
@@ -563,8 +627,14 @@ let private line' =
             // every setting of the library is a flag
             for setting in Settings.all do
                 let flag =
-                    if List.contains setting.Name [ "projection"; "subtraction"; "triplet"; "training" ] then
+                    if
+                        List.contains
+                            setting.Name
+                            [ "projection"; "subtraction"; "triplet"; "training"; "drift" ]
+                    then
                         $"--no-{setting.Name}"
+                    elif List.contains setting.Name [ "skip-broken"; "tensorboard" ] then
+                        $"--{setting.Name} "
                     else
                         $"--{setting.Name} <"
 
@@ -573,7 +643,7 @@ let private line' =
         testCase "values may begin with a dash and follow an equals sign" (fun () ->
             let settingsOf arguments =
                 match Arguments.parse (Array.ofList ("run" :: arguments)) with
-                | Arguments.Command.Run(settings, _, _) -> settings
+                | Arguments.Command.Run run -> run.Config.Settings
                 | other -> failtest $"{other}"
 
             let spaced =
@@ -586,6 +656,67 @@ let private line' =
             Expect.equal settings.Seed -3L "seed"
             Expect.equal settings.Method.LearningRate 1e-2 "rate"
             Expect.isFalse settings.Method.Triplet "switch")
+
+        testCase
+            "a dry run tells settings, sources, notes and tasks, without data, weights and LibTorch"
+            (fun () ->
+                Probe.inFolder (fun folder ->
+                    let path = under folder "lib.yaml"
+                    File.WriteAllText(path, ConfigFileTests.libContinual)
+                    let out = under folder "out"
+
+                    let ended =
+                        outside
+                            noLibTorch
+                            [ "run"; "--config"; path; "--dry-run"; "--rank"; "5"; "--out"; out ]
+
+                    Expect.equal (ended.Code, ended.Error) (0, "") "exit code and standard error"
+                    Expect.isFalse (Directory.Exists out) "nothing is written"
+                    let lines = ended.Out.Split '\n'
+
+                    let row (name: string) =
+                        lines
+                        |> Array.filter (fun l -> l.StartsWith(name + " "))
+                        |> Array.map (fun l -> Regex.Replace(l, " {2,}", " | "))
+
+                    for name, value, source in
+                        [
+                            "setting", "value", "source"
+                            "rank", "5", "command line"
+                            "head-lr", "0.003", "lib.yaml, line 51 (classifier.kwargs.fc_lrate)"
+                            "class-order", "seed1993", "preset quick libcontinual"
+                            "energy", "0.99", "default"
+                        ] do
+                        Expect.equal (row name) [| $"{name} | {value} | {source}" |] name
+
+                    let columns =
+                        lines
+                        |> Array.takeWhile (fun l -> l <> "")
+                        |> Array.map (fun l -> Regex.Match(l, @"^\S+ +").Length)
+
+                    Expect.hasLength (Array.distinct columns) 1 "aligned"
+
+                    Expect.stringContains
+                        ended.Out
+                        "note: lib.yaml: not used by this method: val_per_epoch"
+                        "notes"
+
+                    Expect.stringContains
+                        ended.Out
+                        "11 tasks: 20 classes, then 10 x 18 (200 in all)\n"
+                        "tasks"))
+
+        testCase "a dry run without a file, of data that is not here, and of several seeds" (fun () ->
+            let dry more = inside ("run" :: "--dry-run" :: more)
+            let plain = dry []
+            Expect.equal (plain.Code, plain.Error) (0, "") "plain"
+            Expect.stringContains plain.Out "2 tasks x 5 classes (10 in all)\n" "tasks"
+            let cifar = dry [ "--data"; "cifar100"; "--seeds"; "3,4" ]
+            Expect.stringContains cifar.Out "note: a run needs --data-path DIR" "what is missing"
+            Expect.stringContains cifar.Out "10 tasks x 10 classes (100 in all)\n2 runs" "tasks and runs"
+            Expect.isMatch cifar.Out @"\nseeds +3,4 +command line\n" "seeds"
+            let folder = dry [ "--data"; "folder"; "--tasks"; "1" ]
+            Expect.stringContains folder.Out "1 task; the data says how many classes" "unknown classes")
 
         testCase "help, version and wrong arguments need no LibTorch" (fun () ->
             let help = outside noLibTorch [ "--help" ]
@@ -683,11 +814,14 @@ let private runs =
                     (overEarlier (fun j -> List.max [ for t in j..3 -> matrix[t][j] ] - matrix[4][j]))
                     "forgetting"
 
-                for phase in [ "observe"; "project"; "train"; "prototypes"; "predict" ] do
-                    let seconds = ((summary.GetProperty "phaseSeconds").GetProperty phase).GetDouble()
-                    Expect.isGreaterThan seconds 0.0 phase
+                use resources = JsonDocument.Parse(File.ReadAllText(under out "resources.json"))
 
-                Expect.isGreaterThan (number "peakMemoryBytes") 1e7 "memory"
+                for phase in [ "observe"; "project"; "train"; "prototypes"; "predict" ] do
+                    let seconds = resources.RootElement.GetProperty("phaseSeconds").GetProperty(phase)
+                    Expect.isGreaterThan (seconds.GetDouble()) 0.0 phase
+
+                let peak = resources.RootElement.GetProperty "peakMemoryBytes"
+                Expect.isGreaterThan (peak.GetDouble()) 1e7 "memory"
 
                 let again = inside [ "evaluate"; out; "--batch"; "3" ]
                 Expect.equal (again.Code, again.Error) (0, "") "evaluate"
@@ -759,6 +893,52 @@ let private runs =
                 endsWithCursor broken))
 
         testCase
+            "a run follows a configuration file, and tells its notes and what the backbone has instead"
+            (inWorld (fun world ->
+                let path = under world "official.json"
+
+                ConfigFileTests.official
+                |> ConfigFileTests.edit "ImageNet_A" "mnist"
+                |> ConfigFileTests.edit "\"init_cls\": 20" "\"init_cls\": 4"
+                |> ConfigFileTests.edit "\"increment\": 10" "\"increment\": 3"
+                |> ConfigFileTests.edit "\"total_sessions\" : 19" "\"total_sessions\" : 3"
+                |> ConfigFileTests.edit "[3, 4]" "[3]"
+                |> fun text -> File.WriteAllText(path, text)
+
+                let ended =
+                    inside
+                        [
+                            "run"
+                            "--config"
+                            path
+                            "--data-path"
+                            under world "data"
+                            "--backbone"
+                            under world "vit.safetensors"
+                            "--initial-epochs"
+                            "1"
+                            "--epochs"
+                            "1"
+                            "--out"
+                            under world "out"
+                        ]
+
+                Expect.equal (ended.Code, ended.Error) (0, "") "run"
+
+                for word in
+                    [
+                        "not used by this method: prefix"
+                        "width 768, but the backbone has 8, which counts"
+                        "heads 12, but the backbone has 2, which counts"
+                        "task 3/3"
+                    ] do
+                    Expect.stringContains ended.Out word "output"
+
+                let saved = RunFolder.settings (under world "out")
+                Expect.equal (saved.Seed, saved.Method.Rank, saved.InitialClasses) (3L, 4, Some 4) "settings"
+                Expect.equal (saved.Method.Margin, saved.Epochs) (1.25, 1) "settings"))
+
+        testCase
             "a held learning rate is told"
             (inWorld (fun world ->
                 let more = [ "--epochs"; "5"; "--schedule-epochs"; "2"; "--stop-after"; "1" ]
@@ -782,24 +962,6 @@ let private runs =
                 let one = run "c" [ "--stop-after"; "1" ]
                 Expect.stringContains one.Out "forgetting         needs two tasks" "one task"))
 
-        testCase
-            "a terminated run leaves nothing"
-            (inWorld (fun world ->
-                let before = listing world
-                use child = processOf [] (arguments world [ "--epochs"; "100000" ])
-                let error = child.StandardError.ReadToEndAsync()
-
-                while not (child.StandardOutput.ReadLine().StartsWith "task 1/2: epoch") do
-                    ()
-
-                let out = child.StandardOutput.ReadToEndAsync()
-                use kill = Process.Start("kill", [ "-TERM"; string child.Id ])
-                kill.WaitForExit()
-                Expect.isTrue (child.WaitForExit 20_000) "it ends"
-                out.Wait()
-                Expect.equal child.ExitCode 143 "exit code"
-                Expect.equal error.Result "lorasub: interrupted\n" "standard error"
-                Expect.equal (listing world) before "files"))
     ]
 
 let private texts =

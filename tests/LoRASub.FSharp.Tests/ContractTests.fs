@@ -24,6 +24,16 @@ let private bits (tensors: torch.Tensor seq) =
 let private references (tensors: torch.Tensor seq) =
     HashSet<torch.Tensor>(tensors, HashIdentity.Reference)
 
+/// What a phase's layout tells, put together again from copies.
+let private restored leaves (layout: Layout<'State>) task state (phase: 'State) : 'State =
+    Scope.keep leaves (fun () ->
+        let copies =
+            layout.Tensors phase
+            |> List.map (fun (name, tensor) -> name, tensor.clone ())
+            |> Map.ofList
+
+        layout.Restore task state (fun name -> copies[name]))
+
 /// Prepares every phase of the second task, in order.
 let private phases (make: VisionTransformer -> Learner<'O, 'T>) (plan: Plan) : Phase list =
     let vit = plan.Backbone
@@ -40,6 +50,7 @@ let private phases (make: VisionTransformer -> Learner<'O, 'T>) (plan: Plan) : P
     let struct (trained, _) = learner.Update batch prepared
     let next = learner.AfterTask loaders trained
     let model = learner.Deploy next
+    let features = learner.Features model batch.Images
     let frozen = Array.ofSeq (VisionTransformer.leaves vit)
     let images = Array.ofSeq (Batch.leaves batch)
 
@@ -72,8 +83,17 @@ let private phases (make: VisionTransformer -> Learner<'O, 'T>) (plan: Plan) : P
         phase "AfterTask" TaskState.leaves (Seq.append ofState (training trained)) (fun () ->
             learner.AfterTask loaders trained)
         phase "Deploy" Model.leaves (TaskState.leaves next) (fun () -> learner.Deploy next)
-        phase "Predict" Leaves.tensor (Seq.append (TaskState.leaves next) (Model.leaves model)) (fun () ->
-            learner.Predict model batch.Images)
+        phase "Extend" TaskState.leaves ofState (fun () -> learner.Extend task loaders state)
+        phase "Features" Features.leaves (Model.leaves model) (fun () -> learner.Features model batch.Images)
+        phase
+            "Classify"
+            Leaves.tensor
+            (Seq.concat [ TaskState.leaves next; Model.leaves model; Features.leaves features ])
+            (fun () -> learner.Classify model features)
+        phase "restoring an observation" observing (Seq.append ofState (observing observed)) (fun () ->
+            restored observing learner.ObservingLayout task state observed)
+        phase "restoring a training" training (Seq.append ofState (training trained)) (fun () ->
+            restored training learner.TrainingLayout task state trained)
     ]
 
 /// Calls of the second task that must fail, each with good arguments but one.
@@ -130,7 +150,7 @@ let private failures
 
             learner.AfterTask [| load |] trained |> ignore)
         "Deploy over another width", (fun () -> learner.Deploy misfit |> ignore)
-        "Predict on small images", (fun () -> learner.Predict model narrow.Images |> ignore)
+        "Features of small images", (fun () -> learner.Features model narrow.Images |> ignore)
     ]
 
 /// The laws of a learner, for a method that `make` puts over a frozen backbone.
@@ -196,7 +216,7 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
                 (inScope (fun plan ->
                     let before = bits (VisionTransformer.leaves plan.Backbone)
                     let struct (outcome, left) = Probe.counting (fun () -> run plan)
-                    let owned = references (TaskState.leaves outcome.State)
+                    let owned = references (Outcome.leaves outcome)
                     Expect.equal left (int64 owned.Count) "tensors left"
                     Expect.equal (bits (VisionTransformer.leaves plan.Backbone)) before "backbone"))
 
@@ -246,7 +266,7 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
                     let model = learner.Deploy(Tiny.learnFirst learner plan)
 
                     for batch in Array.append (Tiny.batches plan 0) (Tiny.batches plan 1) do
-                        let predicted = learner.Predict model batch.Images
+                        let predicted = Learner.predict learner model batch.Images
                         Expect.equal predicted.dtype torch.ScalarType.Int64 "type"
                         Expect.equal predicted.shape batch.Labels.shape "one per image"
 
@@ -288,8 +308,8 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
                         for batch in Tiny.batches plan 0 do
                             identical
                                 "predictions"
-                                (learner.Predict (learner.Deploy state) batch.Images)
-                                (learner.Predict (learner.Deploy loaded) batch.Images)
+                                (Learner.predict learner (learner.Deploy state) batch.Images)
+                                (Learner.predict learner (learner.Deploy loaded) batch.Images)
 
                         let goOn state =
                             let struct (next, _) =

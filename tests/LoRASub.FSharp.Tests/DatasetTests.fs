@@ -15,14 +15,10 @@ let private dataset train test : Dataset =
             Source = name
             Labels = labels
             Read = fun _ -> failwith "not read"
+            Decode = None
         }
 
-    {
-        Name = "toy"
-        ClassNames = [| "a"; "b" |]
-        Train = set "train.bin" train
-        Test = set "test.bin" test
-    }
+    Dataset.create "toy" [| "a"; "b" |] (set "train.bin" train) (set "test.bin" test)
 
 let private badInputs: BadInput list =
     let validate train test _ =

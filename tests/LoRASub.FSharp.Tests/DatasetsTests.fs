@@ -10,7 +10,10 @@ open LoRASub.Tests.TestFiles
 let private badInputs: BadInput list =
     let unknown name nearest : BadInput =
         $"the name \"{name}\"",
-        [ "fashion-mnist, mnist, cifar10, cifar100"; $"did you mean {nearest}?" ],
+        [
+            "fashion-mnist, mnist, cifar10, cifar100, imagenet-r"
+            $"did you mean {nearest}?"
+        ],
         fun folder -> Datasets.load name folder |> ignore
 
     [
@@ -23,7 +26,15 @@ let private badInputs: BadInput list =
             [ "nowhere"; name; "no such folder" ],
             fun folder -> Datasets.load name (Path.Combine(folder, "nowhere")) |> ignore
 
-            $"{name} in an empty folder", [ name; "no such file" ], Datasets.load name >> ignore
+            $"{name} in an empty folder",
+            [ name.Replace("-domains", ""); "found no " ],
+            Datasets.load name >> ignore
+
+            $"{name} in a file",
+            [ "a.txt"; name; "found a file" ],
+            fun folder ->
+                write folder "a.txt" [||]
+                Datasets.load name (Path.Combine(folder, "a.txt")) |> ignore
     ]
 
 [<Tests>]
@@ -60,6 +71,108 @@ let tests =
                     Expect.equal (Errors.nearest Datasets.names name) name "itself"
                     Expect.equal (Errors.nearest Datasets.names (name + "x")) name "one more"
                     Expect.equal (Errors.nearest Datasets.names (name.Substring 1)) name "one less")
+
+            for layout in Layouts.all do
+                let how = if layout.IsSplit then "split" else "not split"
+
+                testCase
+                    $"{layout.Name} as published, {how}: counts, classes, batches, and what check tells"
+                    (fun () ->
+                        inFolder (fun folder ->
+                            layout.Write folder
+                            let data = Datasets.load layout.Name folder
+                            Expect.equal data.Name layout.Name "name"
+                            Expect.equal data.ClassNames layout.ClassNames "classes"
+
+                            Expect.equal
+                                (data.Train.Labels.Length, data.Test.Labels.Length)
+                                (layout.Train, layout.Test)
+                                "counts"
+
+                            Expect.isEmpty data.Notes "notes"
+
+                            // every image has its class's red and its split's green
+                            for set, green in [ data.Train, 200; data.Test, 100 ] do
+                                for i, label in Array.indexed set.Labels do
+                                    let picture = set.Decode.Value i
+
+                                    let middle =
+                                        3 * (picture.Height / 2 * picture.Width + picture.Width / 2)
+
+                                    let red = 40 * (data.Answers[label] + 1)
+
+                                    Expect.isLessThan
+                                        (abs (int picture.Pixels[middle] - red)
+                                         + (if layout.IsSplit then
+                                                abs (int picture.Pixels[middle + 1] - green)
+                                            else
+                                                0))
+                                        9
+                                        $"{data.ClassNames[label]}, image {i}"
+
+                            let report = Datasets.check layout.Name folder
+                            Expect.isEmpty report.Problems "problems"
+                            Expect.isEmpty report.Broken "broken"
+
+                            Expect.equal
+                                (report.ClassNames,
+                                 report.TrainingImages,
+                                 report.TestImages,
+                                 report.Dataset.Name)
+                                (layout.ClassNames, layout.Train, layout.Test, layout.Name)
+                                "report"))
+
+            testCase "check tells of broken and of missing files without stopping at the first" (fun () ->
+                inFolder (fun folder ->
+                    let layout = Layouts.all |> List.find (fun layout -> layout.Name = "imagenet-r")
+                    layout.Write folder
+
+                    let images =
+                        Directory.GetFiles(folder, "*.jpg", SearchOption.AllDirectories) |> Array.sort
+
+                    File.WriteAllBytes(images[3], [||])
+
+                    File.WriteAllBytes(
+                        images[1],
+                        (let bytes = File.ReadAllBytes images[1] in bytes[.. bytes.Length / 2])
+                    )
+
+                    let report = Datasets.check "imagenet-r" folder
+
+                    Expect.equal
+                        (report.Broken |> Array.map _.Path |> Array.sort)
+                        [| images[1]; images[3] |]
+                        "broken"
+
+                    Expect.equal
+                        report.Problems
+                        [| $"2 of {images.Length} image files cannot be decoded" |]
+                        "problem"
+
+                    Expect.isNonEmpty report.ClassNames "the rest is told"
+
+                    Directory.Delete(folder, true)
+                    Directory.CreateDirectory folder |> ignore
+                    let empty = Datasets.check "imagenet-r" folder
+
+                    Expect.stringContains
+                        empty.Problems[0]
+                        "one folder of images for each class"
+                        "empty folder"
+
+                    let nowhere = Datasets.check "cub200" (Path.Combine(folder, "nowhere"))
+                    Expect.stringContains nowhere.Problems[0] "no such folder" "no folder"
+
+                    Check.refused [ "did you mean cub200" ] (fun () ->
+                        Datasets.check "cub20" folder |> ignore)))
+
+            testCase "check counts the images of sets that are not files" (fun () ->
+                let folder =
+                    Path.Combine(System.AppContext.BaseDirectory, "assets", "fashion-mnist")
+
+                let report = Datasets.check "fashion-mnist" folder
+                Expect.equal (report.TrainingImages, report.TestImages) (3000, 1000) "counts"
+                Expect.isEmpty report.Problems "problems")
 
             law
                 "the nearest name is the one that the slow distance prefers"

@@ -108,6 +108,54 @@ let tests =
                     Expect.isEmpty (classifier.Predict(test, [||])) "no position"))
 
             testCase
+                "files of differing sizes are learned from a folder and predicted one by one"
+                (withBackbone (fun folder backbone ->
+                    let paint (name: string) red green i =
+                        let path = Path.Combine(folder, "pets", name, $"{i}.png")
+
+                        TestFiles.writePicture
+                            path
+                            (TestFiles.plainPicture (9 + i) (14 - i) red green (20 * i))
+
+                        path
+
+                    let cats = Array.init 4 (paint "cat" 240 10)
+                    let dogs = Array.init 4 (paint "dog" 10 240)
+                    let pets = Images.FromFolder(Path.Combine(folder, "pets"))
+                    Expect.equal pets.ClassNames [| "cat"; "dog" |] "folders"
+                    Expect.equal pets.Images.Labels [| 0; 0; 0; 0; 1; 1; 1; 1 |] "labels"
+                    let changed = options ()
+                    changed.Augment <- true
+                    use classifier = ContinualClassifier.Create(backbone, changed)
+                    classifier.Learn(pets.ClassNames, pets.Images)
+
+                    let names paths =
+                        classifier.Predict(Images.FromFiles(paths: string[])) |> Array.map _.ClassName
+
+                    Expect.equal
+                        (names [| dogs[3]; cats[0]; dogs[0] |])
+                        [| "dog"; "cat"; "dog" |]
+                        "in their order"
+
+                    let dogsAlone = Images.OfClasses(pets.Images, [| 1 |])
+
+                    Expect.all
+                        (classifier.Predict dogsAlone)
+                        (fun p -> p.ClassName = "dog")
+                        "one of the classes"
+
+                    classifier.Learn([| "fox" |], Images.FromFiles([| 0; 0 |], [| cats[0]; dogs[1] |]))
+                    Expect.equal classifier.ClassNames.Count 3 "a third class, from files"
+
+                    refused [ "labels"; "must be 2"; "1" ] (fun () ->
+                        Images.FromFiles([| 0 |], cats[..1]) |> ignore)
+
+                    refused [ "paths"; "must be given" ] (fun () -> Images.FromFiles(null) |> ignore)
+                    refused [ "nowhere"; "no such folder" ] (fun () -> Images.FromFolder "nowhere" |> ignore)
+                    File.WriteAllText(cats[1], "no image")
+                    refused [ "1.png"; "JPEG, PNG, WebP or BMP" ] (fun () -> names [| cats[1] |] |> ignore)))
+
+            testCase
                 "learning more changes what is predicted with"
                 (withBackbone (fun _ backbone ->
                     use classifier = ContinualClassifier.Create(backbone, options ())
@@ -169,7 +217,7 @@ let tests =
 
                     Scope.run (fun () ->
                         let plan = Plan.load settings
-                        RunFolder.save out plan (Tiny.run plan)
+                        RunFolder.save out plan DateTime.UtcNow (Tiny.run plan)
                         use classifier = ContinualClassifier.Load(out, settings.Backbone.Value, options ())
 
                         let names =
@@ -393,6 +441,7 @@ let tests =
 
                     Expect.stringContains output "  train 1/1, loss " "progress"
                     Expect.stringContains output " of 20 test images right" "score"
+                    Expect.stringContains output "a file looks like " "an image file"
                     Expect.stringContains output "the saved classifier predicts the same" "saved and loaded"))
 
             testCase "the C# program answers bad input in a line and with exit code 2" (fun () ->

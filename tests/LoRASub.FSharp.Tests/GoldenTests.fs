@@ -289,7 +289,7 @@ let private learner (f: Fixture) =
         let next = method.AfterTask loaders training
         let model = method.Deploy next
         let probe = f.Tensor "probe.images"
-        let predictions = (method.Predict model probe).data<int64>().ToArray()
+        let predictions = (Learner.predict method model probe).data<int64>().ToArray()
 
         Expect.equal
             predictions

@@ -19,7 +19,7 @@ let private key = Rng.ofSeed 1L
 let private float32' = torch.ScalarType.Float32
 
 let private convert format dtype images =
-    ImageFormat.toInput format Augmentation.None key torch.CPU dtype images
+    ImageFormat.toInput format Cropping.standard Augmentation.None key torch.CPU dtype images
 
 /// uint8 [1, c, 4, 4], each channel of one value.
 let private flat (channels: byte list) : torch.Tensor =
@@ -118,9 +118,23 @@ let tests =
                         }
 
                     let input =
-                        ImageFormat.toInput format Augmentation.CropFlip key torch.CPU float32' images
+                        ImageFormat.toInput
+                            format
+                            Cropping.standard
+                            Augmentation.CropFlip
+                            key
+                            torch.CPU
+                            float32'
+                            images
 
-                    let expected = Augment.apply Augmentation.CropFlip 6 (images.``to`` float32') key
+                    let expected =
+                        Augment.apply
+                            Augmentation.CropFlip
+                            Cropping.standard
+                            6
+                            0.0
+                            (images.``to`` float32')
+                            key
 
                     let differences =
                         Array.map2 (fun a b -> abs (a - b)) (numbers expected) (numbers input)

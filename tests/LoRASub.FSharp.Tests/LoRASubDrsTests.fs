@@ -483,7 +483,7 @@ let tests =
                         let distances =
                             Oracles.squaredDistances (matrix outcome.State.Prototypes.Means) (features batch)
 
-                        (learner.Predict model batch.Images).data<int64>().ToArray()
+                        (Learner.predict learner model batch.Images).data<int64>().ToArray()
                         |> Array.iteri (fun i predicted ->
                             atMost
                                 "distance to the predicted class"

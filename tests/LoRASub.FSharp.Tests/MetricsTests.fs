@@ -85,6 +85,8 @@ let private slow (m: AccuracyMatrix) =
         Forgetting =
             earlier (fun j -> Seq.max (seq { for t in j .. tasks - 2 -> acc m t j }) - acc m (tasks - 1) j)
         BackwardTransfer = earlier (fun j -> acc m (tasks - 1) j - acc m j j)
+        ForwardTransfer = None
+        Intransigence = None
     }
 
 let private sameMeasures (expected: Measures) (actual: Measures) =
@@ -109,6 +111,8 @@ let tests =
                         AverageByTask = (0.9 + 0.65) / 2.0
                         Forgetting = Some 0.1
                         BackwardTransfer = Some -0.1
+                        ForwardTransfer = None
+                        Intransigence = None
                     }
                     (Metrics.measure (matrix [ [ 9, 10 ]; [ 8, 10; 1, 2 ] ])))
 
@@ -132,6 +136,8 @@ let tests =
                         AverageByTask = 0.75
                         Forgetting = None
                         BackwardTransfer = None
+                        ForwardTransfer = None
+                        Intransigence = None
                     }
                     "measures")
 
@@ -146,6 +152,8 @@ let tests =
                             AverageByTask = accuracy
                             Forgetting = Some 0.0
                             BackwardTransfer = Some 0.0
+                            ForwardTransfer = None
+                            Intransigence = None
                         }
                         "measures")
 
@@ -183,6 +191,53 @@ let tests =
                 let sum = { Correct = 1; Total = 3 } + { Correct = 2000000; Total = 3000000 }
                 Expect.equal sum { Correct = 2000001; Total = 3000003 } "sum"
                 Expect.equal (Metrics.accuracy { Correct = 1; Total = 3 }) (1.0 / 3.0) "accuracy")
+
+            testCase "wrong numbers of tasks under a mean, as some published code has them, differ" (fun () ->
+                let m = matrix [ [ 2, 4 ]; [ 4, 4; 4, 8 ]; [ 3, 4; 2, 8; 1, 1 ] ]
+                let measures = Metrics.measure m
+                // over all 3 tasks instead of the 2 earlier ones
+                let falls = (1.0 - 0.75) + (0.5 - 0.25)
+                closeTo 1e-12 "forgetting" [ falls / 2.0 ] [ measures.Forgetting.Value ]
+                Expect.notEqual measures.Forgetting.Value (falls / 3.0) "not over all tasks"
+
+                let m = matrix [ [ 2, 3 ]; [ 1, 3; 5, 7 ] ]
+                let measures = Metrics.measure m
+                closeTo 1e-12 "transfer" [ -1.0 / 3.0 ] [ measures.BackwardTransfer.Value ]
+                Expect.notEqual measures.BackwardTransfer.Value (-1.0 / 6.0) "not over all tasks"
+                closeTo 1e-12 "last, by images" [ 6.0 / 10.0 ] [ measures.Last ]
+                closeTo 1e-12 "last, by tasks" [ (1.0 / 3.0 + 5.0 / 7.0) / 2.0 ] [ measures.LastByTask ])
+
+            testCase
+                "accuracy times images, cut to a whole number, loses right answers; integers do not"
+                (fun () ->
+                    let score = { Correct = 29; Total = 50 }
+                    Expect.equal (int (Metrics.accuracy score * 50.0)) 28 "cut"
+                    Expect.equal (Metrics.seen [| score; score |]) { Correct = 58; Total = 100 } "counted")
+
+            testCase "forward transfer by hand: two tasks, three tasks, one task" (fun () ->
+                let transfer = Metrics.forwardTransfer
+                closeTo 1e-12 "two tasks" [ 0.1 ] [ (transfer [| 0.6 |] [| 0.5 |]).Value ]
+                closeTo 1e-12 "three tasks" [ -0.05 ] [ (transfer [| 0.6; 0.3 |] [| 0.5; 0.5 |]).Value ]
+                Expect.isNone (transfer [||] [||]) "one task")
+
+            rejects "a baseline of another length" [ "baseline"; "2 tasks"; "found 1" ] (fun () ->
+                Metrics.forwardTransfer [| 0.1; 0.2 |] [| 0.1 |] |> ignore)
+
+            property "the curve begins at the first task and averages to the average" (fun (c: Run) ->
+                let curve = Metrics.curve c.Matrix
+                let measures = Metrics.measure c.Matrix
+                Expect.equal curve.Length c.Tasks "tasks"
+                closeTo 1e-12 "average" [ measures.Average ] [ Array.average curve ]
+                closeTo 1e-12 "ends" [ acc c.Matrix 0 0; measures.Last ] [ curve[0]; Array.last curve ])
+
+            testCase "every measure has a name of its own" (fun () ->
+                let named = Measures.named (Metrics.measure (matrix [ [ 9, 10 ]; [ 8, 10; 1, 2 ] ]))
+                Expect.equal (named |> Array.distinctBy fst) named "names"
+
+                Expect.equal
+                    (named |> Array.filter (snd >> Option.isNone) |> Array.map fst)
+                    [| "forwardTransfer"; "intransigence" |]
+                    "what needs other runs")
 
             rejects "no task" [ "accuracy matrix"; "at least one task" ] (fun () -> Metrics.check [||])
 

@@ -19,6 +19,7 @@ let private lorasub (arguments: string list) =
                 Out = out
                 Error = error
                 Terminal = None
+                Interruption = Interruption()
             }
             (Array.ofList arguments)
 

@@ -25,11 +25,11 @@ let private withRun
         let out = Path.Combine(folder, "out", "deep")
 
         run settings (fun plan outcome ->
-            RunFolder.save out plan outcome
+            RunFolder.save out plan DateTime.UtcNow outcome
             test folder out settings outcome))
 
 let private summary (out: string) =
-    (JsonNode.Parse(File.ReadAllText(RunFolder.summaryPath out))).AsObject()
+    (JsonNode.Parse(File.ReadAllText(RunFiles.summary out))).AsObject()
 
 let private number (json: JsonObject) (name: string) = json[name].GetValue<float>()
 
@@ -94,11 +94,34 @@ let tests =
                         (outcome.Retained |> Array.map (Array.map _.Rank))
                         "retained ranks"
 
+                    for clock in [ "phaseSeconds"; "peakMemoryBytes"; "memory" ] do
+                        Expect.isFalse (json.ContainsKey clock) $"{clock} stands apart"))
+
+            testCase
+                "time, memory and the machine stand in a file of their own"
+                (withRun id (fun _ out _ _ ->
+                    let json = (JsonNode.Parse(File.ReadAllText(RunFiles.resources out))).AsObject()
+
                     let seconds = json["phaseSeconds"].AsObject()
                     Expect.equal [ for p in seconds -> p.Key ] (Phase.all |> List.map Phase.name) "phases"
                     Expect.isGreaterThan (number seconds "train") 0.0 "seconds of training"
+
+                    let byTask =
+                        [
+                            for task in json["taskSeconds"].AsArray() -> number (task.AsObject()) "train"
+                        ]
+
+                    Expect.floatClose
+                        Accuracy.high
+                        (List.sum byTask)
+                        (number seconds "train")
+                        "sum over tasks"
+
                     Expect.isGreaterThan (number json "peakMemoryBytes") 1e6 "peak memory"
-                    Expect.equal (json["memory"].AsArray()).Count 2 "memory of each task"))
+                    Expect.equal (json["memory"].AsArray()).Count 2 "memory of each task"
+                    let environment = json["environment"].AsObject()
+                    Expect.isGreaterThan (number environment "cores") 0.0 "cores"
+                    Expect.isNotEmpty (environment["processor"].GetValue<string>()) "processor"))
 
             testCase
                 "one task has neither forgetting nor transfer, and says so"
@@ -162,7 +185,7 @@ let tests =
                     let out = Path.Combine(folder, "out")
 
                     run settings (fun plan outcome ->
-                        RunFolder.save out plan outcome
+                        RunFolder.save out plan DateTime.UtcNow outcome
                         File.Delete order
                         sameScores outcome (evaluate out (RunFolder.settings out))
                         // another order at its place does not count either
@@ -196,22 +219,23 @@ let tests =
                 (withRun id (fun _ out settings _ ->
                     let json = summary out
                     json["accuracyMatrix"] <- JsonNode.Parse "[[50]]"
-                    File.WriteAllText(RunFolder.summaryPath out, json.ToJsonString())
+                    File.WriteAllText(RunFiles.summary out, json.ToJsonString())
 
                     Probe.refused [ "summary.json"; "2 tasks"; "1" ] (fun () ->
                         evaluate out settings |> ignore)
 
                     json["accuracyMatrix"] <- JsonNode.Parse "[]"
-                    File.WriteAllText(RunFolder.summaryPath out, json.ToJsonString())
+                    File.WriteAllText(RunFiles.summary out, json.ToJsonString())
                     Probe.refused [ "summary.json"; "empty" ] (fun () -> evaluate out settings |> ignore)))
 
             testCase
                 "a finished run is not overwritten"
                 (withRun id (fun _ out settings outcome ->
-                    refused [ out; "summary.json" ] (fun () -> RunFolder.check out)
+                    refused [ out; "must not hold a run"; "--overwrite" ] (fun () -> RunFolder.check out)
 
                     run settings (fun plan outcome ->
-                        refused [ out; "summary.json" ] (fun () -> RunFolder.save out plan outcome))))
+                        refused [ out; "must not hold a run"; "--overwrite" ] (fun () ->
+                            RunFolder.save out plan DateTime.UtcNow outcome))))
 
             testCase "a folder that cannot be one is refused, and a good one left untouched" (fun () ->
                 Probe.inFolder (fun folder ->
@@ -234,20 +258,22 @@ let tests =
                     Directory.CreateDirectory(LearnerFile.jsonPath out) |> ignore
 
                     run settings (fun plan outcome ->
-                        refused [ "learner.json" ] (fun () -> RunFolder.save out plan outcome)
-                        Expect.isFalse (File.Exists(RunFolder.summaryPath out)) "summary"
+                        refused [ "learner.json" ] (fun () ->
+                            RunFolder.save out plan DateTime.UtcNow outcome)
+
+                        Expect.isFalse (File.Exists(RunFiles.summary out)) "summary"
                         Directory.Delete(LearnerFile.jsonPath out)
-                        RunFolder.save out plan outcome
+                        RunFolder.save out plan DateTime.UtcNow outcome
                         sameScores outcome (evaluate out settings))))
 
             testCase "a folder without a run is refused" (fun () ->
                 Probe.inFolder (fun folder ->
-                    refused [ "settings.json"; "finished run"; "no such file" ] (fun () ->
+                    refused [ "settings.json"; "settings of a run"; "no such file" ] (fun () ->
                         RunFolder.settings folder |> ignore)
 
                     refused [ "summary.json"; "finished run"; "no such file" ] (fun () ->
                         RunFolder.lastRow folder |> ignore)
 
-                    File.WriteAllText(RunFolder.settingsPath folder, "{\"rnak\": 3}")
+                    File.WriteAllText(RunFiles.settings folder, "{\"rnak\": 3}")
                     refused [ "did you mean rank?" ] (fun () -> RunFolder.settings folder |> ignore)))
         ]

@@ -45,11 +45,21 @@ let private texts: (string * string * string) list =
         "training", "true", "false"
         "stop-after", "1", "3"
         "augment", "none", "flip"
+        "crop-scale", "0.5,1", "0.1,0.2"
+        "crop-ratio", "1,1", "0.5,2"
+        "test-resize", "256", "40"
+        "split-ratio", "0.5", "0.9"
+        "split-seed", "0", "-7"
+        "skip-broken", "true", "false"
         "seeding", "every-epoch", "once"
         "precision", "float64", "bfloat16"
         "device", "cpu", "cuda:1"
         "threads", "1", "2"
         "seed", "-1", "9223372036854775807"
+        "checkpoint-minutes", "0", "0.5"
+        "drift", "true", "false"
+        "tensorboard", "true", "false"
+        "reference", "runs/joint", "a"
     ]
 
 let private setting name =

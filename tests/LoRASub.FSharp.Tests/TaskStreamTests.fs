@@ -14,12 +14,11 @@ let private set source (classes: int) (perClass: int) : ImageSet =
     ImageSet.ofBytes source (Array.init n (fun i -> i % classes)) 1 2 2 (countedPixels n 4)
 
 let private toy classes : Dataset =
-    {
-        Name = "toy"
-        ClassNames = Array.init classes (fun c -> $"kind {c}")
-        Train = set "train.bin" classes 5
-        Test = set "test.bin" classes 2
-    }
+    Dataset.create
+        "toy"
+        (Array.init classes (fun c -> $"kind {c}"))
+        (set "train.bin" classes 5)
+        (set "test.bin" classes 2)
 
 let private options: BatchOptions =
     {
@@ -32,6 +31,7 @@ let private options: BatchOptions =
             }
         BatchSize = 4
         Augmentation = Augmentation.None
+        Cropping = Cropping.standard
         Device = torch.CPU
         Dtype = torch.ScalarType.Float32
     }
@@ -135,6 +135,14 @@ let private guarded (allowed: int -> bool) : TaskStream =
                 Train = { set with Read = read }
             }
     }
+
+/// n images of two classes, each of another size.
+let private mixed (n: int) : TaskStream =
+    let set =
+        ImageSet.ofPictures "pictures" (Array.init n (fun i -> i % 2)) (fun i ->
+            PillowFixtures.pattern (5 + i % 7) (4 + i % 11))
+
+    TaskStream.create (Dataset.create "mixed" [| "a"; "b" |] set set) ClassOrder.Natural 1 None
 
 [<Tests>]
 let tests =
@@ -289,4 +297,145 @@ let tests =
                     Expect.equal batch.Labels.dtype torch.ScalarType.Int64 "labels"
                     Expect.equal batch.Images.shape [| 4L; 1L; 2L; 2L |] "images"
                     Scope.free Batch.leaves batch))
+
+            testCase "images of differing sizes: each key's batches, whatever the order asked for" (fun () ->
+                let stream, options =
+                    mixed 24,
+                    { options with
+                        Augmentation = Augmentation.CropFlip
+                    }
+
+                let pixels seed (order: int list) =
+                    let loaders =
+                        TaskStream.trainBatches options (Rng.ofSeed seed) stream stream.Tasks[0]
+
+                    let batches = Array.zeroCreate loaders.Length
+
+                    for i in order do
+                        batches[i] <- Scope.run (fun () -> numbers (loaders[i]()).Images)
+
+                    batches
+
+                let forward = pixels 1L [ 0..5 ]
+                Expect.equal (pixels 1L [ 5; 0; 3; 1; 4; 2; 3 ]) forward "same key"
+                Expect.notEqual (pixels 2L [ 0..5 ]) forward "other key")
+
+            testCase "images of differing sizes are cut as alone, and scaled" (fun () ->
+                let stream = mixed 8
+                let task = stream.Tasks[0]
+
+                let format =
+                    { options.Format with
+                        Channels = 3
+                        Size = 6
+                        Low = -1.0
+                        High = 1.0
+                    }
+
+                let options =
+                    { options with
+                        Format = format
+                        Cropping =
+                            { Cropping.standard with
+                                TestResize = Some 9
+                            }
+                    }
+
+                let decode = stream.Dataset.Test.Decode.Value
+
+                let expected =
+                    TaskStream.testIndices stream task
+                    |> Array.collect (fun i ->
+                        let planes = Array.zeroCreate<byte> 108
+                        Picture.copyPlanes planes 0 (Picture.centre 9 6 (decode i))
+                        planes)
+
+                let loaders = TaskStream.testBatches options stream task
+
+                let actual =
+                    loaders
+                    |> Array.collect (fun load -> Scope.run (fun () -> numbers (load ()).Images))
+
+                Check.closeTo 1e-6 "pixels" (expected |> Array.map (fun b -> float b / 127.5 - 1.0)) actual)
+
+            testCase "images of one size read as files or as bytes get the same boxes and mirrors" (fun () ->
+                let size = 16
+
+                let planes, pictures =
+                    Array.unzip (
+                        Array.init 8 (fun i ->
+                            let picture = PillowFixtures.pattern size size
+
+                            let picture =
+                                { picture with
+                                    Pixels =
+                                        picture.Pixels |> Array.map (fun p -> byte (int p * (i + 9) / 20))
+                                }
+
+                            let planes = Array.zeroCreate<byte>(3 * size * size)
+                            Picture.copyPlanes planes 0 picture
+                            planes, picture)
+                    )
+
+                let labels = Array.zeroCreate<int> 8
+                let one = ImageSet.ofBytes "bytes" labels 3 size size (Array.concat planes)
+                let other = ImageSet.ofPictures "files" labels (fun i -> pictures[i])
+
+                let options =
+                    { options with
+                        Format =
+                            { options.Format with
+                                Size = 7
+                                Channels = 3
+                            }
+                        BatchSize = 8
+                    }
+
+                for augmentation in [ Augmentation.None; Augmentation.Flip; Augmentation.CropFlip ] do
+                    let pixels set =
+                        let inputs = TaskStream.inputs options augmentation key set [| [| 0..7 |] |]
+                        Scope.run (fun () -> numbers (inputs[0]()))
+
+                    let differences = Array.map2 (fun a b -> abs (a - b)) (pixels one) (pixels other)
+                    // the files' way rounds to whole levels, once an axis
+                    Expect.isLessThan (Array.max differences) 1.5 $"{augmentation}: largest"
+                    Expect.isLessThan (Array.average differences) 0.5 $"{augmentation}: mean")
+
+            testCase "an abandoned epoch of images leaves no tensor, and a batch is the caller's" (fun () ->
+                let stream = mixed 24
+
+                leavesNothing (fun () ->
+                    let loaders = TaskStream.trainBatches options key stream stream.Tasks[0]
+                    Scope.free Batch.leaves (loaders[0]())
+                    Scope.free Batch.leaves (loaders[1]())))
+
+            testCase
+                "images that cannot be read are refused together, as the one who asks can tell"
+                (fun () ->
+                    let labels = Array.init 12 (fun i -> i % 2)
+
+                    let decode i =
+                        if i = 4 || i = 6 then
+                            Errors.reject $"{i}.jpg" "must be whole" "a part" ""
+
+                        PillowFixtures.pattern 5 (4 + i)
+
+                    let set = ImageSet.ofPictures "files" labels decode
+
+                    let stream =
+                        TaskStream.create
+                            (Dataset.create "toy" [| "a"; "b" |] set set)
+                            ClassOrder.Natural
+                            2
+                            None
+
+                    let loaders = TaskStream.plainTrainBatches options stream stream.Tasks[0]
+                    // positions 0, 2, 4, 6
+                    refused [ "4.jpg"; "must be whole"; "1 more of the same batch" ] (fun () ->
+                        loaders[0]() |> ignore)
+
+                    leavesNothing (fun () -> Scope.free Batch.leaves (loaders[1]())))
+
+            testCase "answers are the labels' answers in the order learned" (fun () ->
+                Expect.equal (TaskStream.answers stream) [| 4; 2; 0; 5; 1; 3 |] "the labels themselves")
         ]

@@ -8,6 +8,7 @@ open System.IO.Compression
 open Expecto
 open FsCheck.FSharp
 open LoRASub
+open SkiaSharp
 open TorchSharp
 
 let write (folder: string) (name: string) (bytes: byte[]) =
@@ -72,3 +73,69 @@ let pattern (n: int) (height: int) (width: int) : torch.Tensor =
         |]
 
     Scope.keep Leaves.tensor (fun () -> torch.tensor(values).view(int64 n, 1L, int64 height, int64 width))
+
+/// Writes a picture as JPEG, PNG, WebP or BMP, as the name's end says; folders are made.
+let writePicture (path: string) (picture: Picture) =
+    Directory.CreateDirectory(Path.GetDirectoryName path) |> ignore
+
+    match (Path.GetExtension path).ToLowerInvariant() with
+    | ".bmp" ->
+        // Skia writes no BMP: 24 bits, rows from below, each padded to four bytes
+        let row = (3 * picture.Width + 3) / 4 * 4
+        let file = Array.zeroCreate<byte>(54 + row * picture.Height)
+
+        let put (at: int) (value: int) =
+            BinaryPrimitives.WriteInt32LittleEndian(Span(file, at, 4), value)
+
+        file[0] <- byte 'B'
+        file[1] <- byte 'M'
+
+        for at, value in
+            [
+                2, file.Length
+                10, 54
+                14, 40
+                18, picture.Width
+                22, picture.Height
+                26, 1 + (24 <<< 16)
+            ] do
+            put at value
+
+        for y in 0 .. picture.Height - 1 do
+            for x in 0 .. picture.Width - 1 do
+                for c in 0..2 do
+                    file[54 + (picture.Height - 1 - y) * row + 3 * x + 2 - c] <-
+                        picture.Pixels[3 * (y * picture.Width + x) + c]
+
+        File.WriteAllBytes(path, file)
+    | extension ->
+        use bitmap =
+            new SKBitmap(picture.Width, picture.Height, SKColorType.Rgba8888, SKAlphaType.Opaque)
+
+        bitmap.Pixels <-
+            Array.init (picture.Height * picture.Width) (fun i ->
+                SKColor(picture.Pixels[3 * i], picture.Pixels[3 * i + 1], picture.Pixels[3 * i + 2]))
+
+        let format =
+            match extension with
+            | ".png" -> SKEncodedImageFormat.Png
+            | ".webp" -> SKEncodedImageFormat.Webp
+            | _ -> SKEncodedImageFormat.Jpeg
+
+        use data = bitmap.Encode(format, 95)
+        File.WriteAllBytes(path, data.ToArray())
+
+/// A picture of one colour.
+let plainPicture (height: int) (width: int) (red: int) (green: int) (blue: int) : Picture =
+    {
+        Height = height
+        Width = width
+        Pixels =
+            Array.init (3 * height * width) (fun i ->
+                byte (
+                    match i % 3 with
+                    | 0 -> red
+                    | 1 -> green
+                    | _ -> blue
+                ))
+    }

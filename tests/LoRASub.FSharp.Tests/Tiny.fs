@@ -68,12 +68,11 @@ let labels (classes: int) (each: int) =
 
 /// `train` and `test` images of each class.
 let dataset (classes: int) (train: int) (test: int) : Dataset =
-    {
-        Name = "tiny"
-        ClassNames = Array.init classes (fun c -> $"colour {c}")
-        Train = images "tiny training images" 1 (labels classes train)
-        Test = images "tiny test images" 2 (labels classes test)
-    }
+    Dataset.create
+        "tiny"
+        (Array.init classes (fun c -> $"colour {c}"))
+        (images "tiny training images" 1 (labels classes train))
+        (images "tiny test images" 2 (labels classes test))
 
 /// LibContinual's settings cut down: two tasks of two epochs, images as they are.
 let settings: RunSettings =
@@ -107,6 +106,7 @@ let planWith (settings: RunSettings) (dataset: Dataset) (backbone: VisionTransfo
         Stream = TaskStream.create dataset ClassOrder.Natural settings.Tasks settings.InitialClasses
         Backbone = backbone
         BackboneSha256 = ""
+        References = [||]
     }
 
 /// Four classes over a network of width 8 and 2 blocks.

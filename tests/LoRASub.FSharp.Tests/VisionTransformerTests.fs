@@ -227,6 +227,41 @@ let tests =
                 againstLoops c None)
             propertyOf 60 "with LoRA ≡ the loops" (fun (c: Network) -> againstLoops c (Some c.PlainLora))
 
+            propertyOf
+                50
+                "class tokens by block: the output is that of features, bit for bit"
+                (fun (c: Network) ->
+                    let vit = build c.Plain
+
+                    let adapters =
+                        { bare vit with
+                            Lora = lora c.PlainLora
+                        }
+
+                    let found = VisionTransformer.featuresByBlock adapters vit c.Batch
+                    identical "output" (VisionTransformer.features adapters vit c.Batch) found.Output
+                    Expect.hasLength found.Blocks c.Depth "one per block")
+
+            propertyOf
+                50
+                "a block's class token, normed, is the feature of the network cut after it"
+                (fun (c: Network) ->
+                    let vit = build c.Plain
+                    let found = VisionTransformer.featuresByBlock (bare vit) vit c.Batch
+
+                    for i in 0 .. c.Depth - 1 do
+                        let cut =
+                            { vit with
+                                Blocks = Array.take (i + 1) vit.Blocks
+                            }
+
+                        let weight, bias = c.Plain.Norm
+
+                        closeMatrix
+                            $"after block {i}"
+                            (Oracles.layerNorm c.Plain.Epsilon weight bias (matrix found.Blocks[i]))
+                            (VisionTransformer.features (bare cut) cut c.Batch))
+
             propertyOf 50 "B = 0 leaves the features at the base model's" (fun (c: Network) ->
                 let vit = build c.Plain
 
@@ -379,6 +414,9 @@ let tests =
 
                     let features = VisionTransformer.features adapters vit example.Batch
                     Expect.equal features.dtype torch.float32 "type"
+                    let found = VisionTransformer.featuresByBlock adapters vit example.Batch
+                    identical "output by block" features found.Output
+                    Expect.all found.Blocks (fun t -> t.dtype = torch.float32) "type of the blocks' tokens"
 
                     let expected =
                         VisionTransformer.features
@@ -454,6 +492,10 @@ let tests =
                      noLeaks "features" inputs (fun (vit, adapters, images) ->
                          use _ = torch.no_grad ()
                          [ VisionTransformer.features adapters vit images ])
+
+                     noLeaks "featuresByBlock" inputs (fun (vit, adapters, images) ->
+                         use _ = torch.no_grad ()
+                         Features.leaves (VisionTransformer.featuresByBlock adapters vit images))
 
                      noLeaks "the gradient of features" inputs (fun (vit, adapters, images) ->
                          let f (ps: torch.Tensor[]) =

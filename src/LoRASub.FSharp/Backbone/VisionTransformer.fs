@@ -24,6 +24,20 @@ type Block =
         Fc2: Linear
     }
 
+/// Class tokens of a batch on their way through the network, all in the master format.
+[<ReferenceEquality>]
+type Features =
+    {
+        /// Per block, its class token [B, d], before the final norm.
+        Blocks: torch.Tensor[]
+        /// [B, d]: the class token after the final norm, of which prototypes are made.
+        Output: torch.Tensor
+    }
+
+[<RequireQualifiedAccess>]
+module Features =
+    let leaves: Leaves<Features> = fun f -> Seq.append f.Blocks [ f.Output ]
+
 /// A plain Vision Transformer (Dosovitskiy et al. 2021, in timm's form: pre-norm, class token, learned positions).
 /// Frozen; a value shared by every learner on it.
 [<ReferenceEquality>]
@@ -131,14 +145,10 @@ module VisionTransformer =
 
         x.add (Linear.forward block.Fc2 hidden)
 
-    /// Runs images through the network and folds `visit` over the attention inputs [B, N, d] of its blocks, in order;
-    /// `leaves` lists the tensors of the folded state.
-    /// images [B, c, H, W], floating point, in the backbone's input range -> features [B, d] (class token after the
-    /// final norm, in the master format) and the folded state, owned by the caller. Borrows the rest. What no gradient
-    /// needs is freed block by block.
-    let fold
+    // `fold` whose `visit` sees each block's output as well.
+    let private walk
         (leaves: Leaves<'S>)
-        (visit: 'S -> int -> torch.Tensor -> 'S)
+        (visit: 'S -> int -> torch.Tensor -> torch.Tensor -> 'S)
         (initial: 'S)
         (adapters: Adapters)
         (vit: VisionTransformer)
@@ -173,7 +183,8 @@ module VisionTransformer =
                     else
                         Some adapters.Lora[i]
 
-                struct (runBlock (int64 vit.Heads) block adapters.Qkv[i] lora input x, visit state i input)
+                let output = runBlock (int64 vit.Heads) block adapters.Qkv[i] lora input x
+                struct (output, visit state i input output)
 
             let embedded = struct (embed vit images, initial)
 
@@ -184,7 +195,34 @@ module VisionTransformer =
             let classToken = x.select (1L, 0L) // [B, d]
             struct ((normalise vit.Norm classToken).``to``(Precision.master vit.Precision), state))
 
+    /// Runs images through the network and folds `visit` over the attention inputs [B, N, d] of its blocks, in order;
+    /// `leaves` lists the tensors of the folded state.
+    /// images [B, c, H, W], floating point, in the backbone's input range -> features [B, d] (class token after the
+    /// final norm, in the master format) and the folded state, owned by the caller. Borrows the rest. What no gradient
+    /// needs is freed block by block.
+    let fold
+        (leaves: Leaves<'S>)
+        (visit: 'S -> int -> torch.Tensor -> 'S)
+        (initial: 'S)
+        (adapters: Adapters)
+        (vit: VisionTransformer)
+        (images: torch.Tensor)
+        : struct (torch.Tensor * 'S) =
+        walk leaves (fun state i input _ -> visit state i input) initial adapters vit images
+
     /// Features of images: [B, c, H, W] -> [B, d], owned by the caller.
     let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
         let struct (result, ()) = fold Leaves.none (fun () _ _ -> ()) () adapters vit images
         result
+
+    /// `features`, bit for bit, and the class token after each block, in the same pass. Owned by the caller.
+    let featuresByBlock (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : Features =
+        Scope.keep Features.leaves (fun () ->
+            let master = Precision.master vit.Precision
+
+            // copied: a view would hold the tokens of all patches
+            let visit tokens _ _ (output: torch.Tensor) =
+                Array.append tokens [| (output.select (1L, 0L)).clone().``to`` master |]
+
+            let struct (output, blocks) = walk Leaves.tensors visit [||] adapters vit images
+            { Blocks = blocks; Output = output })

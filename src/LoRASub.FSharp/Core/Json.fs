@@ -26,20 +26,30 @@ module Json =
     let write (path: string) (node: JsonNode) : unit =
         WholeFile.writeText path (node.ToJsonString(JsonSerializerOptions(WriteIndented = true)) + "\n")
 
-    /// Reads a file. Rejects one that is missing or no JSON, and whatever of a wrong kind `read` stumbles on; `what`
-    /// names the file's purpose.
-    let read (what: string) (path: string) (read: JsonElement -> 'T) : 'T =
+    /// Reads one JSON value from bytes. Rejects, under the name `subject`, bytes that are no JSON and whatever of a
+    /// wrong kind `read` stumbles on; `what` names their purpose.
+    let parse (what: string) (subject: string) (bytes: ReadOnlyMemory<byte>) (read: JsonElement -> 'T) : 'T =
+        try
+            use document = JsonDocument.Parse bytes
+            read document.RootElement
+        with
+        | :? JsonException as e -> Errors.reject subject "must be JSON" e.Message ""
+        // what JsonElement throws for a missing member or a value of another kind
+        | :? KeyNotFoundException
+        | :? InvalidOperationException
+        | :? FormatException as e -> Errors.reject subject $"must be {what}" e.Message ""
+
+    /// The bytes of a file. Rejects one that is missing or unreadable; `what` names its purpose.
+    let bytes (what: string) (path: string) : byte[] =
         if not (File.Exists path) then
             Errors.reject path $"must be {what}" "no such file" ""
 
         try
-            use document = JsonDocument.Parse(ReadOnlyMemory<byte>(File.ReadAllBytes path))
-            read document.RootElement
+            File.ReadAllBytes path
         with
-        | :? JsonException as e -> Errors.reject path "must be JSON" e.Message ""
         | :? IOException
         | :? UnauthorizedAccessException as e -> Errors.reject path "must be readable" e.Message ""
-        // what JsonElement throws for a missing member or a value of another kind
-        | :? KeyNotFoundException
-        | :? InvalidOperationException
-        | :? FormatException as e -> Errors.reject path $"must be {what}" e.Message ""
+
+    /// Reads a file. Rejects as `bytes` and `parse`.
+    let read (what: string) (path: string) (read: JsonElement -> 'T) : 'T =
+        parse what path (ReadOnlyMemory(bytes what path)) read

@@ -128,7 +128,7 @@ module NativeBackend =
         ]
 
     /// Package folders: the one that TorchSharp.dll lies in or links to, as in a script, and the user's.
-    let private packageFolders () =
+    let internal packageFolders () =
         [
             if torchSharp.Location <> "" then
                 // packages/torchsharp/0.107.0/lib/net8.0/TorchSharp.dll

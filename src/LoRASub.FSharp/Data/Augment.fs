@@ -6,25 +6,46 @@ open TorchSharp
 /// Random changes of training images.
 [<RequireQualifiedAccess>]
 type Augmentation =
-    /// The image resampled to the network's size.
+    /// The middle of the image, as at test time.
     | None
     /// `None`, mirrored with probability 1/2.
     | Flip
-    /// torchvision's RandomResizedCrop (scale 0.08 to 1, ratio 3/4 to 4/3), mirrored with probability 1/2.
+    /// torchvision's RandomResizedCrop, mirrored with probability 1/2.
     | CropFlip
+
+/// Which part of an image the network sees.
+type Cropping =
+    {
+        /// Smallest and largest share of the image's area in a random crop.
+        Scale: struct (float * float)
+        /// Smallest and largest width / height of a random crop.
+        Ratio: struct (float * float)
+        /// Pixels of the shorter side before the middle is cut out at test time; None: the network's size.
+        TestResize: int option
+    }
+
+[<RequireQualifiedAccess>]
+module Cropping =
+
+    /// torchvision's: area 8% to 100%, ratio 3/4 to 4/3; at test time the shorter side fills the network's.
+    let standard =
+        {
+            Scale = struct (0.08, 1.0)
+            Ratio = struct (3.0 / 4.0, 4.0 / 3.0)
+            TestResize = None
+        }
 
 [<RequireQualifiedAccess>]
 module Augment =
 
-    let private scaleLow, scaleHigh = 0.08, 1.0
-    let private ratioLow, ratioHigh = 3.0 / 4.0, 4.0 / 3.0
     let private tries = 10
 
     // Half to even, as Python's `round`
     let private rounded (x: float) = int (Math.Round x)
 
     /// The largest centred box whose ratio is allowed.
-    let private fallback height width =
+    let private fallback (cropping: Cropping) height width =
+        let struct (ratioLow, ratioHigh) = cropping.Ratio
         let ratio = float width / float height
 
         let h, w =
@@ -42,12 +63,16 @@ module Augment =
             Width = w
         }
 
-    /// n boxes of torchvision's RandomResizedCrop in images of height x width: the area is uniform between 8% and
-    /// 100%, the ratio log-uniform between 3/4 and 4/3; after ten boxes that do not fit, the largest centred one.
-    let cropBoxes (height: int) (width: int) (n: int) (key: RandomKey) : CropBox[] =
-        let shape = [| int64 n; int64 tries; 4L |]
-        use numbers = Rng.uniform 0.0 1.0 shape torch.ScalarType.Float64 torch.CPU key
-        let uniform = numbers.data<float>().ToArray()
+    /// The box of torchvision's RandomResizedCrop in an image of height x width that the numbers from `first` on decide.
+    let private box
+        (cropping: Cropping)
+        (height: int)
+        (width: int)
+        (uniform: float[])
+        (first: int)
+        : CropBox =
+        let struct (scaleLow, scaleHigh) = cropping.Scale
+        let struct (ratioLow, ratioHigh) = cropping.Ratio
 
         let attempt first =
             let between low high i = low + (high - low) * uniform[first + i]
@@ -67,33 +92,93 @@ module Augment =
             else
                 None
 
-        Array.init n (fun i ->
-            Seq.init tries (fun t -> 4 * (i * tries + t))
-            |> Seq.tryPick attempt
-            |> Option.defaultWith (fun () -> fallback height width))
+        Seq.init tries (fun t -> first + 4 * t)
+        |> Seq.tryPick attempt
+        |> Option.defaultWith (fun () -> fallback cropping height width)
+
+    let private boxNumbers (n: int) (key: RandomKey) : float[] =
+        use numbers =
+            Rng.uniform 0.0 1.0 [| int64 n; int64 tries; 4L |] torch.ScalarType.Float64 torch.CPU key
+
+        numbers.data<float>().ToArray()
+
+    /// n boxes of torchvision's RandomResizedCrop in images of height x width: the area is uniform in the scale, the
+    /// ratio log-uniform; after ten boxes that do not fit, the largest centred one.
+    let cropBoxes (cropping: Cropping) (height: int) (width: int) (n: int) (key: RandomKey) : CropBox[] =
+        let uniform = boxNumbers n key
+        Array.init n (fun i -> box cropping height width uniform (4 * i * tries))
+
+    let private chances (n: int64) (device: torch.Device) (key: RandomKey) =
+        (Rng.uniform 0.0 1.0 [| n; 1L; 1L; 1L |] torch.ScalarType.Float32 device key)
+            .lt(Scalar.op_Implicit 0.5)
 
     let private flip (key: RandomKey) (images: torch.Tensor) =
-        let chance =
-            Rng.uniform 0.0 1.0 [| images.shape[0]; 1L; 1L; 1L |] torch.ScalarType.Float32 images.device key
+        torch.where (chances images.shape[0] images.device key, images.flip 3L, images)
 
-        torch.where (chance.lt (Scalar.op_Implicit 0.5), images.flip 3L, images)
+    let private keys (key: RandomKey) =
+        struct (Rng.fold 0L key, Rng.fold 1L key)
 
-    /// Resamples a batch to size x size with the augmentation's random changes, which the key decides: float32
-    /// [n, c, H, W] -> [n, c, size, size]. Borrows; owned by the caller.
+    let private testSide (cropping: Cropping) (size: int) = defaultArg cropping.TestResize size
+
+    /// Brings a batch to size x size with the augmentation's random changes, which the key decides: float32
+    /// [n, c, H, W] -> [n, c, size, size]; `black` where an image ends. Borrows; owned by the caller.
     let apply
         (augmentation: Augmentation)
+        (cropping: Cropping)
         (size: int)
+        (black: float)
         (images: torch.Tensor)
         (key: RandomKey)
         : torch.Tensor =
         Shape.expect "images" [ Axis.Any "n"; Axis.Any "c"; Axis.Any "H"; Axis.Any "W" ] images
-        let cropKey, flipKey = Rng.fold 0L key, Rng.fold 1L key
+        let struct (cropKey, flipKey) = keys key
+        let centre = Resample.centre (testSide cropping size) size black
 
         Scope.noGrad Leaves.tensor (fun () ->
             match augmentation with
-            | Augmentation.None -> Resample.resize size images
+            | Augmentation.None -> centre images
             // mirrored first, while the images are small: the place of a box is as likely as its mirror image
-            | Augmentation.Flip -> flip flipKey images |> Resample.resize size
+            | Augmentation.Flip -> flip flipKey images |> centre
             | Augmentation.CropFlip ->
                 let n, height, width = int images.shape[0], int images.shape[2], int images.shape[3]
-                flip flipKey images |> Resample.crop size (cropBoxes height width n cropKey))
+
+                flip flipKey images
+                |> Resample.crop size (cropBoxes cropping height width n cropKey))
+
+    /// `apply` for images of differing sizes, one by one: what to do with the i-th of n pictures. The numbers are drawn
+    /// at once, so that the function may be called from any thread, in any order.
+    let pictures
+        (augmentation: Augmentation)
+        (cropping: Cropping)
+        (size: int)
+        (n: int)
+        (key: RandomKey)
+        : int -> Picture -> Picture =
+        let struct (cropKey, flipKey) = keys key
+        let centre = Picture.centre (testSide cropping size) size
+
+        let mirrored =
+            lazy (Scope.noGrad Leaves.none (fun () -> (chances n torch.CPU flipKey).data<bool>().ToArray()))
+
+        match augmentation with
+        | Augmentation.None -> fun _ picture -> centre picture
+        | Augmentation.Flip ->
+            let mirrored = mirrored.Value
+
+            fun i picture ->
+                if mirrored[i] then
+                    Picture.flip (centre picture)
+                else
+                    centre picture
+        | Augmentation.CropFlip ->
+            let mirrored, uniform = mirrored.Value, boxNumbers n cropKey
+
+            fun i picture ->
+                let box = box cropping picture.Height picture.Width uniform (4 * i * tries)
+
+                if mirrored[i] then
+                    // the box lies in the mirrored image, as in a batch
+                    let left = picture.Width - box.Left - box.Width
+                    Picture.crop { box with Left = left } size size picture |> Picture.flip
+                else
+                    Picture.crop box size size picture

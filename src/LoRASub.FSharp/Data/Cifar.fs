@@ -52,13 +52,12 @@ module Cifar =
     let private load name classes labelBytes namesFile trainFiles testFile (folder: string) : Dataset =
         DataFile.requireFolder name folder
 
-        Dataset.validate
-            {
-                Name = name
-                ClassNames = classNames classes (Path.Combine(folder, namesFile))
-                Train = readSet name classes labelBytes folder trainFiles
-                Test = readSet name classes labelBytes folder [ testFile ]
-            }
+        Dataset.create
+            name
+            (classNames classes (Path.Combine(folder, namesFile)))
+            (readSet name classes labelBytes folder trainFiles)
+            (readSet name classes labelBytes folder [ testFile ])
+        |> Dataset.validate
 
     /// CIFAR-10 from the files of `cifar-10-batches-bin`; without batches.meta.txt the classes are numbered.
     let load10 (folder: string) : Dataset =

@@ -13,8 +13,11 @@ type ImageSet =
         /// One label per image, in [0, classes).
         Labels: int[]
         /// The images at some positions as uint8 [n, c, H, W] (RGB or grey) on the CPU, owned by the caller; may be
-        /// called from any thread.
+        /// called from any thread. Rejects images that differ in size.
         Read: int[] -> torch.Tensor
+        /// One image by itself, from any thread, for sets whose images may differ in size; None where all are of one
+        /// size, which `Read` gathers at once.
+        Decode: (int -> Picture) option
     }
 
 /// A labelled data set with its two published splits.
@@ -25,6 +28,11 @@ type Dataset =
         ClassNames: string[]
         Train: ImageSet
         Test: ImageSet
+        /// What counts as the right answer for each label: the label itself, but for domain-incremental sets, where a
+        /// class has a label in each domain.
+        Answers: int[]
+        /// What a reader of the results should know, such as files left out; mostly none.
+        Notes: string[]
     }
 
 /// Files of a data set, with errors that name them.
@@ -140,13 +148,88 @@ module ImageSet =
             Source = source
             Labels = labels
             Read = read
+            Decode = None
         }
+
+    /// The images at some positions, in that order.
+    let select (positions: int[]) (set: ImageSet) : ImageSet =
+        {
+            Source = set.Source
+            Labels = positions |> Array.map (fun i -> set.Labels[i])
+            Read = Array.map (fun i -> positions[i]) >> set.Read
+            Decode = set.Decode |> Option.map (fun decode i -> decode positions[i])
+        }
+
+    /// Bytes of n RGB images, plane by plane, as a tensor uint8 [n, 3, height, width], owned by the caller.
+    let internal ofPlanes (n: int) (height: int) (width: int) (planes: byte[]) : torch.Tensor =
+        let shape = [| int64 n; 3L; int64 height; int64 width |]
+        let images = torch.empty (shape, dtype = torch.ScalarType.Byte, device = torch.CPU)
+
+        if planes.Length > 0 then
+            planes.AsSpan().CopyTo images.bytes
+
+        images
+
+    /// Images decoded one by one, which may differ in size.
+    let internal ofPictures (source: string) (labels: int[]) (decode: int -> Picture) : ImageSet =
+        let read (positions: int[]) =
+            let pictures = positions |> Array.map decode
+
+            match pictures |> Array.map (fun p -> p.Height, p.Width) |> Array.distinct with
+            | [| height, width |] ->
+                let size = 3 * height * width
+                let planes = Array.zeroCreate<byte>(positions.Length * size)
+                pictures |> Array.iteri (fun i p -> Picture.copyPlanes planes (i * size) p)
+                ofPlanes positions.Length height width planes
+            | [||] -> ofPlanes 0 0 0 [||]
+            | several ->
+                let (h0, w0), (h1, w1) = several[0], several[1]
+                let rule = "images read at once must be of one size"
+                Errors.reject source rule $"{h0} x {w0} and {h1} x {w1}" "decode them one by one"
+
+        {
+            Source = source
+            Labels = labels
+            Read = read
+            Decode = Some decode
+        }
+
+    /// One image by itself; grey is repeated to red, green and blue.
+    let picture (set: ImageSet) (position: int) : Picture =
+        match set.Decode with
+        | Some decode -> decode position
+        | None ->
+            use image = set.Read [| position |] // [1, c, H, W]
+
+            let channels, height, width =
+                int image.shape[1], int image.shape[2], int image.shape[3]
+
+            let planes = image.bytes.ToArray()
+
+            {
+                Height = height
+                Width = width
+                Pixels =
+                    Array.init (3 * height * width) (fun i ->
+                        planes[(i % 3 % channels) * height * width + i / 3])
+            }
 
 [<RequireQualifiedAccess>]
 module Dataset =
 
     /// Number of classes.
     let classes (dataset: Dataset) = dataset.ClassNames.Length
+
+    /// A data set whose labels are its answers, without notes.
+    let create (name: string) (classNames: string[]) (train: ImageSet) (test: ImageSet) : Dataset =
+        {
+            Name = name
+            ClassNames = classNames
+            Train = train
+            Test = test
+            Answers = Array.init classNames.Length id
+            Notes = [||]
+        }
 
     /// The data set itself; rejects an empty split, a data set without classes, and a label that names no class.
     let validate (dataset: Dataset) : Dataset =
@@ -158,5 +241,9 @@ module Dataset =
                 Errors.reject set.Source $"must hold at least one {split} image" "none" ""
 
             ImageSet.requireLabels set.Source (classes dataset) set.Labels
+
+        if dataset.Answers.Length <> classes dataset then
+            let rule = $"must have an answer for each of {classes dataset} labels"
+            Errors.reject dataset.Name rule $"{dataset.Answers.Length}" ""
 
         dataset

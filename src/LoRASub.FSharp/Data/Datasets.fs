@@ -1,24 +1,208 @@
 namespace LoRASub
 
+/// What is known of a data set by its name.
+type KnownDataset =
+    {
+        Name: string
+        /// As its publication calls it.
+        Title: string
+        /// None for a set of the user's own.
+        Classes: int option
+        /// Where it is published.
+        Published: string
+        /// The files and folders that `load` reads, as published.
+        Layout: string
+    }
+
+/// What a folder holds of a data set.
+type DataReport =
+    {
+        Dataset: KnownDataset
+        Folder: string
+        ClassNames: string[]
+        TrainingImages: int
+        TestImages: int
+        Broken: BrokenFile[]
+        /// What keeps the set from being used; empty where all is well.
+        Problems: string[]
+    }
+
 /// The data sets known by name.
 [<RequireQualifiedAccess>]
 module Datasets =
 
-    let private known: (string * (string -> Dataset)) list =
+    type private Reader =
+        /// Whole files of images of one size.
+        | Arrays of (string -> Dataset)
+        | Files of (ReadOptions -> string -> FileScan)
+
+    let private entry name title classes published layout reader =
+        {
+            Name = name
+            Title = title
+            Classes = classes
+            Published = published
+            Layout = layout
+        },
+        reader
+
+    let private idxLayout =
+        "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, each plain or .gz"
+
+    let private classFolders =
+        "<wnid>/*, split by split-ratio and split-seed; or train/<wnid>/* with test/<wnid>/*"
+
+    let private domainLayout =
+        "<domain>/<class>/* with <domain>_train.txt and <domain>_test.txt"
+
+    let private table: (KnownDataset * Reader) list =
         [
-            "fashion-mnist", Idx.load "fashion-mnist" Idx.fashionMnistClasses
-            "mnist", Idx.load "mnist" Idx.mnistClasses
-            "cifar10", Cifar.load10
-            "cifar100", Cifar.load100
+            entry
+                "fashion-mnist"
+                "Fashion-MNIST"
+                (Some 10)
+                "https://github.com/zalandoresearch/fashion-mnist"
+                idxLayout
+                (Arrays(Idx.load "fashion-mnist" Idx.fashionMnistClasses))
+            entry
+                "mnist"
+                "MNIST"
+                (Some 10)
+                "http://yann.lecun.com/exdb/mnist/"
+                idxLayout
+                (Arrays(Idx.load "mnist" Idx.mnistClasses))
+            entry
+                "cifar10"
+                "CIFAR-10"
+                (Some 10)
+                "https://www.cs.toronto.edu/~kriz/cifar.html"
+                "data_batch_1.bin to data_batch_5.bin, test_batch.bin, batches.meta.txt (the binary version)"
+                (Arrays Cifar.load10)
+            entry
+                "cifar100"
+                "CIFAR-100"
+                (Some 100)
+                "https://www.cs.toronto.edu/~kriz/cifar.html"
+                "train.bin, test.bin, fine_label_names.txt (the binary version)"
+                (Arrays Cifar.load100)
+            entry
+                "imagenet-r"
+                "ImageNet-R"
+                (Some 200)
+                "https://github.com/hendrycks/imagenet-r"
+                classFolders
+                (Files(ImageFolder.scan "imagenet-r"))
+            entry
+                "imagenet-a"
+                "ImageNet-A"
+                (Some 200)
+                "https://github.com/hendrycks/natural-adv-examples"
+                classFolders
+                (Files(ImageFolder.scan "imagenet-a"))
+            entry
+                "cub200"
+                "CUB-200-2011"
+                (Some 200)
+                "https://www.vision.caltech.edu/datasets/cub_200_2011/"
+                "images.txt, image_class_labels.txt, train_test_split.txt, classes.txt, images/"
+                (Files(fun _ -> Cub.scan))
+            entry
+                "domainnet"
+                "DomainNet, all domains together"
+                (Some 345)
+                "http://ai.bu.edu/M3SDA/"
+                domainLayout
+                (Files(fun _ -> DomainNet.scan))
+            entry
+                "domainnet-domains"
+                "DomainNet, domain-incremental"
+                (Some(6 * 345))
+                "http://ai.bu.edu/M3SDA/"
+                domainLayout
+                (Files(fun _ -> DomainNet.scanDomains))
+            entry
+                "tiny-imagenet"
+                "Tiny-ImageNet-200"
+                (Some 200)
+                "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+                "wnids.txt, words.txt, train/<wnid>/images/*, val/val_annotations.txt, val/images/"
+                (Files(fun _ -> TinyImageNet.scan))
+            entry
+                "folder"
+                "any folder of images"
+                None
+                "your own"
+                "train/<class>/* with test/<class>/* or val/<class>/*; or <class>/*, split by split-ratio and split-seed"
+                (Files(ImageFolder.scan "folder"))
         ]
 
-    /// Names that `load` takes.
-    let names: string list = List.map fst known
+    /// The data sets that `load` reads.
+    let known: KnownDataset list = List.map fst table
 
-    /// Reads a data set in its published files from a folder. Rejects an unknown name with the nearest known one.
-    let load (name: string) (folder: string) : Dataset =
-        match List.tryFind (fun (known, _) -> known = name) known with
-        | Some(_, load) -> load folder
+    /// Names that `load` takes.
+    let names: string list = known |> List.map _.Name
+
+    let private find (name: string) =
+        match table |> List.tryFind (fun (known, _) -> known.Name = name) with
+        | Some found -> found
         | None ->
             let all = String.concat ", " names
             Errors.reject "data set" $"must be one of {all}" name $"did you mean {Errors.nearest names name}?"
+
+    let private requireFolder (name: string) (folder: string) =
+        if System.IO.File.Exists folder then
+            Errors.reject folder $"must be the folder with the files of {name}" "a file" ""
+
+        DataFile.requireFolder name folder
+
+    /// Reads a data set in its published files from a folder. Rejects an unknown name with the nearest known one, files
+    /// that are missing, and images that are broken; see `ImageFiles.dataset`.
+    let loadWith (options: ReadOptions) (name: string) (folder: string) : Dataset =
+        let _, reader = find name
+        requireFolder name folder
+
+        match reader with
+        | Arrays load -> load folder
+        | Files scan -> scan options folder |> ImageFiles.dataset options name
+
+    /// `loadWith` the standard options.
+    let load (name: string) (folder: string) : Dataset =
+        loadWith ReadOptions.standard name folder
+
+    /// Looks through a folder for a data set: reads its lists, decodes every image, and tells what is there and what is
+    /// wrong. Rejects an unknown name alone.
+    let check (name: string) (folder: string) : DataReport =
+        let known, reader = find name
+
+        let report classNames training test broken problems =
+            {
+                Dataset = known
+                Folder = folder
+                ClassNames = classNames
+                TrainingImages = training
+                TestImages = test
+                Broken = broken
+                Problems = problems
+            }
+
+        try
+            requireFolder name folder
+
+            match reader with
+            | Arrays load ->
+                let data = load folder
+                report data.ClassNames data.Train.Labels.Length data.Test.Labels.Length [||] [||]
+            | Files scan ->
+                let scan = scan ReadOptions.standard folder
+                let files = Array.append scan.Train scan.Test |> Array.map _.Path |> Array.distinct
+                let broken = ImageFiles.verify files
+
+                let problems =
+                    if Array.isEmpty broken then
+                        [||]
+                    else
+                        [| $"{broken.Length} of {files.Length} image files cannot be decoded" |]
+
+                report scan.ClassNames scan.Train.Length scan.Test.Length broken problems
+        with :? InputException as e ->
+            report [||] 0 0 [||] [| e.Message |]

@@ -150,10 +150,4 @@ module Idx =
 
             Errors.reject test.Source rule $"{testSizes[1]} x {testSizes[2]}" ""
 
-        Dataset.validate
-            {
-                Name = name
-                ClassNames = classNames
-                Train = train
-                Test = test
-            }
+        Dataset.validate (Dataset.create name classNames train test)

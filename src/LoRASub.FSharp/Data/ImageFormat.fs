@@ -38,17 +38,8 @@ module ImageFormat =
 
         (images.mul weights).sum(1L, keepdim = true)
 
-    /// Images uint8 [n, 1 or 3, H, W] as network input [n, Channels, Size, Size] on a device: resampled and augmented,
-    /// grey repeated to RGB or RGB weighed to grey, and scaled to pixel/255·(High − Low) + Low. Everything after the
-    /// copy of the bytes runs on `device`, in float32 up to the final `dtype`. Borrows; owned by the caller.
-    let toInput
-        (format: ImageFormat)
-        (augmentation: Augmentation)
-        (key: RandomKey)
-        (device: torch.Device)
-        (dtype: torch.ScalarType)
-        (images: torch.Tensor)
-        : torch.Tensor =
+    /// Scales bytes to the input range, in float32; `arrange` brings them to the network's size.
+    let private convert format (device: torch.Device) dtype arrange (images: torch.Tensor) : torch.Tensor =
         let format = validate format
         Shape.expect "images" [ Axis.Any "n"; Axis.Any "1 or 3"; Axis.Any "H"; Axis.Any "W" ] images
         let channels = images.shape[1]
@@ -74,9 +65,46 @@ module ImageFormat =
                     .mul(Scalar.op_Implicit ((format.High - format.Low) / 255.0))
                     .add(Scalar.op_Implicit format.Low)
 
-            let input = (Augment.apply augmentation format.Size scaled key).``to`` dtype
+            let input: torch.Tensor =
+                (arrange scaled: torch.Tensor).``to``(dtype: torch.ScalarType)
 
             if format.Channels = 3 && channels = 1L then
                 input.repeat (1L, 3L, 1L, 1L)
             else
                 input)
+
+    /// Images uint8 [n, 1 or 3, H, W] as network input [n, Channels, Size, Size] on a device: resampled and augmented,
+    /// grey repeated to RGB or RGB weighed to grey, and scaled to pixel/255·(High − Low) + Low. Everything after the
+    /// copy of the bytes runs on `device`, in float32 up to the final `dtype`. Borrows; owned by the caller.
+    let toInput
+        (format: ImageFormat)
+        (cropping: Cropping)
+        (augmentation: Augmentation)
+        (key: RandomKey)
+        (device: torch.Device)
+        (dtype: torch.ScalarType)
+        (images: torch.Tensor)
+        : torch.Tensor =
+        let arrange scaled =
+            Augment.apply augmentation cropping format.Size format.Low scaled key
+
+        convert format device dtype arrange images
+
+    /// Images uint8 [n, 1 or 3, Size, Size] that are augmented already as network input; see `toInput`.
+    let ofFitted
+        (format: ImageFormat)
+        (device: torch.Device)
+        (dtype: torch.ScalarType)
+        (images: torch.Tensor)
+        =
+        Shape.expect
+            "images"
+            [
+                Axis.Any "n"
+                Axis.Any "1 or 3"
+                Axis.Is(int64 format.Size)
+                Axis.Is(int64 format.Size)
+            ]
+            images
+
+        convert format device dtype (fun scaled -> scaled.alias ()) images

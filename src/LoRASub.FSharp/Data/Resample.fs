@@ -2,19 +2,9 @@ namespace LoRASub
 
 open TorchSharp
 
-/// A rectangle of whole pixels inside an image.
-[<Struct>]
-type CropBox =
-    {
-        Top: int
-        Left: int
-        Height: int
-        Width: int
-    }
-
-/// Antialiased bilinear resampling as PIL and torchvision do it on the cropped image, for a whole batch in two
-/// products. Difference: PIL rounds to 8 bits after each axis; here nothing is rounded, so that the two differ by at
-/// most one grey level.
+/// Antialiased bilinear resampling as PIL and torchvision do it on the cropped image, for a whole batch of images of
+/// one size in two products. Difference: PIL rounds to 8 bits after each axis; here nothing is rounded, so that the two
+/// differ by at most one grey level. `Picture` rounds as PIL does.
 [<RequireQualifiedAccess>]
 module Resample =
 
@@ -57,18 +47,18 @@ module Resample =
             let limited = triangle.mul (inside.``to`` torch.ScalarType.Float32)
             limited.div (limited.sum (2L, keepdim = true)))
 
-    /// rows [n, target, H] · images [n, c, H, W] · columnsᵀ [n, W, target]
+    /// rows [n, h, H] · images [n, c, H, W] · columnsᵀ [n, W, w]
     let private apply (rows: torch.Tensor) (columns: torch.Tensor) (images: torch.Tensor) =
         let n, c, height, width =
             images.shape[0], images.shape[1], images.shape[2], images.shape[3]
 
-        let target = rows.shape[1]
-        let across = (images.reshape (n, c * height, width)).bmm(columns.transpose (1L, 2L)) // [n, c·H, target]
+        let h, w = rows.shape[1], columns.shape[1]
+        let across = (images.reshape (n, c * height, width)).bmm(columns.transpose (1L, 2L)) // [n, c·H, w]
 
         let perChannel =
-            rows.unsqueeze(1L).expand(n, c, target, height).reshape(n * c, target, height)
+            rows.unsqueeze(1L).expand(n, c, h, height).reshape(n * c, h, height)
 
-        (perChannel.bmm (across.view (n * c, height, target))).view(n, c, target, target)
+        (perChannel.bmm (across.view (n * c, height, w))).view(n, c, h, w)
 
     let private check (target: int) (images: torch.Tensor) =
         Shape.expect "images" [ Axis.Any "n"; Axis.Any "c"; Axis.Any "H"; Axis.Any "W" ] images
@@ -106,17 +96,12 @@ module Resample =
             let columns = weights width target (along _.Left) (along _.Width)
             apply rows columns images)
 
-    /// The whole images resampled to target x target: float32 [n, c, H, W] -> [n, c, target, target]; of the same
-    /// size already, they share their storage with the result. Borrows; owned by the caller.
-    let resize (target: int) (images: torch.Tensor) : torch.Tensor =
-        check target images
-        let height, width = images.shape[2], images.shape[3]
-
-        if height = int64 target && width = int64 target then
+    let private resizeTo (height: int) (width: int) (images: torch.Tensor) =
+        if images.shape[2] = int64 height && images.shape[3] = int64 width then
             images.alias ()
         else
             Scope.noGrad Leaves.tensor (fun () ->
-                let whole (extent: int64) =
+                let whole (extent: int64) (target: int) =
                     let start = torch.zeros ([| 1L |], device = images.device)
 
                     let extents =
@@ -124,4 +109,47 @@ module Resample =
 
                     (weights (int extent) target start extents).expand(images.shape[0], -1L, -1L)
 
-                apply (whole height) (whole width) images)
+                apply (whole images.shape[2] height) (whole images.shape[3] width) images)
+
+    /// The whole images resampled to target x target: float32 [n, c, H, W] -> [n, c, target, target]; of the same
+    /// size already, they share their storage with the result. Borrows; owned by the caller.
+    let resize (target: int) (images: torch.Tensor) : torch.Tensor =
+        check target images
+        resizeTo target target images
+
+    /// torchvision's `Resize(side)` and `CenterCrop(size)`: float32 [n, c, H, W] -> [n, c, size, size] with the shorter
+    /// side resampled to `side`, and `black` where the images end. Square images of side `size` come out as `resize`.
+    /// Borrows; owned by the caller.
+    let centre (side: int) (size: int) (black: float) (images: torch.Tensor) : torch.Tensor =
+        check side images
+        check size images
+
+        Scope.noGrad Leaves.tensor (fun () ->
+            let struct (height, width) =
+                Picture.shorterSide side (int images.shape[2]) (int images.shape[3])
+
+            let resized = resizeTo height width images
+
+            let cut (axis: int64) (t: torch.Tensor) =
+                let extent = int t.shape[int axis]
+
+                if extent <= size then
+                    t
+                else
+                    t.narrow (axis, int64 (Picture.centreOffset extent size), int64 size)
+
+            let middle = resized |> cut 2L |> cut 3L
+            let missing axis = size - int middle.shape[axis]
+
+            if missing 2 = 0 && missing 3 = 0 then
+                middle.contiguous ()
+            else
+                let before axis = int64 (missing axis / 2)
+                let after axis = int64 (missing axis) - before axis
+
+                torch.nn.functional.pad (
+                    middle,
+                    [| before 3; after 3; before 2; after 2 |],
+                    PaddingModes.Constant,
+                    black
+                ))

@@ -1,6 +1,7 @@
 namespace LoRASub
 
 open System.Collections.Generic
+open System.Threading.Tasks
 open TorchSharp
 
 /// The classes that arrive together: positions FirstClass, FirstClass + 1, … of the class order.
@@ -34,6 +35,7 @@ type BatchOptions =
         BatchSize: int
         /// Of training batches; test batches have none.
         Augmentation: Augmentation
+        Cropping: Cropping
         Device: torch.Device
         Dtype: torch.ScalarType
     }
@@ -182,6 +184,101 @@ module TaskStream =
 
         stream
 
+    /// What counts as the right answer for the class at each position of the order.
+    let answers (stream: TaskStream) : int[] =
+        stream.Order |> Array.map (fun label -> stream.Dataset.Answers[label])
+
+    /// Batches that are made ahead of the one asked for.
+    [<Literal>]
+    let private Ahead = 2
+
+    /// Bytes of some images of differing sizes, fitted for the network, plane by plane; on all cores. Images that cannot
+    /// be decoded are refused together.
+    let private fitted
+        size
+        (decode: int -> Picture)
+        (fit: int -> Picture -> Picture)
+        (positions: int[])
+        : byte[] =
+        let image = 3 * size * size
+        let planes = Array.zeroCreate<byte>(positions.Length * image)
+        let refusals = Array.create<exn option> positions.Length None
+
+        Parallel.For(
+            0,
+            positions.Length,
+            fun i ->
+                try
+                    decode positions[i] |> fit i |> Picture.copyPlanes planes (i * image)
+                with :? InputException as e ->
+                    refusals[i] <- Some e
+        )
+        |> ignore
+
+        match Array.choose id refusals with
+        | [||] -> planes
+        | refusals ->
+            let others =
+                if refusals.Length = 1 then
+                    ""
+                else
+                    $"; {refusals.Length - 1} more of the same batch cannot be read either"
+
+            raise (InputException(refusals[0].Message + others, refusals[0]))
+
+    /// The network input of each chunk of positions, augmented by the chunk's child of the key. Images of differing
+    /// sizes are decoded on all cores, ahead of the chunk asked for; the others are gathered when asked for.
+    let internal inputs
+        options
+        augmentation
+        key
+        (set: ImageSet)
+        (chunks: int[][])
+        : (unit -> torch.Tensor)[] =
+        let format, cropping = options.Format, options.Cropping
+        let keyOf (number: int) = Rng.fold (int64 number) key
+
+        match set.Decode with
+        | None ->
+            chunks
+            |> Array.mapi (fun number some ->
+                fun () ->
+                    Scope.noGrad Leaves.tensor (fun () ->
+                        let pixels = set.Read some
+
+                        if pixels.shape[0] <> some.LongLength then
+                            Errors.reject
+                                set.Source
+                                $"must read {some.Length} images"
+                                $"{pixels.shape[0]}"
+                                ""
+
+                        ImageFormat.toInput
+                            format
+                            cropping
+                            augmentation
+                            (keyOf number)
+                            options.Device
+                            options.Dtype
+                            pixels))
+        | Some decode ->
+            let prepare number =
+                let some = chunks[number]
+
+                let fit =
+                    Augment.pictures augmentation cropping format.Size some.Length (keyOf number)
+
+                fun () -> fitted format.Size decode fit some
+
+            Prefetch.ahead Ahead chunks.Length prepare
+            |> Array.mapi (fun number make ->
+                fun () ->
+                    let planes = make ()
+
+                    Scope.noGrad Leaves.tensor (fun () ->
+                        ImageSet.ofPlanes chunks[number].Length format.Size format.Size planes
+                        |> ImageFormat.ofFitted format options.Device options.Dtype))
+
     /// Loaders of some images of one task, in the given order; each batch augments by its own child of the key.
     let private batches
         options
@@ -199,23 +296,16 @@ module TaskStream =
         let place =
             dict (task.Classes |> Seq.mapi (fun i c -> c, int64 (task.FirstClass + i)))
 
-        positions
-        |> Array.chunkBySize options.BatchSize
-        |> Array.mapi (fun number some ->
-            let key = Rng.fold (int64 number) key
-            let labels = some |> Array.map (fun i -> place[set.Labels[i]])
+        let chunks = positions |> Array.chunkBySize options.BatchSize
+
+        inputs { options with Format = format } augmentation key set chunks
+        |> Array.mapi (fun number input ->
+            let labels = chunks[number] |> Array.map (fun i -> place[set.Labels[i]])
 
             fun () ->
                 Scope.noGrad Batch.leaves (fun () ->
-                    let pixels = set.Read some
-
-                    if pixels.shape[0] <> some.LongLength then
-                        Errors.reject set.Source $"must read {some.Length} images" $"{pixels.shape[0]}" ""
-
-
                     {
-                        Images =
-                            ImageFormat.toInput format augmentation key options.Device options.Dtype pixels
+                        Images = input ()
                         Labels = torch.tensor(labels).``to`` options.Device
                     }))
 

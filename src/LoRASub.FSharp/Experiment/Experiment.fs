@@ -14,6 +14,8 @@ type Plan =
         Backbone: VisionTransformer
         /// SHA-256 of the backbone's file when it was read, in lower-case hexadecimal; empty for a network in memory.
         BackboneSha256: string
+        /// What the run is measured against; one without training has each task scored before it is learned.
+        References: RunScores[]
     }
 
 /// The phases whose time is told apart.
@@ -55,9 +57,50 @@ type Progress =
     | Steps of Step
     /// What observing led to, per block.
     | Retains of LearningTask * Retained[]
+    | EpochEnds of EpochReport
     /// The scores on all tasks so far.
     | TaskEnds of LearningTask * Score[] * MemoryUse
     | Notice of string
+
+/// What became of one task's test images, in the order of the data set; classes are positions in the class order.
+type TaskPredictions =
+    {
+        Task: LearningTask
+        Truth: int[]
+        Predicted: int[]
+    }
+
+[<RequireQualifiedAccess>]
+module TaskPredictions =
+
+    /// A prediction is right where its answer is the true class's; `answers` gives the one that each position stands
+    /// for.
+    let score (answers: int[]) (predictions: TaskPredictions) : Score =
+        {
+            Correct =
+                Seq.zip predictions.Truth predictions.Predicted
+                |> Seq.filter (fun (truth, predicted) -> answers[truth] = answers[predicted])
+                |> Seq.length
+            Total = predictions.Truth.Length
+        }
+
+/// What is known of a finished task.
+type TaskRecord =
+    {
+        /// Scores on all tasks so far.
+        Row: Score[]
+        /// On its own test images right before it was learned, with prototypes of its classes under the network as it
+        /// stood; where a reference asks for it, and none for the first task.
+        Before: Score option
+        /// What observing led to, per block; empty for a task that was not observed.
+        Retained: Retained[]
+        /// At the start of the task.
+        MemoryBefore: MemoryUse
+        /// At its end.
+        MemoryAfter: MemoryUse
+        /// Seconds per phase.
+        Seconds: Map<Phase, float>
+    }
 
 /// What a run leaves.
 [<ReferenceEquality>]
@@ -66,13 +109,23 @@ type Outcome =
         /// Owned by the caller.
         State: TaskState
         Method: string
-        Matrix: AccuracyMatrix
-        /// Per task and block.
-        Retained: Retained[][]
-        /// At the start and the end of each task.
-        Memory: struct (MemoryUse * MemoryUse)[]
-        PhaseSeconds: Map<Phase, float>
+        Tasks: TaskRecord[]
+        /// By the last state, of all tasks learned.
+        Predictions: TaskPredictions[]
+        /// Owned by the caller; none where a class has no test image to measure it on.
+        Drift: Drift.State option
     }
+
+    member this.Matrix: AccuracyMatrix = this.Tasks |> Array.map _.Row
+
+    /// Per task and block.
+    member this.Retained = this.Tasks |> Array.map _.Retained
+
+    /// Seconds per phase, over all tasks.
+    member this.PhaseSeconds: Map<Phase, float> =
+        Phase.all
+        |> List.map (fun phase -> phase, this.Tasks |> Array.sumBy (fun task -> task.Seconds[phase]))
+        |> Map.ofList
 
 /// Reads and checks what settings name.
 [<RequireQualifiedAccess>]
@@ -97,8 +150,7 @@ module Plan =
             Device = Device.parse settings.Device
         }
 
-    /// `load` with a class order that is at hand.
-    let loadWith (order: ClassOrder) (settings: RunSettings) : Plan =
+    let private loadFrom (checkClasses: int -> unit) (order: ClassOrder) (settings: RunSettings) : Plan =
         Settings.check settings
 
         let needed name value =
@@ -107,7 +159,19 @@ module Plan =
             | None -> Errors.reject name "must be given" "none" $"set {name}"
 
         let options = backboneOptions settings
-        let dataset = Datasets.load settings.Data (needed "data-path" settings.DataPath)
+        let references = Reference.folders settings.Reference |> Array.map Reference.read
+
+        let reading =
+            {
+                SplitRatio = settings.SplitRatio
+                SplitSeed = settings.SplitSeed
+                SkipBroken = settings.SkipBroken
+            }
+
+        let dataset =
+            Datasets.loadWith reading settings.Data (needed "data-path" settings.DataPath)
+
+        checkClasses dataset.ClassNames.Length
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses
 
         let backboneFile = needed "backbone" settings.Backbone
@@ -121,10 +185,18 @@ module Plan =
                 Stream = stream
                 Backbone = backbone
                 BackboneSha256 = DataFile.sha256 backboneFile
+                References = references
             }
         with _ ->
             Scope.free VisionTransformer.leaves backbone
             reraise ()
+
+    /// `load` with a class order that is at hand.
+    let loadWith (order: ClassOrder) (settings: RunSettings) : Plan = loadFrom ignore order settings
+
+    /// `load` with a check of the number of classes, before they are cut into tasks.
+    let loadChecking (checkClasses: int -> unit) (settings: RunSettings) : Plan =
+        loadFrom checkClasses (classOrder settings.ClassOrder) settings
 
     /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
     /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load`, `LoRASubDrs.check`. Owned by the caller.
@@ -145,6 +217,12 @@ module Plan =
                 }
             BatchSize = plan.Settings.Batch
             Augmentation = augmentation
+            Cropping =
+                {
+                    Scale = plan.Settings.CropScale
+                    Ratio = plan.Settings.CropRatio
+                    TestResize = plan.Settings.TestResize
+                }
             Device = plan.Backbone.Device
             Dtype = Precision.compute plan.Backbone.Precision
         }
@@ -161,41 +239,53 @@ module Plan =
             |> Rng.fold (int64 task.Index)
             |> Rng.fold epoch
 
-/// Seconds per phase, summed over the tasks of a run. Mutable: it belongs to the shell around the pure phases.
-type PhaseClock() =
-    let seconds = Collections.Generic.Dictionary<Phase, float>()
+/// Seconds per phase. Mutable: it belongs to the shell around the pure phases.
+type PhaseClock(initial: Map<Phase, float>) =
+    let mutable seconds = initial
+    let mutable running: (Phase * Stopwatch) option = None
+
+    let read () =
+        let spent phase =
+            let before = Map.tryFind phase seconds |> Option.defaultValue 0.0
+
+            match running with
+            | Some(current, clock) when current = phase -> before + clock.Elapsed.TotalSeconds
+            | _ -> before
+
+        Phase.all |> List.map (fun phase -> phase, spent phase) |> Map.ofList
+
+    new() = PhaseClock Map.empty
 
     /// Runs `f` and adds its time to a phase.
     member _.Time (phase: Phase) (f: unit -> 'T) : 'T =
-        let clock = Stopwatch.StartNew()
+        running <- Some(phase, Stopwatch.StartNew())
         let result = f ()
-        let _, before = seconds.TryGetValue phase
-        seconds[phase] <- before + clock.Elapsed.TotalSeconds
+        seconds <- read ()
+        running <- None
         result
 
-    /// Every phase, 0 for those that did not run.
-    member _.Seconds: Map<Phase, float> =
-        Phase.all
-        |> List.map (fun phase -> phase, snd (seconds.TryGetValue phase))
-        |> Map.ofList
+    /// Every phase up to now, 0 for those that did not run.
+    member _.Seconds: Map<Phase, float> = read ()
 
-/// The task loop: the imperative shell around a learner's pure phases.
+/// Sums over an epoch, kept on the device so that a step need not wait for them.
+[<ReferenceEquality>]
+type Tally =
+    {
+        /// Summed over the steps, scalar float64.
+        Loss: torch.Tensor
+        /// Right predictions, scalar int64.
+        Correct: torch.Tensor
+        Images: int64
+        Steps: int
+    }
+
 [<RequireQualifiedAccess>]
-module Experiment =
+module Tally =
 
-    // Sums over an epoch, kept on the device so that a step need not wait for them.
-    [<ReferenceEquality>]
-    type private Tally =
-        {
-            Loss: torch.Tensor
-            Correct: torch.Tensor
-            Images: int64
-            Steps: int
-        }
+    let leaves: Leaves<Tally> = fun t -> [ t.Loss; t.Correct ]
 
-    let private tallyLeaves: Leaves<Tally> = fun t -> [ t.Loss; t.Correct ]
-
-    let private noTally (device: torch.Device) =
+    /// Of no steps. Owned by the caller.
+    let zero (device: torch.Device) : Tally =
         {
             Loss = torch.zeros ([||], dtype = torch.ScalarType.Float64, device = device)
             Correct = torch.zeros ([||], dtype = torch.ScalarType.Int64, device = device)
@@ -203,13 +293,67 @@ module Experiment =
             Steps = 0
         }
 
-    let private add (batch: Batch) (report: StepReport) (tally: Tally) =
+    /// With one more step. Owned by the caller.
+    let add (batch: Batch) (report: StepReport) (tally: Tally) : Tally =
         {
             Loss = tally.Loss.add report.Loss
             Correct = tally.Correct.add report.Correct
             Images = tally.Images + batch.Labels.shape[0]
             Steps = tally.Steps + 1
         }
+
+/// How far a task has come, between two steps.
+type Standing<'Observing, 'Training> =
+    /// So many of its batches are observed.
+    | Observing of 'Observing * batches: int
+    /// The tally holds the steps of the epoch so far.
+    | Training of 'Training * epoch: int * Tally
+    /// Merged into the run's state, but not scored yet.
+    | Learned of Retained[] * Subspace[]
+
+/// A task that is under way.
+[<ReferenceEquality>]
+type OpenTask<'Observing, 'Training> =
+    {
+        MemoryBefore: MemoryUse
+        /// Seconds so far, per phase.
+        Seconds: Map<Phase, float>
+        Before: Score option
+        Standing: Standing<'Observing, 'Training>
+    }
+
+/// A run between two steps: all that it needs to go on as if it had not stopped.
+[<ReferenceEquality>]
+type RunState<'Observing, 'Training> =
+    {
+        /// After the learned tasks.
+        State: TaskState
+        /// One per scored task.
+        Tasks: TaskRecord[]
+        /// Over the scored tasks; none where a class has no test image to measure it on.
+        Drift: Drift.State option
+        Open: OpenTask<'Observing, 'Training> option
+    }
+
+/// When a run can be put down.
+[<RequireQualifiedAccess>]
+type Moment =
+    | BetweenSteps
+    /// A task is merged and not yet scored.
+    | AfterLearning
+
+/// Hears of every moment at which a run can be put down; may ask for its state then, whose tensors stay the run's, and
+/// may throw to end it.
+type Pause<'Observing, 'Training> = Moment -> (unit -> RunState<'Observing, 'Training>) -> unit
+
+[<RequireQualifiedAccess>]
+module Outcome =
+    let leaves: Leaves<Outcome> =
+        fun outcome -> Seq.append (TaskState.leaves outcome.State) (Leaves.option Drift.leaves outcome.Drift)
+
+/// The task loop: the imperative shell around a learner's pure phases.
+[<RequireQualifiedAccess>]
+module Experiment =
 
     // Losses are read this often at most, so that the device seldom waits for the host.
     let private readEvery = TimeSpan.FromSeconds 0.5
@@ -243,15 +387,20 @@ module Experiment =
         let key = Plan.epochKey plan.Settings root task epoch
         TaskStream.trainBatches (Plan.batchOptions plan plan.Settings.Augmentation) key plan.Stream task
 
-    let private observe (learner: Learner<'Observing, 'Training>) plan listen root task observing =
+    let private observe learner plan listen pause root task batches observing =
         let loaders =
             trainBatches plan root task -1 |> counted plan listen task Phase.Observe
 
-        Scope.fold
-            learner.ObservingLeaves
-            (fun o (load: BatchLoader) -> learner.Observe (load ()) o)
-            observing
-            loaders
+        let step struct (observing, batches) (load: BatchLoader) =
+            let next = learner.Observe (load ()) observing
+            pause (fun () -> Observing(next, batches + 1))
+            struct (next, batches + 1)
+
+        let struct (observed, _) =
+            Array.skip batches loaders
+            |> Scope.fold (Leaves.first learner.ObservingLeaves) step struct (observing, batches)
+
+        observed
 
     let private requireFinite (task: LearningTask) epoch (loss: float) =
         if not (Double.IsFinite loss) then
@@ -270,92 +419,154 @@ module Experiment =
                 "NaN or infinity"
                 "lower lr or head-lr, or use a wider precision"
 
-    let private trainEpoch
-        (learner: Learner<'Observing, 'Training>)
-        plan
+    // Tells of a step; reads the device at the end of an epoch and now and then before.
+    let private tell
         listen
-        root
-        task
-        training
-        epoch
-        : 'Training =
+        (settings: RunSettings)
+        (step: Step)
+        (batches: int)
+        (began: Stopwatch)
+        (sinceRead: Stopwatch)
+        tally
+        =
+        if tally.Steps < batches && sinceRead.Elapsed < readEvery then
+            listen (Steps step)
+        else
+            sinceRead.Restart()
+            let loss = tally.Loss.item<float>() / float tally.Steps
+            requireFinite step.Task step.Epoch loss
+            let accuracy = float (tally.Correct.item<int64>()) / float tally.Images
+
+            listen (
+                Steps
+                    { step with
+                        Loss = Some loss
+                        Accuracy = Some accuracy
+                    }
+            )
+
+            if tally.Steps = batches then
+                listen (
+                    EpochEnds
+                        {
+                            Task = step.Task.Index
+                            Epoch = step.Epoch
+                            Loss = loss
+                            Accuracy = accuracy
+                            LearningRate =
+                                Schedule.cosine
+                                    settings.Method.LearningRate
+                                    settings.Method.ScheduleEpochs
+                                    step.Epoch
+                            Seconds = began.Elapsed.TotalSeconds
+                        }
+                )
+
+    // From where the tally stands.
+    let private trainEpoch learner plan listen pause root task epoch (tally: Tally) training =
         let loaders = trainBatches plan root task epoch
         let steps = plan.Settings.EpochsOf task * loaders.Length
-        let sinceRead = Stopwatch.StartNew()
+        let began, sinceRead = Stopwatch.StartNew(), Stopwatch.StartNew()
 
         let step struct (training, tally) (load: BatchLoader) =
             let batch = load ()
             let struct (training, report) = learner.Update batch training
-            let tally = add batch report tally
+            let tally = Tally.add batch report tally
 
             let now =
                 { stepOf plan task Phase.Train (epoch * loaders.Length + tally.Steps) steps with
                     Epoch = epoch
                 }
 
-            if tally.Steps = loaders.Length || sinceRead.Elapsed >= readEvery then
-                sinceRead.Restart()
-                let loss = tally.Loss.item<float>() / float tally.Steps
-                requireFinite task epoch loss
-                let accuracy = float (tally.Correct.item<int64>()) / float tally.Images
-
-                listen (
-                    Steps
-                        { now with
-                            Loss = Some loss
-                            Accuracy = Some accuracy
-                        }
-                )
-            else
-                listen (Steps now)
-
+            tell listen plan.Settings now loaders.Length began sinceRead tally
+            pause (fun () -> Training(training, epoch, tally))
             struct (training, tally)
 
         Scope.keep learner.TrainingLeaves (fun () ->
-            let leaves = Leaves.both learner.TrainingLeaves tallyLeaves
+            let leaves = Leaves.both learner.TrainingLeaves Tally.leaves
+            let initial = struct (learner.BeginEpoch epoch training, tally)
 
-            let initial =
-                struct (learner.BeginEpoch epoch training, noTally plan.Backbone.Device)
+            let struct (training, _) =
+                Scope.fold leaves step initial (Array.skip tally.Steps loaders)
 
-            let struct (training, _) = Scope.fold leaves step initial loaders
             training)
 
-    /// Learns one task: observes it where the method does, trains, and merges it into the next state. Borrows the
-    /// state; the next one is owned by the caller. `listen` hears of the progress on the calling thread. Rejects a
-    /// loss that is not finite, and what the phases reject.
-    let learnTask
+    // The epochs from where one stands to the last.
+    let private train learner plan listen pause root task epoch tally training =
+        let fromZero training epoch =
+            Scope.keep learner.TrainingLeaves (fun () ->
+                let tally = Tally.zero plan.Backbone.Device
+                trainEpoch learner plan listen pause root task epoch tally training)
+
+        let epochs = plan.Settings.EpochsOf task
+
+        if epoch >= epochs then
+            training
+        else
+            Scope.keep learner.TrainingLeaves (fun () ->
+                let current = trainEpoch learner plan listen pause root task epoch tally training
+
+                Scope.fold learner.TrainingLeaves fromZero current (seq { epoch + 1 .. epochs - 1 })
+                |> replacing learner.TrainingLeaves current)
+
+    // What a task's training starts from: takes over what was observed.
+    let private prepare learner (clock: PhaseClock) listen task observed =
+        let prepared = clock.Time Phase.Project (fun () -> learner.Prepare observed)
+        Scope.free learner.ObservingLeaves observed
+        let retained = learner.Retained prepared
+
+        if not (Array.isEmpty retained) then
+            listen (Retains(task, retained))
+
+        prepared
+
+    // Everything up to training, or from where that stands; takes the standing over.
+    let private trained learner plan clock listen pause (state: TaskState) task standing =
+        let root = state.Key
+
+        let observed observing batches =
+            (clock: PhaseClock).Time Phase.Observe (fun () ->
+                observe learner plan listen pause root task batches observing)
+            |> replacing learner.ObservingLeaves observing
+
+        let trainFrom epoch tally training =
+            clock.Time Phase.Train (fun () -> train learner plan listen pause root task epoch tally training)
+            |> replacing learner.TrainingLeaves training
+
+        let trainPrepared observing =
+            prepare learner clock listen task observing
+            |> trainFrom 0 (Tally.zero plan.Backbone.Device)
+
+        match standing with
+        | Some(Training(training, epoch, tally)) -> trainFrom epoch tally training
+        | Some(Observing(observing, batches)) -> observed observing batches |> trainPrepared
+        | _ ->
+            let begun = learner.BeginTask task state
+
+            if learner.Observes task then
+                observed begun 0 |> trainPrepared
+            else
+                trainPrepared begun
+
+    // Takes the standing over; `pause` hears of the next one after each step.
+    let private learnFrom
         (learner: Learner<'Observing, 'Training>)
         (plan: Plan)
         (clock: PhaseClock)
-        (listen: Progress -> unit)
+        listen
+        (pause: (unit -> Standing<'Observing, 'Training>) -> unit)
         (state: TaskState)
-        (task: LearningTask)
-        : struct (TaskState * Retained[]) =
+        task
+        standing
+        : struct (TaskState * Retained[] * Subspace[]) =
         let settings = plan.Settings
         let epochs = settings.EpochsOf task
 
-        Scope.keep (Leaves.first TaskState.leaves) (fun () ->
-            let begun = learner.BeginTask task state
+        let leaves struct (state, _, subspaces) =
+            Seq.append (TaskState.leaves state) (Leaves.array Subspace.leaves subspaces)
 
-            let observing =
-                if learner.Observes task then
-                    clock.Time Phase.Observe (fun () -> observe learner plan listen state.Key task begun)
-                    |> replacing learner.ObservingLeaves begun
-                else
-                    begun
-
-            let prepared = clock.Time Phase.Project (fun () -> learner.Prepare observing)
-            Scope.free learner.ObservingLeaves observing
-            let retained = learner.Retained prepared
-
-            if not (Array.isEmpty retained) then
-                listen (Retains(task, retained))
-
-            let trained =
-                clock.Time Phase.Train (fun () ->
-                    let epoch = trainEpoch learner plan listen state.Key task
-                    Scope.fold learner.TrainingLeaves epoch prepared (seq { 0 .. epochs - 1 }))
-                |> replacing learner.TrainingLeaves prepared
+        Scope.keep leaves (fun () ->
+            let training = trained learner plan clock listen pause state task standing
 
             let loaders =
                 match settings.PrototypeTransform with
@@ -363,51 +574,81 @@ module Experiment =
                 | PrototypeTransform.Test ->
                     TaskStream.plainTrainBatches (Plan.batchOptions plan Augmentation.None) plan.Stream task
                 |> counted plan listen task Phase.Prototypes
+                |> Array.map (fun load ->
+                    fun () ->
+                        pause (fun () -> Training(training, epochs, Tally.zero plan.Backbone.Device))
+                        load ())
 
-            let next = clock.Time Phase.Prototypes (fun () -> learner.AfterTask loaders trained)
+            let next =
+                clock.Time Phase.Prototypes (fun () -> learner.AfterTask loaders training)
+
             requireFiniteState task next
+            struct (next, learner.Retained training, learner.Subspaces training))
+
+    /// Learns one task: observes it where the method does, trains, and merges it into the next state. Borrows the
+    /// state; the next one is owned by the caller. `listen` hears of the progress on the calling thread. Rejects a
+    /// loss that is not finite, and what the phases reject.
+    let learnTask learner plan (clock: PhaseClock) (listen: Progress -> unit) state (task: LearningTask) =
+        Scope.keep (Leaves.first TaskState.leaves) (fun () ->
+            let struct (next, retained, _) =
+                learnFrom learner plan clock listen ignore state task None
+
             struct (next, retained))
 
-    /// Scores of a model on the test images of some tasks. Borrows all; `listen` is told of each batch.
-    let score
-        (learner: Learner<_, _>)
-        (plan: Plan)
-        (listen: unit -> unit)
-        (model: Model)
-        (tasks: LearningTask[])
-        =
+    let private answers (plan: Plan) = TaskStream.answers plan.Stream
+
+    // What a model takes the test images of some tasks for, and a fold over their features and classes.
+    let private predictAnd leaves visit initial (learner: Learner<_, _>) (plan: Plan) listen model tasks =
         let options = Plan.batchOptions plan Augmentation.None
 
-        let step struct (correct: torch.Tensor, total) (load: BatchLoader) =
+        let step struct (found, state) (load: BatchLoader) =
             let batch = load ()
             listen ()
-            let right = (learner.Predict model batch.Images).eq(batch.Labels).sum()
-            struct (correct.add right, total + int batch.Labels.shape[0])
 
-        tasks
-        |> Array.map (fun task ->
-            Scope.run (fun () ->
-                let none =
-                    torch.zeros ([||], dtype = torch.ScalarType.Int64, device = plan.Backbone.Device)
+            Scope.noGrad (Leaves.both Leaves.tensors leaves) (fun () ->
+                let features = learner.Features model batch.Images
+                let predicted = learner.Classify model features
+                let both = torch.stack [| batch.Labels; predicted |] // [2, n]
+                struct (Array.append found [| both |], visit features batch.Labels state))
 
-                let struct (correct, total) =
+        let ofTask state (task: LearningTask) =
+            Scope.keep (fun struct (_, state) -> leaves state) (fun () ->
+                let struct (found, state) =
                     TaskStream.testBatches options plan.Stream task
-                    |> Scope.fold (Leaves.first Leaves.tensor) step struct (none, 0)
+                    |> Scope.fold (Leaves.both Leaves.tensors leaves) step struct ([||], state)
 
-                {
-                    Correct = int (correct.item<int64>())
-                    Total = total
-                }))
+                let both = torch.cat(found, 1L).``to``(torch.ScalarType.Int32).cpu()
+                let row (i: int64) = both[i].data<int>().ToArray()
 
-    let private scoreSeen
-        learner
-        (plan: Plan)
-        (clock: PhaseClock)
-        listen
-        (state: TaskState)
-        (task: LearningTask)
-        =
+                struct ({
+                            Task = task
+                            Truth = row 0L
+                            Predicted = row 1L
+                        },
+                        state))
+
+        let oneMore struct (predictions, state) task =
+            let struct (mine, state) = ofTask state task
+            struct (Array.append predictions [| mine |], state)
+
+        Scope.fold (fun struct (_, state) -> leaves state) oneMore struct ([||], initial) tasks
+
+    /// What a model takes the test images of some tasks for. Borrows all; `listen` is told of each batch.
+    let predict learner plan (listen: unit -> unit) model (tasks: LearningTask[]) : TaskPredictions[] =
+        let struct (predictions, ()) =
+            predictAnd Leaves.none (fun _ _ () -> ()) () learner plan listen model tasks
+
+        predictions
+
+    /// Scores of a model on the test images of some tasks. Borrows all; `listen` is told of each batch.
+    let score learner plan listen model tasks : Score[] =
+        predict learner plan listen model tasks
+        |> Array.map (TaskPredictions.score (answers plan))
+
+    // Predictions on all tasks so far, and the moments of their classes.
+    let private predictSeen learner (plan: Plan) (clock: PhaseClock) listen pause state (task: LearningTask) =
         let seen = plan.Stream.Tasks[.. task.Index]
+        let vit = plan.Backbone
 
         let batches task =
             let images = (TaskStream.testIndices plan.Stream task).Length
@@ -416,13 +657,29 @@ module Experiment =
         let steps = Array.sumBy batches seen
         let mutable finished = 0
 
-        clock.Time Phase.Predict (fun () ->
-            Scope.run (fun () ->
-                let tell () =
-                    listen (Steps(stepOf plan task Phase.Predict finished steps))
-                    finished <- finished + 1
+        let tell () =
+            pause ()
+            listen (Steps(stepOf plan task Phase.Predict finished steps))
+            finished <- finished + 1
 
-                score learner plan tell (learner.Deploy state) seen))
+        clock.Time Phase.Predict (fun () ->
+            Scope.keep (fun struct (_, moments) -> ClassMoments.leaves moments) (fun () ->
+                let none =
+                    ClassMoments.zero (TaskState.classes state) vit.Blocks.Length vit.Width vit.Device
+
+                predictAnd
+                    ClassMoments.leaves
+                    ClassMoments.observe
+                    none
+                    learner
+                    plan
+                    tell
+                    (learner.Deploy state)
+                    seen))
+
+    // A class mean needs images that no training saw.
+    let private canMeasureDrift (plan: Plan) =
+        Set.isSubset (Set.ofArray plan.Stream.Order) (Set.ofArray plan.Stream.Dataset.Test.Labels)
 
     let private heldRates (plan: Plan) =
         plan.Stream.Tasks
@@ -435,38 +692,148 @@ module Experiment =
                 Notice
                     $"task {task.Index}: the learning rate is held from epoch {epoch} on, past the schedule's end"))
 
+    /// Before the first task. Owned by the caller.
+    let start (learner: Learner<'Observing, 'Training>) (plan: Plan) : RunState<'Observing, 'Training> =
+        {
+            State = learner.Start(Rng.ofSeed plan.Settings.Seed)
+            Tasks = [||]
+            Drift =
+                if plan.Settings.Drift && canMeasureDrift plan then
+                    Some(Drift.none plan.Backbone.Blocks.Length plan.Backbone.Width)
+                else
+                    None
+            Open = None
+        }
+
+    let private measuresForward (plan: Plan) =
+        plan.References |> Array.exists (fun reference -> not reference.Trained)
+
+    // The score on a task that is not learned yet, as `TaskRecord.Before` says.
+    let private scoreBefore learner (plan: Plan) (clock: PhaseClock) (state: TaskState) (task: LearningTask) =
+        let loaders =
+            TaskStream.plainTrainBatches (Plan.batchOptions plan Augmentation.None) plan.Stream task
+
+        clock.Time Phase.Predict (fun () ->
+            Scope.run (fun () ->
+                let model = learner.Extend task loaders state |> learner.Deploy
+                (score learner plan ignore model [| task |])[0]))
+
+    // The run after one more task, and its predictions; takes over where it stands.
+    let private oneTask learner plan listen pause struct (run: RunState<_, _>, _) (task: LearningTask) =
+        let memory, clock, before =
+            match run.Open with
+            | Some open' -> open'.MemoryBefore, PhaseClock open'.Seconds, open'.Before
+            | None ->
+                let clock = PhaseClock()
+
+                let before =
+                    if measuresForward plan && task.Index > 0 then
+                        Some(scoreBefore learner plan clock run.State task)
+                    else
+                        None
+
+                MemoryUse.now (), clock, before
+
+        let pause moment state standing =
+            pause moment (fun () ->
+                { run with
+                    State = state
+                    Open =
+                        Some
+                            {
+                                MemoryBefore = memory
+                                Seconds = clock.Seconds
+                                Before = before
+                                Standing = standing ()
+                            }
+                })
+
+        listen (TaskBegins(task, memory))
+
+        let struct (learned, retained, subspaces) =
+            match run.Open |> Option.map _.Standing with
+            | Some(Learned(retained, subspaces)) -> struct (run.State, retained, subspaces)
+            | standing ->
+                let pause = pause Moment.BetweenSteps run.State
+                learnFrom learner plan clock listen pause run.State task standing
+
+        let learned = replacing TaskState.leaves run.State learned
+
+        let pauseLearned moment =
+            pause moment learned (fun () -> Learned(retained, subspaces))
+
+        pauseLearned Moment.AfterLearning
+
+        let struct (predictions, moments) =
+            predictSeen learner plan clock listen (fun () -> pauseLearned Moment.BetweenSteps) learned task
+
+        let drift =
+            run.Drift
+            |> Option.map (fun before ->
+                Drift.afterTask task.Index learned.Prototypes moments subspaces before
+                |> replacing Drift.leaves before)
+
+        Scope.free ClassMoments.leaves moments
+        Scope.free (Leaves.array Subspace.leaves) subspaces
+        let row = predictions |> Array.map (TaskPredictions.score (answers plan))
+        let after = MemoryUse.now ()
+        listen (TaskEnds(task, row, after))
+
+        let record =
+            {
+                Row = row
+                Before = before
+                Retained = retained
+                MemoryBefore = memory
+                MemoryAfter = after
+                Seconds = clock.Seconds
+            }
+
+        struct ({
+                    State = learned
+                    Tasks = Array.append run.Tasks [| record |]
+                    Drift = drift
+                    Open = None
+                },
+                predictions)
+
+    /// Goes on from where a run stands, which it takes over: learns the tasks that are left and scores each state on
+    /// all tasks so far, exactly as without the break. `listen` hears of the progress on the calling thread, `pause`
+    /// of every moment between two steps. Rejects as `learnTask`, and a run without a task left.
+    let resume
+        (learner: Learner<'Observing, 'Training>)
+        (plan: Plan)
+        (listen: Progress -> unit)
+        (pause: Pause<'Observing, 'Training>)
+        (from: RunState<'Observing, 'Training>)
+        : Outcome =
+        let tasks =
+            plan.Stream.Tasks
+            |> Array.truncate (defaultArg plan.Settings.StopAfter Int32.MaxValue)
+
+        if from.Tasks.Length >= tasks.Length then
+            Errors.reject "run" "must have a task left" $"all {tasks.Length} are finished" ""
+
+        Array.iter (Notice >> listen) plan.Stream.Dataset.Notes
+        Array.iter listen (heldRates plan)
+
+        if plan.Settings.Drift && from.Drift.IsNone then
+            listen (Notice "drift is not measured: a class has no test image")
+
+        Scope.keep Outcome.leaves (fun () ->
+            let struct (last, predictions) =
+                Array.skip from.Tasks.Length tasks
+                |> Array.fold (oneTask learner plan listen pause) struct (from, [||])
+
+            {
+                State = last.State
+                Method = learner.Name
+                Tasks = last.Tasks
+                Predictions = predictions
+                Drift = last.Drift
+            })
+
     /// Learns the tasks of a plan in turn and scores each state on all tasks so far. `listen` hears of the progress
     /// on the calling thread. Rejects as `learnTask`.
     let run (learner: Learner<'Observing, 'Training>) (plan: Plan) (listen: Progress -> unit) : Outcome =
-        let settings = plan.Settings
-        let clock = PhaseClock()
-
-        let tasks =
-            plan.Stream.Tasks
-            |> Array.truncate (defaultArg settings.StopAfter Int32.MaxValue)
-
-        Array.iter listen (heldRates plan)
-
-        let oneTask struct (state: TaskState, rows) task =
-            let before = MemoryUse.now ()
-            listen (TaskBegins(task, before))
-            let struct (learned, retained) = learnTask learner plan clock listen state task
-            let next = replacing TaskState.leaves state learned
-            let row = scoreSeen learner plan clock listen next task
-            let after = MemoryUse.now ()
-            listen (TaskEnds(task, row, after))
-            struct (next, struct (row, retained, struct (before, after)) :: rows)
-
-        Scope.keep (fun outcome -> TaskState.leaves outcome.State) (fun () ->
-            let first = learner.Start(Rng.ofSeed settings.Seed)
-            let struct (state, rows) = Array.fold oneTask struct (first, []) tasks
-            let rows = rows |> List.rev |> Array.ofList
-
-            {
-                State = state
-                Method = learner.Name
-                Matrix = rows |> Array.map (fun struct (row, _, _) -> row)
-                Retained = rows |> Array.map (fun struct (_, retained, _) -> retained)
-                Memory = rows |> Array.map (fun struct (_, _, memory) -> memory)
-                PhaseSeconds = clock.Seconds
-            })
+        Scope.keep Outcome.leaves (fun () -> start learner plan |> resume learner plan listen (fun _ _ -> ()))

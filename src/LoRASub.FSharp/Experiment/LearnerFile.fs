@@ -46,15 +46,10 @@ module LearnerFile =
     /// Writes a learner into a folder that exists: the tensors first, then the JSON that vouches for them by their
     /// hash, so that a torn pair is noticed.
     let save (folder: string) (saved: SavedLearner) : unit =
-        let tensors =
-            [
-                for i, delta in Array.indexed saved.State.Deltas do
-                    deltaName i "key", delta.Key
-                    deltaName i "value", delta.Value
-                "prototypes", saved.State.Prototypes.Means
-            ]
-
-        Safetensors.write (tensorPath folder) (Map [ "format", "lorasub learner" ]) tensors
+        Safetensors.write
+            (tensorPath folder)
+            (Map [ "format", "lorasub learner" ])
+            (TaskState.tensors saved.State)
 
         let ints = Json.array (int64 >> Json.int)
 

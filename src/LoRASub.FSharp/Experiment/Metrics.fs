@@ -32,12 +32,38 @@ type Measures =
         Forgetting: float option
         /// Backward transfer, Lopez-Paz & Ranzato 2017; none for one task.
         BackwardTransfer: float option
+        /// Lopez-Paz & Ranzato 2017; none without a reference run, see `Transfer.measure`.
+        ForwardTransfer: float option
+        /// Chaudhry et al. 2018, of the last task; none without a reference run, see `Transfer.measure`.
+        Intransigence: float option
     }
+
+[<RequireQualifiedAccess>]
+module Measures =
+
+    /// Every measure under its name in files, in their order.
+    let named (measures: Measures) : (string * float option)[] =
+        [|
+            "last", Some measures.Last
+            "average", Some measures.Average
+            "lastByTask", Some measures.LastByTask
+            "averageByTask", Some measures.AverageByTask
+            "forgetting", measures.Forgetting
+            "backwardTransfer", measures.BackwardTransfer
+            "forwardTransfer", measures.ForwardTransfer
+            "intransigence", measures.Intransigence
+        |]
 
 [<RequireQualifiedAccess>]
 module Metrics =
 
     let accuracy (score: Score) = float score.Correct / float score.Total
+
+    /// A fraction as it stands in files: in percent, rounded where only the noise of floating point is left.
+    let percent (fraction: float) = System.Math.Round(100.0 * fraction, 10)
+
+    /// The score on all tasks of a row together.
+    let seen (row: Score[]) : Score = Array.reduce (+) row
 
     /// Rejects a matrix that is empty, not lower-triangular, or has a task without test images.
     let check (matrix: AccuracyMatrix) =
@@ -60,11 +86,27 @@ module Metrics =
                         $"{score.Correct} of {score.Total}"
                         ""))
 
-    /// All measures of a matrix.
+    /// Accuracy on all classes seen so far, after each task.
+    let curve (matrix: AccuracyMatrix) : float[] = matrix |> Array.map (seen >> accuracy)
+
+    /// Forward transfer (Lopez-Paz & Ranzato 2017): the mean over the tasks but the first of accuracy right
+    /// before learning the task minus `baseline`, its accuracy before any learning. Both hold one fraction for each of
+    /// these later tasks; none where there is no later task. Rejects arrays of different lengths.
+    let forwardTransfer (before: float[]) (baseline: float[]) : float option =
+        if before.Length <> baseline.Length then
+            let rule = $"must hold {before.Length} tasks, as the accuracies before learning do"
+            Errors.reject "baseline of forward transfer" rule $"{baseline.Length}" ""
+
+        if Array.isEmpty before then
+            None
+        else
+            Some(Array.average (Array.map2 (-) before baseline))
+
+    /// All measures that follow from a matrix alone; forward transfer and intransigence are none.
     let measure (matrix: AccuracyMatrix) : Measures =
         check matrix
         let rows = matrix |> Array.map (Array.map accuracy)
-        let seen = matrix |> Array.map (Array.reduce (+) >> accuracy)
+        let seen = curve matrix
         let byTask = rows |> Array.map Array.average
         let last = matrix.Length - 1
 
@@ -86,4 +128,6 @@ module Metrics =
                 overEarlier (fun j ->
                     (seq { j .. last - 1 } |> Seq.map (fun t -> rows[t][j]) |> Seq.max) - final j)
             BackwardTransfer = overEarlier (fun j -> final j - rows[j][j])
+            ForwardTransfer = None
+            Intransigence = None
         }

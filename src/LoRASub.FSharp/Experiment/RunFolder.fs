@@ -12,21 +12,41 @@ type Recheck =
         SavedPercent: float
     }
 
-/// The folder of one run: settings.json, learner.safetensors, learner.json and, last of all, summary.json, each
-/// written whole.
+/// The folder of one run: settings.json before the first batch, a checkpoint and metrics.jsonl while it goes on, then
+/// learner and results and, last of all, summary.json. Each is written whole.
 [<RequireQualifiedAccess>]
 module RunFolder =
 
-    let summaryPath (folder: string) = Path.Combine(folder, "summary.json")
-    let settingsPath (folder: string) = Path.Combine(folder, "settings.json")
+    /// Whether a folder holds a run, finished or not.
+    let holdsRun (folder: string) = File.Exists(RunFiles.settings folder)
 
-    /// Rejects a folder that is or lies in a file, cannot be written or holds a finished run. Leaves nothing behind.
+    /// Whether a folder holds a finished run.
+    let isFinished (folder: string) = File.Exists(RunFiles.summary folder)
+
+    let private writable (folder: string) (work: unit -> 'T) : 'T =
+        try
+            work ()
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
+
+    let private refuse (folder: string) (what: string) =
+        Errors.reject
+            folder
+            "must not hold a run"
+            what
+            "choose another folder, go on with --resume DIR, or replace it with --overwrite"
+
+    /// Rejects a folder that is or lies in a file, cannot be written or holds a run. Leaves nothing behind.
     let check (folder: string) =
         if String.IsNullOrWhiteSpace folder then
             Errors.reject "output folder" "must have a name" "an empty one" ""
 
-        if File.Exists(summaryPath folder) then
-            Errors.reject folder "must not hold a finished run" "summary.json" "choose another output folder"
+        if isFinished folder then
+            refuse folder "a finished one"
+
+        if holdsRun folder then
+            refuse folder "one that can be resumed"
 
         // folders that would have to be made, the outermost first
         let rec missing (path: string) (below: string list) =
@@ -40,7 +60,7 @@ module RunFolder =
         let full = Path.GetFullPath folder
         let fresh = missing full []
 
-        try
+        writable folder (fun () ->
             try
                 Directory.CreateDirectory full |> ignore
                 let probe = Path.Combine(full, $".{Guid.NewGuid():N}.tmp")
@@ -49,75 +69,55 @@ module RunFolder =
             finally
                 for made in List.rev fresh do
                     if Directory.Exists made then
-                        Directory.Delete made
+                        Directory.Delete made)
+
+    /// Claims a folder, which it makes where needed, until disposed or until this process ends, however it ends: the
+    /// lock is the system's on an open file, not the file itself. Rejects a folder that another process holds.
+    let hold (folder: string) : IDisposable =
+        writable folder (fun () -> Directory.CreateDirectory folder |> ignore)
+
+        try
+            // exclusive: the system refuses a second handle
+            new FileStream(RunFiles.lock' folder, FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None)
         with
-        | :? IOException
+        | :? IOException ->
+            Errors.reject folder "must not be in use" "another process runs in it" "wait for it, or end it"
         | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
 
-    // rounded where only the noise of floating point is left
-    let private percent (fraction: float) = System.Math.Round(100.0 * fraction, 10)
+    /// Removes what a run has left in a folder, and nothing else: to be called while the folder is held.
+    let clear (folder: string) =
+        writable folder (fun () ->
+            // first, so that a run is never finished in half
+            File.Delete(RunFiles.summary folder)
+            Checkpoint.delete folder
 
-    let private summary (plan: Plan) (outcome: Outcome) =
-        let measures = Metrics.measure outcome.Matrix
-        let settings = plan.Settings
-        let percents = percent >> Json.float
-        // JSON has no infinity
-        let finite x =
-            Some x |> Option.filter System.Double.IsFinite |> Json.option Json.float
-
-        let rows (node: 'T -> _) = Json.array (Json.array node)
-
-        let counts (score: Score) =
-            Json.array (int64 >> Json.int) [ score.Correct; score.Total ]
-
-        let memory (use': MemoryUse) =
-            Json.object
+            for path in
                 [
-                    "tensors", Json.int use'.Tensors
-                    "residentBytes", Json.int use'.ResidentBytes
-                ]
+                    RunFiles.settings folder
+                    RunFiles.sources folder
+                    RunFiles.metrics folder
+                    RunFiles.classes folder
+                    RunFiles.drift folder
+                    RunFiles.resources folder
+                    LearnerFile.jsonPath folder
+                    LearnerFile.tensorPath folder
+                    yield! Csv.paths folder
+                    yield! TensorBoard.files folder
+                ] do
+                File.Delete path)
 
-        let taskMemory struct (before, after) =
-            Json.object [ "taskStart", memory before; "taskEnd", memory after ]
-
-        Json.object
-            [
-                "method", Json.text outcome.Method
-                "variant", Json.text ((string settings.Variant).ToLowerInvariant())
-                "data", Json.text settings.Data
-                "tasks", Json.int plan.Stream.Tasks.LongLength
-                "learnedTasks", Json.int outcome.Matrix.LongLength
-                "seed", Json.int settings.Seed
-                "last", percents measures.Last
-                "average", percents measures.Average
-                "lastByTask", percents measures.LastByTask
-                "averageByTask", percents measures.AverageByTask
-                "forgetting", Json.option percents measures.Forgetting
-                "backwardTransfer", Json.option percents measures.BackwardTransfer
-                "accuracyMatrix", rows (Metrics.accuracy >> percents) outcome.Matrix
-                "correctAndTotal", rows counts outcome.Matrix
-                "retainedRank", rows (fun (r: Retained) -> Json.int r.Rank) outcome.Retained
-                "retainedEnergy", rows (fun (r: Retained) -> Json.float r.Energy) outcome.Retained
-                "conditionNumber", rows (_.Condition >> finite) outcome.Retained
-                "phaseSeconds",
-                Json.object
-                    [
-                        for phase in Phase.all -> Phase.name phase, Json.float outcome.PhaseSeconds[phase]
-                    ]
-                "peakMemoryBytes", Json.int (MemoryUse.peakBytes ())
-                "memory", Json.array taskMemory outcome.Memory
-                "threads", Json.int (TorchSharp.torch.get_num_threads ())
-            ]
+    // By position in the class order.
+    let private savedNames (plan: Plan) =
+        plan.Stream.Order
+        |> Array.map (fun label -> plan.Stream.Dataset.ClassNames[label])
 
     /// A finished run's learner as it is saved; its state stays the outcome's.
     let savedLearner (plan: Plan) (outcome: Outcome) : SavedLearner =
-        let names = plan.Stream.Dataset.ClassNames
-
         {
             Method = outcome.Method
             State = outcome.State
             Order = plan.Stream.Order
-            ClassNames = plan.Stream.Order |> Array.map (fun label -> names[label])
+            ClassNames = savedNames plan
             TaskSizes =
                 plan.Stream.Tasks
                 |> Array.truncate outcome.State.Finished
@@ -128,31 +128,43 @@ module RunFolder =
             BackboneSha256 = plan.BackboneSha256
         }
 
-    /// Writes a finished run; summary.json comes last, so that its presence means the run is complete. Makes the
-    /// folder. Rejects as `check`.
-    let save (folder: string) (plan: Plan) (outcome: Outcome) : unit =
-        check folder
-        Directory.CreateDirectory folder |> ignore
+    /// Writes a finished run that began at a time; summary.json comes last, so that its presence means the run is
+    /// complete, and the checkpoint goes. Makes the folder. Rejects one that holds a finished run.
+    let save (folder: string) (plan: Plan) (started: DateTime) (outcome: Outcome) : unit =
+        if isFinished folder then
+            refuse folder "a finished one"
 
-        Json.write (settingsPath folder) (Settings.toJson plan.Settings)
+        writable folder (fun () -> Directory.CreateDirectory folder |> ignore)
+        Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
         LearnerFile.save folder (savedLearner plan outcome)
-        Json.write (summaryPath folder) (summary plan outcome)
+        let names = savedNames plan
+        let classes = Results.classScores plan outcome
+        Json.write (RunFiles.classes folder) (Results.classes plan outcome)
+        Csv.write folder outcome.Matrix classes (Results.confusion outcome)
 
-    /// The settings of a saved run.
+        outcome.Drift
+        |> Option.iter (fun drift -> Json.write (RunFiles.drift folder) (Drift.toJson names drift))
+
+        Json.write (RunFiles.resources folder) (Results.resources plan started outcome)
+        Json.write (RunFiles.summary folder) (Results.summary plan outcome)
+        Checkpoint.delete folder
+
+    /// The settings of a saved run, finished or not.
     let settings (folder: string) : RunSettings =
-        let path = settingsPath folder
-        Json.read "the settings of a finished run" path (Settings.ofJson path)
+        let path = RunFiles.settings folder
+        Json.read "the settings of a run" path (Settings.ofJson path)
 
     /// The last row of a saved run's accuracy matrix, in percent.
     let lastRow (folder: string) : float[] =
-        Json.read "the summary of a finished run" (summaryPath folder) (fun root ->
+        Json.read "the summary of a finished run" (RunFiles.summary folder) (fun root ->
             match
                 (root.GetProperty "accuracyMatrix").EnumerateArray()
                 |> List.ofSeq
                 |> List.tryLast
             with
             | Some row -> [| for entry in row.EnumerateArray() -> entry.GetDouble() |]
-            | None -> Errors.reject (summaryPath folder) "must hold an accuracy matrix" "an empty one" "")
+            | None ->
+                Errors.reject (RunFiles.summary folder) "must hold an accuracy matrix" "an empty one" "")
 
     /// Scores a saved learner again on every task it has learned, under `settings` (the saved ones, but for what
     /// belongs to the machine: paths, device, batch). `listen` counts test batches.
@@ -184,13 +196,13 @@ module RunFolder =
 
             if row.Length <> tasks.Length then
                 let rule = $"must have a last row of {tasks.Length} tasks, as the learner has"
-                Errors.reject (summaryPath folder) rule $"{row.Length}" ""
+                Errors.reject (RunFiles.summary folder) rule $"{row.Length}" ""
 
             let sizes = tasks |> Array.map _.Classes.Length
 
             if sizes <> saved.TaskSizes then
                 let rule = $"must cut the classes into tasks of {List.ofArray saved.TaskSizes}"
-                Errors.reject (settingsPath folder) rule $"{List.ofArray sizes}" ""
+                Errors.reject (RunFiles.settings folder) rule $"{List.ofArray sizes}" ""
 
             Experiment.score learner plan listen model tasks
             |> Array.mapi (fun i score ->

@@ -75,6 +75,8 @@ type RunSettings =
         StopAfter: int option
         /// Minutes between checkpoints within a task; 0 saves after each task alone.
         CheckpointMinutes: float
+        /// Measure how far class means move.
+        Drift: bool
         /// Write TensorBoard's event files beside the results.
         TensorBoard: bool
         /// The folder of a finished run to measure forward transfer or intransigence against.
@@ -154,6 +156,7 @@ module Preset =
             Seed = 1993L
             StopAfter = None
             CheckpointMinutes = 10.0
+            Drift = true
             TensorBoard = false
             Reference = None
         }
@@ -190,6 +193,23 @@ module Preset =
                     ScheduleEpochs = 4
                 }
         }
+
+    /// DomainNet's six domains, one a task; otherwise as `quick`.
+    let domains (variant: Variant) : RunSettings =
+        { quick variant with
+            Data = "domainnet-domains"
+            Tasks = 6
+            ClassOrder = "natural"
+            Augmentation = Augmentation.CropFlip
+        }
+
+    /// The preset of a data set, and the preset's name: `quick` where there is no published one.
+    let ofData (data: string) : string * (Variant -> RunSettings) =
+        match data with
+        | "cifar100" -> data, cifar100
+        | "imagenet-r" -> data, imageNetR
+        | "domainnet-domains" -> data, domains
+        | _ -> "quick", quick
 
 /// One setting by name: the same name on the command line and in files.
 type Setting =
@@ -397,6 +417,7 @@ module Settings =
             optionalInt "threads" _.Threads (fun v s -> { s with Threads = v })
             int64 "seed" _.Seed (fun v s -> { s with Seed = v })
             float "checkpoint-minutes" _.CheckpointMinutes (fun v s -> { s with CheckpointMinutes = v })
+            onOff "drift" _.Drift (fun v s -> { s with Drift = v })
             onOff "tensorboard" _.TensorBoard (fun v s -> { s with TensorBoard = v })
             optionalText "reference" _.Reference (fun v s -> { s with Reference = v })
         ]

@@ -44,6 +44,16 @@ type Retained =
         Condition: float
     }
 
+/// How the state of a phase is laid out for a checkpoint: as named tensors, its numbers as tensors of one entry.
+type Layout<'State> =
+    {
+        /// All that cannot be computed again, bit for bit. The state's own tensors are borrowed, the others made anew:
+        /// to be called in a scope.
+        Tensors: 'State -> (string * torch.Tensor) list
+        /// The state whose task, task state and named tensors these are; it takes the tensors over.
+        Restore: LearningTask -> TaskState -> (string -> torch.Tensor) -> 'State
+    }
+
 /// The contract of a class-incremental method. A value closed over the frozen backbone; each function borrows its
 /// arguments and owns its result. The phases of a task are types, so that training before observing does not compile.
 type Learner<'Observing, 'Training> =
@@ -64,13 +74,21 @@ type Learner<'Observing, 'Training> =
         Update: Batch -> 'Training -> struct ('Training * StepReport)
         /// What observing led to, per block; empty where nothing is retained.
         Retained: 'Training -> Retained[]
+        /// The retained spaces themselves, per block, on the CPU; empty where nothing is retained. Owned by the caller.
+        Subspaces: 'Training -> Subspace[]
         /// Merges the task and adds its classes, in one pass over its training images.
         AfterTask: BatchLoader[] -> 'Training -> TaskState
+        /// Adds a task's classes to the state with the network as it stands, in one pass over its training images.
+        Extend: LearningTask -> BatchLoader[] -> TaskState -> TaskState
         Deploy: TaskState -> Model
-        /// Images -> classes [n] int64, as positions in the class order.
-        Predict: Model -> torch.Tensor -> torch.Tensor
+        /// Of images.
+        Features: Model -> torch.Tensor -> Features
+        /// Features -> classes [n] int64, as positions in the class order.
+        Classify: Model -> Features -> torch.Tensor
         ObservingLeaves: Leaves<'Observing>
         TrainingLeaves: Leaves<'Training>
+        ObservingLayout: Layout<'Observing>
+        TrainingLayout: Layout<'Training>
     }
 
 /// Children of a state's root key, so that the method and its data never share a stream.
@@ -87,6 +105,33 @@ module TaskState =
     let leaves: Leaves<TaskState> =
         fun s -> Seq.append (Seq.collect Lora.deltaLeaves s.Deltas) (Prototype.leaves s.Prototypes)
 
+    /// The state's tensors by the names that files give them. Borrowed.
+    let tensors (state: TaskState) : (string * torch.Tensor) list =
+        [
+            for block, delta in Array.indexed state.Deltas do
+                $"blocks.{block}.delta.key", delta.Key
+                $"blocks.{block}.delta.value", delta.Value
+            "prototypes", state.Prototypes.Means
+        ]
+
+    /// The state of so many blocks, finished tasks and classes whose named tensors these are, which it takes over.
+    let restore blocks finished classes key (find: string -> torch.Tensor) : TaskState =
+        {
+            Finished = finished
+            Deltas =
+                Array.init blocks (fun block ->
+                    {
+                        Key = find $"blocks.{block}.delta.key"
+                        Value = find $"blocks.{block}.delta.value"
+                    })
+            Prototypes =
+                {
+                    Means = find "prototypes"
+                    Classes = Array.init classes id
+                }
+            Key = key
+        }
+
     /// Number of classes seen so far.
     let classes (state: TaskState) = state.Prototypes.Classes.Length
 
@@ -94,6 +139,12 @@ module TaskState =
 module Model =
     /// The prototypes belong to the state.
     let leaves: Leaves<Model> = fun m -> m.Adapters.Qkv
+
+[<RequireQualifiedAccess>]
+module Learner =
+    /// Images -> classes [n] int64, as positions in the class order. Borrows; owned by the caller.
+    let predict (learner: Learner<_, _>) (model: Model) (images: torch.Tensor) : torch.Tensor =
+        Scope.noGrad Leaves.tensor (fun () -> learner.Features model images |> learner.Classify model)
 
 [<RequireQualifiedAccess>]
 module StepReport =

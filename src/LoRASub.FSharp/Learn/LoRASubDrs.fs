@@ -247,6 +247,23 @@ module LoRASubDrs =
                     Bias = Some all[4 * blocks + 1]
                 })
 
+    // In the order of `parameters`.
+    let private parameterNames blocks =
+        [|
+            for b in 0 .. blocks - 1 do
+                for projection in [ "key"; "value" ] do
+                    $"blocks.{b}.{projection}.a"
+                    $"blocks.{b}.{projection}.b"
+            "head.weight"
+            "head.bias"
+        |]
+
+    let private namedParameters (lora: LayerLora[]) head =
+        Array.zip (parameterNames lora.Length) (parameters lora head)
+
+    let private findParameters blocks (find: string -> torch.Tensor) =
+        parameterNames blocks |> Array.map find |> ofParameters blocks
+
     /// Adam at this epoch's rates, its updates confined to each block's retained space: A from the right, B from the
     /// left, the head never.
     let optimizer
@@ -305,6 +322,126 @@ module LoRASubDrs =
                 Optimizer = (optimizer settings vit.Blocks.Length projections 0).Init all
                 Epoch = 0
             })
+
+    let private observingLayout (vit: VisionTransformer) settings : Layout<Observing> =
+        let names b =
+            struct ($"blocks.{b}.moment", $"blocks.{b}.rows")
+
+        {
+            Tensors =
+                fun observing ->
+                    [
+                        yield! namedParameters observing.Lora observing.Head
+
+                        for b, moment in Array.indexed observing.Moments do
+                            let struct (matrix, rows) = names b
+                            matrix, moment.Moment
+                            rows, torch.tensor moment.Count
+                    ]
+            Restore =
+                fun task state find ->
+                    Scope.noGrad observingLeaves (fun () ->
+                        let struct (lora, head) = findParameters vit.Blocks.Length find
+
+                        let moment b _ =
+                            let struct (matrix, rows) = names b
+
+                            {
+                                Moment = find matrix
+                                Count = (find rows).item<int64>()
+                            }
+
+                        { beginTaskWith vit settings lora head task state with
+                            Lora = lora
+                            Head = head
+                            Moments = Array.mapi moment vit.Blocks
+                        })
+        }
+
+    let private projectionTensors (projections: Projection[]) =
+        [
+            for b, projection in Array.indexed projections do
+                let part name = $"blocks.{b}.projection.{name}"
+                part "matrix", projection.Matrix
+                part "basis", projection.Basis
+                part "spectrum", projection.Spectrum
+                part "energy", torch.tensor projection.Energy
+                part "condition", torch.tensor projection.Condition
+        ]
+
+    let private findProjection (find: string -> torch.Tensor) b _ : Projection =
+        let part name = find $"blocks.{b}.projection.{name}"
+        let basis = part "basis"
+
+        {
+            Matrix = part "matrix"
+            Basis = basis
+            Spectrum = part "spectrum"
+            Rank = int basis.shape[1]
+            Energy = (part "energy").item<float>()
+            Condition = (part "condition").item<float>()
+        }
+
+    let private adamTensors (groups: AdamState[]) =
+        [
+            for g, state in Array.indexed groups do
+                $"adam.{g}.steps", torch.tensor state.Steps
+
+                for name, moments in [ "mu", state.Mu; "nu", state.Nu; "numax", state.NuMax ] do
+                    for i, moment in Array.indexed moments do
+                        $"adam.{g}.{name}.{i}", moment
+        ]
+
+    // A fresh optimizer tells how many of each there are.
+    let private findAdam (find: string -> torch.Tensor) g (fresh: AdamState) : AdamState =
+        let all name (like: torch.Tensor[]) =
+            like |> Array.mapi (fun i _ -> find $"adam.{g}.{name}.{i}")
+
+        {
+            Steps = (find $"adam.{g}.steps").data<int64>().ToArray()
+            Mu = all "mu" fresh.Mu
+            Nu = all "nu" fresh.Nu
+            NuMax = all "numax" fresh.NuMax
+        }
+
+    let private trainingLayout (vit: VisionTransformer) settings : Layout<Training> =
+        {
+            Tensors =
+                fun training ->
+                    let struct (adam, ()) = training.Optimizer
+
+                    [
+                        yield! namedParameters training.Lora training.Head
+                        yield! projectionTensors training.Projections
+                        yield! adamTensors adam
+                        "epoch", torch.tensor (int64 training.Epoch)
+                    ]
+            Restore =
+                fun task state find ->
+                    Scope.noGrad trainingLeaves (fun () ->
+                        let blocks = vit.Blocks.Length
+                        let struct (lora, head) = findParameters blocks find
+
+                        let projections =
+                            if observes settings task then
+                                Array.mapi (findProjection find) vit.Blocks
+                            else
+                                [||]
+
+                        let struct (fresh, ()) =
+                            (optimizer settings blocks projections 0).Init(parameters lora head)
+
+                        {
+                            Task = task
+                            State = state
+                            Lora = lora
+                            Head = head
+                            Qkv = VisionTransformer.effectiveQkv 1.0 state.Deltas vit
+                            Projections = projections
+                            Optimizer = struct (Array.mapi (findAdam find) fresh, ())
+                            Epoch = int ((find "epoch").item<int64>())
+                        })
+        }
 
     /// The network in training.
     let adapters (training: Training) =
@@ -428,14 +565,32 @@ module LoRASubDrs =
                 Prototypes = Prototype.append ids (ClassSums.means nameOf sums) state.Prototypes
             })
 
+    /// Adds a task's classes with the network as it stands: `afterTask` without training.
+    let extend
+        (vit: VisionTransformer)
+        settings
+        task
+        (loaders: BatchLoader[])
+        (state: TaskState)
+        : TaskState =
+        let untrained = { settings with Training = false }
+
+        Scope.noGrad TaskState.leaves (fun () ->
+            beginTask vit untrained task state
+            |> prepare vit untrained
+            |> afterTask vit loaders)
+
+    /// Features of images under a model, block by block.
+    let features (vit: VisionTransformer) (model: Model) (images: torch.Tensor) : Features =
+        Scope.noGrad Features.leaves (fun () -> VisionTransformer.featuresByBlock model.Adapters vit images)
+
     /// Nearest prototype on unit vectors, over all classes seen.
-    let predict (vit: VisionTransformer) (model: Model) (images: torch.Tensor) : torch.Tensor =
+    let classify (model: Model) (features: Features) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
-            let nearest =
-                Prototype.nearest model.Prototypes (VisionTransformer.features model.Adapters vit images)
+            let nearest = Prototype.nearest model.Prototypes features.Output
 
             let classes =
-                torch.tensor (Array.map int64 model.Prototypes.Classes, device = images.device)
+                torch.tensor (Array.map int64 model.Prototypes.Classes, device = nearest.device)
 
             classes.index_select (0L, nearest))
 
@@ -465,9 +620,14 @@ module LoRASubDrs =
                             Energy = p.Energy
                             Condition = p.Condition
                         })
+            Subspaces = fun training -> training.Projections |> Array.map Subspace.ofProjection
             AfterTask = afterTask vit
+            Extend = extend vit settings
             Deploy = deploy vit
-            Predict = predict vit
+            Features = features vit
+            Classify = classify
             ObservingLeaves = observingLeaves
             TrainingLeaves = trainingLeaves
+            ObservingLayout = observingLayout vit settings
+            TrainingLayout = trainingLayout vit settings
         }

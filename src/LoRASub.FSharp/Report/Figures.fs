@@ -58,7 +58,7 @@ module Figures =
 
         [|
             for i in 0 .. longest - 1 ->
-                Statistics.interval
+                Interval.ofValues
                     [
                         for one in all do
                             if i < one.Length then
@@ -152,7 +152,7 @@ module Figures =
         let tasks = study.Runs |> Array.map _.Matrix.Length |> Array.max
 
         let cell t j =
-            Statistics.interval
+            Interval.ofValues
                 [
                     for run in study.Runs do
                         if t < run.Matrix.Length && j <= t then
@@ -267,7 +267,7 @@ module Figures =
     let private driftOf (f: DriftReport -> 'T[]) (run: RunData) =
         run.Drift |> Option.map f |> Option.defaultValue [||]
 
-    let private meanOf (values: float seq) = (Statistics.interval values).Mean
+    let private meanOf (values: float seq) = (Interval.ofValues values).Mean
 
     /// The classes of earlier tasks: their prototypes are older than the weights.
     let private oldClasses (report: DriftReport) (task: int, classes: ClassDrift[]) =
@@ -552,7 +552,7 @@ module Figures =
 
         first study (_.Drift >> Option.bind last)
         |> Option.map (fun (run, (task, blocks)) ->
-            let curve b (block: Subspace) : Curve =
+            let curve b (block: BlockSpectrum) : Curve =
                 let top = block.Spectrum |> Array.filter Double.IsFinite |> Array.fold max 0.0
 
                 // a logarithm has no zero
@@ -681,7 +681,7 @@ module Figures =
                 |> Array.reduce (
                     Array.map2 (fun a b ->
                         { a with
-                            ClassScore.Score = a.Score + b.Score
+                            ClassResult.Score = a.Score + b.Score
                         })
                 )
 
@@ -764,7 +764,7 @@ module Figures =
     let private classAccuracy (studies: Study[]) (study: Study) : Figure option =
         pooled study
         |> Option.map (fun (report, note) ->
-            let accuracy (c: ClassScore) =
+            let accuracy (c: ClassResult) =
                 if c.Score.Total = 0 then
                     nan
                 else

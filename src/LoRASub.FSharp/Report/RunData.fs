@@ -35,7 +35,7 @@ type Resources =
     }
 
 /// Test scores of one class after the last task.
-type ClassScore =
+type ClassResult =
     {
         Position: int
         /// The data set's; two positions of one label are one answer, as in domain-incremental learning.
@@ -57,7 +57,7 @@ type Sample =
 /// Scores by class after the last task, by position.
 type ClassReport =
     {
-        Classes: ClassScore[]
+        Classes: ClassResult[]
         /// Row: true position; column: predicted position.
         Confusion: int[][]
         Samples: Sample[]
@@ -87,7 +87,7 @@ type ClassDrift =
     }
 
 /// What one block's retained subspace holds of a task's data.
-type Subspace =
+type BlockSpectrum =
     {
         Rank: int
         EnergyInside: float
@@ -126,7 +126,7 @@ type DriftReport =
         Classes: Map<int, string * int>
         /// Tasks with the movement of every class seen.
         AfterTask: (int * ClassDrift[])[]
-        Subspaces: (int * Subspace[])[]
+        Subspaces: (int * BlockSpectrum[])[]
         Overlaps: Overlap[]
         Picture: Picture option
     }
@@ -399,7 +399,7 @@ module RunData =
                 Blocks = optionalItems "blocks" movement element
             }
 
-        let subspace (element: JsonElement) : Subspace =
+        let subspace (element: JsonElement) : BlockSpectrum =
             {
                 Rank = intField "rank" element
                 EnergyInside = numberField "energyInside" element

@@ -65,7 +65,7 @@ module Tables =
         | finished -> finished
 
     let internal overSeeds (measure: Measure) (study: Study) : Interval =
-        counted study |> Seq.map measure.Of |> Statistics.interval
+        counted study |> Seq.map measure.Of |> Interval.ofValues
 
     let internal estimate (decimals: int) (interval: Interval) : string =
         let mean = Markup.fixedPoint decimals interval.Mean
@@ -164,7 +164,7 @@ module Tables =
 
         let cell (measure: Measure) (pairs: (RunData * RunData)[]) =
             let difference =
-                Statistics.paired
+                Interval.paired
                     (pairs |> Array.map (snd >> measure.Of))
                     (pairs |> Array.map (fst >> measure.Of))
 
@@ -214,7 +214,7 @@ module Tables =
                             let row = run.Matrix[t]
                             100.0 * Metrics.accuracy (row[j])
                 ]
-                |> Statistics.interval
+                |> Interval.ofValues
                 |> estimate 1
 
         let id, title =
@@ -385,7 +385,7 @@ module Tables =
         let of' (pick: (string * float)[] -> float) study =
             resourcesOf study
             |> Seq.map (_.PhaseSeconds >> pick)
-            |> Statistics.interval
+            |> Interval.ofValues
             |> estimate 1
 
         let phase name phases =

@@ -1,4 +1,4 @@
-module LoRASub.Tests.ReportStatisticsTests
+module LoRASub.Tests.IntervalTests
 
 open System
 open Expecto
@@ -25,7 +25,7 @@ let private probability (degrees: int) (t: float) =
 [<Tests>]
 let tests =
     testList
-        "Report statistics"
+        "Interval"
         [
             testCase "the interval holds 95% of Student's distribution" (fun () ->
                 for n in [ 2; 3; 5; 11; 12; 31; 200 ] do
@@ -36,19 +36,19 @@ let tests =
                     let deviation =
                         sqrt ((values |> Array.sumBy (fun x -> (x - mean) ** 2.0)) / float (n - 1))
 
-                    let interval = Statistics.interval values
+                    let interval = Interval.ofValues values
                     let t = interval.Half / (deviation / sqrt (float n))
                     Check.closeTo 1e-4 $"{n} values" [ 0.95 ] [ probability (n - 1) t ])
 
             testCase "what is not finite is left out, and one value has no interval" (fun () ->
-                let interval = Statistics.interval [ 3.0; nan; infinity ]
+                let interval = Interval.ofValues [ 3.0; nan; infinity ]
                 Expect.equal interval.N 1 "count"
                 Expect.equal interval.Mean 3.0 "mean"
                 Expect.isTrue (Double.IsNaN interval.Low && Double.IsNaN interval.High) "no interval"
-                Expect.isTrue (Double.IsNaN (Statistics.interval []).Mean) "no mean of nothing")
+                Expect.isTrue (Double.IsNaN (Interval.ofValues []).Mean) "no mean of nothing")
 
             testCase "pairs cancel what they share" (fun () ->
                 let shared = [| 10.0; 70.0; 40.0 |]
-                let paired = Statistics.paired (shared |> Array.map ((+) 2.0)) shared
+                let paired = Interval.paired (shared |> Array.map ((+) 2.0)) shared
                 Check.close "mean and ends" [ 2.0; 2.0; 2.0 ] [ paired.Mean; paired.Low; paired.High ])
         ]

@@ -1,0 +1,236 @@
+namespace LoRASub
+
+open System
+open System.Collections.Concurrent
+open System.Collections.Generic
+open System.IO
+open System.Threading.Tasks
+
+/// How data sets of image files are read.
+type ReadOptions =
+    {
+        /// Share of each class's images that train, where no split is published.
+        SplitRatio: float
+        SplitSeed: int64
+        /// Leave out files that cannot be decoded; each file is then decoded once before anything else.
+        SkipBroken: bool
+    }
+
+[<RequireQualifiedAccess>]
+module ReadOptions =
+
+    /// 80% of each class train, by seed 1993; a broken file is an error.
+    let standard =
+        {
+            SplitRatio = 0.8
+            SplitSeed = 1993L
+            SkipBroken = false
+        }
+
+/// An image file of a class.
+[<Struct>]
+type LabelledFile = { Path: string; Label: int }
+
+/// A file that cannot be decoded, and why.
+type BrokenFile = { Path: string; Reason: string }
+
+/// A data set of image files as its folder and lists tell it; no image is read yet.
+type FileScan =
+    {
+        ClassNames: string[]
+        Answers: int[]
+        /// The file or folder that errors of each split name.
+        TrainSource: string
+        Train: LabelledFile[]
+        TestSource: string
+        Test: LabelledFile[]
+    }
+
+/// Decoded pictures, kept up to a number of bytes; the oldest leave first. Safe to use from several threads.
+type internal PictureCache(limit: int64) =
+    let pictures = ConcurrentDictionary<string, Picture>()
+    let ages = Queue<string>()
+    let mutable held = 0L
+
+    let size (picture: Picture) = picture.Pixels.LongLength
+
+    let keep (path: string) (picture: Picture) =
+        lock ages (fun () ->
+            if size picture <= limit && pictures.TryAdd(path, picture) then
+                ages.Enqueue path
+                held <- held + size picture
+
+                while held > limit do
+                    match pictures.TryRemove(ages.Dequeue()) with
+                    | true, oldest -> held <- held - size oldest
+                    | false, _ -> ())
+
+    /// The picture of a file, read where it is not at hand.
+    member _.Read(path: string) : Picture =
+        match pictures.TryGetValue path with
+        | true, picture -> picture
+        | false, _ ->
+            let picture = ImageFile.read path
+            keep path picture
+            picture
+
+    /// Bytes of the pictures at hand.
+    member _.Held = lock ages (fun () -> held)
+
+/// Sets of image files, decoded when they are read.
+[<RequireQualifiedAccess>]
+module ImageFiles =
+
+    /// Decoded pictures of a data set that stay in memory: 2 GiB, or a quarter of the memory where that is less.
+    let private cacheLimit =
+        min (2L <<< 30) (GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 4L)
+
+    [<Literal>]
+    let private Listed = 5
+
+    /// The first few of some broken files with their reasons.
+    let internal listing (broken: BrokenFile[]) : string =
+        let first =
+            broken
+            |> Array.truncate Listed
+            |> Array.map (fun file -> $"{file.Path} ({file.Reason})")
+            |> String.concat ", "
+
+        if broken.Length > Listed then
+            $"{first} and {broken.Length - Listed} more"
+        else
+            first
+
+    /// That files are left out, and the first few by folder and name, each short enough for a line.
+    let private notes (broken: BrokenFile[]) (files: int) : string[] =
+        let short (path: string) =
+            Path.Combine(Path.GetFileName(Path.GetDirectoryName path), Path.GetFileName path)
+
+        [|
+            if broken.Length > 0 then
+                $"{broken.Length} of {files} image files cannot be decoded and are left out"
+
+            for file in Array.truncate Listed broken do
+                $"left out: {short file.Path} ({file.Reason})"
+
+            if broken.Length > Listed then
+                $"left out: {broken.Length - Listed} more"
+        |]
+
+    /// What is wrong with each file, `look` at it; on all cores, in the files' order.
+    let private broken (look: string -> string option) (paths: string[]) : BrokenFile[] =
+        let reasons = Array.zeroCreate<string option> paths.Length
+        Parallel.For(0, paths.Length, fun i -> reasons[i] <- look paths[i]) |> ignore
+
+        Array.zip paths reasons
+        |> Array.choose (fun (path, reason) ->
+            reason |> Option.map (fun reason -> { Path = path; Reason = reason }))
+
+    let private decodeOnce (path: string) =
+        match ImageFile.tryRead path with
+        | Ok _ -> None
+        | Error reason -> Some reason
+
+    /// Decodes every file, on all cores; the broken ones in their order.
+    let verify (paths: string[]) : BrokenFile[] = broken decodeOnce paths
+
+    let private setWith (cache: PictureCache) (source: string) (files: LabelledFile[]) : ImageSet =
+        let decode i =
+            if i < 0 || i >= files.Length then
+                Errors.reject source $"positions must lie in 0 to {files.Length - 1}" $"{i}" ""
+
+            cache.Read files[i].Path
+
+        ImageSet.ofPictures source (files |> Array.map _.Label) decode
+
+    /// Images of differing sizes from files; `source` is what errors name. What is decoded stays in memory up to 2 GiB,
+    /// or a quarter of the memory.
+    let set (source: string) (files: LabelledFile[]) : ImageSet =
+        setWith (PictureCache cacheLimit) source files
+
+    /// The data set of a scan. Rejects files whose header or end show that they are broken, with the first few and
+    /// their number; with SkipBroken every file is decoded once, and the broken ones are left out and noted.
+    let dataset (options: ReadOptions) (name: string) (scan: FileScan) : Dataset =
+        let paths = Array.append scan.Train scan.Test |> Array.map _.Path |> Array.distinct
+
+        let found =
+            broken (if options.SkipBroken then decodeOnce else ImageFile.glance) paths
+
+        if found.Length > 0 && not options.SkipBroken then
+            Errors.reject
+                name
+                "must hold images that can be decoded"
+                $"{found.Length} broken of {paths.Length}: {listing found}"
+                "mend them, or leave them out with skip-broken"
+
+        let bad = found |> Seq.map _.Path |> HashSet
+
+        let good (files: LabelledFile[]) =
+            files |> Array.filter (fun file -> not (bad.Contains file.Path))
+
+        let cache = PictureCache cacheLimit
+
+        Dataset.validate
+            {
+                Name = name
+                ClassNames = scan.ClassNames
+                Train = setWith cache scan.TrainSource (good scan.Train)
+                Test = setWith cache scan.TestSource (good scan.Test)
+                Answers = scan.Answers
+                Notes = notes found paths.Length
+            }
+
+/// What the readers of image folders and split lists share.
+[<RequireQualifiedAccess>]
+module internal ScanFiles =
+
+    /// The folder itself, or the one inside it that the published archive makes.
+    let enter (archive: string) (isRoot: string -> bool) (folder: string) =
+        let inside = Path.Combine(folder, archive)
+
+        if not (isRoot folder) && isRoot inside then
+            inside
+        else
+            folder
+
+    /// The path of a list's entry below a folder. Rejects one that leads out of it.
+    let below (list: string) (folder: string) (entry: string) : string =
+        if Path.IsPathRooted entry || Array.contains ".." (entry.Split('/', '\\')) then
+            Errors.reject list "must name files below its folder" entry ""
+
+        Path.Combine(folder, entry.Replace('/', Path.DirectorySeparatorChar))
+
+    /// Rejects files that a list names and that are not there, with the first few and their number.
+    let requirePresent (list: string) (files: LabelledFile[]) =
+        match files |> Array.filter (fun file -> not (File.Exists file.Path)) with
+        | [||] -> ()
+        | absent ->
+            let first = absent |> Array.truncate 3 |> Array.map _.Path |> String.concat ", "
+
+            let dots = if absent.Length > 3 then ", ..." else ""
+
+            Errors.reject
+                list
+                "must name files that are there"
+                $"{absent.Length} of {files.Length} absent: {first}{dots}"
+                "unpack the images beside the list"
+
+    /// Two fields of each line, divided at its first white space.
+    let pairs (path: string) : (string * string)[] =
+        DataFile.lines path
+        |> Array.mapi (fun i line ->
+            match line.IndexOfAny [| ' '; '\t' |] with
+            | -1 -> Errors.reject path "must have two fields in each line" $"'{line}' in line {i + 1}" ""
+            | at -> line[.. at - 1], line[at + 1 ..].Trim())
+
+    let number (path: string) (text: string) : int =
+        match Int32.TryParse text with
+        | true, value -> value
+        | false, _ -> Errors.reject path "must hold whole numbers" $"'{text}'" ""
+
+    /// The name, or the name with its identifier where another class has the same.
+    let distinctNames (names: (string * string)[]) : string[] =
+        let counts = names |> Array.countBy snd |> dict
+
+        names
+        |> Array.map (fun (id, name) -> if counts[name] > 1 then $"{name} ({id})" else name)

@@ -1,0 +1,285 @@
+namespace LoRASub
+
+open System
+open System.Buffers.Binary
+open System.Runtime.Intrinsics
+
+/// A rectangle of whole pixels inside an image.
+[<Struct>]
+type CropBox =
+    {
+        Top: int
+        Left: int
+        Height: int
+        Width: int
+    }
+
+/// One decoded image.
+[<ReferenceEquality>]
+type Picture =
+    {
+        Height: int
+        Width: int
+        /// Red, green and blue of each pixel, row by row: 3·Height·Width bytes.
+        Pixels: byte[]
+    }
+
+/// Resampling of single images in PIL's integers, so that files come out as torchvision's transforms on PIL make them.
+[<RequireQualifiedAccess>]
+module Picture =
+
+    [<Literal>]
+    let private Precision = 22
+
+    /// Interpolation weights of some output positions of one axis: those of output i stand at i·Taps and belong to the
+    /// source pixels from First[i] on.
+    [<Struct>]
+    type private Weights =
+        {
+            First: int[]
+            Count: int[]
+            Taps: int
+            Fixed: int[]
+        }
+
+    /// Outputs `from` to `from + n - 1` of `extent` source pixels resampled to `target`: the triangle filter, widened
+    /// where the result is smaller, normalised in float64 and rounded to 22 binary places.
+    let private weights (extent: int) (target: int) (from: int) (n: int) : Weights =
+        let scale = float extent / float target
+        let support = max scale 1.0
+        let taps = 2 * int (Math.Ceiling support) + 1
+        let first, count = Array.zeroCreate n, Array.zeroCreate n
+        let fixedPoint = Array.zeroCreate<int>(n * taps)
+        let raw = Array.zeroCreate<float> taps
+
+        for i in 0 .. n - 1 do
+            let centre = (float (from + i) + 0.5) * scale
+            let low = max 0 (int (centre - support + 0.5))
+            let high = min extent (int (centre + support + 0.5))
+            let mutable sum = 0.0
+
+            for j in 0 .. high - low - 1 do
+                let weight =
+                    max 0.0 (1.0 - abs ((float (low + j) - centre + 0.5) * (1.0 / support)))
+
+                raw[j] <- weight
+                sum <- sum + weight
+
+            for j in 0 .. high - low - 1 do
+                fixedPoint[i * taps + j] <- int (0.5 + raw[j] / sum * float (1 <<< Precision))
+
+            first[i] <- low
+            count[i] <- high - low
+
+        {
+            First = first
+            Count = count
+            Taps = taps
+            Fixed = fixedPoint
+        }
+
+    let private half = 1 <<< (Precision - 1)
+
+    /// Four bytes as integers.
+    let inline private widened (bytes: uint32) =
+        Vector128.WidenLower(Vector128.WidenLower(Vector128.CreateScalarUnsafe(bytes).AsByte())).AsInt32()
+
+    let inline private shifted (sums: Vector128<int>) =
+        Vector128.Min(
+            Vector128.Max(Vector128.ShiftRightArithmetic(sums, Precision), Vector128.Zero),
+            Vector128.Create 255
+        )
+
+    /// One row of pixels, a byte longer than they are, to a row of outputs from byte `at` on.
+    let private across (w: Weights) (source: byte[]) (result: byte[]) (at: int) =
+        for x in 0 .. w.First.Length - 1 do
+            let first = 3 * w.First[x]
+            let mutable sums = Vector128.Create half
+
+            for j in 0 .. w.Count[x] - 1 do
+                // red, green, blue, and the next pixel's red, which nobody reads
+                let pixel =
+                    BinaryPrimitives.ReadUInt32LittleEndian(ReadOnlySpan(source, first + 3 * j, 4))
+
+                sums <- sums + widened pixel * w.Fixed[x * w.Taps + j]
+
+            let sums = shifted sums
+            result[at + 3 * x] <- byte (sums.GetElement 0)
+            result[at + 3 * x + 1] <- byte (sums.GetElement 1)
+            result[at + 3 * x + 2] <- byte (sums.GetElement 2)
+
+    /// One output row, of rows of `row` bytes that stand one after another, of which the weights' first is row `low`.
+    let private down (w: Weights) (y: int) (low: int) (row: int) (source: byte[]) (result: byte[]) =
+        let first = (w.First[y] - low) * row
+        let weights = ReadOnlySpan(w.Fixed, y * w.Taps, w.Count[y])
+        let fours = row / 4 * 4
+
+        for x in 0..4 .. fours - 1 do
+            let mutable sums = Vector128.Create half
+
+            for j in 0 .. weights.Length - 1 do
+                let bytes =
+                    BinaryPrimitives.ReadUInt32LittleEndian(ReadOnlySpan(source, first + j * row + x, 4))
+
+                sums <- sums + widened bytes * weights[j]
+
+            let sums = shifted sums
+
+            for lane in 0..3 do
+                result[y * row + x + lane] <- byte (sums.GetElement lane)
+
+        for x in fours .. row - 1 do
+            let mutable sum = half
+
+            for j in 0 .. weights.Length - 1 do
+                sum <- sum + weights[j] * int source[first + j * row + x]
+
+            result[y * row + x] <- byte (Math.Clamp(sum >>> Precision, 0, 255))
+
+    /// `box` of a picture resampled to height x width, of which only `window` is made.
+    let private resample (box: CropBox) (height: int) (width: int) (window: CropBox) (picture: Picture) =
+        let columns = weights box.Width width window.Left window.Width
+        let rows = weights box.Height height window.Top window.Height
+        let row = 3 * window.Width
+        // the rows that the vertical pass reads
+        let low = rows.First[0]
+        let high = rows.First[window.Height - 1] + rows.Count[window.Height - 1]
+        let between = Array.zeroCreate<byte>((high - low) * row)
+        let source = Array.zeroCreate<byte>(3 * box.Width + 1)
+
+        for y in low .. high - 1 do
+            let start = 3 * ((box.Top + y) * picture.Width + box.Left)
+            Buffer.BlockCopy(picture.Pixels, start, source, 0, 3 * box.Width)
+            across columns source between ((y - low) * row)
+
+        let result = Array.zeroCreate<byte>(window.Height * row)
+
+        for y in 0 .. window.Height - 1 do
+            down rows y low row between result
+
+        {
+            Height = window.Height
+            Width = window.Width
+            Pixels = result
+        }
+
+    let private whole (height: int) (width: int) =
+        {
+            Top = 0
+            Left = 0
+            Height = height
+            Width = width
+        }
+
+    let private requireSize (height: int) (width: int) =
+        if height < 1 || width < 1 then
+            Errors.reject "image size" "must be at least 1" $"{height} x {width}" ""
+
+    /// A box of a picture resampled to height x width: PIL's `crop` and then `resize` with its bilinear filter, bit for
+    /// bit. Rejects a box that does not lie in the picture.
+    let crop (box: CropBox) (height: int) (width: int) (picture: Picture) : Picture =
+        requireSize height width
+
+        let fits start extent size =
+            start >= 0 && extent >= 1 && start <= size - extent
+
+        if not (fits box.Top box.Height picture.Height && fits box.Left box.Width picture.Width) then
+            Errors.reject
+                "crop box"
+                $"must lie in the image of {picture.Height} x {picture.Width}"
+                $"{box}"
+                ""
+
+        resample box height width (whole height width) picture
+
+    /// A whole picture resampled to height x width, as `crop`.
+    let resize (height: int) (width: int) (picture: Picture) : Picture =
+        crop (whole picture.Height picture.Width) height width picture
+
+    /// torchvision's `Resize` with one number: the shorter side becomes `side`, the other keeps the ratio, rounded down.
+    let shorterSide (side: int) (height: int) (width: int) : struct (int * int) =
+        let longer long short =
+            int (float side * float long / float short)
+
+        if height < width then
+            struct (side, longer width height)
+        else
+            struct (longer height width, side)
+
+    /// Where torchvision's `CenterCrop` begins along an axis: half of the rest, halves to even.
+    let centreOffset (extent: int) (size: int) : int =
+        int (Math.Round(float (extent - size) / 2.0))
+
+    /// Copies a picture into the middle of a black one of size x size that is nowhere smaller.
+    let private padded (size: int) (picture: Picture) =
+        let top, left = (size - picture.Height) / 2, (size - picture.Width) / 2
+        let pixels = Array.zeroCreate<byte>(3 * size * size)
+
+        for y in 0 .. picture.Height - 1 do
+            Buffer.BlockCopy(
+                picture.Pixels,
+                3 * y * picture.Width,
+                pixels,
+                3 * ((top + y) * size + left),
+                3 * picture.Width
+            )
+
+        {
+            Height = size
+            Width = size
+            Pixels = pixels
+        }
+
+    /// torchvision's `Resize(side)` and `CenterCrop(size)` on PIL, bit for bit: the shorter side becomes `side`, then
+    /// the middle size x size is cut out, with black where the picture ends.
+    let centre (side: int) (size: int) (picture: Picture) : Picture =
+        requireSize side size
+        let struct (height, width) = shorterSide side picture.Height picture.Width
+
+        let along extent =
+            if extent < size then
+                struct (0, extent)
+            else
+                struct (centreOffset extent size, size)
+
+        let struct (top, windowHeight) = along height
+        let struct (left, windowWidth) = along width
+
+        let window =
+            {
+                Top = top
+                Left = left
+                Height = windowHeight
+                Width = windowWidth
+            }
+
+        let middle =
+            resample (whole picture.Height picture.Width) height width window picture
+
+        if windowHeight = size && windowWidth = size then
+            middle
+        else
+            padded size middle
+
+    /// Mirrored left to right.
+    let flip (picture: Picture) : Picture =
+        let width = picture.Width
+        let pixels = Array.zeroCreate<byte> picture.Pixels.Length
+
+        for y in 0 .. picture.Height - 1 do
+            for x in 0 .. width - 1 do
+                let source, target = 3 * (y * width + x), 3 * (y * width + width - 1 - x)
+                pixels[target] <- picture.Pixels[source]
+                pixels[target + 1] <- picture.Pixels[source + 1]
+                pixels[target + 2] <- picture.Pixels[source + 2]
+
+        { picture with Pixels = pixels }
+
+    /// The red, then the green, then the blue plane, into `planes` from byte `at` on.
+    let internal copyPlanes (planes: byte[]) (at: int) (picture: Picture) =
+        let size = picture.Height * picture.Width
+
+        for i in 0 .. size - 1 do
+            planes[at + i] <- picture.Pixels[3 * i]
+            planes[at + size + i] <- picture.Pixels[3 * i + 1]
+            planes[at + 2 * size + i] <- picture.Pixels[3 * i + 2]

@@ -1,0 +1,403 @@
+namespace LoRASub
+
+open System
+open System.Globalization
+open System.IO
+open System.Security.Cryptography
+open System.Text
+open System.Text.Json
+open System.Text.Json.Nodes
+open TorchSharp
+
+/// A run that was put down, as it stands on disk: `checkpoint-N.safetensors` holds its tensors, `checkpoint.json` the
+/// rest and the hashes that vouch for both. The JSON takes its name last and names the tensors, so that at every moment
+/// one whole checkpoint is there.
+[<RequireQualifiedAccess>]
+module Checkpoint =
+
+    [<Literal>]
+    let private Version = 1L
+
+    let path (folder: string) = Path.Combine(folder, "checkpoint.json")
+
+    let private tensorFiles (folder: string) =
+        if Directory.Exists folder then
+            Directory.GetFiles(folder, "checkpoint-*.safetensors")
+        else
+            [||]
+
+    /// Whether a folder holds one.
+    let exists (folder: string) = File.Exists(path folder)
+
+    /// Removes a folder's checkpoint, if it has one.
+    let delete (folder: string) =
+        File.Delete(path folder)
+        Array.iter File.Delete (tensorFiles folder)
+
+    // ------------------------------------------------------------------------------------------ what it must match
+
+    let private sha256 (bytes: byte[]) =
+        Convert.ToHexStringLower(SHA256.HashData bytes)
+
+    let private labelsSha256 (set: ImageSet) =
+        sha256 (Runtime.InteropServices.MemoryMarshal.AsBytes(ReadOnlySpan set.Labels).ToArray())
+
+    // What decides a run's numbers beside its settings.
+    let private inputs (plan: Plan) : (string * string) list =
+        [
+            "backbone's SHA-256", plan.BackboneSha256
+            "training labels' SHA-256", labelsSha256 plan.Stream.Dataset.Train
+            "test labels' SHA-256", labelsSha256 plan.Stream.Dataset.Test
+            "class order", String.Join(' ', plan.Stream.Order)
+        ]
+
+    // They may change between two sittings: none decides a number.
+    let private ofTheMachine = [ "data-path"; "backbone"; "checkpoint-minutes" ]
+
+    /// The settings in which two runs differ, as "name: left, right"; where files lie and how often a run is saved do
+    /// not count.
+    let differences (left: RunSettings) (right: RunSettings) : string list =
+        Settings.all
+        |> List.filter (fun s -> not (List.contains s.Name ofTheMachine))
+        |> List.choose (fun s ->
+            match s.Get left, s.Get right with
+            | a, b when a = b -> None
+            | a, b ->
+                let shown = Option.defaultValue "left open"
+                Some $"{s.Name}: {shown a}, {shown b}")
+
+    // ------------------------------------------------------------------------------------------ JSON of the records
+
+    let private count (n: int) = Json.int (int64 n)
+
+    let private ofScore (score: Score) =
+        Json.array count [ score.Correct; score.Total ]
+
+    let private ofMemory (memory: MemoryUse) =
+        Json.array Json.int [ memory.Tensors; memory.ResidentBytes ]
+
+    // JSON has no infinity
+    let private ofFloat (x: float) =
+        Json.text (x.ToString("R", CultureInfo.InvariantCulture))
+
+    let private ofRetained (retained: Retained) =
+        Json.object
+            [
+                "rank", count retained.Rank
+                "energy", ofFloat retained.Energy
+                "condition", ofFloat retained.Condition
+            ]
+
+    let private ofSeconds (seconds: Map<Phase, float>) =
+        Json.object [ for phase in Phase.all -> Phase.name phase, Json.float seconds[phase] ]
+
+    let private ofTask (task: TaskRecord) =
+        Json.object
+            [
+                "row", Json.array ofScore task.Row
+                "before", Json.option ofScore task.Before
+                "retained", Json.array ofRetained task.Retained
+                "memoryBefore", ofMemory task.MemoryBefore
+                "memoryAfter", ofMemory task.MemoryAfter
+                "seconds", ofSeconds task.Seconds
+            ]
+
+    let private get (name: string) (json: JsonElement) = json.GetProperty name
+
+    let private items (read: JsonElement -> 'T) (json: JsonElement) =
+        [| for item in json.EnumerateArray() -> read item |]
+
+    let private toScore (json: JsonElement) =
+        {
+            Correct = json[0].GetInt32()
+            Total = json[1].GetInt32()
+        }
+
+    let private optional (read: JsonElement -> 'T) (json: JsonElement) =
+        if json.ValueKind = JsonValueKind.Null then
+            None
+        else
+            Some(read json)
+
+    let private toMemory (json: JsonElement) =
+        {
+            Tensors = json[0].GetInt64()
+            ResidentBytes = json[1].GetInt64()
+        }
+
+    let private toFloat (json: JsonElement) =
+        Double.Parse(json.GetString(), CultureInfo.InvariantCulture)
+
+    let private toRetained (json: JsonElement) : Retained =
+        {
+            Rank = (get "rank" json).GetInt32()
+            Energy = toFloat (get "energy" json)
+            Condition = toFloat (get "condition" json)
+        }
+
+    let private toSeconds (json: JsonElement) : Map<Phase, float> =
+        Phase.all
+        |> List.map (fun phase -> phase, (get (Phase.name phase) json).GetDouble())
+        |> Map.ofList
+
+    let private toTask (json: JsonElement) : TaskRecord =
+        {
+            Row = items toScore (get "row" json)
+            Before = optional toScore (get "before" json)
+            Retained = items toRetained (get "retained" json)
+            MemoryBefore = toMemory (get "memoryBefore" json)
+            MemoryAfter = toMemory (get "memoryAfter" json)
+            Seconds = toSeconds (get "seconds" json)
+        }
+
+    // ------------------------------------------------------------------------------------------ where a task stands
+
+    let private standingTensors (learner: Learner<_, _>) standing =
+        match standing with
+        | Observing(observing, _) -> learner.ObservingLayout.Tensors observing
+        | Training(training, _, tally) ->
+            ("tally.loss", tally.Loss)
+            :: ("tally.correct", tally.Correct)
+            :: learner.TrainingLayout.Tensors training
+        | Learned(_, subspaces) ->
+            [
+                for b, subspace in Array.indexed subspaces do
+                    $"blocks.{b}.basis", subspace.Basis
+                    $"blocks.{b}.spectrum", subspace.Spectrum
+            ]
+
+    let private ofStanding standing =
+        match standing with
+        | Observing(_, batches) -> [ "standing", Json.text "observing"; "batches", count batches ]
+        | Training(_, epoch, tally) ->
+            [
+                "standing", Json.text "training"
+                "epoch", count epoch
+                "steps", count tally.Steps
+                "images", Json.int tally.Images
+            ]
+        | Learned(retained, _) ->
+            [ "standing", Json.text "learned"; "retained", Json.array ofRetained retained ]
+
+    let private ofOpen (task: OpenTask<_, _>) =
+        Json.object
+            [
+                "memoryBefore", ofMemory task.MemoryBefore
+                "seconds", ofSeconds task.Seconds
+                "before", Json.option ofScore task.Before
+                yield! ofStanding task.Standing
+            ]
+
+    let private toStanding (learner: Learner<_, _>) (plan: Plan) state find (json: JsonElement) =
+        let number name = (get name json).GetInt32()
+
+        match (get "standing" json).GetString() with
+        | "learned" ->
+            let retained = items toRetained (get "retained" json)
+
+            let subspace b _ : Subspace =
+                {
+                    Basis = find $"blocks.{b}.basis"
+                    Spectrum = find $"blocks.{b}.spectrum"
+                }
+
+            Learned(retained, Array.mapi subspace retained)
+        | standing ->
+            let task = plan.Stream.Tasks[state.Finished]
+
+            if standing = "observing" then
+                Observing(learner.ObservingLayout.Restore task state find, number "batches")
+            else
+                let tally =
+                    {
+                        Loss = find "tally.loss"
+                        Correct = find "tally.correct"
+                        Images = (get "images" json).GetInt64()
+                        Steps = number "steps"
+                    }
+
+                Training(learner.TrainingLayout.Restore task state find, number "epoch", tally)
+
+    let private leaves (learner: Learner<_, _>) : Leaves<RunState<_, _>> =
+        fun run ->
+            let standing =
+                match run.Open |> Option.map _.Standing with
+                | Some(Observing(observing, _)) -> learner.ObservingLeaves observing
+                | Some(Training(training, _, tally)) ->
+                    Seq.append (learner.TrainingLeaves training) (Tally.leaves tally)
+                | Some(Learned(_, subspaces)) -> Leaves.array Subspace.leaves subspaces
+                | None -> Seq.empty
+
+            Seq.concat [ TaskState.leaves run.State; Leaves.option Drift.leaves run.Drift; standing ]
+
+    // ------------------------------------------------------------------------------------------ save
+
+    let private describe (plan: Plan) metricLines (run: RunState<_, _>) tensors : JsonNode =
+        let state = run.State
+
+        Json.object
+            [
+                "settings", Settings.toJson plan.Settings
+                "inputs", Json.object (inputs plan |> List.map (fun (name, text) -> name, Json.text text))
+                "tensors", Json.text (Path.GetFileName(tensors: string))
+                "tensorsSha256", Json.text (DataFile.sha256 tensors)
+                "metricLines", count metricLines
+                "finishedTasks", count state.Finished
+                "classes", count (TaskState.classes state)
+                "randomKey", Json.text (state.Key.Bits.ToString "x16")
+                "tasks", Json.array ofTask run.Tasks
+                "drift", JsonValue.Create run.Drift.IsSome
+                "open", Json.option ofOpen run.Open
+            ]
+
+    let private nextFile (folder: string) =
+        let number (file: string) =
+            match Int64.TryParse((Path.GetFileNameWithoutExtension file).Substring "checkpoint-".Length) with
+            | true, n when n >= 0L && n < Int64.MaxValue -> n
+            | _ -> 0L
+
+        let last =
+            tensorFiles folder |> Array.map number |> Array.append [| 0L |] |> Array.max
+
+        Path.Combine(folder, $"checkpoint-{last + 1L}.safetensors")
+
+    /// Writes where a run stands into a folder that exists, then removes what the new checkpoint replaces.
+    /// `metricLines` counts the lines of metrics.jsonl so far. Borrows all.
+    let save
+        (folder: string)
+        (learner: Learner<'Observing, 'Training>)
+        (plan: Plan)
+        (metricLines: int)
+        (run: RunState<'Observing, 'Training>)
+        : unit =
+        let old = tensorFiles folder
+        let file = nextFile folder
+
+        Scope.run (fun () ->
+            let standing =
+                match run.Open with
+                | Some task -> standingTensors learner task.Standing
+                | None -> []
+
+            Safetensors.write
+                file
+                (Map [ "format", "lorasub checkpoint" ])
+                (TaskState.tensors run.State
+                 @ Option.fold (fun _ drift -> Drift.tensors drift) [] run.Drift
+                 @ standing))
+
+        let text = (describe plan metricLines run file).ToJsonString()
+
+        WholeFile.writeText
+            (path folder)
+            $"{{\"version\":{Version},\"sha256\":\"{sha256 (Encoding.UTF8.GetBytes text)}\",\"run\":{text}}}\n"
+
+        Array.iter File.Delete old
+
+    // ------------------------------------------------------------------------------------------ load
+
+    let private damaged path received =
+        Errors.reject path "must be as it was written" received "restore it, or start again with --overwrite"
+
+    let private checkVersion path (root: JsonElement) =
+        let version = (get "version" root).GetInt64()
+
+        if version <> Version then
+            Errors.reject
+                path
+                $"must be of version {Version}"
+                $"version {version}"
+                "resume with the program that wrote it"
+
+    let private checkHash path (root: JsonElement) =
+        let actual = sha256 (Encoding.UTF8.GetBytes((get "run" root).GetRawText()))
+
+        if actual <> (get "sha256" root).GetString() then
+            damaged path "other content"
+
+    let private checkSettings path (plan: Plan) (run: JsonElement) =
+        let saved = Settings.ofJson path (get "settings" run)
+
+        match differences saved plan.Settings with
+        | [] -> ()
+        | some ->
+            let told = String.concat "; " some
+            Errors.reject path "must be of a run with the same settings" told "resume with the saved settings"
+
+        for name, now in inputs plan do
+            let saved = (get name (get "inputs" run)).GetString()
+
+            if saved <> now then
+                let short (text: string) = text.Substring(0, min 64 text.Length)
+                let rule = $"must be of a run on the same data and backbone ({name} {short saved})"
+                Errors.reject path rule (short now) "give the files that the run began with"
+
+    let private tensorsOf folder (run: JsonElement) : Map<string, torch.Tensor> =
+        let file = Path.Combine(folder, (get "tensors" run).GetString())
+
+        if not (File.Exists file) then
+            Errors.reject file "must lie beside checkpoint.json" "no such file" ""
+
+        if DataFile.sha256 file <> (get "tensorsSha256" run).GetString() then
+            damaged file "other content"
+
+        (Safetensors.read file).Tensors
+
+    let private toRun learner (plan: Plan) folder (json: JsonElement) : RunState<_, _> =
+        let tensors = tensorsOf folder json
+
+        let find name =
+            match Map.tryFind name tensors with
+            | Some tensor -> tensor.``to`` plan.Backbone.Device
+            | None -> damaged (path folder) $"no tensor {name}"
+
+        let state =
+            TaskState.restore
+                plan.Backbone.Blocks.Length
+                ((get "finishedTasks" json).GetInt32())
+                ((get "classes" json).GetInt32())
+                {
+                    Bits =
+                        UInt64.Parse(
+                            (get "randomKey" json).GetString(),
+                            NumberStyles.HexNumber,
+                            CultureInfo.InvariantCulture
+                        )
+                }
+                find
+
+        let open' (task: JsonElement) =
+            {
+                MemoryBefore = toMemory (get "memoryBefore" task)
+                Seconds = toSeconds (get "seconds" task)
+                Before = optional toScore (get "before" task)
+                Standing = toStanding learner plan state find task
+            }
+
+        {
+            State = state
+            Tasks = items toTask (get "tasks" json)
+            Drift =
+                if (get "drift" json).GetBoolean() then
+                    Some(Drift.restore tensors)
+                else
+                    None
+            Open = optional open' (get "open" json)
+        }
+
+    /// Reads what `save` wrote, and the lines of metrics.jsonl at that time. Owned by the caller. Rejects a checkpoint
+    /// that is damaged, of another version, or of a run with other settings, data or backbone.
+    let load
+        (folder: string)
+        (learner: Learner<'Observing, 'Training>)
+        (plan: Plan)
+        : struct (RunState<'Observing, 'Training> * int) =
+        let path = path folder
+
+        Scope.keep (Leaves.first (leaves learner)) (fun () ->
+            Json.read "a run's checkpoint" path (fun root ->
+                checkVersion path root
+                checkHash path root
+                let run = get "run" root
+                checkSettings path plan run
+                struct (toRun learner plan folder run, (get "metricLines" run).GetInt32())))

@@ -1,0 +1,243 @@
+namespace LoRASub
+
+open System
+open System.Text.Json.Nodes
+
+/// Command line, file and preset in one.
+type MergedConfig =
+    {
+        /// Under the first of the seeds.
+        Settings: RunSettings
+        /// Every setting that is not left open; `seeds` in place of `seed` where there are several.
+        Sources: SettingSource[]
+        Notes: string[]
+        /// One run for each; at least one.
+        Seeds: int64[]
+        Expected: Expectations
+    }
+
+/// The merging of command line, configuration file and presets.
+[<RequireQualifiedAccess>]
+module Config =
+
+    let private says name value source : SettingSource =
+        {
+            Name = name
+            Value = value
+            Source = source
+        }
+
+    let private commandLine = "command line"
+
+    /// The image size that the presets' test-resize is meant for.
+    let private publishedSize = 224
+
+    let private defaults: RunSettings list =
+        [
+            for preset in [ Preset.quick; Preset.cifar100; Preset.imageNetR; Preset.domains ] do
+                for variant in [ Variant.LibContinual; Variant.Official ] do
+                    preset variant
+        ]
+
+    let private lastOf name (all: SettingSource list) =
+        all |> List.tryFindBack (fun s -> s.Name = name)
+
+    /// A resize that was meant for images of one size, for images of another.
+    let private fitTestResize (given: SettingSource list) (settings: RunSettings) =
+        let meantFor =
+            match lastOf "test-resize" given with
+            | None -> Some publishedSize
+            | Some said when said.Source = commandLine -> None
+            | Some _ ->
+                given
+                |> List.filter (fun s -> s.Source <> commandLine)
+                |> lastOf "image-size"
+                |> Option.map (fun s -> int s.Value)
+
+        match settings.TestResize, settings.ImageSize, meantFor with
+        | Some resize, Some size, Some old when size <> old ->
+            let fitted = int (Math.Round(float resize * float size / float old))
+
+            { settings with
+                TestResize = Some fitted
+            },
+            [
+                $"test-resize {resize} is meant for images of {old} px; for {size} px it is {fitted}, unless --test-resize says otherwise"
+            ]
+        | _ -> settings, []
+
+    /// The first task's epochs where they are not those that the command line asks for.
+    let private otherInitialEpochs (given: SettingSource list) (settings: RunSettings) =
+        let asked name =
+            lastOf name given |> Option.exists (fun s -> s.Source = commandLine)
+
+        match settings.InitialEpochs with
+        | Some initial when asked "epochs" && not (asked "initial-epochs") && initial <> settings.Epochs ->
+            [
+                $"the first task keeps its {initial} epochs, unless --initial-epochs says otherwise"
+            ]
+        | _ -> []
+
+    let private sourceOf (preset: string) (given: SettingSource list) (name: string) (value: string) =
+        let get = (Settings.all |> List.find (fun s -> s.Name = name)).Get
+
+        match lastOf name given with
+        | Some said -> said.Source
+        | None when name = "schedule-epochs" && (lastOf "epochs" given).IsSome -> "follows epochs"
+        | None when defaults |> List.forall (fun d -> get d = Some value) -> "default"
+        | None -> preset
+
+    let private sourcesOf (source: string -> string -> string) (seeds: int64[]) (settings: RunSettings) =
+        [|
+            for name, value in Settings.toPairs settings do
+                let source = source name value
+
+                if name = "seed" && seeds.Length > 1 then
+                    says "seeds" (seeds |> Array.map string |> String.concat ",") source
+                else
+                    says name value source
+        |]
+
+    /// The command line's (setting, text) pairs and seeds over the file's, over the preset of the data set and variant
+    /// that these name. Rejects an unknown setting or data set, a text of the wrong kind, and seeds beside a seed.
+    let merge
+        (file: ConfigFile option)
+        (arguments: (string * string) list)
+        (seeds: int64[] option)
+        : MergedConfig =
+        let said = arguments |> List.map (fun (name, value) -> says name value commandLine)
+
+        if seeds.IsSome && (lastOf "seed" said).IsSome then
+            Errors.reject "--seeds" "cannot stand beside --seed" "both" "leave one of them"
+
+        let inFile = file |> Option.map (fun f -> f.Settings) |> Option.defaultValue []
+
+        let seedsSaid =
+            match seeds with
+            | Some seeds -> Some(seeds, commandLine)
+            | None when (lastOf "seed" said).IsSome -> None
+            | None -> file |> Option.bind _.Seeds
+
+        let first =
+            seedsSaid
+            |> Option.map (fun (seeds, source) -> says "seed" (string seeds[0]) source)
+            |> Option.toList
+
+        let given = inFile @ said @ first
+
+        let data =
+            lastOf "data" given
+            |> Option.map _.Value
+            |> Option.defaultValue (Preset.quick Variant.Official).Data
+
+        if not (List.contains data Datasets.names) then
+            ConfigFile.refuseData "data set" data
+
+        let presetName, preset = Preset.ofData data
+
+        let settings, notes =
+            given
+            |> List.map (fun s -> s.Name, s.Value)
+            |> Settings.ofPairs preset
+            |> fitTestResize given
+
+        let variant = Settings.toPairs settings |> List.find (fst >> (=) "variant") |> snd
+
+        let allSeeds =
+            match seedsSaid with
+            | Some(seeds, _) -> seeds
+            | None -> [| settings.Seed |]
+
+        let expected =
+            file |> Option.map _.Expected |> Option.defaultValue ConfigFile.nothingExpected
+
+        {
+            Settings = settings
+            Sources = sourcesOf (sourceOf $"preset {presetName} {variant}" given) allSeeds settings
+            Notes =
+                [|
+                    yield! file |> Option.map _.Notes |> Option.defaultValue []
+                    yield! notes
+                    yield! otherInitialEpochs given settings
+                |]
+            Seeds = allSeeds
+            Expected =
+                // another data set has classes of its own
+                match lastOf "data" inFile with
+                | Some said when said.Value <> data -> { expected with Classes = None }
+                | _ -> expected
+        }
+
+    /// The merged configuration under completed settings: what was open before has the given source.
+    let complete (source: string) (settings: RunSettings) (merged: MergedConfig) : MergedConfig =
+        let before name _ =
+            let name =
+                if name = "seed" && merged.Seeds.Length > 1 then
+                    "seeds"
+                else
+                    name
+
+            merged.Sources
+            |> Array.tryFind (fun s -> s.Name = name)
+            |> Option.map _.Source
+            |> Option.defaultValue source
+
+        { merged with
+            Settings = settings
+            Sources = sourcesOf before merged.Seeds settings
+        }
+
+    // ------------------------------------------------------------------------------------------ holding against data
+
+    /// Rejects data with another number of classes than the configuration says.
+    let checkClasses (expected: Expectations) (classes: int) =
+        match expected.Classes with
+        | Some wanted when wanted <> classes ->
+            Errors.reject
+                expected.File
+                $"its tasks need data of {wanted} classes"
+                $"{classes}"
+                "give the whole data set, or change the numbers of classes and tasks in the file"
+        | _ -> ()
+
+    /// What the configuration says about a backbone and is not so; the backbone's own numbers count.
+    let backboneNotes (expected: Expectations) (width: int) (heads: int) : string list =
+        [
+            for what, wanted, found in [ "width", expected.Width, width; "heads", expected.Heads, heads ] do
+                match wanted with
+                | Some wanted when wanted <> found ->
+                    $"{expected.File}: {what} {wanted}, but the backbone has {found}, which counts"
+                | _ -> ()
+        ]
+
+    /// The number of classes in each task, where the number of classes is known without the data. Rejects tasks that
+    /// do not divide the classes, and a published number of classes that is not the file's.
+    let taskSizes (merged: MergedConfig) : int[] option =
+        let published =
+            Datasets.known
+            |> List.tryFind (fun known -> known.Name = merged.Settings.Data)
+            |> Option.bind _.Classes
+
+        Option.iter (checkClasses merged.Expected) published
+
+        published
+        |> Option.orElse merged.Expected.Classes
+        |> Option.map (fun classes ->
+            TaskStream.split merged.Settings.Tasks merged.Settings.InitialClasses (Array.init classes id)
+            |> Array.map _.Classes.Length)
+
+    /// `sources.json`: every setting with its text and source, and the notes.
+    let toJson (merged: MergedConfig) : JsonNode =
+        Json.object
+            [
+                "settings",
+                merged.Sources
+                |> Json.array (fun s ->
+                    Json.object
+                        [
+                            "name", Json.text s.Name
+                            "value", Json.text s.Value
+                            "source", Json.text s.Source
+                        ])
+                "notes", Json.array Json.text merged.Notes
+            ]

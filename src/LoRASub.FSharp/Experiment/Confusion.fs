@@ -1,0 +1,126 @@
+namespace LoRASub
+
+/// How many test images of each class (row) were taken for each class (column), by position. A monoid under +:
+/// batches, threads and machines count apart and add up; the smaller of two grows to the larger.
+type Confusion =
+    {
+        Counts: int[][]
+    }
+
+    static member (+)(left: Confusion, right: Confusion) : Confusion =
+        let at (confusion: Confusion) i j =
+            if i < confusion.Counts.Length && j < confusion.Counts.Length then
+                confusion.Counts[i][j]
+            else
+                0
+
+        let size = max left.Counts.Length right.Counts.Length
+
+        {
+            Counts = Array.init size (fun i -> Array.init size (fun j -> at left i j + at right i j))
+        }
+
+/// What became of one class's test images.
+type ClassScore =
+    {
+        /// In the order of learning, from 0.
+        Position: int
+        /// The data set's.
+        Label: int
+        Name: string
+        /// Where it was learned, from 0.
+        Task: int
+        Score: Score
+    }
+
+/// `answers`, in what follows, gives the answer that each position stands for: a prediction is right where its answer
+/// is the true class's. Positions are their own answers (`answersOf`) unless several prototypes stand for one class,
+/// as in domain-incremental learning.
+[<RequireQualifiedAccess>]
+module Confusion =
+
+    /// No image, of a number of classes.
+    let zero (classes: int) : Confusion =
+        {
+            Counts = Array.init classes (fun _ -> Array.zeroCreate classes)
+        }
+
+    /// Every position its own answer.
+    let answersOf (classes: int) : int[] = Array.init classes id
+
+    /// Counts predictions, image by image, among positions below `classes`. Rejects labels out of range and arrays of
+    /// different lengths.
+    let ofPredictions (truth: int[]) (predicted: int[]) (classes: int) : Confusion =
+        if truth.Length <> predicted.Length then
+            Errors.reject "predictions" $"must be as many as labels, {truth.Length}" $"{predicted.Length}" ""
+
+        let inRange what position =
+            if position < 0 || position >= classes then
+                Errors.reject what $"must lie in 0 to {classes - 1}" $"{position}" ""
+
+        Array.iter (inRange "true position") truth
+        Array.iter (inRange "predicted position") predicted
+
+        // mutable inside only: one count per image
+        let confusion = zero classes
+
+        for image in 0 .. truth.Length - 1 do
+            let row = confusion.Counts[truth[image]]
+            row[predicted[image]] <- row[predicted[image]] + 1
+
+        confusion
+
+    /// Right and all test images of each position. Rejects fewer answers than positions.
+    let scores (answers: int[]) (confusion: Confusion) : Score[] =
+        let size = confusion.Counts.Length
+
+        if answers.Length < size then
+            Errors.reject "answers of the classes" $"must be at least {size}" $"{answers.Length}" ""
+
+        confusion.Counts
+        |> Array.mapi (fun i row ->
+            {
+                Correct =
+                    Seq.sum (seq { for j in 0 .. size - 1 -> if answers[j] = answers[i] then row[j] else 0 })
+                Total = Array.sum row
+            })
+
+    /// A row of the accuracy matrix: the scores of tasks that hold `sizes` positions each, in order. Rejects sizes that
+    /// do not add up to the positions counted.
+    let row (answers: int[]) (sizes: int[]) (confusion: Confusion) : Score[] =
+        let byClass = scores answers confusion
+
+        if Array.sum sizes <> byClass.Length then
+            Errors.reject "task sizes" $"must add up to {byClass.Length} classes" $"{Array.sum sizes}" ""
+
+        let firsts = Array.scan (+) 0 sizes
+
+        sizes
+        |> Array.mapi (fun t size ->
+            byClass[firsts[t] .. firsts[t] + size - 1]
+            |> Array.fold (+) { Correct = 0; Total = 0 })
+
+    /// Every class with its score; `labels`, `names` and `tasks` are by position. Rejects arrays that do not cover the
+    /// positions counted.
+    let classes
+        (answers: int[])
+        (labels: int[])
+        (names: string[])
+        (tasks: int[])
+        (confusion: Confusion)
+        : ClassScore[] =
+        let byClass = scores answers confusion
+
+        for what, length in [ "labels", labels.Length; "names", names.Length; "tasks", tasks.Length ] do
+            if length < byClass.Length then
+                Errors.reject $"{what} of the classes" $"must be at least {byClass.Length}" $"{length}" ""
+
+        byClass
+        |> Array.mapi (fun position score ->
+            {
+                Position = position
+                Label = labels[position]
+                Name = names[position]
+                Task = tasks[position]
+                Score = score
+            })

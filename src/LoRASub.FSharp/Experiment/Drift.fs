@@ -1,0 +1,500 @@
+namespace LoRASub
+
+open System
+open System.Text.Json.Nodes
+open TorchSharp
+
+/// How far the true means of learned classes move, measured on test images, which no training ever sees; and how the
+/// retained spaces of tasks lie to each other. docs/drift.md has the formulas.
+[<RequireQualifiedAccess>]
+module Drift =
+
+    /// A class mean's way from an anchor to where it lies now. NaN stands for what is undefined.
+    [<Struct>]
+    type Movement =
+        {
+            Euclidean: float
+            /// 1 − cos of the angle between both; undefined where one is zero.
+            Cosine: float
+            /// Euclidean over the class's spread when it was learned; undefined for a class without spread.
+            Relative: float
+        }
+
+    /// One class after one task.
+    type ClassDrift =
+        {
+            /// In the class order, from 0.
+            Position: int
+            /// From the stored prototype to the test mean. Not zero even in the class's own task: the one is a mean of
+            /// training images, the other of test images.
+            Output: Movement
+            /// From the test mean right after the class was learned to the test mean now.
+            OutputSinceLearned: Movement
+            /// The same after each block.
+            Blocks: Movement[]
+        }
+
+    /// Means over the old classes: those learned before the last task.
+    type Summary =
+        {
+            /// How many they are.
+            Classes: int
+            Output: Movement
+            OutputSinceLearned: Movement
+            Blocks: Movement[]
+        }
+
+    /// Prototypes and class means in the plane that shows most of how prototypes differ.
+    type Picture =
+        {
+            /// Share of the prototypes' variance along x and y; NaN where they do not vary.
+            Explained: float[]
+            /// x and y of each prototype, by position.
+            Prototypes: struct (float * float)[]
+            /// x and y of each class's test mean, by task and position.
+            Means: struct (float * float)[][]
+        }
+
+    /// What is kept of one finished task.
+    [<ReferenceEquality>]
+    type Finished =
+        {
+            /// [c, blocks + 2, 3], float64: euclidean, cosine, relative; rows are output, output since learned, blocks.
+            Movements: torch.Tensor
+            /// [c, d], float64: test means at the output.
+            Means: torch.Tensor
+            /// [t, blocks, 3], float64: overlap with each earlier task, NaN where one of the two retains nothing.
+            Overlaps: torch.Tensor
+            /// Per block, or empty where nothing is retained.
+            Subspaces: Subspace[]
+        }
+
+    /// The measurement so far, on the CPU; c classes are learned.
+    [<ReferenceEquality>]
+    type State =
+        {
+            /// [c, d], float64: as stored now.
+            Prototypes: torch.Tensor
+            /// [c, blocks + 1, d], float64: each class's test means right after it was learned.
+            Anchors: torch.Tensor
+            /// [c, blocks + 1], float64: its spreads then.
+            Spreads: torch.Tensor
+            Tasks: Finished[]
+        }
+
+    let private float64 = torch.ScalarType.Float64
+
+    let private subspaceName t block part =
+        $"drift.tasks.{t}.blocks.{block}.{part}"
+
+    let private taskName t part = $"drift.tasks.{t}.{part}"
+
+    /// Every tensor of the state under a name, for a checkpoint; they stay the state's.
+    let tensors (state: State) : (string * torch.Tensor) list =
+        [
+            "drift.prototypes", state.Prototypes
+            "drift.anchors", state.Anchors
+            "drift.spreads", state.Spreads
+            for t, task in Array.indexed state.Tasks do
+                taskName t "movements", task.Movements
+                taskName t "means", task.Means
+                taskName t "overlaps", task.Overlaps
+
+                for b, subspace in Array.indexed task.Subspaces do
+                    subspaceName t b "basis", subspace.Basis
+                    subspaceName t b "spectrum", subspace.Spectrum
+        ]
+
+    let leaves: Leaves<State> = fun state -> tensors state |> Seq.map snd
+
+    /// The inverse of `tensors`; other names are passed over. Borrows; owned by the caller. Rejects tensors that are
+    /// missing, of another type, or do not fit each other.
+    let restore (named: Map<string, torch.Tensor>) : State =
+        let find (name: string) axes =
+            match Map.tryFind name named with
+            | Some tensor ->
+                Shape.expect name axes tensor
+                tensor.detach().clone().cpu()
+            | None -> Errors.reject name "must be in the checkpoint" "no such tensor" ""
+
+        let double name axes =
+            let tensor = find name axes
+
+            if tensor.dtype <> float64 then
+                Errors.reject name $"must be {float64}" $"{tensor.dtype}" ""
+
+            tensor
+
+        Scope.noGrad leaves (fun () ->
+            let prototypes = double "drift.prototypes" [ Axis.Any "classes"; Axis.Any "width" ]
+            let c, d = Axis.Is prototypes.shape[0], Axis.Is prototypes.shape[1]
+            let anchors = double "drift.anchors" [ c; Axis.Any "layers"; d ]
+            let layers = anchors.shape[1]
+            let blocks = int layers - 1
+
+            let subspace t b =
+                {
+                    Basis = find (subspaceName t b "basis") [ d; Axis.Any "directions" ]
+                    Spectrum = find (subspaceName t b "spectrum") [ d ]
+                }
+
+            let task t =
+                let means = double (taskName t "means") [ Axis.Any "classes"; d ]
+                let seen = Axis.Is means.shape[0]
+
+                {
+                    Movements = double (taskName t "movements") [ seen; Axis.Is(layers + 1L); Axis.Is 3L ]
+                    Means = means
+                    Overlaps =
+                        double (taskName t "overlaps") [ Axis.Is(int64 t); Axis.Is(layers - 1L); Axis.Is 3L ]
+                    Subspaces =
+                        if named.ContainsKey(subspaceName t 0 "basis") then
+                            Array.init blocks (subspace t)
+                        else
+                            [||]
+                }
+
+            let tasks =
+                Seq.initInfinite id
+                |> Seq.takeWhile (fun t -> named.ContainsKey(taskName t "means"))
+                |> Seq.map task
+                |> Array.ofSeq
+
+            let seen = tasks |> Array.map _.Means.shape[0]
+            let growing = Array.pairwise (Array.append [| 0L |] seen)
+
+            if
+                Array.exists (fun (before, after) -> after <= before) growing
+                || Array.fold (fun _ last -> last) 0L seen <> prototypes.shape[0]
+            then
+                let rule = $"classes must grow with each task, up to {prototypes.shape[0]}"
+                Errors.reject "drift.tasks" rule (Shape.text seen) ""
+
+            {
+                Prototypes = prototypes
+                Anchors = anchors
+                Spreads = double "drift.spreads" [ c; Axis.Is layers ]
+                Tasks = tasks
+            })
+
+    /// Before the first task, for a network of this many blocks and this width. Owned by the caller.
+    let none (blocks: int) (width: int64) : State =
+        let zeros (shape: int64[]) =
+            torch.zeros (shape, dtype = float64, device = torch.CPU)
+
+        {
+            Prototypes = zeros [| 0L; width |]
+            Anchors = zeros [| 0L; int64 blocks + 1L; width |]
+            Spreads = zeros [| 0L; int64 blocks + 1L |]
+            Tasks = [||]
+        }
+
+    // [c, n, d] twice and [c, n] -> [c, n, 3]
+    let private movements (from: torch.Tensor) (now: torch.Tensor) (spread: torch.Tensor) =
+        let length (x: torch.Tensor) = x.norm (-1, keepdim = true)
+        let unit (x: torch.Tensor) = x.div (length x)
+        let euclidean = (length (now.sub from)).squeeze -1L
+        // ½‖u − v‖² = 1 − u·v on unit vectors, without the cancellation
+        let chord = (unit now).sub(unit from)
+        let cosine = (chord.mul chord).sum(-1L).div(Scalar.op_Implicit 2.0)
+
+        let relative =
+            torch.where (
+                spread.gt (Scalar.op_Implicit 0.0),
+                euclidean.div spread,
+                torch.full_like (spread, Scalar.op_Implicit nan)
+            )
+
+        torch.stack ([| euclidean; cosine; relative |], -1L)
+
+    // Layers of `Movements` out of those of `ClassMoments`: the last is the output.
+    let private outputFirst (output: torch.Tensor) (layers: torch.Tensor) =
+        let blocks = layers.shape[1] - 1L
+        torch.cat ([| output; layers.narrow (1L, blocks, 1L); layers.narrow (1L, 0L, blocks) |], 1L)
+
+    let private overlaps (state: State) (blocks: int) (subspaces: Subspace[]) =
+        let numbers =
+            [|
+                for earlier in state.Tasks do
+                    for b in 0 .. blocks - 1 do
+                        if Array.isEmpty subspaces || Array.isEmpty earlier.Subspaces then
+                            yield! [| nan; nan; nan |]
+                        else
+                            let o = Overlap.ofBases earlier.Subspaces[b].Basis subspaces[b].Basis
+                            yield! [| o.MeanSquaredCosine; o.SmallestAngle; o.LargestAngle |]
+            |]
+
+        (torch.tensor (numbers, dtype = float64)).reshape(state.Tasks.LongLength, int64 blocks, 3L)
+
+    /// The measurement after one more task, counted from 0. `prototypes` and `moments` hold the classes learned so far
+    /// in the same rows, `moments` over their test images as the network is after the task; `subspaces` is what the
+    /// task retained in each block, or empty. Borrows all; owned by the caller, with earlier tasks' tensors those of
+    /// `state`. Rejects a task out of turn, a class without test images, and sizes that differ.
+    let afterTask
+        (task: int)
+        (prototypes: Prototypes)
+        (moments: ClassMoments)
+        (subspaces: Subspace[])
+        (state: State)
+        : State =
+        let old, d = state.Prototypes.shape[0], state.Prototypes.shape[1]
+        let layers = state.Anchors.shape[1]
+        let c = prototypes.Means.shape[0]
+
+        if task <> state.Tasks.Length then
+            Errors.reject "drift" $"must be measured after task {state.Tasks.Length} next" $"task {task}" ""
+
+        Shape.expect "prototypes" [ Axis.Any "classes"; Axis.Is d ] prototypes.Means
+
+        if c <= old then
+            Errors.reject $"prototypes after task {task}" $"must be more than {old}" $"{c}" ""
+
+        Shape.expect "class moments" [ Axis.Is c; Axis.Is layers; Axis.Is d ] moments.Sums
+
+        if subspaces.Length <> 0 && int64 subspaces.Length <> layers - 1L then
+            let rule = $"must be 0 or {layers - 1L}, one per block"
+            Errors.reject "retained subspaces" rule $"{subspaces.Length}" ""
+
+        for subspace in subspaces do
+            Shape.expect "basis of a retained subspace" [ Axis.Is d; Axis.Any "directions" ] subspace.Basis
+            Shape.expect "spectrum of a retained subspace" [ Axis.Is d ] subspace.Spectrum
+
+        let nameOf i = $"class {prototypes.Classes[i]}"
+
+        Scope.noGrad leaves (fun () ->
+            let means = (ClassMoments.means nameOf moments).cpu()
+            let spreads = (ClassMoments.spreads nameOf moments).cpu()
+            let stored = prototypes.Means.detach().``to``(float64, copy = true).cpu()
+            // classes of this task start where they are
+            let joined (kept: torch.Tensor) (now: torch.Tensor) =
+                torch.cat ([| kept; now.narrow (0L, old, c - old) |], 0L)
+
+            let anchors, anchorSpreads =
+                joined state.Anchors means, joined state.Spreads spreads
+
+            let output (layers: torch.Tensor) =
+                layers.narrow (1L, layers.shape[1] - 1L, 1L)
+
+            let finished =
+                {
+                    Movements =
+                        movements
+                            (outputFirst (stored.unsqueeze 1L) anchors)
+                            (outputFirst (output means) means)
+                            (outputFirst (output anchorSpreads) anchorSpreads)
+                    Means = (means.select (1L, layers - 1L)).clone()
+                    Overlaps = overlaps state (int layers - 1) subspaces
+                    Subspaces = Array.map Subspace.copy subspaces
+                }
+
+            {
+                Prototypes = stored
+                Anchors = anchors
+                Spreads = anchorSpreads
+                Tasks = Array.append state.Tasks [| finished |]
+            })
+
+    // ---- reading
+
+    // A tensor [a, b, c] of float64.
+    let private cube (t: torch.Tensor) : float[][][] =
+        let numbers = t.flatten().data<float>().ToArray() // flat: an empty tensor of more axes cannot be read
+        let b, c = int t.shape[1], int t.shape[2]
+
+        Array.init (int t.shape[0]) (fun i -> Array.init b (fun j -> Array.sub numbers ((i * b + j) * c) c))
+
+    let private movementOf (numbers: float[]) =
+        {
+            Euclidean = numbers[0]
+            Cosine = numbers[1]
+            Relative = numbers[2]
+        }
+
+    /// Every learned class after a task, by position.
+    let classes (task: int) (state: State) : ClassDrift[] =
+        Scope.run (fun () ->
+            cube state.Tasks[task].Movements
+            |> Array.mapi (fun position rows ->
+                {
+                    Position = position
+                    Output = movementOf rows[0]
+                    OutputSinceLearned = movementOf rows[1]
+                    Blocks = rows[2..] |> Array.map movementOf
+                }))
+
+    /// The task in which each class was learned, by position.
+    let learnedIn (state: State) : int[] =
+        let seen = state.Tasks |> Array.map (fun task -> int task.Means.shape[0])
+
+        Array.pairwise (Array.append [| 0 |] seen)
+        |> Array.mapi (fun t (before, after) -> Array.create (after - before) t)
+        |> Array.concat
+
+    // NaN where nothing is defined.
+    let private mean (values: float seq) =
+        match values |> Seq.filter (Double.IsNaN >> not) |> Array.ofSeq with
+        | [||] -> nan
+        | defined -> Array.average defined
+
+    /// Mean movement of the old classes after the last task, over those where it is defined; none before the second
+    /// task, which is the first to have old classes.
+    let summary (state: State) : Summary option =
+        if state.Tasks.Length < 2 then
+            None
+        else
+            let last = state.Tasks.Length - 1
+
+            let old =
+                classes last state |> Array.take (int state.Tasks[last - 1].Means.shape[0])
+
+            let over (pick: ClassDrift -> Movement) =
+                let mean (number: Movement -> float) = mean (Seq.map (pick >> number) old)
+
+                {
+                    Euclidean = mean _.Euclidean
+                    Cosine = mean _.Cosine
+                    Relative = mean _.Relative
+                }
+
+            Some
+                {
+                    Classes = old.Length
+                    Output = over _.Output
+                    OutputSinceLearned = over _.OutputSinceLearned
+                    Blocks = Array.init old[0].Blocks.Length (fun b -> over _.Blocks[b])
+                }
+
+    /// Prototypes and test means on the two principal components of the stored prototypes. Rejects a state without a
+    /// finished task.
+    let picture (state: State) : Picture =
+        if Array.isEmpty state.Tasks then
+            Errors.reject "drift" "needs at least one finished task" "none" ""
+
+        Scope.run (fun () ->
+            let plane = PrincipalPlane.fit state.Prototypes
+
+            let points (rows: torch.Tensor) =
+                let xy = (PrincipalPlane.coordinates plane rows).data<float>().ToArray()
+                Array.init (xy.Length / 2) (fun i -> struct (xy[2 * i], xy[2 * i + 1]))
+
+            {
+                Explained = plane.Explained
+                Prototypes = points state.Prototypes
+                Means = state.Tasks |> Array.map (fun task -> points task.Means)
+            })
+
+    // ---- drift.json
+
+    /// Eigenvalues that drift.json tells one by one; the share of the others is one number.
+    [<Literal>]
+    let SpectrumHead = 64
+
+    // JSON has neither NaN nor infinity; −0 + 0 = 0
+    let private number (value: float) : JsonNode =
+        Json.option Json.float (if Double.IsFinite value then Some(value + 0.0) else None)
+
+    let private index (value: int) = Json.int (int64 value)
+
+    let private movementJson (m: Movement) =
+        Json.object
+            [
+                "euclidean", number m.Euclidean
+                "cosine", number m.Cosine
+                "relative", number m.Relative
+            ]
+
+    let private classJson (c: ClassDrift) =
+        Json.object
+            [
+                "position", index c.Position
+                "output", movementJson c.Output
+                "outputSinceLearned", movementJson c.OutputSinceLearned
+                "blocks", Json.array movementJson c.Blocks
+            ]
+
+    let private subspaceJson (subspace: Subspace) =
+        let shares = Subspace.shares subspace
+        let inside, outside = Array.splitAt subspace.Rank shares
+        let head, rest = Array.splitAt (min SpectrumHead shares.Length) shares
+
+        Json.object
+            [
+                "rank", index subspace.Rank
+                "energyInside", number (Array.sum inside)
+                "energyOutside", number (Array.sum outside)
+                "spectrum", Json.array number head
+                "spectrumRest", number (Array.sum rest)
+            ]
+
+    let private overlapsJson (tasks: Finished[]) =
+        Json.array
+            id
+            [
+                for second, task in Array.indexed tasks do
+                    for first, blocks in Array.indexed (cube task.Overlaps) do
+                        for block, numbers in Array.indexed blocks do
+                            if not (Double.IsNaN numbers[0]) then
+                                Json.object
+                                    [
+                                        "block", index block
+                                        "first", index first
+                                        "second", index second
+                                        "meanSquaredCosine", number numbers[0]
+                                        "smallestAngle", number numbers[1]
+                                        "largestAngle", number numbers[2]
+                                    ]
+            ]
+
+    let private pictureJson (picture: Picture) =
+        let point (task: int option) position struct (x, y) =
+            Json.object
+                [
+                    match task with
+                    | Some task -> "afterTask", index task
+                    | None -> ()
+
+                    "position", index position
+                    "x", number x
+                    "y", number y
+                ]
+
+        let points task = Array.mapi (point task)
+
+        Json.object
+            [
+                "explained", Json.array number picture.Explained
+                "prototypes", Json.array id (points None picture.Prototypes)
+                "means", picture.Means |> Array.mapi (Some >> points) |> Array.concat |> Json.array id
+            ]
+
+    /// drift.json, docs/drift.md. `names` are those of the classes by position, at least of the learned ones. Rejects a
+    /// state without a finished task, and fewer names than classes.
+    let toJson (names: string[]) (state: State) : JsonNode =
+        let learned = learnedIn state
+
+        if names.Length < learned.Length then
+            Errors.reject "class names" $"must be at least {learned.Length}" $"{names.Length}" ""
+
+        let perTask name (node: int -> JsonNode) =
+            Json.array
+                (fun t -> Json.object [ "task", index t; name, node t ])
+                [ 0 .. state.Tasks.Length - 1 ]
+
+        Scope.run (fun () ->
+            Json.object
+                [
+                    "classes",
+                    learned
+                    |> Seq.mapi (fun position task ->
+                        Json.object
+                            [
+                                "position", index position
+                                "name", Json.text names[position]
+                                "task", index task
+                            ])
+                    |> Json.array id
+                    "afterTask", perTask "classes" (fun t -> Json.array classJson (classes t state))
+                    "subspaces", perTask "blocks" (fun t -> Json.array subspaceJson state.Tasks[t].Subspaces)
+                    "overlap", overlapsJson state.Tasks
+                    "picture", pictureJson (picture state)
+                ])

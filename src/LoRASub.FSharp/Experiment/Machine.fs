@@ -1,0 +1,41 @@
+namespace LoRASub
+
+open System
+open System.IO
+open System.Reflection
+open System.Runtime.InteropServices
+open System.Text.Json.Nodes
+open TorchSharp
+
+/// What a run ran on.
+[<RequireQualifiedAccess>]
+module Machine =
+
+    let private version (assembly: Assembly) = assembly.GetName().Version.ToString 3
+
+    /// The processor's name, where the system tells.
+    let processor () : string =
+        let line =
+            if File.Exists "/proc/cpuinfo" then
+                File.ReadLines "/proc/cpuinfo" |> Seq.tryFind _.StartsWith("model name")
+            else
+                None
+
+        match line with
+        | Some text -> text.Substring(text.IndexOf ':' + 1).Trim()
+        | None -> string RuntimeInformation.ProcessArchitecture
+
+    /// Program, libraries and machine, as resources.json tells them. LibTorch must be loaded.
+    let describe (device: string) : JsonNode =
+        Json.object
+            [
+                "program", Json.text $"LoRASub.FSharp {version (Assembly.GetExecutingAssembly())}"
+                "runtime", Json.text RuntimeInformation.FrameworkDescription
+                "torchSharp", Json.text (version typeof<DeviceType>.Assembly)
+                "processor", Json.text (processor ())
+                "cores", Json.int (int64 Environment.ProcessorCount)
+                "memoryBytes", Json.int (GC.GetGCMemoryInfo().TotalAvailableMemoryBytes)
+                "system", Json.text RuntimeInformation.OSDescription
+                "threads", Json.int (torch.get_num_threads ())
+                "device", Json.text device
+            ]

@@ -1,0 +1,88 @@
+namespace LoRASub
+
+open System.Runtime.InteropServices
+open SkiaSharp
+
+/// A test image with what a model took it for; classes are positions in the class order.
+type SamplePrediction =
+    {
+        Task: int
+        Truth: int
+        Predicted: int
+        /// A PNG file of at most 96 pixels a side.
+        Png: byte[]
+    }
+
+/// Test images that show what a run gets right and wrong.
+[<RequireQualifiedAccess>]
+module Samples =
+
+    /// Pixels of the longer side at most.
+    [<Literal>]
+    let private Side = 96
+
+    /// Tasks that are shown at most, and images of each.
+    let private tasks, right, wrong = 10, 2, 4
+
+    let private small (picture: Picture) : Picture =
+        let longer = max picture.Height picture.Width
+
+        if longer <= Side then
+            picture
+        else
+            let scaled extent = max 1 (extent * Side / longer)
+            Picture.resize (scaled picture.Height) (scaled picture.Width) picture
+
+    let private png (picture: Picture) : byte[] =
+        ImageFile.ensureLoaded ()
+
+        use bitmap =
+            new SKBitmap(picture.Width, picture.Height, SKColorType.Rgba8888, SKAlphaType.Opaque)
+
+        let opaque =
+            Array.init (4 * picture.Height * picture.Width) (fun i ->
+                if i % 4 = 3 then
+                    255uy
+                else
+                    picture.Pixels[3 * (i / 4) + i % 4])
+
+        Marshal.Copy(opaque, 0, bitmap.GetPixels(), opaque.Length)
+        use data = bitmap.Encode(SKEncodedImageFormat.Png, 100)
+        data.ToArray()
+
+    // spread over all
+    let private some (most: int) (all: 'T[]) =
+        if all.Length <= most then
+            all
+        else
+            Array.init most (fun i -> all[i * (all.Length - 1) / (most - 1)])
+
+    let private ofTask
+        (stream: TaskStream)
+        (answers: int[])
+        (predictions: TaskPredictions)
+        : SamplePrediction[] =
+        let images = TaskStream.testIndices stream predictions.Task
+
+        let isRight i =
+            answers[predictions.Truth[i]] = answers[predictions.Predicted[i]]
+
+        let good, bad = Array.partition isRight [| 0 .. images.Length - 1 |]
+
+        Array.append (some right good) (some wrong bad)
+        |> Array.map (fun i ->
+            {
+                Task = predictions.Task.Index
+                Truth = predictions.Truth[i]
+                Predicted = predictions.Predicted[i]
+                Png = ImageSet.picture stream.Dataset.Test images[i] |> small |> png
+            })
+
+    /// Two right and four wrong ones of a task, of ten tasks at most, always the same for the same predictions; none
+    /// where this system cannot write PNG.
+    let choose (stream: TaskStream) (predictions: TaskPredictions[]) : SamplePrediction[] =
+        try
+            some tasks predictions
+            |> Array.collect (ofTask stream (TaskStream.answers stream))
+        with :? InputException ->
+            [||]

@@ -1,0 +1,76 @@
+namespace LoRASub
+
+open System.IO
+
+/// A folder of runs that differ in their seed alone: `seeds.json` and, in `seed-N`, a run's folder for each, then
+/// `statistics.json`, whose presence means that all are finished.
+[<RequireQualifiedAccess>]
+module SeedFolders =
+
+    let private seedsPath (folder: string) = Path.Combine(folder, "seeds.json")
+
+    let statisticsPath (folder: string) = Path.Combine(folder, "statistics.json")
+
+    /// The folder of one seed's run.
+    let folderOf (folder: string) (seed: int64) = Path.Combine(folder, $"seed-{seed}")
+
+    /// Whether a folder holds runs of several seeds.
+    let holdsSeeds (folder: string) = File.Exists(seedsPath folder)
+
+    /// Whether all of them are finished.
+    let isFinished (folder: string) = File.Exists(statisticsPath folder)
+
+    /// The seeds, in the order in which they run.
+    let seeds (folder: string) : int64[] =
+        let path = seedsPath folder
+
+        Json.read "the seeds of a folder of runs" path (fun root ->
+            [| for seed in (root.GetProperty "seeds").EnumerateArray() -> seed.GetInt64() |])
+
+    /// Begins such a folder: the seeds, and the settings but for the seed.
+    let start (folder: string) (seeds: int64[]) (settings: RunSettings) =
+        Json.write (seedsPath folder) (Json.object [ "seeds", Json.array Json.int seeds ])
+        Json.write (RunFiles.settings folder) (Settings.toJson settings)
+
+    /// Removes what runs have left in a folder, of one seed or of several: to be called while the folder is held.
+    let clear (folder: string) =
+        if holdsSeeds folder then
+            for seed in seeds folder do
+                let one = folderOf folder seed
+
+                if Directory.Exists one then
+                    RunFolder.clear one
+
+                    File.Delete(RunFiles.lock' one)
+
+                    if Array.isEmpty (Directory.GetFileSystemEntries one) then
+                        Directory.Delete one
+
+        File.Delete(statisticsPath folder)
+        File.Delete(seedsPath folder)
+        RunFolder.clear folder
+
+    /// The measures of a finished run of a seed.
+    let result (folder: string) (seed: int64) : SeedResult =
+        let one = folderOf folder seed
+        let result = Statistics.ofMatrix seed (Reference.read one).Matrix
+
+        let optional name =
+            Json.read "the summary of a finished run" (RunFiles.summary one) (fun root ->
+                match root.GetProperty(name: string) with
+                | number when number.ValueKind = System.Text.Json.JsonValueKind.Null -> None
+                | number -> Some(number.GetDouble() / 100.0))
+
+        { result with
+            Measures =
+                { result.Measures with
+                    ForwardTransfer = optional "forwardTransfer"
+                    Intransigence = optional "intransigence"
+                }
+        }
+
+    /// The statistics over all seeds, once each is finished; writes statistics.json.
+    let finish (folder: string) : SeedStatistics =
+        let statistics = seeds folder |> Array.map (result folder) |> Statistics.ofSeeds
+        Json.write (statisticsPath folder) (Statistics.toJson statistics)
+        statistics

@@ -1,0 +1,162 @@
+namespace LoRASub
+
+open System
+open System.Diagnostics
+open System.IO
+
+/// A run was asked to stop, and has saved where it stands.
+type RunStoppedException(folder: string) =
+    inherit OperationCanceledException($"stopped; go on with --resume {folder}")
+
+    /// Of the run.
+    member _.Folder = folder
+
+/// Runs that live in a folder: they write down what happens, save where they stand, and can be taken up again. The
+/// folder must be held (`RunFolder.hold`) for as long.
+[<RequireQualifiedAccess>]
+module Session =
+
+    // What metrics.jsonl tells of a run's progress.
+    let private eventOf (clock: Stopwatch) (progress: Progress) : MetricsEvent option =
+        match progress with
+        | TaskBegins _ ->
+            clock.Restart()
+            None
+        | Steps _ -> None
+        | Retains(task, retained) ->
+            Some(
+                MetricsEvent.Retained(
+                    task.Index,
+                    retained |> Array.map _.Rank,
+                    retained |> Array.map _.Energy
+                )
+            )
+        | EpochEnds epoch -> Some(MetricsEvent.Epoch epoch)
+        | TaskEnds(task, row, _) ->
+            Some(
+                MetricsEvent.Task
+                    {
+                        Task = task.Index
+                        Row = row
+                        Seconds = clock.Elapsed.TotalSeconds
+                    }
+            )
+        | Notice text -> Some(MetricsEvent.Notice text)
+
+    let private startEvent (learner: Learner<_, _>) (plan: Plan) =
+        MetricsEvent.Start
+            {
+                Method = learner.Name
+                Variant = (string plan.Settings.Variant).ToLowerInvariant()
+                Data = plan.Settings.Data
+                Seed = plan.Settings.Seed
+                TaskSizes = plan.Stream.Tasks |> Array.map _.Classes.Length
+            }
+
+    // Every event goes to the log and, where asked for, to TensorBoard.
+    let private proceed
+        (folder: string)
+        (learner: Learner<'Observing, 'Training>)
+        (plan: Plan)
+        (listen: Progress -> unit)
+        (stopping: unit -> bool)
+        (write: MetricsEvent -> unit)
+        (lines: unit -> int)
+        (from: RunState<'Observing, 'Training>)
+        : Outcome =
+        let taskClock, sinceSaved = Stopwatch(), Stopwatch.StartNew()
+        let interval = TimeSpan.FromMinutes plan.Settings.CheckpointMinutes
+
+        let tell progress =
+            eventOf taskClock progress |> Option.iter write
+            listen progress
+
+        let save state =
+            Scope.run (fun () -> Checkpoint.save folder learner plan (lines ()) (state ()))
+            sinceSaved.Restart()
+
+        // a full disk should not end a run that may find room later
+        let trySave state =
+            try
+                save state
+            with :? InputException as e ->
+                sinceSaved.Restart()
+                tell (Notice $"no checkpoint could be saved: {e.Message}")
+
+        let pause moment state =
+            if stopping () then
+                save state
+                raise (RunStoppedException folder)
+            elif
+                moment = Moment.AfterLearning
+                || interval > TimeSpan.Zero && sinceSaved.Elapsed >= interval
+            then
+                trySave state
+
+        Experiment.resume learner plan tell pause from
+
+    let private metricsPath (folder: string) = Path.Combine(folder, "metrics.jsonl")
+
+    let private openBoard (folder: string) (plan: Plan) (kept: MetricsLine[]) : TensorBoardWriter option =
+        if plan.Settings.TensorBoard then
+            let path = TensorBoard.path folder DateTimeOffset.UtcNow Environment.MachineName
+            Some(new TensorBoardWriter(path, kept))
+        else
+            None
+
+    // Gives `work` what writes an event down everywhere, and what counts the lines so far. A disk that takes no more
+    // should not end a run: what cannot be written then is lost, and told once.
+    let private log folder plan (listen: Progress -> unit) kept (writer: MetricsWriter) work =
+        use writer = writer
+        let board = openBoard folder plan kept
+        use _ = Option.toObj board
+        let mutable failed = false
+
+        let write event =
+            if not failed then
+                let line =
+                    {
+                        Time = DateTimeOffset.UtcNow
+                        Event = event
+                    }
+
+                try
+                    writer.Write line
+                    board |> Option.iter _.Write(line)
+                with :? InputException as e ->
+                    failed <- true
+                    listen (Notice $"metrics are no longer written: {e.Message}")
+
+        work write (fun () -> writer.Count)
+
+    /// Runs a plan from its beginning in a held folder that holds no run: saves the settings first, then learns as
+    /// `Experiment.run`, with a checkpoint after each task and every so many minutes. `stopping` is asked between any
+    /// two steps: where it says so, the run is saved and ends with RunStoppedException. The results are saved by
+    /// `RunFolder.save`.
+    let start folder (learner: Learner<'Observing, 'Training>) (plan: Plan) listen stopping : Outcome =
+        Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
+
+        Scope.keep Outcome.leaves (fun () ->
+            log folder plan listen [||] (MetricsLog.start (metricsPath folder)) (fun write lines ->
+                write (startEvent learner plan)
+
+                Experiment.start learner plan
+                |> proceed folder learner plan listen stopping write lines))
+
+    /// Goes on with a run that was put down in a held folder, from its checkpoint or, where there is none yet, from its
+    /// beginning. `plan` is of the saved settings. Rejects as `Checkpoint.load`; otherwise as `start`.
+    let resume folder (learner: Learner<'Observing, 'Training>) (plan: Plan) listen stopping : Outcome =
+        Scope.keep Outcome.leaves (fun () ->
+            let struct (state, count) =
+                if Checkpoint.exists folder then
+                    Checkpoint.load folder learner plan
+                else
+                    struct (Experiment.start learner plan, 0)
+
+            let struct (kept, writer) = MetricsLog.resume (metricsPath folder) count
+
+            log folder plan listen kept writer (fun write lines ->
+                if count = 0 then
+                    write (startEvent learner plan)
+
+                proceed folder learner plan listen stopping write lines state))

@@ -1,0 +1,115 @@
+namespace LoRASub
+
+/// What a run's results say of it when it is compared with another.
+type RunScores =
+    {
+        /// False for prototypes of the frozen backbone.
+        Trained: bool
+        Matrix: AccuracyMatrix
+        /// The classes learned, with what the last state got right.
+        Classes: ClassScore[]
+    }
+
+/// The measures that need other runs, as fractions, or why there is none.
+type Transfer =
+    {
+        /// Lopez-Paz & Ranzato 2017.
+        ForwardTransfer: Result<float, string>
+        /// Chaudhry et al. 2018, I_k = a*_k − a_{k,k} for the last task k: positive where learning all classes at once
+        /// learns the last ones better, at most 1.
+        Intransigence: Result<float, string>
+    }
+
+[<RequireQualifiedAccess>]
+module Transfer =
+
+    let private labels (classes: ClassScore[]) = classes |> Seq.map _.Label |> Set.ofSeq
+
+    let private labelsOf (task: int) (run: RunScores) =
+        run.Classes |> Array.filter (fun one -> one.Task = task) |> labels
+
+    // on a task's test images when it was just learned
+    let private learned (run: RunScores) (task: int) : Score = Array.last run.Matrix[task]
+
+    // the same classes and the same number of test images
+    let private agree (run: RunScores) (reference: RunScores) task =
+        labelsOf task run = labelsOf task reference
+        && (learned run task).Total = (learned reference task).Total
+
+    let private measured (run: RunScores) (before: Score[]) =
+        Array.map _.Total before = [| for task in 1 .. run.Matrix.Length - 1 -> (learned run task).Total |]
+
+    let private forward (before: Score[]) (run: RunScores) (references: RunScores[]) =
+        let tasks = run.Matrix.Length
+
+        match references |> Array.tryFind (fun reference -> not reference.Trained) with
+        | _ when tasks = 1 -> Error "one task has no forward transfer"
+        | None -> Error "needs a reference run of the same tasks without training"
+        | Some _ when not (measured run before) ->
+            Error "the test images of the later tasks were not scored before learning them"
+        | Some reference when reference.Matrix.Length < tasks ->
+            Error $"the reference run holds {reference.Matrix.Length} of the {tasks} tasks"
+        | Some reference ->
+            match seq { 0 .. tasks - 1 } |> Seq.tryFind (agree run reference >> not) with
+            | Some task -> Error $"the reference run has other classes or test images in task {task + 1}"
+            | None ->
+                let baseline =
+                    [| for task in 1 .. tasks - 1 -> Metrics.accuracy (learned reference task) |]
+
+                match Metrics.forwardTransfer (Array.map Metrics.accuracy before) baseline with
+                | Some value -> Ok value
+                | None -> Error "one task has no forward transfer"
+
+    let private intransigence (run: RunScores) (references: RunScores[]) =
+        let last = run.Matrix.Length - 1
+
+        match
+            references
+            |> Array.tryFind (fun reference -> reference.Trained && reference.Matrix.Length = 1)
+        with
+        | None -> Error "needs a reference run that learned all these classes as one task"
+        | Some joint when labels joint.Classes <> labels run.Classes ->
+            Error "the joint reference run learned other classes"
+        | Some joint ->
+            let own = learned run last
+            let wanted = labelsOf last run
+
+            let reached =
+                joint.Classes
+                |> Seq.filter (fun one -> wanted.Contains one.Label)
+                |> Seq.fold (fun sum one -> sum + one.Score) { Correct = 0; Total = 0 }
+
+            if reached.Total <> own.Total then
+                Error
+                    $"the joint reference run was scored on {reached.Total} test images of the last task, not {own.Total}"
+            else
+                Ok(Metrics.accuracy reached - Metrics.accuracy own)
+
+    /// Forward transfer and intransigence of a run against the reference runs at hand. `before` holds, for every task
+    /// after the first, the score on its test images right before learning it, with prototypes of its classes under
+    /// the network as it stood; empty where that was not measured.
+    ///
+    /// Forward transfer takes its baseline from the diagonal of a reference without training and of the same tasks.
+    /// Intransigence takes a*_k from a trained reference that learned the same classes as one task: that is joint
+    /// learning of tasks 1 to k for the last k only, so that no mean over tasks is given.
+    let measure (references: RunScores[]) (before: Score[]) (run: RunScores) : Transfer =
+        for one in Array.append [| run |] references do
+            Metrics.check one.Matrix
+
+        {
+            ForwardTransfer = forward before run references
+            Intransigence = intransigence run references
+        }
+
+    /// Measures completed by those that need other runs.
+    let complete (transfer: Transfer) (measures: Measures) : Measures =
+        { measures with
+            ForwardTransfer = Result.toOption transfer.ForwardTransfer
+            Intransigence = Result.toOption transfer.Intransigence
+        }
+
+    /// Why a measure is missing; none where it is there.
+    let note (value: Result<float, string>) : string option =
+        match value with
+        | Ok _ -> None
+        | Error reason -> Some reason

@@ -1,0 +1,131 @@
+module LoRASub.Tests.DataCommandTests
+
+open System.IO
+open Expecto
+open LoRASub
+open LoRASub.Cli
+open LoRASub.Tests.Probe
+
+let private run (arguments: string list) =
+    use out = new StringWriter()
+    use error = new StringWriter()
+
+    let code =
+        Program.start
+            {
+                Out = out
+                Error = error
+                Terminal = None
+                Interruption = Interruption()
+            }
+            (Array.ofList arguments)
+
+    code, out.ToString(), error.ToString()
+
+[<Tests>]
+let tests =
+    testList
+        "DataCommand"
+        [
+            testCase "list names every data set, where it is published, and its files" (fun () ->
+                let code, out, error = run [ "data"; "list" ]
+                Expect.equal (code, error) (0, "") "ended well"
+
+                for known in Datasets.known do
+                    for word in [ known.Name; known.Title; known.Published; known.Layout ] do
+                        Expect.stringContains out word known.Name)
+
+            testCase "check ends with 0 where all is well, with 2 where not" (fun () ->
+                inFolder (fun folder ->
+                    Layouts.cub folder
+                    let code, out, error = run [ "data"; "check"; "cub200"; folder ]
+                    Expect.equal (code, error) (0, "") "good"
+
+                    for word in
+                        [
+                            "2 classes, 4 training and 2 test images"
+                            "vision.caltech.edu"
+                            "all is well"
+                        ] do
+                        Expect.stringContains out word "good"
+
+                    let image =
+                        Path.Combine(
+                            folder,
+                            "CUB_200_2011",
+                            "images",
+                            "002.Laysan_Albatross",
+                            "Image_2.jpg"
+                        )
+
+                    File.WriteAllText(image, "no image")
+                    let code, out, _ = run [ "data"; "check"; "cub200"; folder ]
+                    Expect.equal code 2 "broken"
+
+                    for word in [ "1 of 6 image files"; "Image_2.jpg: no JPEG"; "2 classes" ] do
+                        Expect.stringContains out word "broken"
+
+                    File.Delete image
+                    let code, out, _ = run [ "data"; "check"; "cub200"; folder ]
+                    Expect.equal code 2 "absent"
+                    Expect.stringContains out "1 of 6 absent" "absent"
+                    Expect.isFalse (out.Contains "all is well") "absent"))
+
+            testCase "what is wrong with the words is told" (fun () ->
+                for arguments, words in
+                    [
+                        [ "data"; "check" ], [ "needs a data set and a folder" ]
+                        [ "data"; "check"; "cub200" ], [ "needs a data set and a folder"; "cub200" ]
+                        [ "data"; "check"; "cub-200"; "." ], [ "data set"; "did you mean cub200" ]
+                        [ "data"; "chek" ], [ "chek"; "did you mean check" ]
+                    ] do
+                    let code, _, error = run arguments
+                    Expect.equal code 2 (String.concat " " arguments)
+
+                    for word in words do
+                        Expect.stringContains error word (String.concat " " arguments)
+
+                let code, out, _ = run [ "data" ]
+                Expect.equal code 0 "help"
+                Expect.stringContains out "check" "help")
+
+            testCase "a run on image files learns, and tells what it left out" (fun () ->
+                inFolder (fun folder ->
+                    let data, backbone =
+                        Path.Combine(folder, "data"), Path.Combine(folder, "vit.safetensors")
+
+                    Tiny.writeBackbone backbone 8 2 7
+                    Layouts.domainNet data
+
+                    let arguments extra =
+                        [
+                            "run"
+                            "--data"
+                            "domainnet-domains"
+                            "--data-path"
+                            data
+                            "--backbone"
+                            backbone
+                        ]
+                        @ [ "--tasks"; "2"; "--epochs"; "1"; "--rank"; "2"; "--augment"; "crop-flip" ]
+                        @ [ "--test-resize"; "10"; "--crop-scale"; "0.5,1"; "--class-order"; "natural" ]
+                        @ extra
+
+                    let code, out, error = run (arguments [])
+                    Expect.equal (code, error) (0, "") "all is well"
+                    Expect.stringContains out "18 training and 12 test images" "header"
+
+                    let image = Path.Combine(data, "sketch", "airplane", "sketch_train_2.jpg")
+                    File.WriteAllText(image, "no image")
+                    let code, _, error = run (arguments [])
+                    Expect.equal code 2 "broken"
+
+                    for word in [ "1 broken of 30"; "sketch_train_2.jpg"; "skip-broken" ] do
+                        Expect.stringContains error word "broken"
+
+                    let code, out, error = run (arguments [ "--skip-broken" ])
+                    Expect.equal (code, error) (0, "") "left out"
+
+                    for word in [ "17 training"; "1 of 30 image files"; "sketch_train_2.jpg" ] do
+                        Expect.stringContains out word "left out"))
+        ]
