@@ -51,6 +51,10 @@ let shapes: (string * Sample) list =
         }
     ]
 
+/// The studies of each shape, made once for all tests.
+let shapeStudies: Lazy<(string * Study[]) list> =
+    lazy [ for name, sample in shapes -> name, studiesOf [ name, sample ] id ]
+
 let private find id (figures: Figure[]) =
     figures |> Array.find (fun figure -> figure.Id = id)
 
@@ -155,29 +159,24 @@ let tests =
                     Expect.stringContains (hover[0]) "of 300" "counts of all seeds"))
 
             testCase "every shape gives figures with something in them" (fun () ->
-                for name, sample in shapes do
-                    studiesOf [ name, sample ] (fun studies ->
-                        for figure in Figures.all studies do
-                            match figure.Marks with
-                            | Marks.Curves curves ->
-                                for c in curves do
-                                    Expect.isNonEmpty c.X $"{name}, {figure.Id}"
-                                    Expect.all c.Y Double.IsFinite $"{name}, {figure.Id}"
+                for name, studies in shapeStudies.Value do
+                    for figure in Figures.all studies do
+                        match figure.Marks with
+                        | Marks.Curves curves ->
+                            for c in curves do
+                                Expect.isNonEmpty c.X $"{name}, {figure.Id}"
+                                Expect.all c.Y Double.IsFinite $"{name}, {figure.Id}"
 
-                                    let lengths =
-                                        [ c.Y.Length; c.Low.Length; c.High.Length; c.Hover.Length ]
+                                let lengths = [ c.Y.Length; c.Low.Length; c.High.Length; c.Hover.Length ]
 
-                                    Expect.all lengths ((=) c.X.Length) $"{name}, {figure.Id}: lengths"
-                            | Marks.Grid grid ->
-                                Expect.equal
-                                    grid.Values.Length
-                                    grid.Rows.Length
-                                    $"{name}, {figure.Id}: rows"
+                                Expect.all lengths ((=) c.X.Length) $"{name}, {figure.Id}: lengths"
+                        | Marks.Grid grid ->
+                            Expect.equal grid.Values.Length grid.Rows.Length $"{name}, {figure.Id}: rows"
 
-                                let low, high = grid.Range
-                                Expect.isLessThan low high $"{name}, {figure.Id}: range"
-                            | Marks.Bars bars -> Expect.isNonEmpty bars.Categories $"{name}, {figure.Id}"
-                            | Marks.Arrows groups -> Expect.isNonEmpty groups $"{name}, {figure.Id}"))
+                            let low, high = grid.Range
+                            Expect.isLessThan low high $"{name}, {figure.Id}: range"
+                        | Marks.Bars bars -> Expect.isNonEmpty bars.Categories $"{name}, {figure.Id}"
+                        | Marks.Arrows groups -> Expect.isNonEmpty groups $"{name}, {figure.Id}")
 
             testCase "text in a palette's colours can be read" (fun () ->
                 let contrast a b =

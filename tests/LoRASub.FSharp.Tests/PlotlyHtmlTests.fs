@@ -76,16 +76,12 @@ let tests =
         "PlotlyHtml"
         [
             testCase "every shape gives a page whose tags balance and whose data is JSON" (fun () ->
-                for name, sample in FiguresTests.shapes do
-                    FiguresTests.studiesOf [ name, sample ] (fun studies ->
-                        let html = PlotlyHtml.page studies
-                        checkBalance (snd (scripts html))
-                        use figures = figuresOf html
+                for name, studies in FiguresTests.shapeStudies.Value do
+                    let html = PlotlyHtml.page studies
+                    checkBalance (snd (scripts html))
+                    use figures = figuresOf html
 
-                        Expect.equal
-                            (figures.RootElement.GetArrayLength())
-                            (Figures.all studies).Length
-                            name))
+                    Expect.equal (figures.RootElement.GetArrayLength()) (Figures.all studies).Length name)
 
             testCase "a page asks the network for nothing" (fun () ->
                 let html = page [ "run", small ]
@@ -99,6 +95,7 @@ let tests =
                 let html = page [ "run", small ]
                 Expect.stringContains html "plotly.js v" "the library"
                 Expect.stringContains html "Licensed under the MIT license" "its licence"
+                Expect.stringContains html "Permission is hereby granted" "in full"
                 Expect.stringContains html "@license MIT" "those of its parts")
 
             testCase "hostile names stay text" (fun () ->

@@ -147,6 +147,37 @@ let tests =
                     Expect.equal (names folders) [| "a/run"; "b/run"; "deep/run" |] "two parts"
                     Expect.equal (names folders[..0]) [| "run" |] "one"))
 
+            testCase "a bad byte is refused or read, and never fails otherwise" (fun () ->
+                let sample =
+                    { small with
+                        Blocks = 1
+                        Epochs = 1
+                        ClassesPerTask = 2
+                    }
+
+                Probe.inFolder (fun folder ->
+                    write folder sample
+                    let random = Random 7
+                    let files = Directory.GetFiles folder |> Array.sort
+                    // digits, signs and brackets do more harm than other bytes
+                    let harmful = "0123456789-eE.[]{}\",:nt "B
+
+                    for _ in 1..300 do
+                        let path = files[random.Next files.Length]
+                        let bytes = File.ReadAllBytes path
+                        let spoiled = Array.copy bytes
+                        spoiled[random.Next spoiled.Length] <- harmful[random.Next harmful.Length]
+                        File.WriteAllBytes(path, spoiled)
+
+                        try
+                            let studies = RunData.loadAll [| folder |]
+                            Figures.all studies |> Array.iter (Svg.render >> ignore)
+                            Tables.markdown studies |> ignore
+                        with :? InputException ->
+                            ()
+
+                        File.WriteAllBytes(path, bytes)))
+
             TestFiles.refusals
                 [
                     "no folder", [ "needs the folder of a run" ], (fun _ -> RunData.loadAll [||] |> ignore)
@@ -201,6 +232,21 @@ let tests =
                         "classes.json"
                         [ "sample 2"; "PNG" ]
                         (put "samples/2/png" (Json.text "iVBORw0KGgo\"><script>"))
+                    json
+                        "drift after a task of another count"
+                        "drift.json"
+                        [ "after each task" ]
+                        (put "afterTask/2/task" (Json.int 2000000000L))
+                    json
+                        "a class of a negative task"
+                        "drift.json"
+                        [ "from 0" ]
+                        (put "classes/3/task" (Json.int -1L))
+                    json
+                        "more right answers than images"
+                        "classes.json"
+                        [ "among all images" ]
+                        (put "classes/0/correct" (Json.int 101L))
                     json
                         "a plane of one component"
                         "drift.json"

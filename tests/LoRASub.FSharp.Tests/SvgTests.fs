@@ -32,21 +32,17 @@ let tests =
         "Svg"
         [
             testCase "every figure of every shape is well-formed and within its page" (fun () ->
-                for name, sample in FiguresTests.shapes do
-                    FiguresTests.studiesOf [ name, sample ] (fun studies ->
-                        for figure in Figures.all studies do
-                            let svg = Svg.render figure
-                            let what = $"{name}, {figure.Id}"
-                            let width, height = Svg.size figure
+                for name, studies in FiguresTests.shapeStudies.Value do
+                    for figure in Figures.all studies do
+                        let svg = Svg.render figure
+                        let what = $"{name}, {figure.Id}"
+                        let width, height = Svg.size figure
 
-                            Expect.all
-                                (coordinates svg)
-                                (fun c -> c >= -1.0 && c <= 1.0 + max width height)
-                                what
+                        Expect.all (coordinates svg) (fun c -> c >= -1.0 && c <= 1.0 + max width height) what
 
-                            Expect.isFalse (Regex.IsMatch(svg, "NaN|Infinity")) what
-                            Expect.contains (texts svg) figure.X.Title what
-                            Expect.contains (texts svg) figure.Y.Title what))
+                        Expect.isFalse (Regex.IsMatch(svg, "NaN|Infinity")) what
+                        Expect.contains (texts svg) figure.X.Title what
+                        Expect.contains (texts svg) figure.Y.Title what)
 
             testCase "hostile names are text" (fun () ->
                 let name position =

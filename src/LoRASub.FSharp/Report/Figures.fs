@@ -278,17 +278,8 @@ module Figures =
             | None -> false)
 
     let private meanDrift (measure: ClassDrift -> float) (report: DriftReport) : float[] =
-        match Array.tryLast report.AfterTask with
-        | None -> [||]
-        | Some(last, _) ->
-            let byTask = Map.ofArray report.AfterTask
-
-            [|
-                for t in 0..last ->
-                    match Map.tryFind t byTask with
-                    | Some classes -> oldClasses report (t, classes) |> Seq.map measure |> meanOf
-                    | None -> nan
-            |]
+        report.AfterTask
+        |> Array.map (fun after -> oldClasses report after |> Seq.map measure |> meanOf)
 
     let private blockDrift (measure: Movement -> float) (report: DriftReport) : float[] =
         match Array.tryLast report.AfterTask with

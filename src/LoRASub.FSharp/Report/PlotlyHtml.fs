@@ -741,6 +741,18 @@ module PlotlyHtml =
                 "dark", theme Palette.dark Palette.darkRamp "#e6e9ed" "#2f363e" "#12161b" "#9aa4af"
             ]
 
+    // The library's own file names the licence; the licence asks for its text.
+    let private mit =
+        """plotly.js, Copyright 2012-2024, Plotly, Inc.
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+
+"""
+
     // No source but this page itself: a browser that reads this asks the network for nothing.
     let private policy =
         "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -812,9 +824,9 @@ module PlotlyHtml =
                         "p"
                         [ "class", "note" ]
                         [
-                            "Charts: plotly.js, copyright Plotly, Inc., MIT licence; it holds the following software."
+                            "The charts are drawn by plotly.js under the MIT licence below; the parts that it is made of follow."
                         ]
-                    el "pre" [ "tabindex", "0" ] [ said (plotly ".js.LICENSE.txt") ]
+                    el "pre" [ "tabindex", "0" ] [ said mit; said (plotly ".js.LICENSE.txt") ]
                 ]
 
         let body =

@@ -187,12 +187,13 @@ module RunData =
         | true, value when value.ValueKind <> JsonValueKind.Null -> Some value
         | _ -> None
 
-    // JSON has no NaN: files say null
+    // JSON has no NaN: files say null. What is too large to be measured would overflow sums and squares.
     let private number (element: JsonElement) =
         if element.ValueKind = JsonValueKind.Null then
             nan
         else
-            element.GetDouble()
+            let value = element.GetDouble()
+            if abs value < 1e100 then value else nan
 
     let private numberField name element =
         optionalField name element |> Option.map number |> Option.defaultValue nan
@@ -325,6 +326,19 @@ module RunData =
                 $"{report.Confusion.Length} rows of lengths {found}"
                 ""
 
+        let counts =
+            Seq.append
+                (report.Confusion |> Seq.concat)
+                (report.Classes
+                 |> Seq.collect (fun c -> [ c.Score.Correct; c.Score.Total - c.Score.Correct ]))
+
+        if Seq.exists (fun n -> n < 0) counts then
+            Errors.reject
+                path
+                "must count right answers among all images"
+                "counts that contradict each other"
+                ""
+
         report.Samples
         |> Array.iteri (fun i s ->
             for position in [ s.True; s.Predicted ] do
@@ -373,7 +387,7 @@ module RunData =
             Means = itemsField "means" (fun m -> intField "afterTask" m, place m) element
         }
 
-    let private drift _ (root: JsonElement) : DriftReport =
+    let private drift (path: string) (root: JsonElement) : DriftReport =
         let classDrift (element: JsonElement) : ClassDrift =
             {
                 Position = intField "position" element
@@ -406,18 +420,33 @@ module RunData =
         let ofTask name read (element: JsonElement) =
             intField "task" element, itemsField name read element
 
-        {
-            Classes =
-                itemsField
-                    "classes"
-                    (fun c -> intField "position" c, (textField "name" c, intField "task" c))
-                    root
-                |> Map.ofArray
-            AfterTask = itemsField "afterTask" (ofTask "classes" classDrift) root |> Array.sortBy fst
-            Subspaces = optionalItems "subspaces" (ofTask "blocks" subspace) root |> Array.sortBy fst
-            Overlaps = optionalItems "overlap" overlap root
-            Picture = optionalField "picture" root |> Option.map picture
-        }
+        let report =
+            {
+                Classes =
+                    itemsField
+                        "classes"
+                        (fun c -> intField "position" c, (textField "name" c, intField "task" c))
+                        root
+                    |> Map.ofArray
+                AfterTask = itemsField "afterTask" (ofTask "classes" classDrift) root |> Array.sortBy fst
+                Subspaces = optionalItems "subspaces" (ofTask "blocks" subspace) root |> Array.sortBy fst
+                Overlaps = optionalItems "overlap" overlap root
+                Picture = optionalField "picture" root |> Option.map picture
+            }
+
+        let tasks = report.AfterTask |> Array.map fst
+
+        if tasks <> [| 0 .. tasks.Length - 1 |] then
+            Errors.reject
+                path
+                "must tell the drift after each task from 0 once"
+                $"tasks {List.ofArray tasks}"
+                ""
+
+        if report.Classes |> Map.exists (fun _ (_, task) -> task < 0) then
+            Errors.reject path "must count the tasks of classes from 0" "a negative one" ""
+
+        report
 
     /// What the lines of metrics.jsonl say; after a resume the later of two lines on the same thing counts.
     type private Stream =

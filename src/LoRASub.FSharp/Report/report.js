@@ -44,7 +44,8 @@
 
   function drawn(figure, place) {
     const t = theme();
-    const width = place.clientWidth;
+    // paper is laid out only after this; its charts have a width that fits
+    const width = printing ? 640 : place.clientWidth;
     const narrow = width < 480;
     const layout = themed(figure.layout, t);
     const axis = {
@@ -53,6 +54,7 @@
     layout.xaxis = Object.assign({}, axis, layout.xaxis);
     layout.yaxis = Object.assign({}, axis, layout.yaxis);
     Object.assign(layout, {
+      width,
       height: Math.round(Math.max(240, Math.min(figure.limit, width * figure.aspect + 40))),
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 12.5, color: t.ink },
       paper_bgcolor: t.paper,
