@@ -538,7 +538,7 @@ module Figures =
                 study
                 "energy-inside"
                 "Energy of new data inside the retained subspace"
-                $"Share of the second moment of each task's inputs that lies in the retained directions of a block, in %%. What lies outside cannot be learned by that block.{ofRun study run}"
+                $"Share of the second moment of each task's inputs that lies in the retained directions of a block, in %%. Updates of that block leave out what lies outside.{ofRun study run}"
                 "energy inside (%)"
                 (Some(below lowest, 100.0))
                 points

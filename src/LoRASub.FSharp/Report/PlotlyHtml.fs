@@ -274,6 +274,7 @@ module PlotlyHtml =
                 if axis.Log then
                     "type", Json.text "log"
                     "dtick", Json.int 1L
+                    "exponentformat", Json.text "power"
                 if axis.FromZero then
                     "rangemode", Json.text "tozero"
                 match axis.Range with
