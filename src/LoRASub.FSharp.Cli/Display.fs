@@ -289,7 +289,7 @@ let plain (out: TextWriter) (workload: Workload) (plan: Plan) : Show =
             | Steps _ -> ()
             | Retains(task, retained) ->
                 say $"{taskOf tasks task}: retained ranks of {plan.Backbone.Width}: {ranks retained}"
-            | TaskEnds(task, row, _) -> say (taskEnd tasks task row (clock.Elapsed - began).TotalSeconds)
+            | TaskEnds(task, row, _, _) -> say (taskEnd tasks task row (clock.Elapsed - began).TotalSeconds)
             | Notice text -> say $"note: {text}")
 
 let private bar (width: int) (share: float) =
@@ -379,7 +379,7 @@ let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
 
                 match progress with
                 | TaskBegins _ -> began <- now
-                | TaskEnds(task, row, _) -> log (taskEnd tasks task row (now - began).TotalSeconds)
+                | TaskEnds(task, row, _, _) -> log (taskEnd tasks task row (now - began).TotalSeconds)
                 | Notice text -> log $"note: {text}"
                 | Steps _
                 | EpochEnds _

@@ -67,6 +67,13 @@ let private ofSeed (plan: Plan) seed =
         Settings = { plan.Settings with Seed = seed }
     }
 
+// What is taken up again is the whole, not the one seed.
+let private stoppingIn folder (work: unit -> unit) =
+    try
+        work ()
+    with :? RunStoppedException ->
+        raise (RunStoppedException folder)
+
 let private inFolder (shell: Shell) overwrite (plan: Plan) (config: MergedConfig) (folder: string) =
     use _ = RunFolder.hold folder
 
@@ -79,12 +86,13 @@ let private inFolder (shell: Shell) overwrite (plan: Plan) (config: MergedConfig
     | [| _ |] -> fresh shell plan config folder |> ignore
     | seeds ->
         SeedFolders.start folder seeds plan.Settings
+        Json.write (RunFiles.sources folder) (Config.toJson config)
 
         for seed in seeds do
             let mine = SeedFolders.folderOf folder seed
             use _ = RunFolder.hold mine
             Shell.say shell [ ""; $"seed {seed}" ]
-            fresh shell (ofSeed plan seed) config mine |> ignore
+            stoppingIn folder (fun () -> fresh shell (ofSeed plan seed) config mine |> ignore)
 
         Shell.say shell (Display.statistics (SeedFolders.finish folder))
 
@@ -95,12 +103,19 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     let config =
         Config.complete "comes with the program" (Assets.fill command.Config.Settings) command.Config
 
-    let settings = config.Settings
-
     if not command.Overwrite then
         Option.iter RunFolder.check command.Out
 
-    Shell.loadNative command.LibTorch settings
+    Shell.loadNative command.LibTorch config.Settings
+    // so that it is the same wherever the run is taken up again
+    let threads = Some(torch.get_num_threads ())
+
+    let settings =
+        { config.Settings with
+            Threads = threads
+        }
+
+    let config = Config.complete "this machine" settings config
     notes shell config.Notes
     let plan = Plan.loadChecking (Config.checkClasses config.Expected) settings
     use _ = Scope.own Plan.leaves plan
@@ -209,7 +224,9 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
         Shell.say shell (Display.header plan (torch.get_num_threads ()))
 
         if SeedFolders.holdsSeeds folder then
-            SeedFolders.seeds folder |> Array.iter (takeUpSeed shell plan folder)
+            SeedFolders.seeds folder
+            |> Array.iter (fun seed -> stoppingIn folder (fun () -> takeUpSeed shell plan folder seed))
+
             Shell.say shell (Display.statistics (SeedFolders.finish folder))
         else
             takeUp shell plan folder |> ignore

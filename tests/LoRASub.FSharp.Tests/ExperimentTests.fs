@@ -29,7 +29,7 @@ let private line (progress: Progress) =
     match progress with
     | TaskBegins(task, _) -> $"begin {task.Index}"
     | Retains(task, all) -> $"retain {task.Index}: {all.Length}"
-    | TaskEnds(task, row, _) -> $"end {task.Index}: {row.Length}"
+    | TaskEnds(task, row, _, _) -> $"end {task.Index}: {row.Length}"
     | EpochEnds epoch -> $"epoch {epoch.Task}: {epoch.Epoch}"
     | Notice text -> text
     | Steps s ->
@@ -341,7 +341,7 @@ let tests =
 
                     let ends =
                         at (function
-                            | TaskEnds(_, _, m) -> Some m
+                            | TaskEnds(_, _, m, _) -> Some m
                             | _ -> None)
 
                     Expect.equal

@@ -48,9 +48,12 @@ module WholeFile =
              stream.Flush true)
 
             rename path temporary
-        with _ ->
+        with e ->
             File.Delete temporary
-            reraise ()
+
+            match e with
+            | :? IOException -> Errors.reject path "must fit on its disk" e.Message "make room"
+            | _ -> reraise ()
 
     /// Writes a text in UTF-8, without a byte order mark, as the whole of a file. Rejects as `write`.
     let writeText (path: string) (text: string) : unit =

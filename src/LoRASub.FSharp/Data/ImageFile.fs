@@ -69,6 +69,15 @@ module ImageFile =
                 "neither"
                 "reference the package SkiaSharp.NativeAssets.Linux.NoDependencies 2.88.9"
 
+    /// Whether this system has Skia, which decodes and writes image files.
+    let isAvailable () : bool =
+        try
+            withSkia (fun () ->
+                use bitmap = new SKBitmap(1, 1)
+                not bitmap.IsNull)
+        with :? InputException ->
+            false
+
     let private formats =
         [
             SKEncodedImageFormat.Jpeg

@@ -42,19 +42,40 @@ module Checkpoint =
     let private labelsSha256 (set: ImageSet) =
         sha256 (Runtime.InteropServices.MemoryMarshal.AsBytes(ReadOnlySpan set.Labels).ToArray())
 
-    // What decides a run's numbers beside its settings.
+    let private referenceScores (reference: RunScores) =
+        let scores =
+            seq {
+                yield! Seq.concat reference.Matrix
+                for one in reference.Classes -> one.Score
+            }
+
+        let counts = scores |> Seq.map (fun score -> $"{score.Correct}/{score.Total}")
+        $"{reference.Trained}:{String.Join(',', counts)}"
+
+    // What decides a run's numbers beside its settings. The pixels are taken on trust.
     let private inputs (plan: Plan) : (string * string) list =
         [
             "backbone's SHA-256", plan.BackboneSha256
             "training labels' SHA-256", labelsSha256 plan.Stream.Dataset.Train
             "test labels' SHA-256", labelsSha256 plan.Stream.Dataset.Test
             "class order", String.Join(' ', plan.Stream.Order)
+            "scores of the references", String.Join(' ', plan.References |> Seq.map referenceScores)
+            // sums are added in another order
+            "number of threads", string (torch.get_num_threads ())
         ]
 
-    // They may change between two sittings: none decides a number.
-    let private ofTheMachine = [ "data-path"; "backbone"; "checkpoint-minutes" ]
+    // They may change between two sittings: none decides a number, or what it names is held against the checkpoint.
+    let private ofTheMachine =
+        [
+            "data-path"
+            "backbone"
+            "class-order"
+            "reference"
+            "checkpoint-minutes"
+            "tensorboard"
+        ]
 
-    /// The settings in which two runs differ, as "name: left, right"; where files lie and how often a run is saved do
+    /// The settings in which two runs differ, as "name: left, right"; where files lie and what else is written down do
     /// not count.
     let differences (left: RunSettings) (right: RunSettings) : string list =
         Settings.all
@@ -196,10 +217,11 @@ module Checkpoint =
             let retained = items toRetained (get "retained" json)
 
             let subspace b _ : Subspace =
-                {
-                    Basis = find $"blocks.{b}.basis"
-                    Spectrum = find $"blocks.{b}.spectrum"
-                }
+                Subspace.copy
+                    {
+                        Basis = find $"blocks.{b}.basis"
+                        Spectrum = find $"blocks.{b}.spectrum"
+                    }
 
             Learned(retained, Array.mapi subspace retained)
         | standing ->
@@ -292,7 +314,12 @@ module Checkpoint =
             (path folder)
             $"{{\"version\":{Version},\"sha256\":\"{sha256 (Encoding.UTF8.GetBytes text)}\",\"run\":{text}}}\n"
 
-        Array.iter File.Delete old
+        // what cannot be removed now goes with the next checkpoint
+        try
+            Array.iter File.Delete old
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException -> ()
 
     // ------------------------------------------------------------------------------------------ load
 

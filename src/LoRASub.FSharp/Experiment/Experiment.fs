@@ -58,8 +58,8 @@ type Progress =
     /// What observing led to, per block.
     | Retains of LearningTask * Retained[]
     | EpochEnds of EpochReport
-    /// The scores on all tasks so far.
-    | TaskEnds of LearningTask * Score[] * MemoryUse
+    /// The scores on all tasks so far, and the seconds that the task took in all phases and sittings.
+    | TaskEnds of LearningTask * Score[] * MemoryUse * seconds: float
     | Notice of string
 
 /// What became of one task's test images, in the order of the data set; classes are positions in the class order.
@@ -709,14 +709,18 @@ module Experiment =
         plan.References |> Array.exists (fun reference -> not reference.Trained)
 
     // The score on a task that is not learned yet, as `TaskRecord.Before` says.
-    let private scoreBefore learner (plan: Plan) (clock: PhaseClock) (state: TaskState) (task: LearningTask) =
+    let private scoreBefore learner (plan: Plan) (clock: PhaseClock) pause (state: TaskState) task =
         let loaders =
             TaskStream.plainTrainBatches (Plan.batchOptions plan Augmentation.None) plan.Stream task
+            |> Array.map (fun load ->
+                fun () ->
+                    pause ()
+                    load ())
 
         clock.Time Phase.Predict (fun () ->
             Scope.run (fun () ->
                 let model = learner.Extend task loaders state |> learner.Deploy
-                (score learner plan ignore model [| task |])[0]))
+                (score learner plan pause model [| task |])[0]))
 
     // The run after one more task, and its predictions; takes over where it stands.
     let private oneTask learner plan listen pause struct (run: RunState<_, _>, _) (task: LearningTask) =
@@ -728,7 +732,10 @@ module Experiment =
 
                 let before =
                     if measuresForward plan && task.Index > 0 then
-                        Some(scoreBefore learner plan clock run.State task)
+                        let pause () =
+                            pause Moment.BetweenSteps (fun () -> run)
+
+                        Some(scoreBefore learner plan clock pause run.State task)
                     else
                         None
 
@@ -777,7 +784,7 @@ module Experiment =
         Scope.free (Leaves.array Subspace.leaves) subspaces
         let row = predictions |> Array.map (TaskPredictions.score (answers plan))
         let after = MemoryUse.now ()
-        listen (TaskEnds(task, row, after))
+        listen (TaskEnds(task, row, after, Seq.sum clock.Seconds.Values))
 
         let record =
             {
@@ -797,6 +804,16 @@ module Experiment =
                 },
                 predictions)
 
+    // Told once, before the first task.
+    let private notices (plan: Plan) (run: RunState<_, _>) =
+        [|
+            yield! plan.Stream.Dataset.Notes |> Array.map Notice
+            yield! heldRates plan
+
+            if plan.Settings.Drift && run.Drift.IsNone then
+                Notice "drift is not measured: a class has no test image"
+        |]
+
     /// Goes on from where a run stands, which it takes over: learns the tasks that are left and scores each state on
     /// all tasks so far, exactly as without the break. `listen` hears of the progress on the calling thread, `pause`
     /// of every moment between two steps. Rejects as `learnTask`, and a run without a task left.
@@ -814,11 +831,8 @@ module Experiment =
         if from.Tasks.Length >= tasks.Length then
             Errors.reject "run" "must have a task left" $"all {tasks.Length} are finished" ""
 
-        Array.iter (Notice >> listen) plan.Stream.Dataset.Notes
-        Array.iter listen (heldRates plan)
-
-        if plan.Settings.Drift && from.Drift.IsNone then
-            listen (Notice "drift is not measured: a class has no test image")
+        if Array.isEmpty from.Tasks && from.Open.IsNone then
+            Array.iter listen (notices plan from)
 
         Scope.keep Outcome.leaves (fun () ->
             let struct (last, predictions) =

@@ -27,7 +27,7 @@ module SeedFolders =
         Json.read "the seeds of a folder of runs" path (fun root ->
             [| for seed in (root.GetProperty "seeds").EnumerateArray() -> seed.GetInt64() |])
 
-    /// Begins such a folder: the seeds, and the settings but for the seed.
+    /// Begins such a folder: the seeds, and the settings, whose own seed does not count.
     let start (folder: string) (seeds: int64[]) (settings: RunSettings) =
         Json.write (seedsPath folder) (Json.object [ "seeds", Json.array Json.int seeds ])
         Json.write (RunFiles.settings folder) (Settings.toJson settings)
@@ -39,8 +39,8 @@ module SeedFolders =
                 let one = folderOf folder seed
 
                 if Directory.Exists one then
+                    use _ = RunFolder.hold one
                     RunFolder.clear one
-
                     File.Delete(RunFiles.lock' one)
 
                     if Array.isEmpty (Directory.GetFileSystemEntries one) then

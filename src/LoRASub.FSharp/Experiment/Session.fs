@@ -17,11 +17,9 @@ type RunStoppedException(folder: string) =
 module Session =
 
     // What metrics.jsonl tells of a run's progress.
-    let private eventOf (clock: Stopwatch) (progress: Progress) : MetricsEvent option =
+    let private eventOf (progress: Progress) : MetricsEvent option =
         match progress with
-        | TaskBegins _ ->
-            clock.Restart()
-            None
+        | TaskBegins _
         | Steps _ -> None
         | Retains(task, retained) ->
             Some(
@@ -32,13 +30,13 @@ module Session =
                 )
             )
         | EpochEnds epoch -> Some(MetricsEvent.Epoch epoch)
-        | TaskEnds(task, row, _) ->
+        | TaskEnds(task, row, _, seconds) ->
             Some(
                 MetricsEvent.Task
                     {
                         Task = task.Index
                         Row = row
-                        Seconds = clock.Elapsed.TotalSeconds
+                        Seconds = seconds
                     }
             )
         | Notice text -> Some(MetricsEvent.Notice text)
@@ -64,11 +62,11 @@ module Session =
         (lines: unit -> int)
         (from: RunState<'Observing, 'Training>)
         : Outcome =
-        let taskClock, sinceSaved = Stopwatch(), Stopwatch.StartNew()
+        let sinceSaved = Stopwatch.StartNew()
         let interval = TimeSpan.FromMinutes plan.Settings.CheckpointMinutes
 
         let tell progress =
-            eventOf taskClock progress |> Option.iter write
+            eventOf progress |> Option.iter write
             listen progress
 
         let save state =
@@ -93,9 +91,10 @@ module Session =
             then
                 trySave state
 
-        Experiment.resume learner plan tell pause from
-
-    let private metricsPath (folder: string) = Path.Combine(folder, "metrics.jsonl")
+        let outcome = Experiment.resume learner plan tell pause from
+        let struct (measures, _) = Results.measures plan outcome
+        write (MetricsEvent.End(measures, Seq.sum outcome.PhaseSeconds.Values))
+        outcome
 
     let private openBoard (folder: string) (plan: Plan) (kept: MetricsLine[]) : TensorBoardWriter option =
         if plan.Settings.TensorBoard then
@@ -137,7 +136,7 @@ module Session =
         Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
 
         Scope.keep Outcome.leaves (fun () ->
-            log folder plan listen [||] (MetricsLog.start (metricsPath folder)) (fun write lines ->
+            log folder plan listen [||] (MetricsLog.start (RunFiles.metrics folder)) (fun write lines ->
                 write (startEvent learner plan)
 
                 Experiment.start learner plan
@@ -153,7 +152,7 @@ module Session =
                 else
                     struct (Experiment.start learner plan, 0)
 
-            let struct (kept, writer) = MetricsLog.resume (metricsPath folder) count
+            let struct (kept, writer) = MetricsLog.resume (RunFiles.metrics folder) count
 
             log folder plan listen kept writer (fun write lines ->
                 if count = 0 then

@@ -79,7 +79,7 @@ type RunSettings =
         Drift: bool
         /// Write TensorBoard's event files beside the results.
         TensorBoard: bool
-        /// The folder of a finished run to measure forward transfer or intransigence against.
+        /// Folders of finished runs to measure forward transfer or intransigence against, separated by commas.
         Reference: string option
     }
 
