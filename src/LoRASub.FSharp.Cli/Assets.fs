@@ -45,6 +45,10 @@ let fill (settings: RunSettings) : RunSettings =
     { settings with
         DataPath = Option.map absolute data
         Backbone = orAsset File.Exists "backbone" backbone settings.Backbone |> Option.map absolute
+        Reference =
+            settings.Reference
+            |> Option.map (fun text ->
+                Reference.folders (Some text) |> Array.map absolute |> String.concat ",")
         ClassOrder =
             match settings.ClassOrder with
             | "natural"

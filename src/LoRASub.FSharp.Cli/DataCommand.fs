@@ -44,8 +44,13 @@ let lines (report: DataReport) : string list =
         $"layout     {known.Layout}"
         $"published  {known.Published}"
 
+        match known.Classes with
+        | Some n when report.ClassNames.Length > 0 && report.ClassNames.Length <> n ->
+            $"a part     {report.ClassNames.Length} of {n} classes"
+        | _ -> ()
+
         if Array.isEmpty report.Problems then
-            "all is well"
+            "what is there is well"
     ]
 
 /// Checks a folder; 0 where all is well, 2 with problems.

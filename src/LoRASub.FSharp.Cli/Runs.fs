@@ -78,6 +78,7 @@ let private inFolder (shell: Shell) overwrite (plan: Plan) (config: MergedConfig
     use _ = RunFolder.hold folder
 
     if overwrite then
+        RunFolder.checkNames folder
         SeedFolders.clear folder
     else
         RunFolder.check folder
@@ -103,8 +104,15 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     let config =
         Config.complete "comes with the program" (Assets.fill command.Config.Settings) command.Config
 
-    if not command.Overwrite then
-        Option.iter RunFolder.check command.Out
+    match command.Out with
+    | Some out when command.Overwrite ->
+        RunFolder.checkNames out
+
+        for reference in Reference.folders config.Settings.Reference do
+            if reference = Path.GetFullPath out then
+                Errors.reject "--reference" "must be another run than the one that is replaced" out ""
+    | Some out -> RunFolder.check out
+    | None -> ()
 
     Shell.loadNative command.LibTorch config.Settings
     // so that it is the same wherever the run is taken up again
@@ -220,7 +228,6 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
         Shell.loadNative libTorch settings
         let plan = Plan.load settings
         use _ = Scope.own Plan.leaves plan
-        Json.write (RunFiles.settings folder) (Settings.toJson settings)
         Shell.say shell (Display.header plan (torch.get_num_threads ()))
 
         if SeedFolders.holdsSeeds folder then

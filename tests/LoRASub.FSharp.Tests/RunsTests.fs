@@ -292,4 +292,61 @@ let tests =
                     Expect.isTrue (Checkpoint.exists out) "a checkpoint"
                     terminated 2 |> ignore
                     Expect.isTrue (File.Exists(RunFiles.settings out)) "the run is there"))
+
+            testCase
+                "files of others under a run's names are refused and kept, with --overwrite as well"
+                (inWorld (fun world ->
+                    let out = under world "out"
+                    Directory.CreateDirectory out |> ignore
+
+                    for name in [ "learner.safetensors"; "checkpoint-500.safetensors"; "classes.csv"; "metrics.jsonl" ] do
+                        let mine = under out name
+                        File.WriteAllText(mine, "mine")
+
+                        for more in [ []; [ "--overwrite" ] ] do
+                            refused [ out; name; "a run would replace" ] (inside (five world more))
+
+                        Expect.equal (Directory.GetFiles out) [| mine |] "nothing beside it"
+                        Expect.equal (File.ReadAllText mine) "mine" "kept"
+                        File.Delete mine))
+
+            testCase
+                "a series in use is not replaced, and an interrupted one names the whole"
+                (inWorld (fun world ->
+                    let out = under world "out"
+                    let stopped = interrupted 130 (five world [ "--seeds"; "1,2" ])
+                    Expect.stringEnds stopped.Error $"--resume {out}\n" "the series, not the seed"
+                    Expect.isTrue (File.Exists(RunFiles.sources out)) "its sources"
+                    let before = listing out
+
+                    (use _ = RunFolder.hold (under out "seed-1")
+                     refused [ "seed-1"; "in use" ] (inside (five world [ "--overwrite" ])))
+
+                    Expect.equal (listing out) before "untouched"
+                    good (inside [ "run"; "--resume"; out ])
+                    Expect.isTrue (File.Exists(RunFiles.sources (under out "seed-2"))) "sources of a seed begun later"))
+
+            testCase
+                "a run does not go on with other images, and keeps its settings when it is refused"
+                (inWorld (fun world ->
+                    let out = under world "out"
+                    interrupted 130 (five world []) |> ignore
+                    let settings = File.ReadAllText(RunFiles.settings out)
+                    let other = under world "other"
+                    Directory.CreateDirectory other |> ignore
+
+                    for file in Directory.GetFiles(under world "data") do
+                        let bytes = File.ReadAllBytes file
+
+                        if file.Contains "train-images" then
+                            bytes[20] <- bytes[20] ^^^ 1uy
+
+                        File.WriteAllBytes(under other (Path.GetFileName file), bytes)
+
+                    refused [ "checkpoint.json"; "training images" ] (inside [ "run"; "--resume"; out; "--data-path"; other ])
+                    Expect.equal (File.ReadAllText(RunFiles.settings out)) settings "settings"
+                    good (inside [ "run"; "--resume"; out ])
+
+                    let page = inside [ "report"; out; "--out"; RunFiles.settings out ]
+                    refused [ "settings.json"; "file of a run" ] page))
         ]

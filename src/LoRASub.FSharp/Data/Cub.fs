@@ -25,11 +25,15 @@ module Cub =
             let path = list name
             let pairs = ScanFiles.pairs path
 
-            match pairs |> Array.countBy fst |> Array.tryFind (fun (_, n) -> n > 1) with
-            | Some(id, n) -> Errors.reject path "must have each identifier once" $"{id} {n} times" ""
-            | None -> dict pairs
+            pairs |> Array.map fst |> ScanFiles.requireDistinct path |> ignore
+            dict pairs
 
         let classes = ScanFiles.pairs (list "classes.txt")
+
+        classes
+        |> Array.map fst
+        |> ScanFiles.requireDistinct (list "classes.txt")
+        |> ignore
 
         let places =
             classes |> Array.mapi (fun i (id, _) -> KeyValuePair(id, i)) |> Dictionary
@@ -42,6 +46,11 @@ module Cub =
             | true, value -> value
             | false, _ ->
                 Errors.reject (list file) "must have each image of images.txt" $"none for image {id}" ""
+
+        ScanFiles.pairs images
+        |> Array.map fst
+        |> ScanFiles.requireDistinct images
+        |> ignore
 
         let files =
             ScanFiles.pairs images

@@ -198,10 +198,14 @@ module Datasets =
                 let broken = ImageFiles.verify files
 
                 let problems =
-                    if Array.isEmpty broken then
-                        [||]
-                    else
-                        [| $"{broken.Length} of {files.Length} image files cannot be decoded" |]
+                    [|
+                        if scan.Train.Length = 0 then
+                            "no training image"
+                        if scan.Test.Length = 0 then
+                            "no test image"
+                        if broken.Length > 0 then
+                            $"{broken.Length} of {files.Length} image files cannot be decoded"
+                    |]
 
                 report scan.ClassNames scan.Train.Length scan.Test.Length broken problems
         with :? InputException as e ->

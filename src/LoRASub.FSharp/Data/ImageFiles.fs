@@ -200,6 +200,12 @@ module internal ScanFiles =
 
         Path.Combine(folder, entry.Replace('/', Path.DirectorySeparatorChar))
 
+    /// The identifiers of a list; rejects one that stands twice.
+    let requireDistinct (list: string) (ids: string[]) : string[] =
+        match ids |> Array.countBy id |> Array.tryFind (fun (_, n) -> n > 1) with
+        | Some(twice, n) -> Errors.reject list "must have each identifier once" $"{twice} {n} times" ""
+        | None -> ids
+
     /// Rejects files that a list names and that are not there, with the first few and their number.
     let requirePresent (list: string) (files: LabelledFile[]) =
         match files |> Array.filter (fun file -> not (File.Exists file.Path)) with

@@ -21,7 +21,14 @@ module ImageFolder =
         | :? IOException
         | :? UnauthorizedAccessException as e -> Errors.reject folder "must be a readable folder" e.Message ""
 
-    let private folders (folder: string) = listed folder Directory.GetDirectories
+    // A link to a folder that holds it would never end.
+    let private leadsBack (folder: string) =
+        match Directory.ResolveLinkTarget(folder, returnFinalTarget = true) with
+        | null -> false
+        | target -> (Path.GetFullPath folder + "/").StartsWith(target.FullName.TrimEnd '/' + "/")
+
+    let private folders (folder: string) =
+        listed folder (Directory.GetDirectories >> Array.filter (leadsBack >> not))
 
     /// Image files at any depth up to 8, in ordinal order of their paths below the folder.
     let rec private images (depth: int) (folder: string) : string[] =

@@ -28,9 +28,11 @@ module TinyImageNet =
             |> ScanFiles.enter "tiny-imagenet-200" (fun folder ->
                 File.Exists(Path.Combine(folder, "wnids.txt")))
 
+        let list = DataFile.find name root [ "wnids.txt" ]
+
         let ids =
-            DataFile.lines (DataFile.find name root [ "wnids.txt" ])
-            |> Array.distinct
+            DataFile.lines list
+            |> ScanFiles.requireDistinct list
             |> Array.sortWith (fun a b -> String.CompareOrdinal(a, b))
 
         let words = words (DataFile.find name root [ "words.txt" ])

@@ -42,6 +42,15 @@ module Checkpoint =
     let private labelsSha256 (set: ImageSet) =
         sha256 (Runtime.InteropServices.MemoryMarshal.AsBytes(ReadOnlySpan set.Labels).ToArray())
 
+    // Sixteen images stand for all.
+    let private imagesSha256 (set: ImageSet) =
+        let n = set.Labels.Length
+
+        let pixels =
+            Array.init (min n 16) (fun i -> (ImageSet.picture set (i * n / min n 16)).Pixels)
+
+        sha256 (Array.concat pixels)
+
     let private referenceScores (reference: RunScores) =
         let scores =
             seq {
@@ -52,12 +61,14 @@ module Checkpoint =
         let counts = scores |> Seq.map (fun score -> $"{score.Correct}/{score.Total}")
         $"{reference.Trained}:{String.Join(',', counts)}"
 
-    // What decides a run's numbers beside its settings. The pixels are taken on trust.
+    // What decides a run's numbers beside its settings.
     let private inputs (plan: Plan) : (string * string) list =
         [
             "backbone's SHA-256", plan.BackboneSha256
             "training labels' SHA-256", labelsSha256 plan.Stream.Dataset.Train
             "test labels' SHA-256", labelsSha256 plan.Stream.Dataset.Test
+            "training images' SHA-256", imagesSha256 plan.Stream.Dataset.Train
+            "test images' SHA-256", imagesSha256 plan.Stream.Dataset.Test
             "class order", String.Join(' ', plan.Stream.Order)
             "scores of the references", String.Join(' ', plan.References |> Seq.map referenceScores)
             // sums are added in another order

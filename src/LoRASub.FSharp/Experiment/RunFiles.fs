@@ -22,3 +22,28 @@ module RunFiles =
     /// The results, written last.
     let summary = at "summary.json"
     let lock' = at ".lock"
+
+    let private patterns =
+        [
+            for path in [ settings; sources; metrics; classes; drift; resources; summary ] do
+                path ""
+            "learner.json"
+            "learner.safetensors"
+            "checkpoint.json"
+            "checkpoint-*.safetensors"
+            "accuracy.csv"
+            "classes.csv"
+            "confusion.csv"
+            "events.out.tfevents.*"
+            "seeds.json"
+            "statistics.json"
+        ]
+
+    /// The files in a folder whose names a run writes.
+    let present (folder: string) : string[] =
+        if Directory.Exists folder then
+            patterns
+            |> List.map (fun pattern -> Directory.GetFiles(folder, pattern))
+            |> Array.concat
+        else
+            [||]

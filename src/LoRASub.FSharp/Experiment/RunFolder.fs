@@ -37,7 +37,20 @@ module RunFolder =
             what
             "choose another folder, go on with --resume DIR, or replace it with --overwrite"
 
-    /// Rejects a folder that is or lies in a file, cannot be written or holds a run. Leaves nothing behind.
+    /// Rejects a folder without a run that holds files of the names that a run writes: they are someone else's.
+    let checkNames (folder: string) =
+        if not (holdsRun folder) then
+            match RunFiles.present folder with
+            | [||] -> ()
+            | others ->
+                Errors.reject
+                    folder
+                    "must not hold files that a run would replace"
+                    (Path.GetFileName others[0])
+                    "move them, or choose another folder"
+
+    /// Rejects a folder that is or lies in a file, cannot be written, holds a run, or files of the names that one writes.
+    /// Leaves nothing behind.
     let check (folder: string) =
         if String.IsNullOrWhiteSpace folder then
             Errors.reject "output folder" "must have a name" "an empty one" ""
@@ -47,6 +60,8 @@ module RunFolder =
 
         if holdsRun folder then
             refuse folder "one that can be resumed"
+
+        checkNames folder
 
         // folders that would have to be made, the outermost first
         let rec missing (path: string) (below: string list) =
@@ -80,8 +95,10 @@ module RunFolder =
             // exclusive: the system refuses a second handle
             new FileStream(RunFiles.lock' folder, FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None)
         with
-        | :? IOException ->
+        // EWOULDBLOCK
+        | :? IOException as e when e.HResult = 11 ->
             Errors.reject folder "must not be in use" "another process runs in it" "wait for it, or end it"
+        | :? IOException as e -> Errors.reject folder "must be writable" e.Message ""
         | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
 
     /// Removes what a run has left in a folder, and nothing else: to be called while the folder is held.

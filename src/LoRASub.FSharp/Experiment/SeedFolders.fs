@@ -35,16 +35,22 @@ module SeedFolders =
     /// Removes what runs have left in a folder, of one seed or of several: to be called while the folder is held.
     let clear (folder: string) =
         if holdsSeeds folder then
-            for seed in seeds folder do
-                let one = folderOf folder seed
+            let runs =
+                Directory.GetDirectories(folder, "seed-*") |> Array.filter RunFolder.holdsRun
 
-                if Directory.Exists one then
-                    use _ = RunFolder.hold one
+            // all of them first: none goes while another is in use
+            let locks = runs |> Array.map RunFolder.hold
+
+            try
+                for one in runs do
                     RunFolder.clear one
                     File.Delete(RunFiles.lock' one)
 
                     if Array.isEmpty (Directory.GetFileSystemEntries one) then
                         Directory.Delete one
+            finally
+                for hold in locks do
+                    hold.Dispose()
 
         File.Delete(statisticsPath folder)
         File.Delete(seedsPath folder)

@@ -152,6 +152,8 @@ module Session =
                 else
                     struct (Experiment.start learner plan, 0)
 
+            // files may lie elsewhere now
+            Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
             let struct (kept, writer) = MetricsLog.resume (RunFiles.metrics folder) count
 
             log folder plan listen kept writer (fun write lines ->

@@ -36,6 +36,14 @@ module Report =
 
     /// Writes the page of one or several studies, over an older one. Rejects a file that cannot be written.
     let writeHtml (path: string) (studies: Study[]) : WrittenFile =
+        let folder = Path.GetDirectoryName(Path.GetFullPath path)
+
+        if
+            RunFiles.present folder
+            |> Array.exists (fun file -> Path.GetFileName file = Path.GetFileName path)
+        then
+            Errors.reject path "must not be a file of a run" (Path.GetFileName path) "name another file"
+
         writeText path (PlotlyHtml.page studies)
 
     /// Writes report.md and tables.tex into a folder, over older ones; makes the folder.

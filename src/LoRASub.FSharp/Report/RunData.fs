@@ -294,7 +294,7 @@ module RunData =
             {
                 True = intField "true" element
                 Predicted = intField "predicted" element
-                Png = (field "png" element).GetString()
+                Png = textField "png" element
             }
 
         let report =
@@ -332,7 +332,7 @@ module RunData =
                 (report.Classes
                  |> Seq.collect (fun c -> [ c.Score.Correct; c.Score.Total - c.Score.Correct ]))
 
-        if Seq.exists (fun n -> n < 0) counts then
+        if Seq.exists (fun n -> n < 0 || n > 100_000_000) counts then
             Errors.reject
                 path
                 "must count right answers among all images"
