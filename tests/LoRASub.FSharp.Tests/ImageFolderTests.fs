@@ -219,4 +219,21 @@ let tests =
                     let struct (classNames, files) = ImageFolder.all folder
                     Expect.equal classNames [| "a"; "b" |] "classes"
                     Expect.equal (names folder files) [| "a/1.jpg", 0; "a/2.jpg", 0; "b/1.jpg", 1 |] "files"))
+
+            testCase "links that lead back are not followed, others are" (fun () ->
+                inFolder (fun folder ->
+                    touch folder [ "data/a/1.jpg"; "data/b/1.jpg"; "elsewhere/2.jpg" ]
+                    let at name = Path.Combine(folder, name)
+
+                    for i in 1..8 do
+                        Directory.CreateSymbolicLink(at $"data/a/up{i}", "..") |> ignore
+                        Directory.CreateSymbolicLink(at $"data/b/self{i}", ".") |> ignore
+
+                    Directory.CreateSymbolicLink(at "data/b/more", at "elsewhere") |> ignore
+                    let struct (_, files) = ImageFolder.all (at "data")
+
+                    Expect.equal
+                        (names (at "data") files)
+                        [| "a/1.jpg", 0; "b/1.jpg", 1; "b/more/2.jpg", 1 |]
+                        "files"))
         ]

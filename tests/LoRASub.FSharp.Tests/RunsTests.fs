@@ -299,7 +299,13 @@ let tests =
                     let out = under world "out"
                     Directory.CreateDirectory out |> ignore
 
-                    for name in [ "learner.safetensors"; "checkpoint-500.safetensors"; "classes.csv"; "metrics.jsonl" ] do
+                    for name in
+                        [
+                            "learner.safetensors"
+                            "checkpoint-500.safetensors"
+                            "classes.csv"
+                            "metrics.jsonl"
+                        ] do
                         let mine = under out name
                         File.WriteAllText(mine, "mine")
 
@@ -324,7 +330,10 @@ let tests =
 
                     Expect.equal (listing out) before "untouched"
                     good (inside [ "run"; "--resume"; out ])
-                    Expect.isTrue (File.Exists(RunFiles.sources (under out "seed-2"))) "sources of a seed begun later"))
+
+                    Expect.isTrue
+                        (File.Exists(RunFiles.sources (under out "seed-2")))
+                        "sources of a seed begun later"))
 
             testCase
                 "a run does not go on with other images, and keeps its settings when it is refused"
@@ -343,7 +352,10 @@ let tests =
 
                         File.WriteAllBytes(under other (Path.GetFileName file), bytes)
 
-                    refused [ "checkpoint.json"; "training images" ] (inside [ "run"; "--resume"; out; "--data-path"; other ])
+                    refused
+                        [ "checkpoint.json"; "training images" ]
+                        (inside [ "run"; "--resume"; out; "--data-path"; other ])
+
                     Expect.equal (File.ReadAllText(RunFiles.settings out)) settings "settings"
                     good (inside [ "run"; "--resume"; out ])
 
