@@ -438,8 +438,15 @@ let private driftLine (drift: Drift.State) =
     | Some summary ->
         let moved = summary.OutputSinceLearned
 
+        // a class of one test image has no spread
+        let far =
+            if Double.IsFinite moved.Relative then
+                $"{number 3 moved.Relative} spreads"
+            else
+                $"{number 3 moved.Euclidean} in features"
+
         [
-            $"drift              {number 3 moved.Relative} spreads since learned, over {summary.Classes} old classes"
+            $"drift              {far} since learned, over {summary.Classes} old classes"
         ]
 
 /// The statistics over several seeds.
