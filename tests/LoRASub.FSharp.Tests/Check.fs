@@ -184,3 +184,7 @@ let noLeaks (name: string) (inputs: unit -> 'I) (call: 'I -> torch.Tensor seq) :
 let expectMeta (shape: int64 list) (t: torch.Tensor) =
     Expect.equal t.device.``type`` DeviceType.META "device"
     Expect.equal (List.ofArray t.shape) shape "shape"
+
+/// A number in a closed interval; NaN is in none.
+let between (what: string) (low: float) (high: float) (value: float) =
+    Expect.isTrue (value >= low && value <= high) $"{what} {value} lies in [{low}, {high}]"

@@ -3,24 +3,11 @@ module LoRASub.Tests.DataCommandTests
 open System.IO
 open Expecto
 open LoRASub
-open LoRASub.Cli
 open LoRASub.Tests.Probe
 
 let private run (arguments: string list) =
-    use out = new StringWriter()
-    use error = new StringWriter()
-
-    let code =
-        Program.start
-            {
-                Out = out
-                Error = error
-                Terminal = None
-                Interruption = Interruption()
-            }
-            (Array.ofList arguments)
-
-    code, out.ToString(), error.ToString()
+    let ended = CliTests.inside arguments
+    ended.Code, ended.Out, ended.Error
 
 [<Tests>]
 let tests =

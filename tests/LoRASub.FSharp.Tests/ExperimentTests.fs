@@ -165,7 +165,7 @@ let tests =
                                     Accuracy = Some accuracy
                                 } ->
                             Expect.isGreaterThan loss 0.0 "loss"
-                            Errors.requireBetween "accuracy" 0.0 1.0 accuracy
+                            Check.between "accuracy" 0.0 1.0 accuracy
                         | Steps s -> Expect.equal s.Accuracy.IsSome s.Loss.IsSome "both or none"
                         | _ -> ()))
 

@@ -78,7 +78,7 @@ let tests =
 
                     for p in predictions do
                         Expect.contains colours p.ClassName "a known class"
-                        Errors.requireBetween "similarity" -1.0 1.0 p.Similarity
+                        Check.between "similarity" -1.0 1.0 p.Similarity
 
                     let right =
                         Array.map2

@@ -180,7 +180,7 @@ let tests =
                     let m = Metrics.measure c.Matrix
 
                     for share in [ m.Last; m.Average; m.LastByTask; m.AverageByTask ] do
-                        Errors.requireBetween "share" 0.0 1.0 share
+                        Check.between "share" 0.0 1.0 share
 
                     match m.Forgetting, m.BackwardTransfer with
                     | Some forgetting, Some transfer -> atMost "−transfer" (forgetting + 1e-12) -transfer

@@ -4,26 +4,13 @@ open System
 open System.IO
 open Expecto
 open LoRASub
-open LoRASub.Cli
 open LoRASub.Reports
 open LoRASub.Tests.SampleRuns
 
 /// Runs `lorasub` in this process: exit code, output, complaints.
 let private lorasub (arguments: string list) =
-    use out = new StringWriter()
-    use error = new StringWriter()
-
-    let code =
-        Program.start
-            {
-                Out = out
-                Error = error
-                Terminal = None
-                Interruption = Interruption()
-            }
-            (Array.ofList arguments)
-
-    code, string out, string error
+    let ended = CliTests.inside arguments
+    ended.Code, ended.Out, ended.Error
 
 /// Runs `test` while programs are looked for in `path` alone.
 let private withPath (path: string) (test: unit -> 'T) : 'T =

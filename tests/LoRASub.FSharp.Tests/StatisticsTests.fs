@@ -279,11 +279,6 @@ let tests =
                     (Statistics.lines statistics |> Array.exists _.Contains("intransigence"))
                     "without what no seed has"
 
-                Expect.contains
-                    (Statistics.markdown statistics)
-                    "| backward transfer | -5.00 | 7.07 | -68.53 to 58.53 | 2 |"
-                    "Markdown"
-
                 let json = Statistics.toJson statistics
                 let last = json["measures"]["last"]
                 Expect.equal (json["seeds"].ToJsonString()) "[1,7]" "seeds"
@@ -303,8 +298,7 @@ let tests =
 
             testCase "one seed: no deviation, no interval, said so" (fun () ->
                 let statistics = Statistics.ofSeeds [| result 3L 150 |]
-                Expect.contains (Statistics.lines statistics) "last               75.00 (n = 1)" "line"
-                Expect.contains (Statistics.markdown statistics) "| last | 75.00 |  |  | 1 |" "Markdown")
+                Expect.contains (Statistics.lines statistics) "last               75.00 (n = 1)" "line")
 
             testCase "no minus stands before a zero that rounding leaves" (fun () ->
                 let line = Statistics.text (Statistics.estimate [| Some -0.00001 |])

@@ -16,21 +16,6 @@ module Errors =
         let fix = if fix = "" then "" else "; " + fix
         raise (InputException $"{subject}: {rule}; found {received}{fix}")
 
-    /// Rejects unless `condition` holds; the texts are built only then.
-    let inline require
-        ([<InlineIfLambda>] condition: unit -> bool)
-        (subject: string)
-        (rule: string)
-        (received: unit -> string)
-        =
-        if not (condition ()) then
-            reject subject rule (received ()) ""
-
-    /// Rejects a number outside a closed interval, and NaN.
-    let requireBetween (subject: string) (low: float) (high: float) (value: float) =
-        if not (value >= low && value <= high) then
-            reject subject $"must lie in [{low}, {high}]" $"{value}" ""
-
     /// The known name with the fewest changes of one letter (Levenshtein distance) to the given one, for
     /// "did you mean". Needs at least one known name.
     let nearest (known: string seq) (name: string) : string =

@@ -59,3 +59,29 @@ module WholeFile =
     let writeText (path: string) (text: string) : unit =
         let bytes = UTF8Encoding(false).GetBytes text
         write path _.Write(bytes, 0, bytes.Length)
+
+/// A file that grows piece by piece, each in one write, so that a crash tears the last piece at most; others may read
+/// it meanwhile. Rejects a file that cannot be appended to, and a disk that takes no more.
+type AppendFile(path: string) =
+
+    let failed (e: exn) =
+        Errors.reject path "must be a file that can be appended to" e.Message ""
+
+    let stream =
+        try
+            // without a buffer a write reaches the system as a whole
+            new FileStream(path, FileMode.Append, FileAccess.Write, FileShare.Read, bufferSize = 0)
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException as e -> failed e
+
+    /// Adds bytes, flushed to disk.
+    member _.Write(bytes: byte[]) : unit =
+        try
+            stream.Write(bytes, 0, bytes.Length)
+            stream.Flush true
+        with :? IOException as e ->
+            failed e
+
+    interface IDisposable with
+        member _.Dispose() = stream.Dispose()

@@ -66,34 +66,18 @@ type MetricsLine =
 type MetricsWriter internal (path: string, count: int, encode: MetricsLine -> byte[]) =
     let mutable count = count
 
-    let failed (e: exn) =
-        Errors.reject path "must be a file that can be appended to" e.Message ""
-
-    let stream =
-        try
-            // without a buffer a write reaches the system as a whole
-            new FileStream(path, FileMode.Append, FileAccess.Write, FileShare.Read, bufferSize = 0)
-        with
-        | :? IOException
-        | :? UnauthorizedAccessException as e -> failed e
+    let file = new AppendFile(path)
 
     /// Lines in the file: what `MetricsLog.resume` needs to come back to this point.
     member _.Count = count
 
     /// Adds a line. Rejects a disk that does not take it.
     member _.Write(line: MetricsLine) : unit =
-        let bytes = encode line
-
-        try
-            stream.Write(bytes, 0, bytes.Length)
-            stream.Flush true
-        with :? IOException as e ->
-            failed e
-
+        file.Write(encode line)
         count <- count + 1
 
     interface IDisposable with
-        member _.Dispose() = stream.Dispose()
+        member _.Dispose() = (file :> IDisposable).Dispose()
 
 /// metrics.jsonl: one JSON object a line, in the order of events. Fractions are in percent there, and what is not
 /// finite is null; see docs/metrics.md for the fields.

@@ -313,18 +313,3 @@ module Statistics =
 
         let width = rows |> Array.map (fun (name, _) -> name.Length) |> Array.max
         rows |> Array.map (fun (name, text) -> $"{name.PadRight width}  {text}")
-
-    /// A Markdown table with a row per measure, in percent.
-    let markdown (statistics: SeedStatistics) : string[] =
-        let cell = Option.map shown >> Option.defaultValue ""
-
-        [|
-            "| measure | mean | deviation | 95% interval | n |"
-            "|---|---|---|---|---|"
-            for name, estimate in present statistics do
-                let interval =
-                    Option.map2 (fun low high -> $"{shown low} to {shown high}") estimate.Low estimate.High
-                    |> Option.defaultValue ""
-
-                $"| {words name} | {cell estimate.Mean} | {cell estimate.Deviation} | {interval} | {estimate.Count} |"
-        |]

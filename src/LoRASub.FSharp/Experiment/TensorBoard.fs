@@ -131,27 +131,14 @@ module TensorBoard =
 type TensorBoardWriter(path: string, kept: MetricsLine[]) =
     let mutable epochs = TensorBoard.write path kept
 
-    let failed (e: exn) =
-        Errors.reject path "must be a file that can be appended to" e.Message ""
-
-    let stream =
-        try
-            // TensorBoard reads meanwhile
-            new FileStream(path, FileMode.Append, FileAccess.Write, FileShare.Read, bufferSize = 0)
-        with
-        | :? IOException
-        | :? UnauthorizedAccessException as e -> failed e
+    let file = new AppendFile(path)
 
     /// Adds what a line says. Rejects a disk that does not take it.
     member _.Write(line: MetricsLine) : unit =
         let struct (bytes, after) = TensorBoard.encode epochs line
 
-        try
-            stream.Write(bytes, 0, bytes.Length)
-        with :? IOException as e ->
-            failed e
-
+        file.Write bytes
         epochs <- after
 
     interface IDisposable with
-        member _.Dispose() = stream.Dispose()
+        member _.Dispose() = (file :> IDisposable).Dispose()
