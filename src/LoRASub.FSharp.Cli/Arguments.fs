@@ -401,6 +401,7 @@ let parse (argv: string[]) : Command =
         match argv with
         | [| "help" |] -> [| "--help" |]
         | [| "help"; command |] -> [| command; "--help" |]
+        | [| "help"; command; part |] -> [| command; part; "--help" |]
         | _ -> argv
 
     try

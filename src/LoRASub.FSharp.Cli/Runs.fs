@@ -219,12 +219,12 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
             "name the folder that --out named in the run"
 
     use _ = RunFolder.hold folder
+    let settings = moved folder changes
+    Settings.check settings
 
     if isFinished folder then
         Shell.say shell [ $"finished already   {folder}" ]
     else
-        let settings = moved folder changes
-        Settings.check settings
         Shell.loadNative libTorch settings
         let plan = Plan.load settings
         use _ = Scope.own Plan.leaves plan
