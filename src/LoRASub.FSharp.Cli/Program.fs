@@ -20,7 +20,7 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
     Shell.loadNative libTorch settings
 
     let rows =
-        match shell.Terminal with
+        match Shell.canvas shell with
         | Some console -> Display.counting console (RunFolder.evaluate folder settings)
         | None -> RunFolder.evaluate folder settings ignore
 

@@ -22,7 +22,7 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Lear
     let began = DateTime.UtcNow
 
     let show =
-        match shell.Terminal with
+        match Shell.canvas shell with
         | Some console -> Display.live console workload plan
         | None -> Display.plain shell.Out workload plan
 

@@ -49,6 +49,10 @@ module Shell =
 
         shell.Out.Flush()
 
+    /// The terminal, where it is high enough to draw a block of lines on: some have no size at all.
+    let canvas (shell: Shell) : IAnsiConsole option =
+        shell.Terminal |> Option.filter (fun console -> console.Profile.Height >= 10)
+
     /// Loads LibTorch, the named one or the program's own, under the threads that settings ask for.
     let loadNative (libTorch: string option) (settings: RunSettings) =
         Option.iter NativeBackend.useLibTorch libTorch

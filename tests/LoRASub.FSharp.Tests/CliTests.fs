@@ -858,11 +858,16 @@ let private runs =
         testCase
             "a terminal shows the run in place and gets its cursor back"
             (inWorld (fun world ->
-                let terminal (out: StringWriter) =
+                let terminalOf height (out: StringWriter) =
                     let settings = AnsiConsoleSettings(Out = AnsiConsoleOutput out)
                     settings.Ansi <- AnsiSupport.Yes
                     settings.Interactive <- InteractionSupport.Yes
-                    Some(AnsiConsole.Create settings)
+                    let console = AnsiConsole.Create settings
+                    console.Profile.Width <- 80
+                    console.Profile.Height <- height
+                    Some console
+
+                let terminal = terminalOf 24
 
                 let hidden, shown = "\x1b[?25l", "\x1b[?25h"
 
@@ -883,6 +888,12 @@ let private runs =
 
                 let again = insideOn terminal [ "evaluate"; under world "out" ]
                 Expect.equal again.Code 0 "evaluate"
+
+                // some terminals have no size
+                let flat = insideOn (terminalOf 1) (arguments world [ "--out"; under world "flat" ])
+                Expect.equal (flat.Code, flat.Error) (0, "") "without a height"
+                Expect.stringContains flat.Out "task 1/2: epoch 1/1" "plain lines"
+                Expect.equal (insideOn (terminalOf 1) [ "evaluate"; under world "flat" ]).Code 0 "evaluate"
 
                 let broken =
                     insideOn
