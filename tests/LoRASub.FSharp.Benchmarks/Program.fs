@@ -1,0 +1,4 @@
+module LoRASub.Benchmarks.Program
+
+[<EntryPoint>]
+let main _ = 0
