@@ -67,8 +67,17 @@ let private lora (l: Oracles.PlainLora) : LayerLora =
         Value = pair l.Value
     }
 
+// The layer as the network runs it: the pairs' deltas are in its weight.
+let private attend forward (heads: int) (qkv: Linear) (projection: Linear) l (x: torch.Tensor) : torch.Tensor =
+    let weight =
+        match l with
+        | None -> qkv.Weight
+        | Some lora -> LowRank.merge lora qkv.Weight
+
+    forward (int64 heads) { qkv with Weight = weight } projection l x
+
 let private run (c: Layer) (qkv: Linear) l =
-    Attention.forward (int64 c.Heads) qkv (layer c.Projection) l c.X
+    attend Attention.forward c.Heads qkv (layer c.Projection) l c.X
 
 let private delta (c: Layer) =
     Lora.merge (lora c.Lora) (Lora.noDelta (int64 c.Width) float64 torch.CPU)
@@ -164,8 +173,9 @@ let tests =
                 let qkv, projection = layer c.Qkv, layer c.Projection
 
                 let permuted =
-                    Attention.forward
-                        (int64 c.Heads)
+                    attend
+                        Attention.forward
+                        c.Heads
                         qkv
                         projection
                         (Some(lora c.Lora))
@@ -194,7 +204,7 @@ let tests =
                                     Value = { A = p[2]; B = p[3] }
                                 }
 
-                            scalar (Attention.forward (int64 c.Heads) qkv projection (Some l) c.X))
+                            scalar (attend Attention.forward c.Heads qkv projection (Some l) c.X))
 
                     let struct (_, full) =
                         [| withDelta 1.0 (delta c) qkv.Weight |]
@@ -214,6 +224,33 @@ let tests =
                         let dW = full[0].Value.narrow(0L, int64 (i + 1) * d, d)
                         closeTensors "dA" (p.B.t().mm dW) pairs[2 * i].Value
                         closeTensors "dB" (dW.mm (p.A.t ())) pairs[2 * i + 1].Value)
+
+            property "the first token alone ≡ the first row of all tokens, in value and gradient" (fun (c: Layer) ->
+                let qkv, projection = layer c.Qkv, layer c.Projection
+                let weighing = shaped [ c.Batch; 1; c.Width ] (normals (c.Seed + 9) (c.Batch * c.Width))
+
+                let differentiate forward =
+                    [| yield! Lora.leaves (lora c.Lora); c.X |]
+                    |> Grad.valueAndGradWith (fun p ->
+                        let l: LayerLora =
+                            {
+                                Key = { A = p[0]; B = p[1] }
+                                Value = { A = p[2]; B = p[3] }
+                            }
+
+                        let y = attend forward c.Heads qkv projection (Some l) p[4]
+                        let first = y.narrow (1L, 0L, 1L)
+                        struct (first.mul(weighing).sum (), [| first |]))
+
+                let struct (_, first, gradients) = differentiate Attention.forwardFirst
+                let struct (_, expected, expectedGradients) = differentiate Attention.forward
+                closeTensors "first token" expected[0] first[0]
+
+                Array.iter2
+                    (fun (e: torch.Tensor option) (g: torch.Tensor option) ->
+                        closeTensors "gradient" e.Value g.Value)
+                    expectedGradients
+                    gradients)
 
             property "borrows: weights, deltas and tokens keep their bits" (fun (c: Layer) ->
                 let qkv, x, v = layer c.Qkv, c.X, delta c
@@ -295,6 +332,7 @@ let tests =
                 (fun () -> layer example.Qkv, layer example.Projection, lora example.Lora, example.X)
                 (fun (qkv, projection, l, x) ->
                     [
-                        Scope.keep Leaves.tensor (fun () -> Attention.forward 2L qkv projection (Some l) x)
+                        Scope.keep Leaves.tensor (fun () ->
+                            attend Attention.forward 2 qkv projection (Some l) x)
                     ])
         ]

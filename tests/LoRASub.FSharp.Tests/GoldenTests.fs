@@ -159,7 +159,13 @@ let private attention (f: Fixture) =
 
     let forward sign delta lora x =
         let weight = Attention.withDelta sign torch.float64 delta qkv.Weight
-        Attention.forward heads { qkv with Weight = weight } projection lora x
+
+        let merged =
+            match lora with
+            | None -> weight
+            | Some lora -> LowRank.merge lora weight
+
+        Attention.forward heads { qkv with Weight = merged } projection lora x
 
     let x1, x2 = f.Tensor "x1", f.Tensor "x2"
 

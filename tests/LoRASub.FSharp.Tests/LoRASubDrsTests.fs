@@ -242,16 +242,13 @@ let private slowMoments (vit: VisionTransformer) (batches: Batch[]) =
     let inputs =
         batches
         |> Array.map (fun batch ->
-            let struct (_, seen) =
-                VisionTransformer.fold
-                    Leaves.tensors
-                    (fun all _ x -> Array.append all [| x |])
-                    [||]
-                    (bare vit)
-                    vit
-                    batch.Images
-
-            seen)
+            VisionTransformer.foldInputs
+                Leaves.tensors
+                (fun all _ x -> Array.append all [| x |])
+                [||]
+                (bare vit)
+                vit
+                batch.Images)
 
     Array.init vit.Blocks.Length (fun block ->
         let rows =

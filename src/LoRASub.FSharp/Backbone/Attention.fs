@@ -42,30 +42,47 @@ module Attention =
             // `mul` makes a copy also where dtype is the weight's own
             stacked.mul(Scalar.op_Implicit sign).add(qkv).``to`` dtype)
 
-    /// Attention over tokens. `heads` divides d; `qkv` holds the effective fused weight [3d, d]; `lora`, where given,
-    /// is added to keys and values as x·Aᵀ·Bᵀ, so that no gradient of full size is formed. x [B, N, d] -> [B, N, d].
-    let forward (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora option) (x: torch.Tensor) =
+    let private checkInput (heads: int64) (qkv: Linear) (x: torch.Tensor) =
         let d = qkv.Weight.shape[1]
         Shape.expect "attention input" [ Axis.Any "batch"; Axis.Any "tokens"; Axis.Is d ] x
 
         if heads < 1L || d % heads <> 0L then
             Errors.reject "attention heads" $"must divide the width {d}" $"{heads}" ""
 
-        let batch, tokens = x.shape[0], x.shape[1]
-        let fused = (Linear.forward qkv x).chunk(3L, dim = -1L) // 3 × [B, N, d]
+    // Some rows of a layer, as views.
+    let private rows (first: int64) (count: int64) (layer: Linear) : Linear =
+        {
+            Weight = layer.Weight.narrow (0L, first, count)
+            Bias = layer.Bias |> Option.map _.narrow(0L, first, count)
+        }
 
-        let lowRank (pair: LoraPair) =
-            let a, b = pair.A.``to`` x.dtype, pair.B.``to`` x.dtype
-            torch.nn.functional.linear (torch.nn.functional.linear (x, a), b) // [B, N, d]
+    let private project (layer: Linear) (lora: LayerLora option) (x: torch.Tensor) =
+        let y = Linear.forward layer x
 
-        let k, v =
-            match lora with
-            | None -> fused[1], fused[2]
-            | Some lora -> fused[1].add(lowRank lora.Key), fused[2].add(lowRank lora.Value)
+        match lora with
+        | None -> y
+        | Some lora -> LowRank.train lora x y
 
+    // q [B, M, d], k and v [B, N, d] -> [B, M, d]
+    let private mix (heads: int64) (projection: Linear) (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) =
         let split (t: torch.Tensor) =
-            t.view(batch, tokens, heads, d / heads).transpose(1L, 2L) // [B, h, N, d/h]
+            t.view(t.shape[0], t.shape[1], heads, t.shape[2] / heads).transpose(1L, 2L) // [B, h, N, d/h]
 
-        let mixed = Fused.attention (split fused[0]) (split k) (split v)
+        let mixed = Fused.attention (split q) (split k) (split v)
+        Linear.forward projection (mixed.transpose(1L, 2L).reshape q.shape)
 
-        Linear.forward projection (mixed.transpose(1L, 2L).reshape(batch, tokens, d))
+    /// Attention over tokens. `heads` divides d; `qkv` holds the effective fused weight [3d, d], B·A of the pairs in
+    /// training included; those pairs, where given, get their gradients without one of full size. x [B, N, d] ->
+    /// [B, N, d].
+    let forward (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora option) (x: torch.Tensor) =
+        checkInput heads qkv x
+        let parts = (project qkv lora x).chunk (3L, dim = -1L) // 3 × [B, N, d]
+        mix heads projection parts[0] parts[1] parts[2]
+
+    /// `forward` for the first token alone, from the keys and values of all: [B, N, d] -> [B, 1, d].
+    let forwardFirst (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora option) (x: torch.Tensor) =
+        checkInput heads qkv x
+        let d = qkv.Weight.shape[1]
+        let q = Linear.forward (rows 0L d qkv) (x.narrow (1L, 0L, 1L))
+        let parts = (project (rows d (2L * d) qkv) lora x).chunk (2L, dim = -1L) // 2 × [B, N, d]
+        mix heads projection q parts[0] parts[1]

@@ -1,5 +1,6 @@
 namespace LoRASub
 
+open System
 open TorchSharp
 
 [<ReferenceEquality>]
@@ -134,28 +135,8 @@ module VisionTransformer =
         let classToken = vit.ClassToken.expand (batch, 1L, -1L)
         torch.cat([| classToken; tokens |], 1L).add vit.Positions // [B, 1 + tokens, d]
 
-    let private runBlock (heads: int64) (block: Block) (qkv: torch.Tensor) lora input (x: torch.Tensor) =
-        let mixed =
-            Attention.forward heads { block.Qkv with Weight = qkv } block.Projection lora input
-
-        let x = x.add mixed
-
-        let hidden =
-            torch.nn.functional.gelu (Linear.forward block.Fc1 (normalise block.Norm2 x))
-
-        x.add (Linear.forward block.Fc2 hidden)
-
-    // `fold` whose `visit` sees each block's output as well.
-    let private walk
-        (leaves: Leaves<'S>)
-        (visit: 'S -> int -> torch.Tensor -> torch.Tensor -> 'S)
-        (initial: 'S)
-        (adapters: Adapters)
-        (vit: VisionTransformer)
-        (images: torch.Tensor)
-        : struct (torch.Tensor * 'S) =
-        let size = int64 vit.ImageSize
-        Shape.expectDevice "images" vit.ClassToken images
+    // What a block reads in one call of the network: its weight with the pairs' deltas, and the pairs.
+    let private layers (adapters: Adapters) (vit: VisionTransformer) : struct (Linear * LayerLora option)[] =
         let depth = vit.Blocks.Length
 
         if adapters.Qkv.Length <> depth then
@@ -164,65 +145,155 @@ module VisionTransformer =
         if adapters.Lora.Length <> 0 && adapters.Lora.Length <> depth then
             Errors.reject "LoRA pairs" $"must be 0 or {depth}, one per block" $"{adapters.Lora.Length}" ""
 
+        let layer (block: Block) weight : Linear = { block.Qkv with Weight = weight }
+
+        if Array.isEmpty adapters.Lora then
+            Array.map2 (fun block qkv -> struct (layer block qkv, None)) vit.Blocks adapters.Qkv
+        else
+            Array.map3
+                (fun block qkv lora -> struct (layer block (LowRank.merge lora qkv), Some lora))
+                vit.Blocks
+                adapters.Qkv
+                adapters.Lora
+
+    let private runMlp (block: Block) (x: torch.Tensor) =
+        let hidden =
+            torch.nn.functional.gelu (Linear.forward block.Fc1 (normalise block.Norm2 x))
+
+        x.add (Linear.forward block.Fc2 hidden)
+
+    // x and `input`, its first norm, [B, N, d] -> [B, N, d]
+    let private runBlock (vit: VisionTransformer) i struct (qkv, lora) (input: torch.Tensor) (x: torch.Tensor) =
+        let block = vit.Blocks[i]
+
+        Attention.forward (int64 vit.Heads) qkv block.Projection lora input
+        |> x.add
+        |> runMlp block
+
+    // `runBlock` for the class token alone, all that is read of the last block: [B, 1, d].
+    let private runLast (vit: VisionTransformer) i struct (qkv, lora) (input: torch.Tensor) (x: torch.Tensor) =
+        let block = vit.Blocks[i]
+
+        Attention.forwardFirst (int64 vit.Heads) qkv block.Projection lora input
+        |> x.narrow(1L, 0L, 1L).add
+        |> runMlp block
+
+    // Images at a time. On a CPU products and the passes between them are fastest while the widest activation stays
+    // in the cache: measured at 2 to 8 MiB, and again as slow as one slice above 16.
+    let private sliceImages (vit: VisionTransformer) =
+        if vit.Device.``type`` = DeviceType.CPU && vit.Blocks.Length > 0 then
+            let hidden = vit.Blocks[0].Fc1.Weight.shape[0]
+            let bytes = vit.Positions.shape[1] * hidden * vit.ClassToken.ElementSize
+            max 1L (8L * 1024L * 1024L / bytes)
+        else
+            Int64.MaxValue
+
+    let private slices (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor[] =
+        let size = int64 vit.ImageSize
+        Shape.expectDevice "images" vit.ClassToken images
 
         Shape.expect
             "images"
             [ Axis.Any "batch"; Axis.Is(int64 vit.Channels); Axis.Is size; Axis.Is size ]
             images
 
+        let each = sliceImages vit
+        if images.shape[0] <= each then [| images |] else images.split each
+
+    // Folds `visit` over the class tokens [B, 1, d] that leave the blocks, on the way to the last one, which is
+    // returned. What no gradient needs is freed block by block.
+    let private run
+        (leaves: Leaves<'S>)
+        (visit: 'S -> torch.Tensor -> 'S)
+        (initial: 'S)
+        (vit: VisionTransformer)
+        (layers: struct (Linear * LayerLora option)[])
+        (images: torch.Tensor)
+        : struct (torch.Tensor * 'S) =
         let both = Leaves.both Leaves.tensor leaves
+        let last = vit.Blocks.Length - 1
 
         Scope.keep both (fun () ->
             let step struct (x: torch.Tensor, state) i =
-                let block = vit.Blocks[i]
-                let input = normalise block.Norm1 x
+                let input = normalise vit.Blocks[i].Norm1 x
+                let output = (if i = last then runLast else runBlock) vit i layers[i] input x
+                struct (output, visit state (output.narrow (1L, 0L, 1L)))
 
-                let lora =
-                    if Array.isEmpty adapters.Lora then
-                        None
-                    else
-                        Some adapters.Lora[i]
+            Scope.fold both step struct (embed vit images, initial) [ 0..last ])
 
-                let output = runBlock (int64 vit.Heads) block adapters.Qkv[i] lora input x
-                struct (output, visit state i input output)
+    // The class token after the final norm, which works row by row: [B, N, d] -> [B, d].
+    let private readOut (vit: VisionTransformer) (x: torch.Tensor) =
+        (normalise vit.Norm (x.select (1L, 0L))).``to`` (Precision.master vit.Precision)
 
-            let embedded = struct (embed vit images, initial)
+    let private whole (parts: torch.Tensor[]) =
+        if parts.Length = 1 then parts[0] else torch.cat parts
 
-            let struct (x: torch.Tensor, state) =
-                Scope.fold both step embedded [ 0 .. vit.Blocks.Length - 1 ]
+    /// Features of images [B, c, H, W], floating point, in the backbone's input range -> [B, d] (class token after the
+    /// final norm, in the master format), owned by the caller. Borrows the rest.
+    let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
+        Scope.keep Leaves.tensor (fun () ->
+            let layers = layers adapters vit
 
-            // only the class token is read, and the norm works row by row
-            let classToken = x.select (1L, 0L) // [B, d]
-            struct ((normalise vit.Norm classToken).``to``(Precision.master vit.Precision), state))
+            let ofSlice images =
+                Scope.keep Leaves.tensor (fun () ->
+                    let struct (x, ()) = run Leaves.none (fun () _ -> ()) () vit layers images
+                    readOut vit x)
 
-    /// Runs images through the network and folds `visit` over the attention inputs [B, N, d] of its blocks, in order;
-    /// `leaves` lists the tensors of the folded state.
-    /// images [B, c, H, W], floating point, in the backbone's input range -> features [B, d] (class token after the
-    /// final norm, in the master format) and the folded state, owned by the caller. Borrows the rest. What no gradient
-    /// needs is freed block by block.
-    let fold
+            slices vit images |> Array.map ofSlice |> whole)
+
+    /// `features`, bit for bit, and the class token after each block, in the same pass. Owned by the caller.
+    let featuresByBlock (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : Features =
+        Scope.keep Features.leaves (fun () ->
+            let layers = layers adapters vit
+            let master = Precision.master vit.Precision
+
+            // copied: a view would hold the tokens of all patches
+            let visit tokens (token: torch.Tensor) =
+                Array.append tokens [| token.squeeze(1L).clone().``to`` master |]
+
+            let ofSlice images =
+                Scope.keep Features.leaves (fun () ->
+                    let struct (x, blocks) = run Leaves.tensors visit [||] vit layers images
+
+                    {
+                        Blocks = blocks
+                        Output = readOut vit x
+                    })
+
+            let parts = slices vit images |> Array.map ofSlice
+
+            {
+                Blocks = Array.init vit.Blocks.Length (fun i -> parts |> Array.map _.Blocks[i] |> whole)
+                Output = parts |> Array.map _.Output |> whole
+            })
+
+    /// Folds `visit` over the attention inputs [b, N, d] of the blocks (the outputs of their first norms), in order,
+    /// for one slice of the images after the other; nothing is computed beyond the last of them. `leaves` lists the
+    /// tensors of the folded state. Borrows the rest; the folded state is owned by the caller.
+    let foldInputs
         (leaves: Leaves<'S>)
         (visit: 'S -> int -> torch.Tensor -> 'S)
         (initial: 'S)
         (adapters: Adapters)
         (vit: VisionTransformer)
         (images: torch.Tensor)
-        : struct (torch.Tensor * 'S) =
-        walk leaves (fun state i input _ -> visit state i input) initial adapters vit images
+        : 'S =
+        let both = Leaves.both Leaves.tensor leaves
+        let last = vit.Blocks.Length - 1
 
-    /// Features of images: [B, c, H, W] -> [B, d], owned by the caller.
-    let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
-        let struct (result, ()) = fold Leaves.none (fun () _ _ -> ()) () adapters vit images
-        result
+        Scope.keep leaves (fun () ->
+            let layers = layers adapters vit
 
-    /// `features`, bit for bit, and the class token after each block, in the same pass. Owned by the caller.
-    let featuresByBlock (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : Features =
-        Scope.keep Features.leaves (fun () ->
-            let master = Precision.master vit.Precision
+            let step struct (x: torch.Tensor, state) i =
+                let input = normalise vit.Blocks[i].Norm1 x
+                let state = visit state i input
+                struct ((if i = last then x else runBlock vit i layers[i] input x), state)
 
-            // copied: a view would hold the tokens of all patches
-            let visit tokens _ _ (output: torch.Tensor) =
-                Array.append tokens [| (output.select (1L, 0L)).clone().``to`` master |]
+            let ofSlice state images =
+                Scope.keep leaves (fun () ->
+                    let struct (_, state) =
+                        Scope.fold both step struct (embed vit images, state) [ 0..last ]
 
-            let struct (output, blocks) = walk Leaves.tensors visit [||] adapters vit images
-            { Blocks = blocks; Output = output })
+                    state)
+
+            Scope.fold leaves ofSlice initial (slices vit images))

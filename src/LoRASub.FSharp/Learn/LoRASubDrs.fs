@@ -222,10 +222,9 @@ module LoRASubDrs =
 
             let leaves: Leaves<SecondMoment[]> = Leaves.array SecondMoment.leaves
 
-            let struct (_, moments) =
-                VisionTransformer.fold leaves visit observing.Moments adapters vit batch.Images
-
-            { observing with Moments = moments })
+            { observing with
+                Moments = VisionTransformer.foldInputs leaves visit observing.Moments adapters vit batch.Images
+            })
 
     let private parameters (lora: LayerLora[]) (head: Linear) =
         [| yield! Seq.collect Lora.leaves lora; yield! Linear.leaves head |]
