@@ -253,8 +253,14 @@ let private splitEquals (argument: string) =
     | at when at > 0 && argument.StartsWith "--" -> [| argument[.. at - 1]; argument[at + 1 ..] |]
     | _ -> [| argument |]
 
+// The tests check the structure: here it would cost every command a third of its start.
 let private parser =
-    lazy ArgumentParser.Create<Flag>(programName = "lorasub", usageStringCharacterWidth = 80)
+    lazy
+        ArgumentParser.Create<Flag>(
+            programName = "lorasub",
+            usageStringCharacterWidth = 80,
+            checkStructure = false
+        )
 
 let private names (parser: ArgumentParser) =
     parser.GetArgumentCases() |> List.collect _.CommandLineNames.Value
@@ -390,7 +396,7 @@ let private command (results: ParseResults<Flag>) : Command =
         refuseUnknown flags.Parser "an option of lorasub doctor" flags.UnrecognizedCliParams
         Command.Doctor(flags.TryGetResult DoctorFlag.Libtorch)
     | Some Version
-    | None when results.Contains Version -> Command.Version
+    | None when results.GetAllResults() |> List.exists _.IsVersion -> Command.Version
     | _ -> Command.Help(results.Parser.PrintUsage())
 
 /// The command that the arguments ask for. Rejects what is unknown, given twice or without its value, and values of
@@ -405,7 +411,8 @@ let parse (argv: string[]) : Command =
         | _ -> argv
 
     try
-        parser.Value.Parse(Array.collect splitEquals argv, ignoreUnrecognized = true)
+        // Parse would look for an app.config as well, with all of System.Configuration
+        parser.Value.ParseCommandLine(Array.collect splitEquals argv, ignoreUnrecognized = true)
         |> command
     with :? ArguParseException as e ->
         match e.ErrorCode with

@@ -86,13 +86,12 @@ extern void private leave(int code)
 
 [<EntryPoint>]
 let main argv =
-    let console = AnsiConsole.Console
-
+    // the console is not made where nothing can be drawn
     let terminal =
-        if Console.IsOutputRedirected || not console.Profile.Capabilities.Ansi then
+        if Console.IsOutputRedirected then
             None
         else
-            Some console
+            Some AnsiConsole.Console |> Option.filter _.Profile.Capabilities.Ansi
 
     let interruption = Interruption()
 

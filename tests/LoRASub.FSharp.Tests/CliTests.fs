@@ -731,6 +731,40 @@ let private line' =
             Expect.equal absent.Code 2 "without LibTorch"
             Expect.stringContains absent.Error "/no/such/folder" "without LibTorch")
 
+        testCase "what needs no LibTorch does not load it" (fun () ->
+            let folder = Directory.CreateTempSubdirectory("lorasub-loads-").FullName
+
+            try
+                for code, arguments in
+                    [
+                        0, []
+                        0, [ "--help" ]
+                        0, [ "run"; "--help" ]
+                        0, [ "--version" ]
+                        0, [ "data"; "list" ]
+                        0, [ "run"; "--dry-run" ]
+                        2, [ "nothing" ]
+                        2, [ "run"; "--nothing" ]
+                        2, [ "run"; "--rank"; "0" ]
+                    ] do
+                    // the system's linker lists what it opens
+                    let list = under folder (String.concat "_" ("loads" :: arguments))
+                    let ended = outside [ "LD_DEBUG", "files"; "LD_DEBUG_OUTPUT", list ] arguments
+                    Expect.equal ended.Code code $"exit code of {arguments}"
+
+                    let opened =
+                        Directory.GetFiles(folder, Path.GetFileName list + ".*")
+                        |> Array.map File.ReadAllText
+                        |> String.concat ""
+
+                    Expect.stringContains opened "libcoreclr.so" $"the list of {arguments}"
+                    Expect.isFalse (Regex.IsMatch(opened, "libtorch|libc10|LibTorchSharp")) $"{arguments}"
+            finally
+                Directory.Delete(folder, true))
+
+        testCase "the arguments are a structure that Argu accepts" (fun () ->
+            Argu.ArgumentParser.Create<Arguments.Flag>(checkStructure = true) |> ignore)
+
         testCase "the doctor finds what is broken" (fun () ->
             let ended = outside noLibTorch [ "doctor" ]
             Expect.equal ended.Code 1 "exit code"

@@ -3,6 +3,7 @@ module LoRASub.Tests.SafetensorsTests
 open System
 open System.Buffers.Binary
 open System.IO
+open System.Runtime.InteropServices
 open System.Text
 open Expecto
 open FsCheck
@@ -10,6 +11,10 @@ open FsCheck.FSharp
 open LoRASub
 open LoRASub.Tests.Probe
 open TorchSharp
+
+/// Cuts a file, even one that this process has open.
+[<DllImport("libc")>]
+extern int private truncate(string path, int64 length)
 
 let private prefixed (length: uint64) (rest: byte[]) =
     let prefix = Array.zeroCreate<byte> 8
@@ -390,6 +395,24 @@ let tests =
                         for length in 0 .. bytes.Length - 1 do
                             File.WriteAllBytes(path, Array.truncate length bytes)
                             isRefused [ path ] (fun () -> Safetensors.read path |> ignore))))
+
+            testCase "a file cut short while it is read is refused" (fun () ->
+                inFolder (fun folder ->
+                    let path = Path.Combine(folder, "a.safetensors")
+
+                    // too long for the stream's buffer to hold what the file has lost
+                    Scope.run (fun () -> Safetensors.write path Map.empty [ "w", torch.ones 50_000L ])
+                    let bytes = File.ReadAllBytes path
+
+                    leavesNothing (fun () ->
+                        for length in [ bytes.Length - 1; bytes.Length / 2; 0 ] do
+                            File.WriteAllBytes(path, bytes)
+
+                            // names are asked about once the header is read
+                            let cut _ = truncate (path, int64 length) = 0
+
+                            refused [ path; "readable up to its end" ] (fun () ->
+                                Safetensors.readOnly cut path |> ignore))))
 
             testPropertyWithConfig
                 { quick with maxTest = 500 }

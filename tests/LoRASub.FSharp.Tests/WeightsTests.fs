@@ -506,12 +506,32 @@ let tests =
                     let struct (vit, left) = counting (fun () -> Weights.load options path)
                     Expect.equal left (int64 tensors.Count) "one tensor per leaf"
                     Expect.equal vit.Heads 4 "heads"
+
+                    for name, leaf in named vit do
+                        Expect.equal (numbers leaf) (numbers (tensors[name].``to`` leaf.dtype)) name
+
                     Scope.free VisionTransformer.leaves vit
 
                     Safetensors.write path Map.empty (Map.toList (spoiled "norm.bias" nan tensors))
 
                     refused [ path; "'norm.bias'"; "finite" ] (fun () ->
                         Weights.load tinyOptions path |> ignore)))
+
+            testCase "a file in the network's own type gives it its memory" (fun () ->
+                inFolder (fun folder ->
+                    use _ = torch.NewDisposeScope()
+                    let path = Path.Combine(folder, "net.safetensors")
+
+                    let tensors =
+                        distinctTensors tiny
+                        |> Map.map (fun _ tensor -> tensor.``to`` torch.ScalarType.Float32)
+
+                    Safetensors.write path (Map.ofList [ "heads", "4" ]) (Map.toSeq tensors)
+                    let struct (vit, left) = counting (fun () -> Weights.load options path)
+                    Expect.equal left (int64 tensors.Count) "one tensor per leaf"
+
+                    for name, leaf in named vit do
+                        Expect.equal (numbers leaf) (numbers tensors[name]) name))
 
             testCase "a bfloat16 file of a ViT-Tiny with 4-pixel patches" (fun () ->
                 inFolder (fun folder ->

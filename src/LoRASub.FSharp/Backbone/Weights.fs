@@ -175,11 +175,14 @@ module Weights =
         if not (Double.IsFinite epsilon && epsilon > 0.0) then
             Errors.reject $"layer-norm epsilon {name}" "must be positive" $"{epsilon}" ""
 
-    /// Builds the network from tensors in timm's names: widths, depth, patch, MLP sizes and the qkv bias come from
-    /// their shapes. `subject` names their file in errors; metadata may hold `heads`. Borrows; owned by the caller.
-    /// Rejects a tensor that is missing, unknown, of another shape, not floating point or not finite, a number of
-    /// heads that is unknown or does not divide the width, and an image size that is no multiple of the patch.
-    let ofTensors
+    /// Two reductions in one pass; NaN is the least and the most of what holds it.
+    let private isFinite (tensor: torch.Tensor) =
+        let struct (least, most) = tensor.aminmax ()
+        least.isfinite().item<bool>() && most.isfinite().item<bool>()
+
+    /// `copy` says whether the network's memory must be its own.
+    let private build
+        (copy: bool)
         (options: BackboneOptions)
         (subject: string)
         (metadata: Map<string, string>)
@@ -207,14 +210,13 @@ module Weights =
         let compute = Precision.compute options.Precision
 
         Scope.noGrad VisionTransformer.leaves (fun () ->
-            // a copy, so that the caller's tensors and the network's never share memory
             let cast (dtype: torch.ScalarType) name (tensor: torch.Tensor) =
-                let copy = tensor.detach().``to``(dtype, options.Device, copy = true)
+                let leaf = tensor.detach().``to``(dtype, options.Device, copy = copy)
 
-                if not (copy.isfinite().all().item<bool>()) then
+                if not (isFinite leaf) then
                     Errors.reject (named name) $"must be finite in {dtype}" "NaN or infinity" ""
 
-                copy
+                leaf
 
             let leafIn dtype name axes = cast dtype name (find name axes)
             let leaf name axes = leafIn compute name axes
@@ -302,12 +304,25 @@ module Weights =
                 Precision = options.Precision
             })
 
+    /// Builds the network from tensors in timm's names: widths, depth, patch, MLP sizes and the qkv bias come from
+    /// their shapes. `subject` names their file in errors; metadata may hold `heads`. Borrows; owned by the caller.
+    /// Rejects a tensor that is missing, unknown, of another shape, not floating point or not finite, a number of
+    /// heads that is unknown or does not divide the width, and an image size that is no multiple of the patch.
+    let ofTensors
+        (options: BackboneOptions)
+        (subject: string)
+        (metadata: Map<string, string>)
+        (tensors: Map<string, torch.Tensor>)
+        : VisionTransformer =
+        // so that the caller's tensors and the network's never share memory
+        build true options subject metadata tensors
+
     /// Reads a plain timm ViT from a safetensors file; a classifier in it is left out. Owned by the caller. Rejects
     /// a malformed file, and what `ofTensors` rejects.
     let load (options: BackboneOptions) (path: string) : VisionTransformer =
         Scope.keep VisionTransformer.leaves (fun () ->
             let file = Safetensors.readOnly (ignored >> not) path
-            ofTensors options path file.Metadata file.Tensors)
+            build false options path file.Metadata file.Tensors)
 
     let private checkShape (shape: BackboneShape) =
         for name, size in
