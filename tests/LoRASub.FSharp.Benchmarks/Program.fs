@@ -9,7 +9,7 @@ open LoRASub.Benchmarks.Results
 open TorchSharp
 
 /// In the order of the page.
-let private sections: Section list = []
+let private sections: Section list = List.concat [ Parts.sections ]
 
 let private usage =
     """dotnet fsi build.fsx -t Bench [SECTION...] [OPTIONS]
@@ -52,46 +52,47 @@ let private wholeNumber (name: string) (least: int) (text: string) =
     | true, number when number >= least -> number
     | _ -> Errors.reject name $"must be a whole number of at least {least}" $"'{text}'" ""
 
+let private folder (name: string) (path: string) =
+    if not (Directory.Exists path) then
+        Errors.reject name "must be a folder" $"'{path}'" ""
+
+    Some(Path.GetFullPath path)
+
 let private parse (arguments: string list) : struct (Mode * Section list * Options) =
-    let rec read mode chosen options arguments =
+    let rec read mode chosen (options: Options) arguments =
+        let withOptions options rest = read mode chosen options rest
+        let inMode mode rest = read mode chosen options rest
+
         match arguments with
         | [] -> struct (mode, List.rev chosen, options)
         | "--rounds" :: n :: rest ->
-            read
-                mode
-                chosen
+            withOptions
                 { options with
                     Rounds = wholeNumber "--rounds" 5 n
                 }
                 rest
         | "--threads" :: n :: rest ->
-            read
-                mode
-                chosen
+            withOptions
                 { options with
                     Threads = wholeNumber "--threads" 1 n
                 }
                 rest
-        | "--data" :: folder :: rest ->
-            read
-                mode
-                chosen
+        | "--data" :: path :: rest ->
+            withOptions
                 { options with
-                    Data = Some(Path.GetFullPath folder)
+                    Data = folder "--data" path
                 }
                 rest
-        | "--peer" :: folder :: rest ->
-            read
-                mode
-                chosen
+        | "--peer" :: path :: rest ->
+            withOptions
                 { options with
-                    Peer = Some(Path.GetFullPath folder)
+                    Peer = folder "--peer" path
                 }
                 rest
-        | "--list" :: rest -> read Mode.List chosen options rest
-        | "--page" :: rest -> read Mode.Page chosen options rest
-        | "--check" :: rest -> read Mode.Check chosen options rest
-        | ("--help" | "-h") :: rest -> read Mode.Help chosen options rest
+        | "--list" :: rest -> inMode Mode.List rest
+        | "--page" :: rest -> inMode Mode.Page rest
+        | "--check" :: rest -> inMode Mode.Check rest
+        | ("--help" | "-h") :: rest -> inMode Mode.Help rest
         | name :: rest ->
             match sections |> List.tryFind (fun section -> section.Id = name) with
             | Some section -> read mode (section :: chosen) options rest
@@ -117,6 +118,15 @@ let private parse (arguments: string list) : struct (Mode * Section list * Optio
     | struct (mode, [], options) -> struct (mode, sections, options)
     | chosen -> chosen
 
+/// What measures a section again; folders go by their kind, for theirs differ from machine to machine.
+let private command (section: Section) (options: Options) =
+    let given name folder =
+        if Option.isSome folder then $" {name} DIR" else ""
+
+    $"dotnet fsi build.fsx -t Bench {section.Id} --rounds {options.Rounds} --threads {options.Threads}"
+    + given "--data" options.Data
+    + given "--peer" options.Peer
+
 let private machine (native: NativeLoad) : (string * string) list =
     let told = (Machine.describe "cpu").AsObject()
 
@@ -135,10 +145,11 @@ let private guarded (section: Section) (what: string) (action: unit -> unit) : b
         action ()
         true
     with e ->
-        eprintfn $"{section.Id}: failed: {e}"
+        // LibTorch adds a trace of its own
+        eprintfn $"{section.Id}: failed: {e.Message.Split('\n')[0]}\n{e.StackTrace}"
         false
 
-let private measure (native: NativeLoad) (command: string) options (section: Section) =
+let private measure (native: NativeLoad) (options: Options) (section: Section) =
     guarded section section.Title (fun () ->
         section.Check()
 
@@ -148,7 +159,7 @@ let private measure (native: NativeLoad) (command: string) options (section: Sec
             {
                 Findings = section.Measure options
                 Machine = machine native
-                Command = command
+                Command = command section options
             })
 
 let private exitCode (passed: bool list) = if List.forall id passed then 0 else 1
@@ -180,10 +191,7 @@ let main arguments =
                 |> List.map (fun section -> guarded section "check" section.Check)
                 |> exitCode
             else
-                let command =
-                    String.Join(' ', "dotnet fsi build.fsx -t Bench" :: List.ofArray arguments)
-
-                let passed = chosen |> List.map (measure native command options)
+                let passed = chosen |> List.map (measure native options)
                 render options.Root sections
                 exitCode passed
     with :? InputException as e ->
