@@ -6,6 +6,7 @@ open BenchmarkDotNet.Attributes
 open BenchmarkDotNet.Configs
 open BenchmarkDotNet.Engines
 open BenchmarkDotNet.Jobs
+open BenchmarkDotNet.Loggers
 open BenchmarkDotNet.Running
 open BenchmarkDotNet.Toolchains.InProcess.Emit
 open LoRASub
@@ -101,16 +102,21 @@ module Parts =
                 .WithToolchain(InProcessEmitToolchain(TimeSpan.FromHours 2.0, false))
                 .WithStrategy(RunStrategy.Monitoring)
                 .WithWarmupCount(1)
-                .WithIterationCount
-                iterations
+                .WithIterationCount(iterations)
 
         let config =
-            ManualConfig.CreateEmpty().AddJob(job).WithOptions ConfigOptions.DisableLogFile
+            ManualConfig
+                .CreateEmpty()
+                .AddJob(job)
+                .AddLogger(NullLogger.Instance)
+                .WithOptions(ConfigOptions.DisableLogFile)
 
         let summary = BenchmarkRunner.Run<'T> config
 
         for error in summary.ValidationErrors do
-            failwith error.Message
+            // such as advice against assemblies in a temporary folder
+            if error.IsCritical then
+                failwith error.Message
 
         Map.ofList
             [
