@@ -109,6 +109,7 @@ module Parts =
                 .CreateEmpty()
                 .AddJob(job)
                 .AddLogger(NullLogger.Instance)
+                .WithArtifactsPath(Path.Combine(AppContext.BaseDirectory, "artifacts"))
                 .WithOptions(ConfigOptions.DisableLogFile)
 
         let summary = BenchmarkRunner.Run<'T> config
@@ -155,7 +156,7 @@ module Parts =
 
     // ---------------------------------------------------------------- triplet
 
-    /// LibTorch's step of this many images is measured; that of a batch of 128 is sixteen of them.
+    /// A training step of this many images is measured; one of 128 is taken as sixteen of them.
     [<Literal>]
     let private StepImages = 8
 
@@ -206,7 +207,8 @@ module Parts =
                     + " process. *Literal* loops over rows and prototypes and waits for a comparison at each pair; at"
                     + " 10 000 prototypes both are measured three times only."
                     $"The share of a step is that of a training step of {StepImages} images of 224 pixels on ViT-B/16,"
-                    + $" times {128 / StepImages} for a batch of 128, in float32 and in turns with the loss."
+                    + $" times {128 / StepImages} for a batch of 128, in the first task, in float32 and in turns with the"
+                    + " loss."
                 ]
             Tables =
                 [
