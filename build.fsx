@@ -19,6 +19,7 @@ let root = __SOURCE_DIRECTORY__
 let (</>) (a: string) (b: string) = Path.Combine(a, b)
 let solution = root </> "LoRASub.FSharp.sln"
 let cli = root </> "src" </> "LoRASub.FSharp.Cli"
+let benchmarks = root </> "tests" </> "LoRASub.FSharp.Benchmarks"
 
 /// Ends the script with an exit code; the text, if any, goes to standard error.
 exception Stop of exitCode: int * why: string
@@ -302,6 +303,16 @@ let runCli (arguments: string list) =
     runIn Environment.CurrentDirectory Inherit "dotnet" (output cli "lorasub" :: command)
     |> passOn
 
+let bench (arguments: string list) =
+    build benchmarks
+
+    runIn
+        Environment.CurrentDirectory
+        Inherit
+        "dotnet"
+        (output benchmarks "LoRASub.FSharp.Benchmarks" :: arguments)
+    |> passOn
+
 /// Passed, failed and skipped.
 let private counts (line: string) =
     let m = Regex.Match(line, @"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$")
@@ -400,6 +411,7 @@ let targets =
         "Build", "compile everything", fun _ -> build solution
         "Test", "build and run the tests; further arguments go to Expecto", test
         "Run", "build and run the program: -t Run --tasks 10, -t Run evaluate DIR", runCli
+        "Bench", "measure and rewrite docs/performance.md; -t Bench --help", bench
         "Format", "format the F# files", fun _ -> fantomas []
         "CheckFormat", "fail when an F# file is not formatted", fun _ -> fantomas [ "--check" ]
         "Publish", "put the program into artifacts/lorasub", fun _ -> publish ()

@@ -1,4 +1,199 @@
+/// `dotnet fsi build.fsx -t Bench`: measures sections, files them and rebuilds docs/performance.md.
 module LoRASub.Benchmarks.Program
 
+open System
+open System.IO
+open System.Text.Json.Nodes
+open LoRASub
+open LoRASub.Benchmarks.Results
+open TorchSharp
+
+/// In the order of the page.
+let private sections: Section list = List.concat [ Parts.sections ]
+
+let private usage =
+    """dotnet fsi build.fsx -t Bench [SECTION...] [OPTIONS]
+
+Without a section, all are measured. Results go to docs/performance/SECTION.json, the page to docs/performance.md.
+
+  --rounds N     rounds of each comparison, at least 5 (7)
+  --threads N    LibTorch's threads (all cores)
+  --data DIR     data set of the end-to-end sections
+  --peer DIR     folder of the Python peer
+  --list         name the sections
+  --page         rebuild the page alone
+  --check        hold every opponent's numbers against the library's; measures nothing
+"""
+
+[<RequireQualifiedAccess>]
+type private Mode =
+    | Measure
+    | Page
+    | Check
+    | List
+    | Help
+
+let private root () =
+    let rec above (folder: string) =
+        match folder with
+        | null ->
+            Errors.reject
+                AppContext.BaseDirectory
+                "must lie in the repository"
+                "no LoRASub.FSharp.sln above it"
+                ""
+        | folder when File.Exists(Path.Combine(folder, "LoRASub.FSharp.sln")) -> folder
+        | folder -> above (Path.GetDirectoryName folder)
+
+    above (AppContext.BaseDirectory.TrimEnd Path.DirectorySeparatorChar)
+
+let private wholeNumber (name: string) (least: int) (text: string) =
+    match Int32.TryParse text with
+    | true, number when number >= least -> number
+    | _ -> Errors.reject name $"must be a whole number of at least {least}" $"'{text}'" ""
+
+let private folder (name: string) (path: string) =
+    if not (Directory.Exists path) then
+        Errors.reject name "must be a folder" $"'{path}'" ""
+
+    Some(Path.GetFullPath path)
+
+let private parse (arguments: string list) : struct (Mode * Section list * Options) =
+    let rec read mode chosen (options: Options) arguments =
+        let withOptions options rest = read mode chosen options rest
+        let inMode mode rest = read mode chosen options rest
+
+        match arguments with
+        | [] -> struct (mode, List.rev chosen, options)
+        | "--rounds" :: n :: rest ->
+            withOptions
+                { options with
+                    Rounds = wholeNumber "--rounds" 5 n
+                }
+                rest
+        | "--threads" :: n :: rest ->
+            withOptions
+                { options with
+                    Threads = wholeNumber "--threads" 1 n
+                }
+                rest
+        | "--data" :: path :: rest ->
+            withOptions
+                { options with
+                    Data = folder "--data" path
+                }
+                rest
+        | "--peer" :: path :: rest ->
+            withOptions
+                { options with
+                    Peer = folder "--peer" path
+                }
+                rest
+        | "--list" :: rest -> inMode Mode.List rest
+        | "--page" :: rest -> inMode Mode.Page rest
+        | "--check" :: rest -> inMode Mode.Check rest
+        | ("--help" | "-h") :: rest -> inMode Mode.Help rest
+        | name :: rest ->
+            match sections |> List.tryFind (fun section -> section.Id = name) with
+            | Some section -> read mode (section :: chosen) options rest
+            | None ->
+                let known = sections |> List.map _.Id |> String.concat ", "
+
+                Errors.reject
+                    $"'{name}'"
+                    $"must be a section ({known}) or an option with its value"
+                    "neither"
+                    ""
+
+    let options =
+        {
+            Rounds = 7
+            Threads = Environment.ProcessorCount
+            Data = None
+            Peer = None
+            Root = root ()
+        }
+
+    match read Mode.Measure [] options arguments with
+    | struct (mode, [], options) -> struct (mode, sections, options)
+    | chosen -> chosen
+
+/// What measures a section again; folders go by their kind, for theirs differ from machine to machine.
+let private command (section: Section) (options: Options) =
+    let given name folder =
+        if Option.isSome folder then $" {name} DIR" else ""
+
+    $"dotnet fsi build.fsx -t Bench {section.Id} --rounds {options.Rounds} --threads {options.Threads}"
+    + given "--data" options.Data
+    + given "--peer" options.Peer
+
+let private machine (native: NativeLoad) : (string * string) list =
+    let told = (Machine.describe "cpu").AsObject()
+
+    [
+        for fact in told do
+            match fact.Key with
+            | "memoryBytes" -> "memory", $"{fact.Value.GetValue<int64>() >>> 20} MiB"
+            | name -> name, string fact.Value
+        "libTorch", native.LibTorchVersion
+    ]
+
+/// Whether a section went through; one that breaks does not keep the others from running.
+let private guarded (section: Section) (what: string) (action: unit -> unit) : bool =
+    try
+        eprintfn $"{section.Id}: {what}"
+        action ()
+        true
+    with e ->
+        // LibTorch adds a trace of its own
+        eprintfn $"{section.Id}: failed: {e.Message.Split('\n')[0]}\n{e.StackTrace}"
+        false
+
+let private measure (native: NativeLoad) (options: Options) (section: Section) =
+    guarded section section.Title (fun () ->
+        section.Check()
+
+        save
+            options.Root
+            section
+            {
+                Findings = section.Measure options
+                Machine = machine native
+                Command = command section options
+            })
+
+let private exitCode (passed: bool list) = if List.forall id passed then 0 else 1
+
 [<EntryPoint>]
-let main _ = 0
+let main arguments =
+    try
+        let struct (mode, chosen, options) = parse (List.ofArray arguments)
+
+        match mode with
+        | Mode.Help ->
+            printf "%s" usage
+            0
+        | Mode.List ->
+            for section in sections do
+                printfn $"  %-16s{section.Id} {section.Title}"
+
+            0
+        | Mode.Page ->
+            render options.Root sections
+            0
+        | Mode.Check
+        | Mode.Measure ->
+            let native = NativeBackend.ensureLoaded ()
+            torch.set_num_threads options.Threads
+
+            if mode = Mode.Check then
+                chosen
+                |> List.map (fun section -> guarded section "check" section.Check)
+                |> exitCode
+            else
+                let passed = chosen |> List.map (measure native options)
+                render options.Root sections
+                exitCode passed
+    with :? InputException as e ->
+        eprintfn $"{e.Message}"
+        2
