@@ -53,6 +53,7 @@ type RunFlag =
     | [<Unique>] Seeding of KIND: string
     | [<Unique>] Seed of N: string
     | [<Unique>] Precision of KIND: string
+    | [<Unique>] Checkpoint_Activations
     | [<Unique>] Device of NAME: string
     | [<Unique>] Threads of N: string
     | [<Unique>] Checkpoint_Minutes of X: string
@@ -115,6 +116,7 @@ type RunFlag =
             | Seeding _ -> "restart random numbers: every-epoch or once"
             | Seed _ -> "root of all random numbers (default 1993)"
             | Precision _ -> "of the network: float32, bfloat16 or float64"
+            | Checkpoint_Activations -> "compute activations again for the gradient: slower, in less memory"
             | Device _ -> "cpu (default) or cuda:N"
             | Threads _ -> "threads of LibTorch (default: LibTorch's choice)"
             | Checkpoint_Minutes _ -> "time between checkpoints (default 10; 0: per task)"

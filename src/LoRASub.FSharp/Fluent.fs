@@ -53,6 +53,8 @@ type ClassifierOptions() =
     member val ImageSize = 0 with get, set
     /// "float32", "bfloat16" or "float64".
     member val Precision = "float32" with get, set
+    /// Compute activations again for the gradient instead of keeping them: slower, in less memory.
+    member val CheckpointActivations = false with get, set
     /// "cpu" or "cuda:N".
     member val Device = "cpu" with get, set
     /// The same seed, options and images give the same classifier.
@@ -83,6 +85,7 @@ type ClassifierOptions() =
                     Augmentation.None
             PrototypeTransform = PrototypeTransform.Test
             Seeding = Seeding.Once
+            CheckpointActivations = this.CheckpointActivations
             Device = this.Device
             Seed = this.Seed
             Method =

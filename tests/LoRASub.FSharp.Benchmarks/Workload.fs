@@ -13,6 +13,7 @@ let private options (precision: Precision) : BackboneOptions =
         NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
         Precision = precision
         Device = torch.CPU
+        CheckpointActivations = false
     }
 
 /// The small backbone that comes with the program: width 192, 6 blocks, 65 tokens. Owned by the caller.

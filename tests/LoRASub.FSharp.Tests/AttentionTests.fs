@@ -68,7 +68,14 @@ let private lora (l: Oracles.PlainLora) : LayerLora =
     }
 
 // The layer as the network runs it: the pairs' deltas are in its weight.
-let private attend forward (heads: int) (qkv: Linear) (projection: Linear) l (x: torch.Tensor) : torch.Tensor =
+let private attend
+    forward
+    (heads: int)
+    (qkv: Linear)
+    (projection: Linear)
+    l
+    (x: torch.Tensor)
+    : torch.Tensor =
     let weight =
         match l with
         | None -> qkv.Weight
@@ -225,32 +232,36 @@ let tests =
                         closeTensors "dA" (p.B.t().mm dW) pairs[2 * i].Value
                         closeTensors "dB" (dW.mm (p.A.t ())) pairs[2 * i + 1].Value)
 
-            property "the first token alone ≡ the first row of all tokens, in value and gradient" (fun (c: Layer) ->
-                let qkv, projection = layer c.Qkv, layer c.Projection
-                let weighing = shaped [ c.Batch; 1; c.Width ] (normals (c.Seed + 9) (c.Batch * c.Width))
+            property
+                "the first token alone ≡ the first row of all tokens, in value and gradient"
+                (fun (c: Layer) ->
+                    let qkv, projection = layer c.Qkv, layer c.Projection
 
-                let differentiate forward =
-                    [| yield! Lora.leaves (lora c.Lora); c.X |]
-                    |> Grad.valueAndGradWith (fun p ->
-                        let l: LayerLora =
-                            {
-                                Key = { A = p[0]; B = p[1] }
-                                Value = { A = p[2]; B = p[3] }
-                            }
+                    let weighing =
+                        shaped [ c.Batch; 1; c.Width ] (normals (c.Seed + 9) (c.Batch * c.Width))
 
-                        let y = attend forward c.Heads qkv projection (Some l) p[4]
-                        let first = y.narrow (1L, 0L, 1L)
-                        struct (first.mul(weighing).sum (), [| first |]))
+                    let differentiate forward =
+                        [| yield! Lora.leaves (lora c.Lora); c.X |]
+                        |> Grad.valueAndGradWith (fun p ->
+                            let l: LayerLora =
+                                {
+                                    Key = { A = p[0]; B = p[1] }
+                                    Value = { A = p[2]; B = p[3] }
+                                }
 
-                let struct (_, first, gradients) = differentiate Attention.forwardFirst
-                let struct (_, expected, expectedGradients) = differentiate Attention.forward
-                closeTensors "first token" expected[0] first[0]
+                            let y = attend forward c.Heads qkv projection (Some l) p[4]
+                            let first = y.narrow (1L, 0L, 1L)
+                            struct (first.mul(weighing).sum(), [| first |]))
 
-                Array.iter2
-                    (fun (e: torch.Tensor option) (g: torch.Tensor option) ->
-                        closeTensors "gradient" e.Value g.Value)
-                    expectedGradients
-                    gradients)
+                    let struct (_, first, gradients) = differentiate Attention.forwardFirst
+                    let struct (_, expected, expectedGradients) = differentiate Attention.forward
+                    closeTensors "first token" expected[0] first[0]
+
+                    Array.iter2
+                        (fun (e: torch.Tensor option) (g: torch.Tensor option) ->
+                            closeTensors "gradient" e.Value g.Value)
+                        expectedGradients
+                        gradients)
 
             property "borrows: weights, deltas and tokens keep their bits" (fun (c: Layer) ->
                 let qkv, x, v = layer c.Qkv, c.X, delta c

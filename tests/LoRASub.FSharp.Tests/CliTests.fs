@@ -633,7 +633,9 @@ let private line' =
                             [ "projection"; "subtraction"; "triplet"; "training"; "drift" ]
                     then
                         $"--no-{setting.Name}"
-                    elif List.contains setting.Name [ "skip-broken"; "tensorboard" ] then
+                    elif
+                        List.contains setting.Name [ "skip-broken"; "checkpoint-activations"; "tensorboard" ]
+                    then
                         $"--{setting.Name} "
                     else
                         $"--{setting.Name} <"

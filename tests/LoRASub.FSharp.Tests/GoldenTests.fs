@@ -196,6 +196,7 @@ let private learner (f: Fixture) =
                 NormEpsilon = { Blocks = epsilon; Final = epsilon }
                 Precision = Precision.Float64
                 Device = torch.CPU
+                CheckpointActivations = false
             }
 
         Weights.ofTensors options "fixture" Map.empty (f.Under "backbone.")

@@ -59,6 +59,7 @@ let private backbone precision =
             NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
             Precision = precision
             Device = torch.CPU
+            CheckpointActivations = false
         }
 
     onMetaDevice (Weights.random options shape (Rng.ofSeed 1L))

@@ -58,6 +58,7 @@ let private texts: (string * string * string) list =
         "seed", "-1", "9223372036854775807"
         "checkpoint-minutes", "0", "0.5"
         "drift", "true", "false"
+        "checkpoint-activations", "true", "false"
         "tensorboard", "true", "false"
         "reference", "runs/joint", "a"
     ]

@@ -26,6 +26,7 @@ let backboneOptions (precision: Precision) : BackboneOptions =
         NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
         Precision = precision
         Device = torch.CPU
+        CheckpointActivations = false
     }
 
 /// Random tensors in timm's names, large enough for images and training to show.

@@ -142,6 +142,7 @@ let private build (plain: PlainVit) : VisionTransformer =
         Heads = plain.Heads
         ImageSize = plain.Size
         Precision = Precision.Float64
+        CheckpointActivations = false
     }
 
 /// The same network with its fused weights on the meta device.
@@ -215,6 +216,24 @@ let private example: Network =
         Rank = 2
     }
 
+// Value of a scalar of the features, and the gradients of images and pairs.
+let private differentiate (c: Network) (vit: VisionTransformer) =
+    let weighing = tensor (normalMatrix (c.Seed + 900) c.Images c.Width)
+
+    [| c.Batch; yield! Seq.collect Lora.leaves (lora c.PlainLora) |]
+    |> Grad.valueAndGrad (fun p ->
+        let pair i : LoraPair = { A = p[i]; B = p[i + 1] }
+
+        let pairs =
+            Array.init c.Depth (fun b ->
+                ({
+                    Key = pair (4 * b + 1)
+                    Value = pair (4 * b + 3)
+                }
+                : LayerLora))
+
+        (VisionTransformer.features { bare vit with Lora = pairs } vit p[0]).mul(weighing).sum())
+
 let private exampleWith f =
     fun () -> let vit = build example.Plain in f vit example.Batch |> ignore
 
@@ -261,6 +280,100 @@ let tests =
                             $"after block {i}"
                             (Oracles.layerNorm c.Plain.Epsilon weight bias (matrix found.Blocks[i]))
                             (VisionTransformer.features (bare cut) cut c.Batch))
+
+            propertyOf
+                50
+                "activations computed again ≡ activations kept, in value and gradient"
+                (fun (c: Network) ->
+                    let kept = build c.Plain
+                    let struct (value, gradients) = differentiate c kept
+
+                    let struct (again, gradientsAgain) =
+                        differentiate
+                            c
+                            { kept with
+                                CheckpointActivations = true
+                            }
+
+                    identical "value" value again
+
+                    Array.iteri2
+                        (fun i (e: torch.Tensor option) (g: torch.Tensor option) ->
+                            closeTensors $"gradient {i}" e.Value g.Value)
+                        gradients
+                        gradientsAgain)
+
+            noLeaks
+                "gradients with activations computed again"
+                (fun () ->
+                    { build example.Plain with
+                        CheckpointActivations = true
+                    })
+                (fun vit ->
+                    Scope.keep Seq.ofList (fun () ->
+                        let struct (value, gradients) = differentiate example vit
+                        [ value; yield! Array.choose id gradients ]))
+
+            testCase "more images than fit the cache ≡ the same images one by one" (fun () ->
+                Scope.run (fun () ->
+                    // a hidden layer of 65 tokens and 256 columns, 130 KiB an image in float64: slices of 31 images
+                    let wide =
+                        { example with
+                            Images = 70
+                            Patch = 1
+                            Side = 8
+                            Depth = 2
+                            Heads = 2
+                            HeadWidth = 32
+                        }
+
+                    let vit, images = build wide.Plain, wide.Batch
+
+                    let adapters =
+                        { bare vit with
+                            Lora = lora wide.PlainLora
+                        }
+
+                    let whole = VisionTransformer.featuresByBlock adapters vit images
+                    let gather all _ (x: torch.Tensor) = Array.append all [| x |]
+
+                    let inputs =
+                        VisionTransformer.foldInputs Leaves.tensors gather [||] adapters vit images
+
+                    Expect.isGreaterThan inputs.Length wide.Depth "attention inputs of several slices"
+
+                    let first =
+                        torch.cat [| for i in 0 .. wide.Depth .. inputs.Length - 1 -> inputs[i] |]
+
+                    for i in [ 0; 30; 31; 69 ] do
+                        let one = images.narrow (0L, int64 i, 1L)
+                        let alone = VisionTransformer.featuresByBlock adapters vit one
+                        closeTensors $"image {i}" alone.Output (whole.Output.narrow (0L, int64 i, 1L))
+
+                        for b in 0 .. wide.Depth - 1 do
+                            closeTensors
+                                $"image {i} after block {b}"
+                                alone.Blocks[b]
+                                (whole.Blocks[b].narrow(0L, int64 i, 1L))
+
+                        let input = VisionTransformer.foldInputs Leaves.tensors gather [||] adapters vit one
+
+                        closeTensors
+                            $"attention input of image {i}"
+                            input[0]
+                            (first.narrow (0L, int64 i, 1L))
+
+                    let struct (_, gradients) = differentiate wide vit
+
+                    let struct (_, again) =
+                        differentiate
+                            wide
+                            { vit with
+                                CheckpointActivations = true
+                            }
+
+                    for g, a in Array.zip gradients again do
+                        closeTensors "gradient" g.Value a.Value))
 
             propertyOf 50 "B = 0 leaves the features at the base model's" (fun (c: Network) ->
                 let vit = build c.Plain

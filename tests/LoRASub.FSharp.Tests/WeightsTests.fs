@@ -14,6 +14,7 @@ let private options =
         NormEpsilon = { Blocks = 1e-5; Final = 1e-6 }
         Precision = Precision.Float32
         Device = torch.CPU
+        CheckpointActivations = false
     }
 
 let private tiny =

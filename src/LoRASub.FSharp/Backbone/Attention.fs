@@ -64,7 +64,13 @@ module Attention =
         | Some lora -> LowRank.train lora x y
 
     // q [B, M, d], k and v [B, N, d] -> [B, M, d]
-    let private mix (heads: int64) (projection: Linear) (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) =
+    let private mix
+        (heads: int64)
+        (projection: Linear)
+        (q: torch.Tensor)
+        (k: torch.Tensor)
+        (v: torch.Tensor)
+        =
         let split (t: torch.Tensor) =
             t.view(t.shape[0], t.shape[1], heads, t.shape[2] / heads).transpose(1L, 2L) // [B, h, N, d/h]
 
@@ -76,13 +82,19 @@ module Attention =
     /// [B, N, d].
     let forward (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora option) (x: torch.Tensor) =
         checkInput heads qkv x
-        let parts = (project qkv lora x).chunk (3L, dim = -1L) // 3 × [B, N, d]
+        let parts = (project qkv lora x).chunk(3L, dim = -1L) // 3 × [B, N, d]
         mix heads projection parts[0] parts[1] parts[2]
 
     /// `forward` for the first token alone, from the keys and values of all: [B, N, d] -> [B, 1, d].
-    let forwardFirst (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora option) (x: torch.Tensor) =
+    let forwardFirst
+        (heads: int64)
+        (qkv: Linear)
+        (projection: Linear)
+        (lora: LayerLora option)
+        (x: torch.Tensor)
+        =
         checkInput heads qkv x
         let d = qkv.Weight.shape[1]
         let q = Linear.forward (rows 0L d qkv) (x.narrow (1L, 0L, 1L))
-        let parts = (project (rows d (2L * d) qkv) lora x).chunk (2L, dim = -1L) // 2 × [B, N, d]
+        let parts = (project (rows d (2L * d) qkv) lora x).chunk(2L, dim = -1L) // 2 × [B, N, d]
         mix heads projection q parts[0] parts[1]

@@ -14,28 +14,30 @@ type internal PairGradient() =
     override _.forward(ctx, arguments) =
         let tensors = arguments |> Array.map (fun t -> t :?> torch.Tensor)
         ctx.save_for_backward (List tensors[1..])
-        tensors[0].detach ()
+        tensors[0].detach()
 
     override _.backward(ctx, gradient) =
         let saved = ctx.get_saved_variables ()
-        let d = saved[1].shape[1]
+        let d, rank = saved[1].shape[1], saved[1].shape[0]
 
         let pairs =
             Scope.noGrad Leaves.tensors (fun () ->
-                let x = saved[0].reshape (-1L, d) // [R, d]
-                let rows = gradient.reshape (x.shape[0], -1L) // [R, 2d or 3d]
+                let x = saved[0].reshape(-1L, d) // [R, d]
+                let a = torch.cat([| saved[1]; saved[3] |]).``to`` x.dtype // [2r, d]
+                let g = gradient.reshape (x.shape[0], -1L) // [R, 2d or 3d], keys and values last
 
-                // keys and values are its last 2d columns
-                let gradientOf part (a: torch.Tensor) (b: torch.Tensor) =
-                    let g = rows.narrow (1L, rows.shape[1] - (2L - part) * d, d) // [R, d]
-                    let within (t: torch.Tensor) = t.``to`` x.dtype
+                let part i =
+                    g.narrow (1L, g.shape[1] - (2L - i) * d, d) // [R, d]
 
-                    [|
-                        g.mm(within b).t().mm(x).``to`` a.dtype // [r, d]
-                        g.t().mm(x.mm(within(a).t ())).``to`` b.dtype // [d, r]
-                    |]
+                let inner = x.mm (a.t ()) // [R, 2r]
+                let back i (b: torch.Tensor) = (part i).mm(b.``to`` x.dtype) // [R, r]
+                let dA = torch.cat([| back 0L saved[2]; back 1L saved[4] |], 1L).t().mm x // [2r, d]
 
-                Array.append (gradientOf 0L saved[1] saved[2]) (gradientOf 1L saved[3] saved[4]))
+                let dB i =
+                    (part i).t().mm(inner.narrow (1L, i * rank, rank)) // [d, r]
+
+                [| dA.narrow (0L, 0L, rank); dB 0L; dA.narrow (0L, rank, rank); dB 1L |]
+                |> Array.map _.``to``(saved[1].dtype))
 
         List [ gradient; null; yield! pairs ]
 
@@ -52,7 +54,7 @@ module LowRank =
             let merged = qkv.clone ()
 
             let add first (pair: LoraPair) =
-                merged.narrow(0L, first, d).add_ ((Lora.delta pair).``to`` merged.dtype)
+                merged.narrow(0L, first, d).add_((Lora.delta pair).``to`` merged.dtype)
                 |> ignore
 
             add d lora.Key

@@ -56,6 +56,8 @@ type VisionTransformer =
         /// Height and width of its images, in pixels.
         ImageSize: int
         Precision: Precision
+        /// Compute the blocks' activations again for the gradient instead of keeping them.
+        CheckpointActivations: bool
     }
 
     /// d: the number of columns of a token.
@@ -135,7 +137,23 @@ module VisionTransformer =
         let classToken = vit.ClassToken.expand (batch, 1L, -1L)
         torch.cat([| classToken; tokens |], 1L).add vit.Positions // [B, 1 + tokens, d]
 
-    // What a block reads in one call of the network: its weight with the pairs' deltas, and the pairs.
+    // A block's fused layer with the pairs' deltas, and the pairs.
+    let private layer
+        (vit: VisionTransformer)
+        i
+        (qkv: torch.Tensor)
+        (lora: LayerLora option)
+        : struct (Linear * LayerLora option) =
+        let weight =
+            match lora with
+            | None -> qkv
+            | Some lora -> LowRank.merge lora qkv
+
+        struct ({ vit.Blocks[i].Qkv with
+                    Weight = weight
+                },
+                lora)
+
     let private layers (adapters: Adapters) (vit: VisionTransformer) : struct (Linear * LayerLora option)[] =
         let depth = vit.Blocks.Length
 
@@ -145,16 +163,8 @@ module VisionTransformer =
         if adapters.Lora.Length <> 0 && adapters.Lora.Length <> depth then
             Errors.reject "LoRA pairs" $"must be 0 or {depth}, one per block" $"{adapters.Lora.Length}" ""
 
-        let layer (block: Block) weight : Linear = { block.Qkv with Weight = weight }
-
-        if Array.isEmpty adapters.Lora then
-            Array.map2 (fun block qkv -> struct (layer block qkv, None)) vit.Blocks adapters.Qkv
-        else
-            Array.map3
-                (fun block qkv lora -> struct (layer block (LowRank.merge lora qkv), Some lora))
-                vit.Blocks
-                adapters.Qkv
-                adapters.Lora
+        adapters.Qkv
+        |> Array.mapi (fun i qkv -> layer vit i qkv (Array.tryItem i adapters.Lora))
 
     let private runMlp (block: Block) (x: torch.Tensor) =
         let hidden =
@@ -162,29 +172,51 @@ module VisionTransformer =
 
         x.add (Linear.forward block.Fc2 hidden)
 
-    // x and `input`, its first norm, [B, N, d] -> [B, N, d]
-    let private runBlock (vit: VisionTransformer) i struct (qkv, lora) (input: torch.Tensor) (x: torch.Tensor) =
+    // One block, [B, N, d] -> [B, N, d], from x and its first norm. Of the last one only the class token is read:
+    // [B, 1, d].
+    let private runBlock
+        (vit: VisionTransformer)
+        i
+        struct (qkv, lora)
+        (input: torch.Tensor)
+        (x: torch.Tensor)
+        =
         let block = vit.Blocks[i]
 
-        Attention.forward (int64 vit.Heads) qkv block.Projection lora input
+        let attend, x =
+            if i = vit.Blocks.Length - 1 then
+                Attention.forwardFirst, x.narrow (1L, 0L, 1L)
+            else
+                Attention.forward, x
+
+        attend (int64 vit.Heads) qkv block.Projection lora input
         |> x.add
         |> runMlp block
 
-    // `runBlock` for the class token alone, all that is read of the last block: [B, 1, d].
-    let private runLast (vit: VisionTransformer) i struct (qkv, lora) (input: torch.Tensor) (x: torch.Tensor) =
-        let block = vit.Blocks[i]
+    let private runWhole (vit: VisionTransformer) i layer (x: torch.Tensor) =
+        runBlock vit i layer (normalise vit.Blocks[i].Norm1 x) x
 
-        Attention.forwardFirst (int64 vit.Heads) qkv block.Projection lora input
-        |> x.narrow(1L, 0L, 1L).add
-        |> runMlp block
+    // `runWhole` that keeps no activations for the gradient. The merged weight is made anew as well: that of the first
+    // pass is gone by then.
+    let private runAgain (vit: VisionTransformer) i (qkv: torch.Tensor) (lora: LayerLora) (x: torch.Tensor) =
+        let run (inputs: torch.Tensor[]) =
+            let lora: LayerLora =
+                {
+                    Key = { A = inputs[1]; B = inputs[2] }
+                    Value = { A = inputs[3]; B = inputs[4] }
+                }
 
-    // Images at a time. On a CPU products and the passes between them are fastest while the widest activation stays
-    // in the cache: measured at 2 to 8 MiB, and again as slow as one slice above 16.
+            runWhole vit i (layer vit i qkv (Some lora)) inputs[0]
+
+        Recomputation.run run [| x; yield! Lora.leaves lora |]
+
+    // Images at a time. On a CPU a forward pass is fastest while its widest activation stays in the cache: at 4 MiB by
+    // 7 % against a whole batch, at 1 MiB slower again. A training step takes the same time at any size from 2 MiB.
     let private sliceImages (vit: VisionTransformer) =
         if vit.Device.``type`` = DeviceType.CPU && vit.Blocks.Length > 0 then
             let hidden = vit.Blocks[0].Fc1.Weight.shape[0]
             let bytes = vit.Positions.shape[1] * hidden * vit.ClassToken.ElementSize
-            max 1L (8L * 1024L * 1024L / bytes)
+            max 1L (4L * 1024L * 1024L / bytes)
         else
             Int64.MaxValue
 
@@ -198,7 +230,11 @@ module VisionTransformer =
             images
 
         let each = sliceImages vit
-        if images.shape[0] <= each then [| images |] else images.split each
+
+        if images.shape[0] <= each then
+            [| images |]
+        else
+            images.split each
 
     // Folds `visit` over the class tokens [B, 1, d] that leave the blocks, on the way to the last one, which is
     // returned. What no gradient needs is freed block by block.
@@ -206,24 +242,28 @@ module VisionTransformer =
         (leaves: Leaves<'S>)
         (visit: 'S -> torch.Tensor -> 'S)
         (initial: 'S)
+        (adapters: Adapters)
         (vit: VisionTransformer)
         (layers: struct (Linear * LayerLora option)[])
         (images: torch.Tensor)
         : struct (torch.Tensor * 'S) =
         let both = Leaves.both Leaves.tensor leaves
-        let last = vit.Blocks.Length - 1
 
         Scope.keep both (fun () ->
             let step struct (x: torch.Tensor, state) i =
-                let input = normalise vit.Blocks[i].Norm1 x
-                let output = (if i = last then runLast else runBlock) vit i layers[i] input x
+                let output =
+                    match layers[i] with
+                    | struct (_, Some lora) when vit.CheckpointActivations && torch.is_grad_enabled () ->
+                        runAgain vit i adapters.Qkv[i] lora x
+                    | layer -> runWhole vit i layer x
+
                 struct (output, visit state (output.narrow (1L, 0L, 1L)))
 
-            Scope.fold both step struct (embed vit images, initial) [ 0..last ])
+            Scope.fold both step struct (embed vit images, initial) [ 0 .. vit.Blocks.Length - 1 ])
 
     // The class token after the final norm, which works row by row: [B, N, d] -> [B, d].
     let private readOut (vit: VisionTransformer) (x: torch.Tensor) =
-        (normalise vit.Norm (x.select (1L, 0L))).``to`` (Precision.master vit.Precision)
+        (normalise vit.Norm (x.select (1L, 0L))).``to``(Precision.master vit.Precision)
 
     let private whole (parts: torch.Tensor[]) =
         if parts.Length = 1 then parts[0] else torch.cat parts
@@ -236,7 +276,7 @@ module VisionTransformer =
 
             let ofSlice images =
                 Scope.keep Leaves.tensor (fun () ->
-                    let struct (x, ()) = run Leaves.none (fun () _ -> ()) () vit layers images
+                    let struct (x, ()) = run Leaves.none (fun () _ -> ()) () adapters vit layers images
                     readOut vit x)
 
             slices vit images |> Array.map ofSlice |> whole)
@@ -253,7 +293,7 @@ module VisionTransformer =
 
             let ofSlice images =
                 Scope.keep Features.leaves (fun () ->
-                    let struct (x, blocks) = run Leaves.tensors visit [||] vit layers images
+                    let struct (x, blocks) = run Leaves.tensors visit [||] adapters vit layers images
 
                     {
                         Blocks = blocks

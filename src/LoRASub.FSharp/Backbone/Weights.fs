@@ -17,6 +17,8 @@ type BackboneOptions =
         NormEpsilon: NormEpsilon
         Precision: Precision
         Device: torch.Device
+        /// Compute the blocks' activations again for the gradient instead of keeping them: slower, in less memory.
+        CheckpointActivations: bool
     }
 
 /// The sizes of a plain Vision Transformer.
@@ -302,6 +304,7 @@ module Weights =
                 Heads = heads
                 ImageSize = int size
                 Precision = options.Precision
+                CheckpointActivations = options.CheckpointActivations
             })
 
     /// Builds the network from tensors in timm's names: widths, depth, patch, MLP sizes and the qkv bias come from

@@ -105,6 +105,34 @@ module NativeBackend =
         | 0n -> Error(Marshal.PtrToStringUTF8(lastError ()))
         | handle -> Ok handle
 
+    // ---------------------------------------------------------------- memory
+
+    [<DllImport("libc.so.6", EntryPoint = "mallopt")>]
+    extern int private setAllocator(int parameter, int value)
+
+    /// Keeps freed activations with the process: glibc gives blocks of megabytes back to the system at once, and
+    /// a training step that takes them again pays for each page. One arena, so that what one thread has freed serves
+    /// the next. Whoever sets the allocator by its environment variables is left alone.
+    let private keepFreedMemory () =
+        let isSet (name: string) =
+            not (String.IsNullOrEmpty(Environment.GetEnvironmentVariable name))
+
+        let own =
+            [
+                "MALLOC_MMAP_THRESHOLD_"
+                "MALLOC_TRIM_THRESHOLD_"
+                "MALLOC_ARENA_MAX"
+                "GLIBC_TUNABLES"
+                "LD_PRELOAD"
+            ]
+
+        if not (List.exists isSet own) then
+            let trimThreshold, topPad, mmapThreshold, arenaMax = -1, -2, -3, -8
+            setAllocator (mmapThreshold, 1 <<< 30) |> ignore
+            setAllocator (trimThreshold, Int32.MaxValue) |> ignore
+            setAllocator (topPad, 64 <<< 20) |> ignore
+            setAllocator (arenaMax, 1) |> ignore
+
     // ---------------------------------------------------------------- where the files are
 
     /// A path with all its symbolic links followed: output folders link to the packages.
@@ -407,6 +435,7 @@ module NativeBackend =
                 |> List.collect (openPart subject libTorch Set.empty)
 
             let shadows = shadow libTorch
+            keepFreedMemory ()
 
             let loaded, weakened =
                 match tryOpen original with

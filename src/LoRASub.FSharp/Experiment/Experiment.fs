@@ -148,6 +148,7 @@ module Plan =
             NormEpsilon = settings.NormEpsilon
             Precision = settings.Precision
             Device = Device.parse settings.Device
+            CheckpointActivations = settings.CheckpointActivations
         }
 
     let private loadFrom (checkClasses: int -> unit) (order: ClassOrder) (settings: RunSettings) : Plan =

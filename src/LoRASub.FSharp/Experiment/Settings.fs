@@ -67,6 +67,8 @@ type RunSettings =
         PrototypeTransform: PrototypeTransform
         Seeding: Seeding
         Precision: Precision
+        /// Compute activations again for the gradient instead of keeping them.
+        CheckpointActivations: bool
         /// cpu or cuda:N.
         Device: string
         Threads: int option
@@ -151,6 +153,7 @@ module Preset =
                     PrototypeTransform.Test
             Seeding = if libcontinual then Seeding.EveryEpoch else Seeding.Once
             Precision = Precision.Float32
+            CheckpointActivations = false
             Device = "cpu"
             Threads = None
             Seed = 1993L
@@ -413,6 +416,8 @@ module Settings =
                 "precision"
                 _.Precision
                 (fun v s -> { s with Precision = v })
+            onOff "checkpoint-activations" _.CheckpointActivations (fun v s ->
+                { s with CheckpointActivations = v })
             text "device" _.Device (fun v s -> { s with Device = v })
             optionalInt "threads" _.Threads (fun v s -> { s with Threads = v })
             int64 "seed" _.Seed (fun v s -> { s with Seed = v })

@@ -223,7 +223,8 @@ module LoRASubDrs =
             let leaves: Leaves<SecondMoment[]> = Leaves.array SecondMoment.leaves
 
             { observing with
-                Moments = VisionTransformer.foldInputs leaves visit observing.Moments adapters vit batch.Images
+                Moments =
+                    VisionTransformer.foldInputs leaves visit observing.Moments adapters vit batch.Images
             })
 
     let private parameters (lora: LayerLora[]) (head: Linear) =
