@@ -636,7 +636,7 @@ let private line' =
                     elif
                         List.contains setting.Name [ "skip-broken"; "checkpoint-activations"; "tensorboard" ]
                     then
-                        $"--{setting.Name} "
+                        $"--{setting.Name}"
                     else
                         $"--{setting.Name} <"
 

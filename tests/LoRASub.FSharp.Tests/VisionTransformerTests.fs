@@ -310,7 +310,7 @@ let tests =
                         CheckpointActivations = true
                     })
                 (fun vit ->
-                    Scope.keep Seq.ofList (fun () ->
+                    Scope.keep List.toSeq (fun () ->
                         let struct (value, gradients) = differentiate example vit
                         [ value; yield! Array.choose id gradients ]))
 
