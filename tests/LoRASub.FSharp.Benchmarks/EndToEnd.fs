@@ -23,22 +23,14 @@ type private Run =
 
 // ---------------------------------------------------------------- the run
 
-/// The first `count` training images of each task, in the data set's order.
-let private limited (count: int) (stream: TaskStream) : Dataset =
-    let set = stream.Dataset.Train
+/// The first `count` images of a set for each task, in the set's order.
+let private limited (count: int) (indices: LearningTask -> int[]) (tasks: LearningTask[]) (set: ImageSet) =
+    let kept = tasks |> Array.collect (indices >> Array.truncate count) |> Array.sort
 
-    let kept =
-        stream.Tasks
-        |> Array.collect (TaskStream.trainIndices stream >> Array.truncate count)
-        |> Array.sort
-
-    { stream.Dataset with
-        Train =
-            { set with
-                Labels = kept |> Array.map (fun i -> set.Labels[i])
-                Read = Array.map (fun i -> kept[i]) >> set.Read
-                Decode = set.Decode |> Option.map (fun decode -> fun i -> decode kept[i])
-            }
+    { set with
+        Labels = kept |> Array.map (fun i -> set.Labels[i])
+        Read = Array.map (fun i -> kept[i]) >> set.Read
+        Decode = set.Decode |> Option.map (fun decode -> fun i -> decode kept[i])
     }
 
 let settings (tasks: int) (epochs: int) : RunSettings =
@@ -58,17 +50,26 @@ let settings (tasks: int) (epochs: int) : RunSettings =
         Drift = false
     }
 
-/// A run in memory; borrows the network.
-let plan (settings: RunSettings) (dataset: Dataset) (images: int) (vit: VisionTransformer) : Plan =
+/// A run on so many training and test images of each task, at most; borrows the network.
+let plan settings (dataset: Dataset) (trainImages: int, testImages: int) (vit: VisionTransformer) : Plan =
     let order = Plan.classOrder settings.ClassOrder
-    let whole = TaskStream.create dataset order settings.Tasks settings.InitialClasses
+
+    let create dataset =
+        TaskStream.create dataset order settings.Tasks settings.InitialClasses
+
+    let whole = create dataset
 
     {
         Settings =
             { settings with
                 Precision = vit.Precision
             }
-        Stream = TaskStream.create (limited images whole) order settings.Tasks settings.InitialClasses
+        Stream =
+            create
+                { dataset with
+                    Train = limited trainImages (TaskStream.trainIndices whole) whole.Tasks dataset.Train
+                    Test = limited testImages (TaskStream.testIndices whole) whole.Tasks dataset.Test
+                }
         Backbone = vit
         BackboneSha256 = ""
         References = [||]
@@ -437,7 +438,8 @@ let private measure (options: Options) : Findings =
                     StopAfter = options.Tasks
                 }
 
-            Workload.bundled options.Root precision |> plan settings dataset options.Images
+            Workload.bundled options.Root precision
+            |> plan settings dataset (options.Images, Int32.MaxValue)
 
         let single, half = planOf Precision.Float32, planOf Precision.BFloat16
 
@@ -516,7 +518,7 @@ let private agree () =
                     }
             }
 
-        let plan = plan settings dataset 20 vit
+        let plan = plan settings dataset (20, Int32.MaxValue) vit
         let first, second = ours plan (), literal plan ()
 
         // an image between two prototypes may fall to either side

@@ -10,7 +10,17 @@ open TorchSharp
 
 /// In the order of the page.
 let private sections: Section list =
-    List.concat [ Parts.sections; [ EndToEnd.section ] ]
+    List.concat
+        [
+            Parts.sections
+            [
+                Step.section
+                EndToEnd.section
+                Growth.section
+                Waiting.section
+                Startup.section
+            ]
+        ]
 
 let private usage =
     """dotnet fsi build.fsx -t Bench [SECTION...] [OPTIONS]
