@@ -9,7 +9,18 @@ open LoRASub.Benchmarks.Results
 open TorchSharp
 
 /// In the order of the page.
-let private sections: Section list = List.concat [ Parts.sections ]
+let private sections: Section list =
+    List.concat
+        [
+            Parts.sections
+            [
+                Step.section
+                EndToEnd.section
+                Growth.section
+                Waiting.section
+                Startup.section
+            ]
+        ]
 
 let private usage =
     """dotnet fsi build.fsx -t Bench [SECTION...] [OPTIONS]
@@ -20,6 +31,8 @@ Without a section, all are measured. Results go to docs/performance/SECTION.json
   --threads N    LibTorch's threads (all cores)
   --data DIR     data set of the end-to-end sections
   --peer DIR     folder of the Python peer
+  --images N     training images of a task in the end-to-end runs (128)
+  --tasks N      tasks of the end-to-end runs (all 10)
   --list         name the sections
   --page         rebuild the page alone
   --check        hold every opponent's numbers against the library's; measures nothing
@@ -89,6 +102,18 @@ let private parse (arguments: string list) : struct (Mode * Section list * Optio
                     Peer = folder "--peer" path
                 }
                 rest
+        | "--images" :: n :: rest ->
+            withOptions
+                { options with
+                    Images = wholeNumber "--images" 1 n
+                }
+                rest
+        | "--tasks" :: n :: rest ->
+            withOptions
+                { options with
+                    Tasks = Some(wholeNumber "--tasks" 2 n)
+                }
+                rest
         | "--list" :: rest -> inMode Mode.List rest
         | "--page" :: rest -> inMode Mode.Page rest
         | "--check" :: rest -> inMode Mode.Check rest
@@ -111,6 +136,8 @@ let private parse (arguments: string list) : struct (Mode * Section list * Optio
             Threads = Environment.ProcessorCount
             Data = None
             Peer = None
+            Images = 128
+            Tasks = None
             Root = root ()
         }
 
@@ -126,6 +153,13 @@ let private command (section: Section) (options: Options) =
     $"dotnet fsi build.fsx -t Bench {section.Id} --rounds {options.Rounds} --threads {options.Threads}"
     + given "--data" options.Data
     + given "--peer" options.Peer
+    + (if options.Images = 128 then
+           ""
+       else
+           $" --images {options.Images}")
+    + (match options.Tasks with
+       | Some tasks -> $" --tasks {tasks}"
+       | None -> "")
 
 let private machine (native: NativeLoad) : (string * string) list =
     let told = (Machine.describe "cpu").AsObject()

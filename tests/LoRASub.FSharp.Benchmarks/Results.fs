@@ -52,6 +52,10 @@ type Options =
         Data: string option
         /// Folder of the Python peer.
         Peer: string option
+        /// Training images of a task in the end-to-end runs, at most.
+        Images: int
+        /// Tasks of the end-to-end runs, where not all.
+        Tasks: int option
         /// Folder of the repository.
         Root: string
     }

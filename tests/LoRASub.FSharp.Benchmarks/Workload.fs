@@ -16,10 +16,13 @@ let private options (precision: Precision) : BackboneOptions =
         CheckpointActivations = false
     }
 
+/// The file of the small backbone that comes with the program.
+let bundledFile (root: string) =
+    Path.Combine(root, "src", "LoRASub.FSharp.Cli", "assets", "vit_micro_patch4_32.safetensors")
+
 /// The small backbone that comes with the program: width 192, 6 blocks, 65 tokens. Owned by the caller.
 let bundled (root: string) (precision: Precision) : VisionTransformer =
-    Path.Combine(root, "src", "LoRASub.FSharp.Cli", "assets", "vit_micro_patch4_32.safetensors")
-    |> Weights.load (options precision)
+    Weights.load (options precision) (bundledFile root)
 
 /// ViT-B/16 at 224 pixels: width 768, 12 blocks, 197 tokens.
 let vitBaseShape: BackboneShape =
