@@ -310,9 +310,10 @@ let tests =
                         CheckpointActivations = true
                     })
                 (fun vit ->
-                    Scope.keep List.toSeq (fun () ->
+                    Scope.keep Leaves.tensors (fun () ->
                         let struct (value, gradients) = differentiate example vit
-                        [ value; yield! Array.choose id gradients ]))
+                        [| value; yield! Array.choose id gradients |])
+                    |> Seq.ofArray)
 
             testCase "more images than fit the cache ≡ the same images one by one" (fun () ->
                 Scope.run (fun () ->
