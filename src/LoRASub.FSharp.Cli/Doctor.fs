@@ -102,7 +102,7 @@ let private devices () =
 
 /// Billions of multiplications and additions in a second: the best of the square products that fit into half a
 /// second, since other programs can only slow them down.
-let private speed (dtype: torch.ScalarType) =
+let private speed (route: ProductRoute) (dtype: torch.ScalarType) =
     let n = 1024L
 
     Scope.run (fun () ->
@@ -111,7 +111,7 @@ let private speed (dtype: torch.ScalarType) =
 
         let product () =
             let clock = Stopwatch.StartNew()
-            Scope.run (fun () -> matrix.mm matrix |> ignore)
+            Scope.run (fun () -> Product.linearBy route matrix null matrix |> ignore)
             clock.Elapsed.TotalSeconds
 
         product () |> ignore // makes threads and buffers
@@ -124,8 +124,13 @@ let private speed (dtype: torch.ScalarType) =
         2.0 * float n ** 3.0 / best / 1e9)
 
 let private speeds () =
-    let single = speed torch.ScalarType.Float32
-    let half = speed torch.ScalarType.BFloat16
+    let used = Product.route ()
+    let blas = speed ProductRoute.Blas torch.ScalarType.Float32
+    let oneDnn = speed ProductRoute.OneDnn torch.ScalarType.Float32
+    let single = if used.IsBlas then blas else oneDnn
+    let half = speed used torch.ScalarType.BFloat16
+
+    let name = if used.IsBlas then "LibTorch's BLAS" else "oneDNN"
 
     let advice =
         if half > 1.2 * single then
@@ -135,6 +140,10 @@ let private speeds () =
 
     [
         Fact("products", $"{single:F0} GFLOP/s in float32, {half:F0} in bfloat16: {advice}")
+        Fact(
+            "float32 by",
+            $"{name} for {Product.vendor ()}: {blas:F0} GFLOP/s, {oneDnn:F0} through oneDNN ({Product.Variable}=blas or onednn)"
+        )
     ]
 
 /// Prints every finding; 0 if nothing is broken, else 1.

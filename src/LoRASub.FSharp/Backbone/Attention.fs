@@ -15,7 +15,7 @@ module Linear =
     let leaves: Leaves<Linear> = fun l -> Seq.append [ l.Weight ] (Option.toList l.Bias)
 
     let forward (linear: Linear) (x: torch.Tensor) =
-        torch.nn.functional.linear (x, linear.Weight, Option.toObj linear.Bias)
+        Product.linear linear.Weight (Option.toObj linear.Bias) x
 
 /// Multi-head self-attention whose key and value rows carry low-rank deltas.
 [<RequireQualifiedAccess>]
