@@ -57,16 +57,22 @@ let triplet
         let unit: torch.Tensor =
             (torch.tensor (centres |> Array.collect scaled)).reshape(-1L, features.shape[1])
 
+        // the published code keeps each row's minimum as a vector of one, opened and closed in every turn
         for i in 0 .. int n - 1 do
+            let mutable nearest = negatives[i].unsqueeze 0L
+
             for j in 0 .. centres.Length - 1 do
                 let candidate =
-                    Scope.keep Leaves.tensor (fun () ->
-                        features[int64 i].sub(unit[int64 j]).norm(float32 order).clamp_min(number 1e-12))
+                    features[int64 i]
+                        .unsqueeze(0L)
+                        .sub(unit[int64 j])
+                        .norm(float32 order)
+                        .clamp_min(number 1e-12)
 
-                if isLess candidate negatives[i] then
-                    negatives[i] <- candidate
-                else
-                    candidate.Dispose()
+                let known = nearest.squeeze 0L
+                nearest <- (if isLess candidate known then candidate else known).unsqueeze 0L
+
+            negatives[i] <- nearest.squeeze 0L
 
         let nearest, farthest = torch.stack negatives, torch.stack positives
         farthest.sub(nearest).add(number margin).clamp_min(number 0.0).mean())

@@ -10,7 +10,7 @@ type Operands =
     {
         [<Between(0, 1000)>]
         Seed: int
-        [<Between(0, 3)>]
+        [<Between(1, 3)>]
         Batch: int
         [<Between(1, 40)>]
         Tokens: int
@@ -68,6 +68,18 @@ let tests =
 
                     closeTo 1e-4 "product" (numbersOf blas[0]) (numbersOf oneDnn[0])
                     closeTo 1e-4 "gradient" (numbersOf ofBlas[0].Value) (numbersOf ofOneDnn[0].Value)))
+
+            testCase "no rows" (fun () ->
+                withThreads 2 (fun () ->
+                    Scope.run (fun () ->
+                        let y =
+                            Product.linearBy
+                                ProductRoute.OneDnn
+                                (normal [ 5; 4 ] 0)
+                                null
+                                (torch.zeros ([| 0L; 3L; 4L |]))
+
+                        Expect.equal y.shape [| 0L; 3L; 5L |] "[B, N, n]")))
 
             testCase "each maker's route" (fun () ->
                 let route asked vendor avx512 = Product.choose asked vendor avx512
