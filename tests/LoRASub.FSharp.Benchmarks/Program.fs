@@ -18,6 +18,7 @@ let private sections: Section list =
                 EndToEnd.section
                 Growth.section
                 Waiting.section
+                Memory.section
                 Startup.section
             ]
         ]
@@ -45,6 +46,8 @@ type private Mode =
     | Check
     | List
     | Help
+    /// What the memory section starts a process for: a format and the images of a batch.
+    | Peak of string * int
 
 let private root () =
     let rec above (folder: string) =
@@ -117,6 +120,8 @@ let private parse (arguments: string list) : struct (Mode * Section list * Optio
         | "--list" :: rest -> inMode Mode.List rest
         | "--page" :: rest -> inMode Mode.Page rest
         | "--check" :: rest -> inMode Mode.Check rest
+        | "--peak" :: precision :: images :: rest ->
+            inMode (Mode.Peak(precision, wholeNumber "--peak" 1 images)) rest
         | ("--help" | "-h") :: rest -> inMode Mode.Help rest
         | name :: rest ->
             match sections |> List.tryFind (fun section -> section.Id = name) with
@@ -214,6 +219,11 @@ let main arguments =
             0
         | Mode.Page ->
             render options.Root sections
+            0
+        | Mode.Peak(precision, images) ->
+            NativeBackend.ensureLoaded () |> ignore
+            torch.set_num_threads options.Threads
+            Memory.child precision images
             0
         | Mode.Check
         | Mode.Measure ->
