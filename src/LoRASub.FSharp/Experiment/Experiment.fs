@@ -646,8 +646,17 @@ module Experiment =
         predict learner plan listen model tasks
         |> Array.map (TaskPredictions.score (answers plan))
 
-    // Predictions on all tasks so far, and the moments of their classes.
-    let private predictSeen learner (plan: Plan) (clock: PhaseClock) listen pause state (task: LearningTask) =
+    // Predictions on all tasks so far, and the moments of their classes, all zero unless `measured`.
+    let private predictSeen
+        learner
+        (plan: Plan)
+        (clock: PhaseClock)
+        measured
+        listen
+        pause
+        state
+        (task: LearningTask)
+        =
         let seen = plan.Stream.Tasks[.. task.Index]
         let vit = plan.Backbone
 
@@ -668,15 +677,13 @@ module Experiment =
                 let none =
                     ClassMoments.zero (TaskState.classes state) vit.Blocks.Length vit.Width vit.Device
 
-                predictAnd
-                    ClassMoments.leaves
-                    ClassMoments.observe
-                    none
-                    learner
-                    plan
-                    tell
-                    (learner.Deploy state)
-                    seen))
+                let visit features labels moments =
+                    if measured then
+                        ClassMoments.observe features labels moments
+                    else
+                        moments
+
+                predictAnd ClassMoments.leaves visit none learner plan tell (learner.Deploy state) seen))
 
     // A class mean needs images that no training saw.
     let private canMeasureDrift (plan: Plan) =
@@ -773,7 +780,8 @@ module Experiment =
         pauseLearned Moment.AfterLearning
 
         let struct (predictions, moments) =
-            predictSeen learner plan clock listen (fun () -> pauseLearned Moment.BetweenSteps) learned task
+            let pause () = pauseLearned Moment.BetweenSteps
+            predictSeen learner plan clock run.Drift.IsSome listen pause learned task
 
         let drift =
             run.Drift
