@@ -317,7 +317,7 @@ let tests =
 
             testCase "more images than fit the cache ≡ the same images one by one" (fun () ->
                 Scope.run (fun () ->
-                    // a hidden layer of 65 tokens and 256 columns, 130 KiB an image in float64: slices of 31 images
+                    // 70 images of 65 tokens are three slices
                     let wide =
                         { example with
                             Images = 70
@@ -346,7 +346,7 @@ let tests =
                     let first =
                         torch.cat [| for i in 0 .. wide.Depth .. inputs.Length - 1 -> inputs[i] |]
 
-                    for i in [ 0; 30; 31; 69 ] do
+                    for i in [ 0; 23; 24; 69 ] do
                         let one = images.narrow (0L, int64 i, 1L)
                         let alone = VisionTransformer.featuresByBlock adapters vit one
                         closeTensors $"image {i}" alone.Output (whole.Output.narrow (0L, int64 i, 1L))
