@@ -130,7 +130,20 @@ let private speeds () =
     let single = if used.IsBlas then blas else oneDnn
     let half = speed used torch.ScalarType.BFloat16
 
-    let name = if used.IsBlas then "LibTorch's BLAS" else "oneDNN"
+    // LibTorch gives nothing to oneDNN with one thread
+    let several = torch.get_num_threads () > 1
+
+    let name =
+        if used.IsOneDnn && several then
+            "oneDNN"
+        else
+            "LibTorch's BLAS"
+
+    let rates =
+        if several then
+            $"{blas:F0} GFLOP/s, {oneDnn:F0} through oneDNN"
+        else
+            $"{blas:F0} GFLOP/s; oneDNN needs more than one thread"
 
     let advice =
         if half > 1.2 * single then
@@ -140,10 +153,7 @@ let private speeds () =
 
     [
         Fact("products", $"{single:F0} GFLOP/s in float32, {half:F0} in bfloat16: {advice}")
-        Fact(
-            "float32 by",
-            $"{name} for {Product.vendor ()}: {blas:F0} GFLOP/s, {oneDnn:F0} through oneDNN ({Product.Variable}=blas or onednn)"
-        )
+        Fact("float32 by", $"{name} for {Product.vendor ()}: {rates} ({Product.Variable}=blas or onednn)")
     ]
 
 /// Prints every finding; 0 if nothing is broken, else 1.
