@@ -79,7 +79,7 @@ let private attend
     let weight =
         match l with
         | None -> qkv.Weight
-        | Some lora -> LowRank.merge lora qkv.Weight
+        | Some lora -> LowRank.merge qkv.Weight.dtype lora qkv.Weight
 
     forward (int64 heads) { qkv with Weight = weight } projection l x
 
@@ -281,6 +281,34 @@ let tests =
                     let copy = withDelta 1.0 (Lora.noDelta 4L float64 torch.CPU) w
                     copy.zero_ () |> ignore
                     closeMatrix "the weight" (normalMatrix 1 12 4) w))
+
+            testCase "a delta below the rounding of bfloat16 still reaches the weight" (fun () ->
+                Scope.run (fun () ->
+                    let d = 4L
+                    let bfloat16 = torch.ScalarType.BFloat16
+
+                    let filled (shape: int64[]) (value: float) =
+                        torch.ones(shape, dtype = torch.float32).mul(Scalar.op_Implicit value)
+
+                    // below a tie between 1 and the next number by less than the delta
+                    let weight = filled [| 3L * d; d |] (1.0 + 0.75 / 256.0)
+
+                    let pair: LoraPair =
+                        {
+                            A = filled [| 1L; d |] (0.5 / 256.0)
+                            B = filled [| d; 1L |] 1.0
+                        }
+
+                    let merged = LowRank.merge bfloat16 { Key = pair; Value = pair } weight
+                    let next = 1.0 + 1.0 / 128.0
+                    let expected first = if first < d then 1.0 else next
+                    Expect.equal merged.dtype bfloat16 "type"
+
+                    for row in [ 0L; d; 2L * d; 3L * d - 1L ] do
+                        Expect.equal
+                            (merged[row, 0L].``to``(float64).item<float>())
+                            (expected row)
+                            $"row {row}"))
 
             testCase "the compute format is the one asked for" (fun () ->
                 Scope.run (fun () ->

@@ -45,9 +45,10 @@ type internal PairGradient() =
 [<RequireQualifiedAccess>]
 module LowRank =
 
-    /// W + B·A on the key and value rows of a fused weight [3d, d], in its own type. Borrows; owned by the caller;
-    /// carries no gradient.
-    let merge (lora: LayerLora) (qkv: torch.Tensor) : torch.Tensor =
+    /// W + B·A on the key and value rows of a fused weight [3d, d], summed in the weight's type and rounded once to
+    /// `dtype`: a weight of few digits would swallow the first steps of training. Borrows; owned by the caller; carries
+    /// no gradient.
+    let merge (dtype: torch.ScalarType) (lora: LayerLora) (qkv: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             let d = qkv.shape[1]
             Shape.expect "qkv weight" [ Axis.Is(3L * d); Axis.Is d ] qkv
@@ -59,7 +60,7 @@ module LowRank =
 
             add d lora.Key
             add (2L * d) lora.Value
-            merged)
+            merged.``to`` dtype)
 
     /// The output y [B, N, 2d or 3d] of a product of x [B, N, d] with a merged weight, now a function of the pairs,
     /// whose delta it holds already. Differentiable once.

@@ -71,7 +71,7 @@ type VisionTransformer =
 [<ReferenceEquality>]
 type Adapters =
     {
-        /// Per block, [3d, d] in the compute format.
+        /// Per block, [3d, d]: in the compute format, or in the master format beside pairs in training.
         Qkv: torch.Tensor[]
         /// Per block, or empty outside training.
         Lora: LayerLora[]
@@ -103,10 +103,7 @@ module VisionTransformer =
                     Seq.ofList (normLeaves vit.Norm)
                 ]
 
-    /// Effective fused weights with `sign` · deltas on keys and values. Borrows; owned by the caller.
-    let effectiveQkv (sign: float) (deltas: LayerDelta[]) (vit: VisionTransformer) : torch.Tensor[] =
-        let dtype = Precision.compute vit.Precision
-
+    let private summedQkv dtype sign (deltas: LayerDelta[]) (vit: VisionTransformer) =
         if deltas.Length <> vit.Blocks.Length then
             Errors.reject "deltas" $"must be {vit.Blocks.Length}, one per block" $"{deltas.Length}" ""
 
@@ -114,6 +111,16 @@ module VisionTransformer =
             (fun (block: Block) delta -> Attention.withDelta sign dtype delta block.Qkv.Weight)
             vit.Blocks
             deltas
+
+    /// Effective fused weights with `sign` · deltas on keys and values, in the compute format. Borrows; owned by the
+    /// caller.
+    let effectiveQkv (sign: float) (deltas: LayerDelta[]) (vit: VisionTransformer) : torch.Tensor[] =
+        summedQkv (Precision.compute vit.Precision) sign deltas vit
+
+    /// Fused weights with the deltas on keys and values, in the master format, for pairs in training to be added to.
+    /// Borrows; owned by the caller.
+    let trainingQkv (deltas: LayerDelta[]) (vit: VisionTransformer) : torch.Tensor[] =
+        summedQkv (Precision.master vit.Precision) 1.0 deltas vit
 
     let private normalise (norm: LayerNorm) (x: torch.Tensor) =
         Fused.layerNorm norm.Weight norm.Bias norm.Epsilon x
@@ -146,7 +153,7 @@ module VisionTransformer =
         let weight =
             match lora with
             | None -> qkv
-            | Some lora -> LowRank.merge lora qkv
+            | Some lora -> LowRank.merge (Precision.compute vit.Precision) lora qkv
 
         struct ({ vit.Blocks[i].Qkv with
                     Weight = weight
