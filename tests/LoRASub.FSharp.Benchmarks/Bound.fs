@@ -106,8 +106,9 @@ let private linear (s: Sizes) times (rows: int64) (inputs: int64) (outputs: int6
 let private toInputs (s: Sizes) times (rows: int64) (outputs: int64) (inputs: int64) =
     network s Layout.Plain times rows outputs inputs
 
+// in float32 at least, for a processor is slow with small matrices of bfloat16
 let private perHead (s: Sizes) layout times (m: int64) (k: int64) (n: int64) =
-    { network s layout times m k n with
+    { master s layout times m k n with
         Count = s.Images * s.Heads
     }
 

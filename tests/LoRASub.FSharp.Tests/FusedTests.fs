@@ -61,6 +61,29 @@ let tests =
                     (fun ps -> Fused.Composed.attention ps[0] ps[1] ps[2])
                     inputs)
 
+            property
+                "Fused"
+                "attention in bfloat16 is off by no more than its last rounding"
+                (fun (draw: Draw) ->
+                    let inputs =
+                        Array.init 3 (fun i ->
+                            (normal [| 2L; 2L; 9L; 4L |] (int64 draw.Seed + int64 i)).``to`` torch.bfloat16)
+
+                    let exact =
+                        inputs
+                        |> Array.map _.``to``(torch.float64)
+                        |> fun ps -> Fused.attention ps[0] ps[1] ps[2]
+
+                    let found = Fused.attention inputs[0] inputs[1] inputs[2]
+                    Expect.equal found.dtype torch.bfloat16 "type"
+                    // half a unit in the last of 8 binary digits, and float32's own error
+                    let error = found.``to``(torch.float64).sub(exact).abs()
+                    let allowed = exact.abs().mul(Scalar.op_Implicit (1.0 / 256.0))
+
+                    Expect.isTrue
+                        (error.le(allowed.add (Scalar.op_Implicit 1e-5)).all().item<bool>())
+                        "error")
+
             property "Fused" "composed distances ≡ the kernel, in value and gradient" (fun (draw: Draw) ->
                 let inputs =
                     [|

@@ -39,12 +39,21 @@ module internal Fused =
         else
             torch.nn.functional.layer_norm (x, [| x.shape[x.shape.Length - 1] |], weight, bias, epsilon)
 
-    /// softmax(q·kᵀ/√d)·v over [B, h, N, d].
+    /// softmax(q·kᵀ/√d)·v over [B, h, N, d], in float32 inside where bfloat16 is on a CPU.
     let attention (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) : torch.Tensor =
         if onMeta q then
             Composed.attention q k v
         else
-            torch.nn.functional.scaled_dot_product_attention (q, k, v)
+            let attend q k v =
+                torch.nn.functional.scaled_dot_product_attention (q, k, v)
+
+            // LibTorch's kernel for the CPU calls oneDNN anew for every head of every image in bfloat16: its backward
+            // pass takes 2 to 5 times as long as that in float32
+            if q.dtype = torch.ScalarType.BFloat16 && q.device.``type`` = DeviceType.CPU then
+                let wide (t: torch.Tensor) = t.``to`` torch.ScalarType.Float32
+                (attend (wide q) (wide k) (wide v)).``to`` q.dtype
+            else
+                attend q k v
 
     /// Distances between the rows of two matrices in a norm, [n, d] and [c, d] -> [n, c].
     let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) : torch.Tensor =

@@ -111,8 +111,8 @@ module NativeBackend =
     extern int private setAllocator(int parameter, int value)
 
     /// Keeps freed activations with the process: glibc gives blocks of megabytes back to the system at once, and
-    /// a training step that takes them again pays for each page. One arena, so that what one thread has freed serves
-    /// the next. Whoever sets the allocator by its environment variables is left alone.
+    /// a training step that takes them again pays for each page. Whoever sets the allocator by its environment variables
+    /// is left alone.
     let private keepFreedMemory () =
         let isSet (name: string) =
             not (String.IsNullOrEmpty(Environment.GetEnvironmentVariable name))
@@ -127,11 +127,10 @@ module NativeBackend =
             ]
 
         if not (List.exists isSet own) then
-            let trimThreshold, topPad, mmapThreshold, arenaMax = -1, -2, -3, -8
+            let trimThreshold, topPad, mmapThreshold = -1, -2, -3
             setAllocator (mmapThreshold, 1 <<< 30) |> ignore
             setAllocator (trimThreshold, Int32.MaxValue) |> ignore
             setAllocator (topPad, 64 <<< 20) |> ignore
-            setAllocator (arenaMax, 1) |> ignore
 
     // ---------------------------------------------------------------- where the files are
 
