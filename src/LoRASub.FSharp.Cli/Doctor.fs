@@ -124,26 +124,31 @@ let private speed (route: ProductRoute) (dtype: torch.ScalarType) =
         2.0 * float n ** 3.0 / best / 1e9)
 
 let private speeds () =
-    let used = Product.route ()
-    let blas = speed ProductRoute.Blas torch.ScalarType.Float32
-    let oneDnn = speed ProductRoute.OneDnn torch.ScalarType.Float32
-    let single = if used.IsBlas then blas else oneDnn
-    let half = speed used torch.ScalarType.BFloat16
-
     // LibTorch gives nothing to oneDNN with one thread
     let several = torch.get_num_threads () > 1
+    let used = if several then Product.route () else ProductRoute.Blas
+    let blas = speed ProductRoute.Blas torch.ScalarType.Float32
+    let half = speed ProductRoute.Blas torch.ScalarType.BFloat16
 
-    let name =
-        if used.IsOneDnn && several then
-            "oneDNN"
+    let oneDnn =
+        if several then
+            speed ProductRoute.OneDnn torch.ScalarType.Float32
         else
-            "LibTorch's BLAS"
+            0.0
+
+    let single = if used.IsBlas then blas else oneDnn
+    let name = if used.IsBlas then "LibTorch's BLAS" else "oneDNN"
 
     let rates =
         if several then
             $"{blas:F0} GFLOP/s, {oneDnn:F0} through oneDNN"
         else
             $"{blas:F0} GFLOP/s; oneDNN needs more than one thread"
+
+    let maker =
+        match Product.vendor () with
+        | "" -> ""
+        | vendor -> $" for {vendor}"
 
     let advice =
         if half > 1.2 * single then
@@ -153,7 +158,7 @@ let private speeds () =
 
     [
         Fact("products", $"{single:F0} GFLOP/s in float32, {half:F0} in bfloat16: {advice}")
-        Fact("float32 by", $"{name} for {Product.vendor ()}: {rates} ({Product.Variable}=blas or onednn)")
+        Fact("float32 by", $"{name}{maker}: {rates} ({Product.Variable}=blas or onednn)")
     ]
 
 /// Prints every finding; 0 if nothing is broken, else 1.

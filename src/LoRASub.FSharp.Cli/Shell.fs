@@ -57,4 +57,5 @@ module Shell =
     let loadNative (libTorch: string option) (settings: RunSettings) =
         Option.iter NativeBackend.useLibTorch libTorch
         NativeBackend.ensureLoaded () |> ignore
+        Product.route () |> ignore // rejects a wrong setting before anything is made
         Option.iter torch.set_num_threads settings.Threads

@@ -7,6 +7,7 @@
 module LoRASub.Benchmarks.Bound
 
 open System
+open System.Diagnostics
 open LoRASub
 open LoRASub.Benchmarks.Measure
 open TorchSharp
@@ -302,6 +303,7 @@ let private forms (p: Product) : struct (torch.Tensor[] * (unit -> unit) list) =
                     fresh (fun () -> leftView.mm rightView)
                     if p.Layout = Layout.RightTransposed then
                         fresh (fun () -> torch.nn.functional.linear (leftView, right))
+                        fresh (fun () -> Product.linearBy ProductRoute.OneDnn right null leftView)
                 ])
 
 /// Makes the operands of products and picks the fastest way to each; equal products share operands. To be disposed of.
@@ -323,10 +325,16 @@ let ready (products: Product list) : Ready =
                     |> List.minBy (fun form ->
                         form ()
 
-                        Array.init 3 (fun _ ->
+                        // long enough for a moment's load not to decide
+                        let clock = Stopwatch.StartNew()
+
+                        Seq.initInfinite (fun _ ->
                             let struct ((), seconds) = timed form
                             seconds)
-                        |> Array.min)
+                        |> Seq.indexed
+                        |> Seq.takeWhile (fun (i, _) -> i < 3 || clock.Elapsed.TotalSeconds < 0.05)
+                        |> Seq.map snd
+                        |> Seq.min)
 
                 operands, fastest, same |> List.sumBy _.Times
         ]

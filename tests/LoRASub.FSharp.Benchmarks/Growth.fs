@@ -153,12 +153,7 @@ let private tasksTable
 // ---------------------------------------------------------------- sizes
 
 /// Seconds of an action at each size, in turns, and the exponent.
-let private bySize
-    rounds
-    (caption: string)
-    (column: string)
-    (sizes: (int * (unit -> unit)) list)
-    : Table * Timing list =
+let private bySize rounds (caption: string) (column: string) (sizes: (int * (unit -> unit)) list) : Table =
     let timings =
         interleaved rounds (sizes |> List.map (fun (size, action) -> string size, action))
 
@@ -179,8 +174,7 @@ let private bySize
                         Cell.Measured(Timing.spread timing |> Spread.map (fun s -> s * 1e6 / float size))
                     ]
             ]
-    },
-    timings
+    }
 
 let private byPrototypes rounds (counts: int list) width : Table =
     Scope.run (fun () ->
@@ -198,8 +192,7 @@ let private byPrototypes rounds (counts: int list) width : Table =
         |> bySize
             rounds
             $"Prediction of 128 features of width {width} by the number of prototypes"
-            "prototypes"
-        |> fst)
+            "prototypes")
 
 /// A step of the first task.
 let private step vit settings images : unit -> unit =
@@ -216,8 +209,7 @@ let private byBatch rounds root (sizes: int list) : Table =
 
         sizes
         |> List.map (fun images -> images, step vit Workload.settings images)
-        |> bySize rounds "A training step of the bundled backbone by the images of its batch" "images"
-        |> fst)
+        |> bySize rounds "A training step of the bundled backbone by the images of its batch" "images")
 
 let private tokens (imageSize: int) = pown (imageSize / 4) 2 + 1
 
@@ -240,8 +232,7 @@ let private byTokens rounds (imageSizes: int list) : Table =
         |> bySize
             rounds
             "A training step of 2 images, width 192, 6 blocks, by the tokens of an image"
-            "tokens"
-        |> fst)
+            "tokens")
 
 let private measure (options: Options) : Findings =
     let data =
@@ -307,6 +298,7 @@ let section: Section =
     {
         Id = "growth"
         Title = "Growth"
+        NeedsData = true
         Measure = measure
         Check = check
     }

@@ -10,6 +10,9 @@ open TorchSharp
 
 let private number (x: float) = Scalar.op_Implicit x
 
+let private linear (layer: Linear) (x: torch.Tensor) =
+    torch.nn.functional.linear (x, layer.Weight, Option.toObj layer.Bias)
+
 let private isLess (a: torch.Tensor) (b: torch.Tensor) =
     use less = a.lt b
     less.item<bool>()
@@ -237,7 +240,7 @@ type Learner(vit: VisionTransformer, settings: LoRASubSettings) =
         let shares = qkv[0L].matmul(qkv[1L].transpose(-2L, -1L)).mul(scale).softmax -1L
 
         shares.matmul(qkv[2L]).transpose(1L, 2L).reshape(batch, tokens, width)
-        |> Linear.forward block.Projection
+        |> linear block.Projection
 
     let norm (norm: LayerNorm) (x: torch.Tensor) =
         torch.nn.functional.layer_norm (x, [| width |], norm.Weight, norm.Bias, norm.Epsilon)
@@ -278,9 +281,9 @@ type Learner(vit: VisionTransformer, settings: LoRASubSettings) =
 
             x <-
                 norm block.Norm2 x
-                |> Linear.forward block.Fc1
+                |> linear block.Fc1
                 |> torch.nn.functional.gelu
-                |> Linear.forward block.Fc2
+                |> linear block.Fc2
                 |> x.add
 
         if observing then

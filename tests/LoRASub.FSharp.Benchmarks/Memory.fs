@@ -4,40 +4,70 @@ module LoRASub.Benchmarks.Memory
 
 open System
 open System.Diagnostics
+open System.Globalization
 open System.Reflection
 open LoRASub
+open LoRASub.Benchmarks.Measure
 open LoRASub.Benchmarks.Results
 
 [<Literal>]
 let private Steps = 3
 
-/// Peaks in bytes, before the first step and after the last, of steps on a network; ends no process.
-let private peaks (vit: VisionTransformer) settings (images: int) : struct (int64 * int64) =
+/// What steps on a network did to the memory of their process.
+type private Use =
+    {
+        /// Bytes before the first step.
+        Before: int64
+        Peak: int64
+        /// Seconds of a step after the first.
+        Seconds: float
+    }
+
+let private steps (vit: VisionTransformer) settings (images: int) : Use =
     let batch = Workload.batch vit images 0 10 1L
 
     let training =
         Workload.training vit settings (Workload.taskAfter 0 10) (Workload.stateOf vit 0) batch
 
-    let before = MemoryUse.peakBytes ()
-
-    for _ in 1..Steps do
+    let step () =
         Scope.run (fun () -> LoRASubDrs.update vit settings batch training |> ignore)
 
-    struct (before, MemoryUse.peakBytes ())
+    let before = MemoryUse.peakBytes ()
+    step ()
+
+    let struct ((), seconds) =
+        timed (fun () ->
+            for _ in 1..Steps do
+                step ())
+
+    {
+        Before = before
+        Peak = MemoryUse.peakBytes ()
+        Seconds = seconds / float Steps
+    }
 
 let private precisions =
     [ "float32", Precision.Float32; "bfloat16", Precision.BFloat16 ]
 
-/// What the child process does: steps on ViT-B/16, then prints both peaks.
-let child (precision: string) (images: int) : unit =
+let private activations = [ "kept", false; "recomputed", true ]
+
+/// What the child process does: steps on ViT-B/16, then prints what they used.
+let child (precision: string) (kept: string) (images: int) : unit =
     Scope.run (fun () ->
         let vit =
             Workload.random Workload.vitBaseShape (Map.find precision (Map.ofList precisions))
 
-        let struct (before, after) = peaks vit Workload.settings images
-        printfn $"{before} {after}")
+        let used =
+            steps
+                { vit with
+                    CheckpointActivations = Map.find kept (Map.ofList activations)
+                }
+                Workload.settings
+                images
 
-let private inChild (options: Options) precision (images: int) : int64[] =
+        printfn "%d %d %.6f" used.Before used.Peak used.Seconds)
+
+let private inChild (options: Options) precision kept (images: int) : Use =
     let arguments =
         [
             Assembly.GetExecutingAssembly().Location
@@ -45,6 +75,7 @@ let private inChild (options: Options) precision (images: int) : int64[] =
             string options.Threads
             "--peak"
             precision
+            kept
             string images
         ]
 
@@ -57,7 +88,13 @@ let private inChild (options: Options) precision (images: int) : int64[] =
     if child.ExitCode <> 0 then
         failwith $"the process of {images} images in {precision} ended with {child.ExitCode}"
 
-    text.Trim().Split ' ' |> Array.map Int64.Parse
+    let told = text.Trim().Split ' '
+
+    {
+        Before = Int64.Parse told[0]
+        Peak = Int64.Parse told[1]
+        Seconds = Double.Parse(told[2], CultureInfo.InvariantCulture)
+    }
 
 let private measure (options: Options) : Findings =
     let mebibytes (bytes: int64) = Cell.Number(float bytes / 1048576.0)
@@ -65,45 +102,69 @@ let private measure (options: Options) : Findings =
     {
         Text =
             [
-                $"The largest resident memory of a process that makes a ViT-B/16 with random weights and trains {Steps}"
-                + " steps at 224 pixels, rank 10: before the first step, and to the end."
+                "The largest resident memory of a process that makes a ViT-B/16 with random weights and trains"
+                + $" {Steps + 1} steps at 224 pixels, rank 10: before the first step, and to the end. Each row is one"
+                + " process; activations are kept for the gradient or, with `--checkpoint-activations`, recomputed; times"
+                + " are of a step after the first."
             ]
         Tables =
             [
                 {
-                    Caption = "MiB"
-                    Columns = [ "format"; "images in a batch"; "before the steps"; "peak"; "peak per image" ]
+                    Caption = "Peak resident memory, MiB"
+                    Columns =
+                        [
+                            "format"
+                            "images in a batch"
+                            "activations"
+                            "before the steps"
+                            "peak"
+                            "of the steps, / kept"
+                            "time, / kept"
+                        ]
                     Rows =
                         [
                             for precision, _ in precisions do
                                 for images in [ 8; 32 ] do
-                                    let peaks = inChild options precision images
+                                    let all =
+                                        activations
+                                        |> List.map (fun (name, _) ->
+                                            name, inChild options precision name images)
 
-                                    [
-                                        Cell.Text precision
-                                        Cell.Number(float images)
-                                        mebibytes peaks[0]
-                                        mebibytes peaks[1]
-                                        mebibytes (peaks[1] / int64 images)
-                                    ]
+                                    let kept = snd all.Head
+                                    let grown (u: Use) = float (u.Peak - u.Before)
+
+                                    for name, used in all do
+                                        [
+                                            Cell.Text precision
+                                            Cell.Number(float images)
+                                            Cell.Text name
+                                            mebibytes used.Before
+                                            mebibytes used.Peak
+                                            Cell.Number(grown used / grown kept)
+                                            Cell.Number(used.Seconds / kept.Seconds)
+                                        ]
                         ]
                 }
             ]
         Targets = []
     }
 
+/// Steps run, with activations kept and recomputed.
 let private check () =
     Scope.run (fun () ->
-        let struct (before, after) =
-            peaks (Workload.tiny ()) { Workload.settings with Rank = 3 } 4
+        for _, recomputed in activations do
+            let vit =
+                { Workload.tiny () with
+                    CheckpointActivations = recomputed
+                }
 
-        if before <= 0L || after < before then
-            failwith $"memory: a peak of {after} bytes after one of {before}")
+            steps vit { Workload.settings with Rank = 3 } 4 |> ignore)
 
 let section: Section =
     {
         Id = "memory"
         Title = "Peak memory"
+        NeedsData = false
         Measure = measure
         Check = check
     }

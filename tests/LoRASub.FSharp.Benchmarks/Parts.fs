@@ -242,6 +242,7 @@ module Parts =
         {
             Id = "triplet"
             Title = "Augmented triplet loss"
+            NeedsData = false
             Measure = measureTriplet
             Check = Agreement.triplet
         }
@@ -286,6 +287,7 @@ module Parts =
         {
             Id = "projection"
             Title = "Projections"
+            NeedsData = false
             Measure = measureProjection
             Check = Agreement.projection
         }
@@ -481,6 +483,7 @@ module Parts =
         {
             Id = "prototypes"
             Title = "Prototype stage"
+            NeedsData = false
             Measure = measurePrototypes
             Check =
                 fun () ->

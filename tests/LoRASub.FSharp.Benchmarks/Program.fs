@@ -16,6 +16,7 @@ let private sections: Section list =
             [
                 Step.section
                 EndToEnd.section
+                EndToEnd.peerSection
                 Growth.section
                 Waiting.section
                 Memory.section
@@ -26,17 +27,22 @@ let private sections: Section list =
 let private usage =
     """dotnet fsi build.fsx -t Bench [SECTION...] [OPTIONS]
 
-Without a section, all are measured. Results go to docs/performance/SECTION.json, the page to docs/performance.md.
+Without a section, all are measured whose --data and --peer are given. Results go to docs/performance/SECTION.json, the page to docs/performance.md.
 
   --rounds N     rounds of each comparison, at least 5 (7)
   --threads N    LibTorch's threads (all cores)
-  --data DIR     data set of the end-to-end sections
-  --peer DIR     folder of the Python peer
+  --data DIR     folder of CIFAR-100's binary files, for run, peer and growth
+  --peer DIR     folder of a Python peer, run_peer.py, for peer
   --images N     training images of a task in the end-to-end runs (128)
-  --tasks N      tasks of the end-to-end runs (all 10)
+  --tasks N      tasks of the end-to-end runs (all 10; 3 beside the peer)
   --list         name the sections
   --page         rebuild the page alone
-  --check        hold every opponent's numbers against the library's; measures nothing
+  --check        hold what is measured against the library's numbers, in small shapes; measures nothing
+
+A Python peer takes BACKBONE.safetensors DATA --code vectorised|published --tasks N --stop N --epochs N --batch N
+--limit N --threads N, and its last line is JSON: {"seconds": {"observe": S, "project": S, ...}, "last": PERCENT}.
+
+All sections take about an hour on two cores: run 20 minutes, peer 20, the others 1 to 8.
 """
 
 [<RequireQualifiedAccess>]
@@ -46,8 +52,8 @@ type private Mode =
     | Check
     | List
     | Help
-    /// What the memory section starts a process for: a format and the images of a batch.
-    | Peak of string * int
+    /// What the memory section starts a process for: a format, what becomes of activations, and the images of a batch.
+    | Peak of string * string * int
 
 let private root () =
     let rec above (folder: string) =
@@ -65,14 +71,19 @@ let private root () =
 
 let private wholeNumber (name: string) (least: int) (text: string) =
     match Int32.TryParse text with
-    | true, number when number >= least -> number
-    | _ -> Errors.reject name $"must be a whole number of at least {least}" $"'{text}'" ""
+    | true, number when number >= least && number <= 1024 -> number
+    | _ -> Errors.reject name $"must be a whole number of {least} to 1024" $"'{text}'" ""
 
 let private folder (name: string) (path: string) =
     if not (Directory.Exists path) then
         Errors.reject name "must be a folder" $"'{path}'" ""
 
     Some(Path.GetFullPath path)
+
+/// Whether nothing that a section needs was left out; what is left out by name is told when the section is asked for.
+let private canMeasure (options: Options) (section: Section) =
+    (options.Data.IsSome || not section.NeedsData)
+    && (options.Peer.IsSome || section.Id <> EndToEnd.peerSection.Id)
 
 let private parse (arguments: string list) : struct (Mode * Section list * Options) =
     let rec read mode chosen (options: Options) arguments =
@@ -120,9 +131,9 @@ let private parse (arguments: string list) : struct (Mode * Section list * Optio
         | "--list" :: rest -> inMode Mode.List rest
         | "--page" :: rest -> inMode Mode.Page rest
         | "--check" :: rest -> inMode Mode.Check rest
-        | "--peak" :: precision :: images :: rest ->
-            inMode (Mode.Peak(precision, wholeNumber "--peak" 1 images)) rest
-        | ("--help" | "-h") :: rest -> inMode Mode.Help rest
+        | "--peak" :: precision :: kept :: images :: rest ->
+            inMode (Mode.Peak(precision, kept, wholeNumber "--peak" 1 images)) rest
+        | ("help" | "--help" | "-h") :: rest -> inMode Mode.Help rest
         | name :: rest ->
             match sections |> List.tryFind (fun section -> section.Id = name) with
             | Some section -> read mode (section :: chosen) options rest
@@ -147,7 +158,12 @@ let private parse (arguments: string list) : struct (Mode * Section list * Optio
         }
 
     match read Mode.Measure [] options arguments with
-    | struct (mode, [], options) -> struct (mode, sections, options)
+    | struct (mode, [], options) ->
+        let all =
+            sections
+            |> List.filter (fun section -> mode <> Mode.Measure || canMeasure options section)
+
+        struct (mode, all, options)
     | chosen -> chosen
 
 /// What measures a section again; folders go by their kind, for theirs differ from machine to machine.
@@ -183,7 +199,11 @@ let private guarded (section: Section) (what: string) (action: unit -> unit) : b
         eprintfn $"{section.Id}: {what}"
         action ()
         true
-    with e ->
+    with
+    | :? InputException as e ->
+        eprintfn $"{section.Id}: {e.Message}"
+        false
+    | e ->
         // LibTorch adds a trace of its own
         eprintfn $"{section.Id}: failed: {e.Message.Split('\n')[0]}\n{e.StackTrace}"
         false
@@ -220,10 +240,10 @@ let main arguments =
         | Mode.Page ->
             render options.Root sections
             0
-        | Mode.Peak(precision, images) ->
+        | Mode.Peak(precision, kept, images) ->
             NativeBackend.ensureLoaded () |> ignore
             torch.set_num_threads options.Threads
-            Memory.child precision images
+            Memory.child precision kept images
             0
         | Mode.Check
         | Mode.Measure ->

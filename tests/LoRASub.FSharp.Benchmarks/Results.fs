@@ -66,6 +66,8 @@ type Section =
         /// Names it on the command line and its file.
         Id: string
         Title: string
+        /// Whether it reads Options.Data.
+        NeedsData: bool
         Measure: Options -> Findings
         /// Raises where an opponent does not compute what the library does; shapes of milliseconds.
         Check: unit -> unit
@@ -259,8 +261,8 @@ let private preface =
         "median (lower quartile to upper quartile). Times are there to be compared with each other, on this machine."
         ""
         "```sh"
-        "dotnet fsi build.fsx -t Bench                # measures every section and rebuilds this page"
-        "dotnet fsi build.fsx -t Bench SECTION...     # some sections; --list names them"
+        "dotnet fsi build.fsx -t Bench --data DIR     # every section; DIR holds CIFAR-100's binary files"
+        "dotnet fsi build.fsx -t Bench SECTION...     # some sections; --list names them, --help all options"
         "```"
         ""
     ]

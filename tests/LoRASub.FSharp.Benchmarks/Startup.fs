@@ -91,6 +91,7 @@ let section: Section =
     {
         Id = "startup"
         Title = "Start of the program"
+        NeedsData = false
         Measure = measure
         Check = fun () -> seconds "dotnet" [ "--version" ] () |> ignore
     }

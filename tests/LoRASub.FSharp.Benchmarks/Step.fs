@@ -161,6 +161,7 @@ let section: Section =
     {
         Id = "step"
         Title = "Training step"
+        NeedsData = false
         Measure = measure
         Check =
             fun () ->

@@ -79,7 +79,7 @@ let private attend
     let weight =
         match l with
         | None -> qkv.Weight
-        | Some lora -> LowRank.merge qkv.Weight.dtype lora qkv.Weight
+        | Some lora -> Attention.withPairs qkv.Weight.dtype lora qkv.Weight
 
     forward (int64 heads) { qkv with Weight = weight } projection l x
 
@@ -232,6 +232,24 @@ let tests =
                         closeTensors "dA" (p.B.t().mm dW) pairs[2 * i].Value
                         closeTensors "dB" (dW.mm (p.A.t ())) pairs[2 * i + 1].Value)
 
+            property "no images give gradients of zero" (fun (c: Layer) ->
+                let qkv, projection, l = layer c.Qkv, layer c.Projection, lora c.Lora
+
+                let struct (_, gradients) =
+                    [| l.Key.A; l.Key.B; l.Value.A; l.Value.B |]
+                    |> Grad.valueAndGrad (fun p ->
+                        let l: LayerLora =
+                            {
+                                Key = { A = p[0]; B = p[1] }
+                                Value = { A = p[2]; B = p[3] }
+                            }
+
+                        (attend Attention.forward c.Heads qkv projection (Some l) (c.X.narrow (0L, 0L, 0L)))
+                            .sum())
+
+                for gradient in gradients do
+                    closeTensors "gradient" (torch.zeros_like gradient.Value) gradient.Value)
+
             property
                 "the first token alone ≡ the first row of all tokens, in value and gradient"
                 (fun (c: Layer) ->
@@ -299,7 +317,7 @@ let tests =
                             B = filled [| d; 1L |] 1.0
                         }
 
-                    let merged = LowRank.merge bfloat16 { Key = pair; Value = pair } weight
+                    let merged = Attention.withPairs bfloat16 { Key = pair; Value = pair } weight
                     let next = 1.0 + 1.0 / 128.0
                     let expected first = if first < d then 1.0 else next
                     Expect.equal merged.dtype bfloat16 "type"

@@ -163,7 +163,7 @@ let private attention (f: Fixture) =
         let merged =
             match lora with
             | None -> weight
-            | Some lora -> LowRank.merge torch.float64 lora weight
+            | Some lora -> Attention.withPairs torch.float64 lora weight
 
         Attention.forward heads { qkv with Weight = merged } projection lora x
 

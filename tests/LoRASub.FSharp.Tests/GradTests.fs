@@ -100,6 +100,25 @@ let tests =
             rejects "a value that is not a scalar" [ "scalar"; "[2, 3]" ] (fun () ->
                 Grad.valueAndGrad (fun ps -> ps[0]) [| input () |] |> ignore)
 
+            // through LibTorch's code an exception would end the process
+            testCase "a failure in the backward pass reaches the caller" (fun () ->
+                Scope.run (fun () ->
+                    let mutable passes = 0
+
+                    let fails (ps: torch.Tensor[]) =
+                        passes <- passes + 1
+
+                        if passes = 2 then
+                            failwith "second pass"
+
+                        ps[0].square()
+
+                    let gradients () =
+                        Grad.valueAndGrad (fun ps -> (Recomputation.run fails ps).sum()) [| input () |]
+                        |> ignore
+
+                    Expect.throwsC gradients (fun e -> Expect.equal e.Message "second pass" "message")))
+
             testCase "gradients on the meta device" (fun () ->
                 Scope.run (fun () ->
                     let struct (value, gradients) = Grad.valueAndGrad square [| onMeta (input ()) |]

@@ -12,9 +12,10 @@ type Operands =
         Seed: int
         [<Between(1, 3)>]
         Batch: int
-        [<Between(1, 40)>]
+        // so that some products are of more than 20480 numbers, below which oneDNN is not asked
+        [<Between(1, 150)>]
         Tokens: int
-        [<Between(1, 20)>]
+        [<Between(1, 200)>]
         In: int
         [<Between(1, 20)>]
         Out: int

@@ -520,10 +520,24 @@ let tests =
                                     })
                         }
 
+                    let pairs = lora example.PlainLora
+
+                    let single (l: LayerLora) : LayerLora =
+                        let pair (p: LoraPair) : LoraPair =
+                            {
+                                A = p.A.``to`` torch.float32
+                                B = p.B.``to`` torch.float32
+                            }
+
+                        {
+                            Key = pair l.Key
+                            Value = pair l.Value
+                        }
+
                     let adapters =
                         {
-                            Qkv = VisionTransformer.effectiveQkv 1.0 (nothing exact) vit
-                            Lora = lora example.PlainLora
+                            Qkv = VisionTransformer.trainingQkv (nothing exact) vit
+                            Lora = pairs |> Array.map single
                         }
 
                     let features = VisionTransformer.features adapters vit example.Batch
@@ -533,10 +547,7 @@ let tests =
                     Expect.all found.Blocks (fun t -> t.dtype = torch.float32) "type of the blocks' tokens"
 
                     let expected =
-                        VisionTransformer.features
-                            { bare exact with Lora = adapters.Lora }
-                            exact
-                            example.Batch
+                        VisionTransformer.features { bare exact with Lora = pairs } exact example.Batch
 
                     closeTo 0.15 "features" (numbers expected) (numbers (features.``to`` float64))))
 

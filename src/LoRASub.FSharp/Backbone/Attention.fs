@@ -37,10 +37,26 @@ module Attention =
                 Shape.expect name [ Axis.Is d; Axis.Is d ] part
                 Shape.expectLike name qkv part
 
-            let queries = torch.zeros_like delta.Key
-            let stacked = torch.cat ([| queries; delta.Key; delta.Value |], 0L) // [3d, d]
-            // `mul` makes a copy also where dtype is the weight's own
-            stacked.mul(Scalar.op_Implicit sign).add(qkv).``to`` dtype)
+            let sum = qkv.clone ()
+
+            for first, part in [ d, delta.Key; 2L * d, delta.Value ] do
+                sum.narrow(0L, first, d).add_(part, alpha = Scalar.op_Implicit sign) |> ignore
+
+            sum.``to`` dtype)
+
+    /// The fused weight [3d, d] with B·A of pairs in training on its key and value rows, summed in the weight's type and
+    /// rounded once to `dtype`: a weight of few digits would swallow the first steps. Borrows all; owned by the caller;
+    /// carries no gradient.
+    let withPairs (dtype: torch.ScalarType) (lora: LayerLora) (qkv: torch.Tensor) : torch.Tensor =
+        Scope.noGrad Leaves.tensor (fun () ->
+            qkv
+            |> withDelta
+                1.0
+                dtype
+                {
+                    Key = Lora.delta lora.Key
+                    Value = Lora.delta lora.Value
+                })
 
     let private checkInput (heads: int64) (qkv: Linear) (x: torch.Tensor) =
         let d = qkv.Weight.shape[1]

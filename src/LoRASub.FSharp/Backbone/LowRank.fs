@@ -13,18 +13,20 @@ type internal PairGradient() =
     // y, x, then A and B of keys and of values
     override _.forward(ctx, arguments) =
         let tensors = arguments |> Array.map (fun t -> t :?> torch.Tensor)
+        ctx.save_data ("failure", BackwardFailure.Current)
         ctx.save_for_backward (List tensors[1..])
         tensors[0].detach()
 
     override _.backward(ctx, gradient) =
         let saved = ctx.get_saved_variables ()
-        let d, rank = saved[1].shape[1], saved[1].shape[0]
 
-        let pairs =
+        let pairs () =
+            let d, rank = saved[1].shape[1], saved[1].shape[0]
+
             Scope.noGrad Leaves.tensors (fun () ->
                 let x = saved[0].reshape(-1L, d) // [R, d]
                 let a = torch.cat([| saved[1]; saved[3] |]).``to`` x.dtype // [2r, d]
-                let g = gradient.reshape (x.shape[0], -1L) // [R, 2d or 3d], keys and values last
+                let g = gradient.reshape (-1L, Array.last gradient.shape) // [R, 2d or 3d], keys and values last
 
                 let part i =
                     g.narrow (1L, g.shape[1] - (2L - i) * d, d) // [R, d]
@@ -39,28 +41,18 @@ type internal PairGradient() =
                 [| dA.narrow (0L, 0L, rank); dB 0L; dA.narrow (0L, rank, rank); dB 1L |]
                 |> Array.map _.``to``(saved[1].dtype))
 
-        List [ gradient; null; yield! pairs ]
+        let failure = ctx.get_data "failure" :?> BackwardFailure
 
-/// A frozen fused weight with low-rank pairs in training on its key and value rows.
+        List
+            [
+                gradient
+                null
+                yield! BackwardFailure.Caught(failure, Array.zeroCreate 4, pairs)
+            ]
+
+/// Low-rank pairs in training on the key and value rows of a frozen fused weight.
 [<RequireQualifiedAccess>]
 module LowRank =
-
-    /// W + B·A on the key and value rows of a fused weight [3d, d], summed in the weight's type and rounded once to
-    /// `dtype`: a weight of few digits would swallow the first steps of training. Borrows; owned by the caller; carries
-    /// no gradient.
-    let merge (dtype: torch.ScalarType) (lora: LayerLora) (qkv: torch.Tensor) : torch.Tensor =
-        Scope.noGrad Leaves.tensor (fun () ->
-            let d = qkv.shape[1]
-            Shape.expect "qkv weight" [ Axis.Is(3L * d); Axis.Is d ] qkv
-            let merged = qkv.clone ()
-
-            let add first (pair: LoraPair) =
-                merged.narrow(0L, first, d).add_((Lora.delta pair).``to`` merged.dtype)
-                |> ignore
-
-            add d lora.Key
-            add (2L * d) lora.Value
-            merged.``to`` dtype)
 
     /// The output y [B, N, 2d or 3d] of a product of x [B, N, d] with a merged weight, now a function of the pairs,
     /// whose delta it holds already. Differentiable once.

@@ -16,24 +16,30 @@ type internal Recomputed() =
         let f = arguments[0] :?> (torch.Tensor[] -> torch.Tensor)
         let inputs = arguments[1..] |> Array.map (fun t -> t :?> torch.Tensor)
         ctx.save_data ("function", f)
+        ctx.save_data ("failure", BackwardFailure.Current)
         ctx.save_for_backward (List inputs)
         Scope.noGrad Leaves.tensor (fun () -> f inputs)
 
     override _.backward(ctx, gradient) =
         let f = ctx.get_data "function" :?> (torch.Tensor[] -> torch.Tensor)
-        use _ = torch.enable_grad ()
+        let saved = ctx.get_saved_variables().ToArray()
 
-        let gradients =
+        let gradients () =
+            use _ = torch.enable_grad ()
+
             Scope.keep (Seq.choose Option.ofObj) (fun () ->
-                let inputs =
-                    ctx.get_saved_variables().ToArray()
-                    |> Array.map (fun t -> t.detach().requires_grad_ t.requires_grad)
-
+                let inputs = saved |> Array.map (fun t -> t.detach().requires_grad_ t.requires_grad)
                 let trained = inputs |> Array.filter _.requires_grad
                 torch.autograd.backward ([| f inputs |], [| gradient |], Nullable(), false, trained)
                 inputs |> Array.map (fun t -> if t.requires_grad then t.grad else null))
 
-        List [ null; yield! gradients ]
+        let failure = ctx.get_data "failure" :?> BackwardFailure
+
+        List
+            [
+                null
+                yield! BackwardFailure.Caught(failure, Array.zeroCreate saved.Length, gradients)
+            ]
 
 /// Memory for time: blocks run again in the backward pass instead of keeping their activations.
 [<RequireQualifiedAccess>]

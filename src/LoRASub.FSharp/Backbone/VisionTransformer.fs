@@ -137,29 +137,12 @@ module VisionTransformer =
 
         let kernel = vit.PatchEmbedding.Weight.flatten 1L // [d, c·p·p]
 
-        let tokens =
-            torch.nn.functional.linear (patches, kernel, Option.toObj vit.PatchEmbedding.Bias) // [B, tokens, d]
+        let tokens = Product.linear kernel (Option.toObj vit.PatchEmbedding.Bias) patches // [B, tokens, d]
 
         let classToken = vit.ClassToken.expand (batch, 1L, -1L)
         torch.cat([| classToken; tokens |], 1L).add vit.Positions // [B, 1 + tokens, d]
 
-    // A block's fused layer with the pairs' deltas, and the pairs.
-    let private layer
-        (vit: VisionTransformer)
-        i
-        (qkv: torch.Tensor)
-        (lora: LayerLora option)
-        : struct (Linear * LayerLora option) =
-        let weight =
-            match lora with
-            | None -> qkv
-            | Some lora -> LowRank.merge (Precision.compute vit.Precision) lora qkv
-
-        struct ({ vit.Blocks[i].Qkv with
-                    Weight = weight
-                },
-                lora)
-
+    // Each block's fused layer with the pairs' deltas, and the pairs.
     let private layers (adapters: Adapters) (vit: VisionTransformer) : struct (Linear * LayerLora option)[] =
         let depth = vit.Blocks.Length
 
@@ -169,8 +152,20 @@ module VisionTransformer =
         if adapters.Lora.Length <> 0 && adapters.Lora.Length <> depth then
             Errors.reject "LoRA pairs" $"must be 0 or {depth}, one per block" $"{adapters.Lora.Length}" ""
 
-        adapters.Qkv
-        |> Array.mapi (fun i qkv -> layer vit i qkv (Array.tryItem i adapters.Lora))
+        let dtype = Precision.compute vit.Precision
+
+        Array.mapi2
+            (fun i (block: Block) qkv ->
+                let lora = Array.tryItem i adapters.Lora
+
+                let weight =
+                    match lora with
+                    | None -> qkv
+                    | Some lora -> Attention.withPairs dtype lora qkv
+
+                struct ({ block.Qkv with Weight = weight }, lora))
+            vit.Blocks
+            adapters.Qkv
 
     let private runMlp (block: Block) (x: torch.Tensor) =
         let hidden =
@@ -202,19 +197,18 @@ module VisionTransformer =
     let private runWhole (vit: VisionTransformer) i layer (x: torch.Tensor) =
         runBlock vit i layer (normalise vit.Blocks[i].Norm1 x) x
 
-    // `runWhole` that keeps no activations for the gradient. The merged weight is made anew as well: that of the first
-    // pass is gone by then.
-    let private runAgain (vit: VisionTransformer) i (qkv: torch.Tensor) (lora: LayerLora) (x: torch.Tensor) =
+    // `runWhole` that keeps no activations for the gradient, but the merged weight, which all slices share.
+    let private runAgain (vit: VisionTransformer) i (qkv: Linear) (lora: LayerLora) (x: torch.Tensor) =
         let run (inputs: torch.Tensor[]) =
             let lora: LayerLora =
                 {
-                    Key = { A = inputs[1]; B = inputs[2] }
-                    Value = { A = inputs[3]; B = inputs[4] }
+                    Key = { A = inputs[2]; B = inputs[3] }
+                    Value = { A = inputs[4]; B = inputs[5] }
                 }
 
-            runWhole vit i (layer vit i qkv (Some lora)) inputs[0]
+            runWhole vit i (struct ({ qkv with Weight = inputs[1] }, Some lora)) inputs[0]
 
-        Recomputation.run run [| x; yield! Lora.leaves lora |]
+        Recomputation.run run [| x; qkv.Weight; yield! Lora.leaves lora |]
 
     // Tokens at a time on a CPU, about: a forward pass is fastest while its activations stay in the cache, by 7 % against
     // a whole batch at width 192, and products need so many rows to be fast at width 768.
@@ -251,7 +245,6 @@ module VisionTransformer =
         (leaves: Leaves<'S>)
         (visit: 'S -> torch.Tensor -> 'S)
         (initial: 'S)
-        (adapters: Adapters)
         (vit: VisionTransformer)
         (layers: struct (Linear * LayerLora option)[])
         (images: torch.Tensor)
@@ -262,8 +255,8 @@ module VisionTransformer =
             let step struct (x: torch.Tensor, state) i =
                 let output =
                     match layers[i] with
-                    | struct (_, Some lora) when vit.CheckpointActivations && torch.is_grad_enabled () ->
-                        runAgain vit i adapters.Qkv[i] lora x
+                    | struct (qkv, Some lora) when vit.CheckpointActivations && torch.is_grad_enabled () ->
+                        runAgain vit i qkv lora x
                     | layer -> runWhole vit i layer x
 
                 struct (output, visit state (output.narrow (1L, 0L, 1L)))
@@ -278,14 +271,14 @@ module VisionTransformer =
         if parts.Length = 1 then parts[0] else torch.cat parts
 
     /// Features of images [B, c, H, W], floating point, in the backbone's input range -> [B, d] (class token after the
-    /// final norm, in the master format), owned by the caller. Borrows the rest.
+    /// final norm, in the master format), owned by the caller. Borrows the rest. Differentiable once.
     let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
         Scope.keep Leaves.tensor (fun () ->
             let layers = layers adapters vit
 
             let ofSlice images =
                 Scope.keep Leaves.tensor (fun () ->
-                    let struct (x, ()) = run Leaves.none (fun () _ -> ()) () adapters vit layers images
+                    let struct (x, ()) = run Leaves.none (fun () _ -> ()) () vit layers images
                     readOut vit x)
 
             slices vit images |> Array.map ofSlice |> whole)
@@ -302,7 +295,7 @@ module VisionTransformer =
 
             let ofSlice images =
                 Scope.keep Features.leaves (fun () ->
-                    let struct (x, blocks) = run Leaves.tensors visit [||] adapters vit layers images
+                    let struct (x, blocks) = run Leaves.tensors visit [||] vit layers images
 
                     {
                         Blocks = blocks

@@ -24,7 +24,8 @@ module Grad =
         Scope.keep leaves (fun () ->
             // detached aliases: `backward` writes `.grad` on them, never on what the caller handed in
             let variables = parameters |> Array.map (fun p -> p.detach().requires_grad_())
-            let struct (value, extra) = f variables
+            let failure = BackwardFailure()
+            let struct (value, extra) = failure.During(fun () -> f variables)
 
             if value.numel () <> 1L then
                 Errors.reject "value to differentiate" "must be a scalar" (Shape.text value.shape) ""
@@ -34,7 +35,10 @@ module Grad =
                 let none: Gradients = Array.map (fun _ -> None) variables
                 struct (value.detach (), extra |> Array.map _.detach(), none)
             else
-                torch.autograd.backward ([| value |], null, Nullable(), false, variables)
+                try
+                    torch.autograd.backward ([| value |], null, Nullable(), false, variables)
+                finally
+                    failure.Rethrow()
 
                 let gradients =
                     variables

@@ -114,23 +114,21 @@ module NativeBackend =
     /// a training step that takes them again pays for each page. Whoever sets the allocator by its environment variables
     /// is left alone.
     let private keepFreedMemory () =
-        let isSet (name: string) =
-            not (String.IsNullOrEmpty(Environment.GetEnvironmentVariable name))
-
         let own =
-            [
-                "MALLOC_MMAP_THRESHOLD_"
-                "MALLOC_TRIM_THRESHOLD_"
-                "MALLOC_ARENA_MAX"
-                "GLIBC_TUNABLES"
-                "LD_PRELOAD"
-            ]
+            Environment.GetEnvironmentVariables().Keys
+            |> Seq.cast<string>
+            |> Seq.exists (fun name ->
+                name.StartsWith("MALLOC_", StringComparison.Ordinal)
+                || name = "GLIBC_TUNABLES"
+                || name = "LD_PRELOAD") // another allocator, as a rule
 
-        if not (List.exists isSet own) then
+        if not own then
             let trimThreshold, topPad, mmapThreshold = -1, -2, -3
-            setAllocator (mmapThreshold, 1 <<< 30) |> ignore
-            setAllocator (trimThreshold, Int32.MaxValue) |> ignore
-            setAllocator (topPad, 64 <<< 20) |> ignore
+
+            // 0 where a glibc takes no such threshold: alone, the others would do harm
+            if setAllocator (mmapThreshold, 1 <<< 30) <> 0 then
+                setAllocator (trimThreshold, Int32.MaxValue) |> ignore
+                setAllocator (topPad, 64 <<< 20) |> ignore
 
     // ---------------------------------------------------------------- where the files are
 
@@ -503,5 +501,6 @@ module NativeBackend =
             chosenFolder <- Some(libTorchFolder "useLibTorch" folder))
 
     /// Loads the native libraries once and says how; raises InputException when they are absent or do not load. Call
-    /// it before anything of TorchSharp.
+    /// it before anything of TorchSharp. On Linux it also makes the process keep the memory that it frees, unless
+    /// MALLOC_MMAP_THRESHOLD_ or another setting of glibc's allocator is given.
     let ensureLoaded () : NativeLoad = lock gate (fun () -> state.Force())

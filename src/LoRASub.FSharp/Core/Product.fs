@@ -15,6 +15,15 @@ type ProductRoute =
     /// more than one thread only.
     | OneDnn
 
+[<RequireQualifiedAccess>]
+module ProductRoute =
+
+    /// As the setting names them.
+    let name (route: ProductRoute) : string =
+        match route with
+        | ProductRoute.Blas -> "blas"
+        | ProductRoute.OneDnn -> "onednn"
+
 /// Matrix products of the network.
 [<RequireQualifiedAccess>]
 module Product =
@@ -63,8 +72,11 @@ module Product =
         shape[shape.Length - 1] <- n
         result.permute(0L, 2L, 3L, 1L).reshape shape
 
+    // LibTorch's own rule for a convolution of one image without a width of its own
+    let private mostWithoutOneDnn = 20480L
+
     /// x·Wᵀ + b by the given route: x [.., k], W [n, k], b [n] or null -> [.., n]. Differentiable; borrows; what LibTorch
-    /// would not give to oneDNN takes the other route.
+    /// would not give to oneDNN (other types, one thread, at most 20 480 numbers in x) takes the other route.
     let linearBy
         (route: ProductRoute)
         (weight: torch.Tensor)
@@ -75,7 +87,7 @@ module Product =
         | ProductRoute.OneDnn when
             x.dtype = torch.ScalarType.Float32
             && x.device.``type`` = DeviceType.CPU
-            && x.numel () > 0L
+            && x.numel () > mostWithoutOneDnn
             && torch.get_num_threads () > 1
             ->
             convolve weight bias x

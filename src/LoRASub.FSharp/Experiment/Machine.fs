@@ -37,5 +37,6 @@ module Machine =
                 "memoryBytes", Json.int (GC.GetGCMemoryInfo().TotalAvailableMemoryBytes)
                 "system", Json.text RuntimeInformation.OSDescription
                 "threads", Json.int (torch.get_num_threads ())
+                "products", Json.text (ProductRoute.name (Product.route ()))
                 "device", Json.text device
             ]
