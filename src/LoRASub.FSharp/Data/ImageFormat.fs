@@ -59,11 +59,12 @@ module ImageFormat =
                 else
                     pixels
 
-            // before resampling, whose weights sum to 1, there are mostly fewer pixels to scale
+            // before resampling, whose weights sum to 1, there are mostly fewer pixels to scale; in place, for the floats
+            // are made here
             let scaled =
                 pixels
-                    .mul(Scalar.op_Implicit ((format.High - format.Low) / 255.0))
-                    .add(Scalar.op_Implicit format.Low)
+                    .mul_(Scalar.op_Implicit ((format.High - format.Low) / 255.0))
+                    .add_(Scalar.op_Implicit format.Low)
 
             let input: torch.Tensor =
                 (arrange scaled: torch.Tensor).``to``(dtype: torch.ScalarType)
