@@ -262,7 +262,7 @@ let private preface =
         ""
         "```sh"
         "dotnet fsi build.fsx -t Bench --data DIR     # every section; DIR holds CIFAR-100's binary files"
-        "dotnet fsi build.fsx -t Bench SECTION...     # some sections; --list names them, --help all options"
+        "dotnet fsi build.fsx -t Bench SECTION...     # some sections; --list names them, help all options"
         "```"
         ""
     ]
