@@ -190,8 +190,9 @@ let private measure (options: Options) : Findings =
                 + " is the time inside the loaders, which also turn bytes into the network's input; nothing is ahead of an"
                 + " epoch's first batch."
                 "Decoding shares the cores with the steps: what it takes from them is no waiting, but the epoch is longer"
-                + " by it than one on a batch in memory. What is waited for after the first batch is that turning of bytes"
-                + " into numbers, while the other cores decode the batch after next."
+                + " by it than one on a batch in memory. Turning the bytes of a batch into numbers takes about a"
+                + " millisecond by itself; most of the waiting is likely that it then shares the cores with the decoding of"
+                + " the batch after next, which asking for a batch starts."
             ]
         Tables =
             [
