@@ -24,8 +24,8 @@ module Grad =
         Scope.keep leaves (fun () ->
             // detached aliases: `backward` writes `.grad` on them, never on what the caller handed in
             let variables = parameters |> Array.map (fun p -> p.detach().requires_grad_())
-            let failure = BackwardFailure()
-            let struct (value, extra) = failure.During(fun () -> f variables)
+            use pass = new BackwardPass()
+            let struct (value, extra) = pass.During(fun () -> f variables)
 
             if value.numel () <> 1L then
                 Errors.reject "value to differentiate" "must be a scalar" (Shape.text value.shape) ""
@@ -38,7 +38,7 @@ module Grad =
                 try
                     torch.autograd.backward ([| value |], null, Nullable(), false, variables)
                 finally
-                    failure.Rethrow()
+                    pass.Rethrow()
 
                 let gradients =
                     variables
