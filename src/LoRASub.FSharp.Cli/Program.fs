@@ -17,7 +17,7 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
         List.fold (fun s (name, text) -> Settings.set name text s) (RunFolder.settings folder) changes
 
     Settings.check settings
-    Shell.loadNative libTorch settings
+    Shell.loadNative shell libTorch settings
 
     let rows =
         match Shell.canvas shell with

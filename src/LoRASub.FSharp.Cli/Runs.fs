@@ -9,9 +9,6 @@ open LoRASub
 /// Held while results are written: an interruption waits for it.
 let saving = obj ()
 
-let private notes (shell: Shell) (some: string seq) =
-    Shell.say shell [ for note in some -> $"note: {note}" ]
-
 /// How a run is carried out: it hears of the progress and is asked whether to stop.
 type private Carry = (Progress -> unit) -> (unit -> bool) -> Outcome
 
@@ -114,7 +111,7 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     | Some out -> RunFolder.check out
     | None -> ()
 
-    Shell.loadNative command.LibTorch config.Settings
+    Shell.loadNative shell command.LibTorch config.Settings
     // so that it is the same wherever the run is taken up again
     let threads = Some(torch.get_num_threads ())
 
@@ -124,12 +121,12 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
         }
 
     let config = Config.complete "this machine" settings config
-    notes shell config.Notes
+    Shell.notes shell config.Notes
     let plan = Plan.loadChecking (Config.checkClasses config.Expected) settings
     use _ = Scope.own Plan.leaves plan
 
     Config.backboneNotes config.Expected (int plan.Backbone.Width) (int plan.Backbone.Heads)
-    |> notes shell
+    |> Shell.notes shell
 
     Shell.say shell (Display.header plan (torch.get_num_threads ()))
 
@@ -225,7 +222,7 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
     if isFinished folder then
         Shell.say shell [ $"finished already   {folder}" ]
     else
-        Shell.loadNative libTorch settings
+        Shell.loadNative shell libTorch settings
         let plan = Plan.load settings
         use _ = Scope.own Plan.leaves plan
         Shell.say shell (Display.header plan (torch.get_num_threads ()))

@@ -53,9 +53,13 @@ module Shell =
     let canvas (shell: Shell) : IAnsiConsole option =
         shell.Terminal |> Option.filter (fun console -> console.Profile.Height >= 10)
 
-    /// Loads LibTorch, the named one or the program's own, under the threads that settings ask for.
-    let loadNative (libTorch: string option) (settings: RunSettings) =
+    let notes (shell: Shell) (some: string seq) =
+        say shell [ for note in some -> $"note: {note}" ]
+
+    /// Loads LibTorch, the named one or the program's own, under the threads that settings ask for. Notes a LibTorch
+    /// that is not the tested one.
+    let loadNative (shell: Shell) (libTorch: string option) (settings: RunSettings) =
         Option.iter NativeBackend.useLibTorch libTorch
-        NativeBackend.ensureLoaded () |> ignore
+        NativeBackend.ensureLoaded().Note |> Option.toList |> notes shell
         Product.route () |> ignore // rejects a wrong setting before anything is made
         Option.iter torch.set_num_threads settings.Threads

@@ -182,7 +182,7 @@ let private command (section: Section) (options: Options) =
        | Some tasks -> $" --tasks {tasks}"
        | None -> "")
 
-let private machine (native: NativeLoad) : (string * string) list =
+let private machine () : (string * string) list =
     let told = (Machine.describe "cpu").AsObject()
 
     [
@@ -190,7 +190,6 @@ let private machine (native: NativeLoad) : (string * string) list =
             match fact.Key with
             | "memoryBytes" -> "memory", $"{fact.Value.GetValue<int64>() >>> 20} MiB"
             | name -> name, string fact.Value
-        "libTorch", native.LibTorchVersion
     ]
 
 /// Whether a section went through; one that breaks does not keep the others from running.
@@ -208,7 +207,7 @@ let private guarded (section: Section) (what: string) (action: unit -> unit) : b
         eprintfn $"{section.Id}: failed: {e.Message.Split('\n')[0]}\n{e.StackTrace}"
         false
 
-let private measure (native: NativeLoad) (options: Options) (section: Section) =
+let private measure (options: Options) (section: Section) =
     guarded section section.Title (fun () ->
         section.Check()
 
@@ -217,7 +216,7 @@ let private measure (native: NativeLoad) (options: Options) (section: Section) =
             section
             {
                 Findings = section.Measure options
-                Machine = machine native
+                Machine = machine ()
                 Command = command section options
             })
 
@@ -247,7 +246,7 @@ let main arguments =
             0
         | Mode.Check
         | Mode.Measure ->
-            let native = NativeBackend.ensureLoaded ()
+            NativeBackend.ensureLoaded () |> ignore
             torch.set_num_threads options.Threads
 
             if mode = Mode.Check then
@@ -255,7 +254,7 @@ let main arguments =
                 |> List.map (fun section -> guarded section "check" section.Check)
                 |> exitCode
             else
-                let passed = chosen |> List.map (measure native options)
+                let passed = chosen |> List.map (measure options)
                 render options.Root sections
                 exitCode passed
     with :? InputException as e ->

@@ -7,6 +7,7 @@ open System.IO
 open System.IO.Compression
 open System.Text
 open System.Text.Json
+open System.Text.Json.Nodes
 open System.Text.RegularExpressions
 open Expecto
 open LoRASub
@@ -775,6 +776,52 @@ let private line' =
             let well = inside [ "doctor" ]
             Expect.stringContains well.Out "GFLOP/s" "speed"
             Expect.equal (well.Code, well.Error) (0, "") "all is well")
+
+        testCase
+            "another version of LibTorch is used where its symbols bind, and reported"
+            (inWorld (fun world ->
+                // the package's own files under another version
+                let lib = Directory.CreateDirectory(under world "lib").FullName
+
+                for file in Directory.GetFiles(NativeBackend.ensureLoaded().LibTorch) do
+                    File.CreateSymbolicLink(under lib (Path.GetFileName file), file) |> ignore
+
+                File.WriteAllText(under world "version.py", "__version__ = '2.11.0+cu130'\n")
+                let doctor = outside [ "LORASUB_LIBTORCH", lib ] [ "doctor" ]
+                Expect.equal (doctor.Code, doctor.Error) (0, "") "doctor"
+
+                Expect.isMatch doctor.Out @"untested +LibTorch 2\.11\.0\+cu130 .* 2\.10 is tested" "doctor"
+
+                let run = outside [] (arguments world [ "--libtorch"; lib; "--no-training" ])
+                Expect.equal (run.Code, run.Error) (0, "") "run"
+                Expect.stringContains run.Out "note: LibTorch 2.11.0+cu130" "run"
+                let record = File.ReadAllText(RunFiles.resources (under world "out"))
+                let environment = (JsonNode.Parse record)["environment"]
+                Expect.equal (environment["libTorch"].GetValue<string>()) "2.11.0+cu130" "record"
+                Expect.isFalse (environment["libTorchTested"].GetValue<bool>()) "record"
+
+                let strict =
+                    outside [ "LORASUB_LIBTORCH_STRICT", "1"; "LORASUB_LIBTORCH", lib ] [ "doctor" ]
+
+                Expect.equal strict.Code 1 "strict"
+                Expect.stringContains strict.Out "must hold LibTorch 2.10 under" "strict"))
+
+        testCase
+            "a LibTorch without a symbol that TorchSharp needs is refused"
+            (inWorld (fun world ->
+                let lib = Directory.CreateDirectory(under world "lib").FullName
+
+                for name in [ "libc10.so"; "libtorch_cpu.so"; "libtorch.so" ] do
+                    File.WriteAllBytes(under lib name, Elf.empty name)
+
+                File.WriteAllText(under world "version.py", "__version__ = '2.11.0'\n")
+                let ended = outside [] (arguments world [ "--libtorch"; lib ])
+                Expect.equal ended.Code 2 "exit code"
+
+                Expect.isMatch
+                    ended.Error
+                    @"must have every symbol that TorchSharp needs; found LibTorch 2\.11\.0 without _Z\w+"
+                    "the linker's complaint"))
     ]
 
 let private runs =

@@ -74,12 +74,41 @@ let tests =
                     File.WriteAllText(Path.Combine(folder, "version.py"), "__version__ = '2.6.0+cu124'\n")
                     Expect.equal (NativeBackend.libTorchVersion lib) "2.6.0+cu124" "PyTorch"))
 
-            testCase "other versions of LibTorch are refused" (fun () ->
-                for version in [ ""; "2.10"; "2.10.0"; "2.10.1+cu128" ] do
-                    NativeBackend.requireVersion "folder" version
+            testCase "other versions of LibTorch are refused only where the setting asks for that" (fun () ->
+                let tested = [ "2.10"; "2.10.0"; "2.10.1+cu128" ]
+                let others = [ ""; "2.1.0"; "2.100.0"; "2.11.0+cu130"; "1.13.1"; "3.0" ]
 
-                for version in [ "2.1.0"; "2.100.0"; "1.13.1"; "3.0" ] do
-                    rejects [ version; "2.10" ] (fun () -> NativeBackend.requireVersion "folder" version))
+                for version in tested @ others do
+                    Expect.equal (NativeBackend.isTested version) (List.contains version tested) version
+
+                    for lenient in [ ""; "0" ] do
+                        NativeBackend.requireVersion lenient "folder" version
+
+                for version in tested do
+                    NativeBackend.requireVersion "1" "folder" version
+
+                for version in others do
+                    rejects [ "folder"; "2.10"; version; "LORASUB_LIBTORCH_STRICT" ] (fun () ->
+                        NativeBackend.requireVersion "1" "folder" version)
+
+                rejects [ "LORASUB_LIBTORCH_STRICT"; "'yes'" ] (fun () ->
+                    NativeBackend.requireVersion "yes" "folder" "2.10.0"))
+
+            testCase "missing symbols and libraries have fixes of their own" (fun () ->
+                let refuse complaint () =
+                    NativeBackend.refuseLoad "folder" "2.7.0" "must load" complaint "advice"
+
+                rejects
+                    [ "folder"; "every symbol"; "LibTorch 2.7.0 without _ZN2at3fooEv" ]
+                    (refuse "/x/libLibTorchSharp.so: undefined symbol: _ZN2at3fooEv, version BASE")
+
+                rejects
+                    [ "folder"; "LibTorch 2.7.0 without libcudart.so.13"; "LD_LIBRARY_PATH" ]
+                    (refuse "libcudart.so.13: cannot open shared object file: No such file or directory")
+
+                rejects
+                    [ "folder: must load; found /x/y.so: invalid ELF header; advice" ]
+                    (refuse "/x/y.so: invalid ELF header"))
 
             testCase
                 "a stored file is written again when its content is damaged"

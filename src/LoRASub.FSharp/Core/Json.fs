@@ -13,6 +13,7 @@ module Json =
     let int (value: int64) : JsonNode = JsonValue.Create value
     let float (value: float) : JsonNode = JsonValue.Create value
     let text (value: string) : JsonNode = JsonValue.Create value
+    let bool (value: bool) : JsonNode = JsonValue.Create value
     /// null where there is no value.
     let option (node: 'T -> JsonNode) (value: 'T option) : JsonNode = Option.toObj (Option.map node value)
 

@@ -8,6 +8,16 @@ open System.Runtime.Loader
 open System.Security.Cryptography
 open System.Text.RegularExpressions
 
+/// The LibTorch that TorchSharp was built for.
+module internal LibTorch =
+
+    [<Literal>]
+    let Expected = "2.10"
+
+    /// The setting that refuses other versions: 1, or not set.
+    [<Literal>]
+    let Strict = "LORASUB_LIBTORCH_STRICT"
+
 /// How the native libraries came into this process.
 type NativeLoad =
     {
@@ -15,6 +25,8 @@ type NativeLoad =
         LibTorch: string
         /// LibTorch's version as its folder states it; empty when it does not.
         LibTorchVersion: string
+        /// Whether this is the version that TorchSharp was built for and the tests ran on.
+        IsTested: bool
         /// What chose the folder: "package", "LORASUB_LIBTORCH" or "useLibTorch".
         ChosenBy: string
         /// The shared objects in the order in which they were loaded.
@@ -26,6 +38,20 @@ type NativeLoad =
         /// The folder of files that had to be written for this load.
         Cache: string option
     }
+
+    /// Says that this LibTorch is not the tested version; None where it is.
+    member load.Note: string option =
+        if load.IsTested then
+            None
+        else
+            let version =
+                if load.LibTorchVersion = "" then
+                    "of a version that its folder does not state"
+                else
+                    load.LibTorchVersion
+
+            Some
+                $"LibTorch {version} has every symbol that TorchSharp needs, but only {LibTorch.Expected} is tested ({LibTorch.Strict}=1 refuses other versions)"
 
     /// Name and value of each fact, for a person to read.
     member load.Facts: (string * string) list =
@@ -40,6 +66,10 @@ type NativeLoad =
                         load.LibTorchVersion
 
                 "LibTorch", $"{load.LibTorch} ({version}; chosen by {load.ChosenBy})"
+
+            match load.Note with
+            | None -> ()
+            | Some note -> "untested", note
 
             for path in load.Libraries do
                 "loaded", path
@@ -62,9 +92,9 @@ type NativeLoad =
 [<RequireQualifiedAccess>]
 module NativeBackend =
 
-    /// The LibTorch version that TorchSharp was compiled for; others differ in their binary interface.
+    /// The LibTorch version that TorchSharp was built for. Others are accepted where they have all symbols that it needs.
     [<Literal>]
-    let ExpectedLibTorch = "2.10"
+    let ExpectedLibTorch = LibTorch.Expected
 
     [<Literal>]
     let private Variable = "LORASUB_LIBTORCH"
@@ -239,10 +269,50 @@ module NativeBackend =
         |> Option.map _.Groups[1].Value
         |> Option.defaultValue ""
 
-    /// Refuses a folder that states another version than TorchSharp was compiled for.
-    let internal requireVersion (subject: string) (version: string) : unit =
-        if version <> "" && not ((version + ".").StartsWith(ExpectedLibTorch + ".")) then
-            Errors.reject subject $"must hold LibTorch {ExpectedLibTorch}" version advice
+    /// Whether a stated version is the one that TorchSharp was built for.
+    let internal isTested (version: string) : bool =
+        (version + ".").StartsWith(ExpectedLibTorch + ".", StringComparison.Ordinal)
+
+    /// Rejects a version that is not the tested one where `strict`, the value of LORASUB_LIBTORCH_STRICT, asks for that.
+    let internal requireVersion (strict: string) (subject: string) (version: string) : unit =
+        match strict with
+        | ""
+        | "0" -> ()
+        | "1" ->
+            if not (isTested version) then
+                let found = if version = "" then "no stated version" else version
+
+                Errors.reject
+                    subject
+                    $"must hold LibTorch {ExpectedLibTorch} under {LibTorch.Strict}=1"
+                    found
+                    advice
+        | other -> Errors.reject LibTorch.Strict "must be 1 or 0, or not set" $"'{other}'" ""
+
+    /// Rejects what the linker did not load. A missing symbol or library has a fix of its own, whichever file the linker
+    /// was opening.
+    let internal refuseLoad subject (version: string) rule (complaint: string) fix : 'a =
+        let missing (pattern: string) =
+            match Regex.Match(complaint, pattern).Groups[1].Value with
+            | "" -> None
+            | name ->
+                let version = if version = "" then "a LibTorch" else $"LibTorch {version}"
+                Some $"{version} without {name}"
+
+        match
+            missing @"undefined symbol: ([^\s,;]+)",
+            missing @"(?:^|; )([^/\s]+): cannot open shared object file"
+        with
+        | Some found, _ ->
+            let fix = $"give the lib folder of LibTorch {ExpectedLibTorch}"
+            Errors.reject subject "must have every symbol that TorchSharp needs" found fix
+        | None, Some found ->
+            Errors.reject
+                subject
+                "must find every library that it needs"
+                found
+                $"add the folder of that library to LD_LIBRARY_PATH, or give the lib folder of LibTorch {ExpectedLibTorch}"
+        | None, None -> Errors.reject subject rule complaint fix
 
     // ---------------------------------------------------------------- files written for the linker
 
@@ -286,7 +356,7 @@ module NativeBackend =
 
     /// Opens the bytes as a library from the first cache folder in which that works: one may be read-only, or not
     /// allow code to be mapped.
-    let private openBytes (name: string) (bytes: byte[]) : string =
+    let private openBytes (subject: string) (version: string) (name: string) (bytes: byte[]) : string =
         let attempts =
             caches ()
             |> Seq.map (fun cache ->
@@ -308,8 +378,9 @@ module NativeBackend =
                     | Error complaint -> Some complaint
                     | Ok _ -> None)
 
-            Errors.reject
-                $"a copy of {name}"
+            refuseLoad
+                $"{subject}, a copy of {name}"
+                version
                 "must be loadable from a cache folder"
                 (String.concat "; " complaints)
                 "let LORASUB_NATIVE_CACHE name a writable folder on a file system that allows execution"
@@ -320,6 +391,7 @@ module NativeBackend =
     /// first: some builds of LibTorch do not say that their CUDA libraries are beside them.
     let rec private openPart
         (subject: string)
+        (version: string)
         (folder: string)
         (tried: Set<string>)
         (name: string)
@@ -341,15 +413,15 @@ module NativeBackend =
                 && not (tried.Contains missing)
                 && File.Exists(under folder missing)
             then
-                let first = openPart subject folder (tried.Add missing) missing
-                first @ openPart subject folder (tried.Add missing) name
+                let first = openPart subject version folder (tried.Add missing) missing
+                first @ openPart subject version folder (tried.Add missing) name
             else
-                Errors.reject subject $"{name} must load" complaint advice
+                refuseLoad subject version $"{name} must load" complaint advice
 
     /// TorchSharp asks the runtime for "torch_cpu" and "torch_cuda" by name, and the runtime would look beside the
     /// program before it asks us. A second LibTorch in the process aborts it. So each file that would be found there
     /// gets an empty namesake: a library whose own name is that path, which the linker then takes as already loaded.
-    let private shadow (libTorch: string) : string list =
+    let private shadow (subject: string) (version: string) (libTorch: string) : string list =
         [
             for folder in List.distinct (probed ()) do
                 for name in [ "libtorch_cpu.so"; "libtorch_cuda.so" ] do
@@ -358,7 +430,7 @@ module NativeBackend =
                     let chosen = under libTorch name
 
                     if File.Exists path && not (File.Exists chosen && target path = target chosen) then
-                        openBytes ("shadow-of-" + name) (Elf.empty path)
+                        openBytes subject version ("shadow-of-" + name) (Elf.empty path)
         ]
 
     /// Versions that the linker finds missing: "version `GLIBCXX_3.4.32' not found".
@@ -372,6 +444,7 @@ module NativeBackend =
             {
                 LibTorch = ""
                 LibTorchVersion = ""
+                IsTested = true
                 ChosenBy = "package"
                 Libraries = []
                 PatchedFrom = None
@@ -421,7 +494,15 @@ module NativeBackend =
 
             let version = libTorchVersion libTorch
             let subject = $"{chosenBy} {libTorch}"
-            requireVersion subject version
+
+            let strict =
+                Environment.GetEnvironmentVariable LibTorch.Strict
+                |> Option.ofObj
+                |> Option.defaultValue ""
+
+            // the package is of the tested version, also where a published program no longer states it
+            if chosen.IsSome then
+                requireVersion strict subject version
 
             // The linker knows a loaded library by its own name, wherever the file that needs it lies.
             let libraries =
@@ -429,9 +510,9 @@ module NativeBackend =
                 |> List.filter (fun name ->
                     List.contains name [ "libc10.so"; "libtorch_cpu.so" ]
                     || File.Exists(under libTorch name))
-                |> List.collect (openPart subject libTorch Set.empty)
+                |> List.collect (openPart subject version libTorch Set.empty)
 
-            let shadows = shadow libTorch
+            let shadows = shadow subject version libTorch
             keepFreedMemory ()
 
             let loaded, weakened =
@@ -443,19 +524,9 @@ module NativeBackend =
                     if not missing.IsEmpty && Set.isSubset missing dispensable then
                         let bytes = File.ReadAllBytes original
                         let weakened = Elf.weakenNeeds missing bytes
-                        openBytes wrapper bytes, weakened
+                        openBytes subject version wrapper bytes, weakened
                     else
-                        let found =
-                            if version = "" then
-                                complaint
-                            else
-                                $"{complaint} (LibTorch {version})"
-
-                        Errors.reject
-                            subject
-                            $"must be LibTorch {ExpectedLibTorch} and let TorchSharp's {wrapper} load"
-                            found
-                            advice
+                        refuseLoad subject version $"must let TorchSharp's {wrapper} load" complaint advice
 
             // The runtime's own search fails where the original does not load; this is what it asks last.
             let handle = NativeLibrary.Load loaded
@@ -467,6 +538,7 @@ module NativeBackend =
             {
                 LibTorch = libTorch
                 LibTorchVersion = version
+                IsTested = chosen.IsNone || isTested version
                 ChosenBy = chosenBy
                 Libraries = libraries @ [ loaded ]
                 PatchedFrom = if weakened.IsEmpty then None else Some original

@@ -27,11 +27,15 @@ module Machine =
 
     /// Program, libraries and machine, as resources.json tells them. LibTorch must be loaded.
     let describe (device: string) : JsonNode =
+        let native = NativeBackend.ensureLoaded ()
+
         Json.object
             [
                 "program", Json.text $"LoRASub.FSharp {version (Assembly.GetExecutingAssembly())}"
                 "runtime", Json.text RuntimeInformation.FrameworkDescription
                 "torchSharp", Json.text (version typeof<DeviceType>.Assembly)
+                "libTorch", Json.text native.LibTorchVersion
+                "libTorchTested", Json.bool native.IsTested
                 "processor", Json.text (processor ())
                 "cores", Json.int (int64 Environment.ProcessorCount)
                 "memoryBytes", Json.int (GC.GetGCMemoryInfo().TotalAvailableMemoryBytes)
