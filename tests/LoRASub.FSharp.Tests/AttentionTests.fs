@@ -56,7 +56,7 @@ type Layer =
 let private layer (weight, bias) : Linear =
     {
         Weight = tensor weight
-        Bias = Some(torch.tensor (bias: float[]))
+        Bias = Some(vector bias)
     }
 
 let private pair (p: Oracles.PlainPair) : LoraPair = { A = tensor p.A; B = tensor p.B }
@@ -87,7 +87,7 @@ let private run (c: Layer) (qkv: Linear) l =
     attend Attention.forward c.Heads qkv (layer c.Projection) l c.X
 
 let private delta (c: Layer) =
-    Lora.merge (lora c.Lora) (Lora.noDelta (int64 c.Width) float64 torch.CPU)
+    Lora.merge (lora c.Lora) (Lora.noDelta (int64 c.Width) float64 device)
 
 let private againstLoops (c: Layer) (l: Oracles.PlainLora option) =
     let actual = run c (layer c.Qkv) (Option.map lora l)
@@ -296,7 +296,7 @@ let tests =
             testCase "a zero delta gives a copy, not the weight itself" (fun () ->
                 Scope.run (fun () ->
                     let w = tensor (normalMatrix 1 12 4)
-                    let copy = withDelta 1.0 (Lora.noDelta 4L float64 torch.CPU) w
+                    let copy = withDelta 1.0 (Lora.noDelta 4L float64 device) w
                     copy.zero_ () |> ignore
                     closeMatrix "the weight" (normalMatrix 1 12 4) w))
 
@@ -306,7 +306,7 @@ let tests =
                     let bfloat16 = torch.ScalarType.BFloat16
 
                     let filled (shape: int64[]) (value: float) =
-                        torch.ones(shape, dtype = torch.float32).mul(Scalar.op_Implicit value)
+                        torch.ones(shape, dtype = torch.float32, device = device).mul(Scalar.op_Implicit value)
 
                     // below a tie between 1 and the next number by less than the delta
                     let weight = filled [| 3L * d; d |] (1.0 + 0.75 / 256.0)
@@ -334,23 +334,23 @@ let tests =
                         Attention.withDelta
                             1.0
                             torch.bfloat16
-                            (Lora.noDelta 4L float64 torch.CPU)
+                            (Lora.noDelta 4L float64 device)
                             (tensor (normalMatrix 1 12 4))
 
                     Expect.equal w.dtype torch.bfloat16 "type"))
 
             rejects "a fused weight of two parts" [ "qkv weight"; "[12, 4]"; "[8, 4]" ] (fun () ->
-                withDelta 1.0 (Lora.noDelta 4L float64 torch.CPU) (tensor (normalMatrix 1 8 4))
+                withDelta 1.0 (Lora.noDelta 4L float64 device) (tensor (normalMatrix 1 8 4))
                 |> ignore)
 
             rejects "a key delta of another width" [ "key delta"; "[4, 4]"; "[1, 4]" ] (fun () ->
                 withDelta 1.0 (keyDelta [ 1; 4 ]) (tensor (normalMatrix 1 12 4)) |> ignore)
 
             rejects "a delta of another type" [ "key delta"; "Float64"; "Float32" ] (fun () ->
-                withDelta 1.0 (Lora.noDelta 4L torch.float32 torch.CPU) (tensor (normalMatrix 1 12 4))
+                withDelta 1.0 (Lora.noDelta 4L torch.float32 device) (tensor (normalMatrix 1 12 4))
                 |> ignore)
 
-            rejects "a delta on another device" [ "key delta"; "cpu"; "meta" ] (fun () ->
+            rejects "a delta on another device" [ "key delta"; string device; "meta" ] (fun () ->
                 withDelta 1.0 (Lora.noDelta 4L float64 torch.META) (tensor (normalMatrix 1 12 4))
                 |> ignore)
 
@@ -375,12 +375,12 @@ let tests =
 
             noLeaks
                 "withDelta"
-                (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 torch.CPU)
+                (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 device)
                 (fun (w, d) -> [ withDelta 1.0 d w ])
 
             noLeaks
                 "withDelta in another format"
-                (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 torch.CPU)
+                (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 device)
                 (fun (w, d) -> [ Attention.withDelta 1.0 torch.float32 d w ])
 
             // forward itself leaves its activations to the caller's scope, which may need them for a gradient

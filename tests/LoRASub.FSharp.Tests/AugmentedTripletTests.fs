@@ -247,10 +247,10 @@ let tests =
             rejects "prototypes of another type" [ "triplet prototypes"; "Float64"; "Float32" ] (fun () ->
                 AugmentedTriplet.loss 1.0 2.0 ((tensor p).``to`` torch.float32) (labelTensor y) (tensor x)
                 |> ignore)
-            rejects "prototypes on another device" [ "triplet prototypes"; "cpu"; "meta" ] (fun () ->
+            rejects "prototypes on another device" [ "triplet prototypes"; string device; "meta" ] (fun () ->
                 AugmentedTriplet.loss 1.0 2.0 (onMeta (tensor p)) (labelTensor y) (tensor x)
                 |> ignore)
-            rejects "labels on another device" [ "triplet labels"; "cpu"; "meta" ] (fun () ->
+            rejects "labels on another device" [ "triplet labels"; string device; "meta" ] (fun () ->
                 AugmentedTriplet.loss 1.0 2.0 (tensor p) (onMeta (labelTensor y)) (tensor x)
                 |> ignore)
             rejects "an order below 1" [ "norm order"; "at least 1"; "0.5" ] (fun () ->

@@ -28,6 +28,7 @@ let note (line: string) = notes.Add line
 let report () : string list =
     [
         yield! notes
+        $"device: {Generators.device}"
         for struct (name, cases) in executed do
             $"property {name}: {cases} cases"
         let total = executed |> Seq.sumBy (fun struct (_, cases) -> cases)

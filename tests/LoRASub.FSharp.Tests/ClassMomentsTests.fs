@@ -40,7 +40,7 @@ let features (layers: float[,][]) : Features =
     }
 
 let private zero (c: Tokens) =
-    ClassMoments.zero c.Classes c.Depth (int64 c.Width) torch.CPU
+    ClassMoments.zero c.Classes c.Depth (int64 c.Width) device
 
 let private observe (images: int[]) (c: Tokens) moments =
     ClassMoments.observe
@@ -121,7 +121,7 @@ let tests =
                         (labelTensor c.Labels)
                         (zero c)
 
-                closeTensors "means" ((means (all c)).add(torch.tensor v)) (means moved)
+                closeTensors "means" ((means (all c)).add(vector v)) (means moved)
                 // a root takes the rounding of its square
                 closeTo 1e-6 "spreads" (numbers (spreads (all c))) (numbers (spreads moved)))
 
@@ -140,7 +140,7 @@ let tests =
                         let layer = array2D (Array.create images row)
 
                         let moments =
-                            ClassMoments.zero 1 0 3L torch.CPU
+                            ClassMoments.zero 1 0 3L device
                             |> ClassMoments.observe
                                 (features [| layer |])
                                 (labelTensor (Array.zeroCreate images))
@@ -203,7 +203,7 @@ let tests =
                     (zero example)
                 |> ignore)
 
-            rejects "features on another device" [ "features"; "cpu"; "meta" ] (fun () ->
+            rejects "features on another device" [ "features"; string device; "meta" ] (fun () ->
                 let x = features example.Layers
 
                 ClassMoments.observe

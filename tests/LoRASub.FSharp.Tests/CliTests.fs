@@ -106,6 +106,9 @@ let arguments (world: string) (more: string list) : string list =
             "--batch", "8"
             "--rank", "2"
             "--out", under world "out"
+
+            if not Generators.onCpu then
+                "--device", Generators.deviceName
         ]
 
     [
@@ -149,7 +152,7 @@ let inside = insideOn (fun _ -> None)
 
 let processOf (environment: (string * string) list) (arguments: string list) =
     let program = under AppContext.BaseDirectory "lorasub.dll"
-    let info = ProcessStartInfo("dotnet", program :: arguments)
+    let info = ProcessStartInfo(Probe.dotnet, program :: arguments)
     info.RedirectStandardOutput <- true
     info.RedirectStandardError <- true
 

@@ -130,7 +130,7 @@ let private failures
             Deltas =
                 [|
                     state.Deltas[0]
-                    Lora.noDelta 3L (Precision.master plan.Backbone.Precision) torch.CPU
+                    Lora.noDelta 3L (Precision.master plan.Backbone.Precision) Generators.device
                 |]
         }
 
@@ -271,7 +271,7 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
                         Expect.equal predicted.shape batch.Labels.shape "one per image"
 
                         Expect.all
-                            (predicted.data<int64>().ToArray())
+                            (Generators.wholeNumbers predicted)
                             (fun c -> c = 0L || c = 1L)
                             "classes of the first task"))
 
@@ -302,7 +302,7 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
                         let learner = make plan.Backbone
                         let state = Tiny.learnFirst learner plan
                         LearnerFile.save folder (Tiny.saved plan state)
-                        let loaded = (LearnerFile.load torch.ScalarType.Float32 torch.CPU folder).State
+                        let loaded = (LearnerFile.load torch.ScalarType.Float32 Generators.device folder).State
                         Tiny.sameState "loaded" state loaded
 
                         for batch in Tiny.batches plan 0 do

@@ -70,7 +70,7 @@ let private momentsWith (token: int -> int -> int -> int -> float[]) (c: Run) t 
     let layer l =
         array2D (images |> Array.map (fun (p, i) -> token t p l i))
 
-    ClassMoments.zero (c.Seen t) c.Depth (int64 c.Width) torch.CPU
+    ClassMoments.zero (c.Seen t) c.Depth (int64 c.Width) device
     |> ClassMoments.observe
         (ClassMomentsTests.features (Array.init (c.Depth + 1) layer))
         (labelTensor (Array.map fst images))
@@ -351,7 +351,7 @@ let tests =
                     let moments (block: float list) (output: float list) labels =
                         let column (x: float list) = array2D [ for x in x -> [ x ] ]
 
-                        ClassMoments.zero (Array.max labels + 1) 1 1L torch.CPU
+                        ClassMoments.zero (Array.max labels + 1) 1 1L device
                         |> ClassMoments.observe
                             (ClassMomentsTests.features [| column block; column output |])
                             (labelTensor labels)
@@ -365,7 +365,7 @@ let tests =
                     let subspace =
                         {
                             Basis = tensor (array2D [ [ -1.0 ] ])
-                            Spectrum = torch.tensor [| 3.0 |]
+                            Spectrum = vector [| 3.0 |]
                         }
 
                     let root =
@@ -411,7 +411,7 @@ let tests =
                     let subspace =
                         {
                             Basis = tensor (Oracles.identity width).[*, ..9]
-                            Spectrum = torch.tensor spectrum
+                            Spectrum = vector spectrum
                         }
 
                     let tokens = normalMatrix 1 1 width
@@ -424,7 +424,7 @@ let tests =
                                 Means = tensor tokens
                                 Classes = [| 0 |]
                             }
-                            (ClassMoments.zero 1 1 100L torch.CPU
+                            (ClassMoments.zero 1 1 100L device
                              |> ClassMoments.observe
                                  (ClassMomentsTests.features [| tokens; tokens |])
                                  (labelTensor [| 0 |]))
@@ -559,7 +559,7 @@ let tests =
 
             rejects "a class without test images" [ "class 1"; "at least one image" ] (fun () ->
                 let moments =
-                    ClassMoments.zero 2 2 3L torch.CPU
+                    ClassMoments.zero 2 2 3L device
                     |> ClassMoments.observe
                         (ClassMomentsTests.features (Array.create 3 (normalMatrix 1 1 3)))
                         (labelTensor [| 0 |])

@@ -54,7 +54,7 @@ let private runProgram (arguments: string list) =
     let program = Path.Combine(folder, "LoRASub.FSharp.CSharp.dll")
     Expect.isTrue (File.Exists program) $"{program} must be built with the tests"
 
-    let info = ProcessStartInfo("dotnet", program :: arguments)
+    let info = ProcessStartInfo(Probe.dotnet, program :: arguments)
     info.RedirectStandardOutput <- true
     info.RedirectStandardError <- true
     use child = Process.Start info

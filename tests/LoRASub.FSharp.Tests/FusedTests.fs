@@ -13,7 +13,7 @@ type Draw =
     }
 
 let private normal shape seed =
-    Rng.normal shape torch.ScalarType.Float64 torch.CPU (Rng.ofSeed seed)
+    Rng.normal shape torch.ScalarType.Float64 device (Rng.ofSeed seed)
 
 /// Value and gradients of Σ f², which sees every entry of f.
 let private both (f: torch.Tensor[] -> torch.Tensor) (inputs: torch.Tensor[]) =
@@ -111,7 +111,7 @@ let tests =
                 let struct (_, gradients) =
                     Grad.valueAndGrad
                         (fun ps -> (Fused.atLeast 0.5 ps[0]).sum())
-                        [| torch.tensor [| 0.5; 0.4; 0.6 |] |]
+                        [| vector [| 0.5; 0.4; 0.6 |] |]
 
                 Expect.equal (numbers gradients[0].Value) [| 1.0; 0.0; 1.0 |] "slopes")
         ]

@@ -3,9 +3,11 @@
 module LoRASub.Tests.Generators
 
 open System
+open System.Runtime.InteropServices
 open FSharp.Reflection
 open FsCheck
 open FsCheck.FSharp
+open LoRASub
 open TorchSharp
 
 /// The closed interval of a case's int field; shrinking moves towards its low end.
@@ -128,21 +130,67 @@ let orthogonal (seed: int) (n: int) : float[,] =
 
     array2D basis
 
+// The device of the tests.
+
+/// LibTorch's lazy device: it computes on the CPU and refuses tensors of any other device, as a GPU does.
+let private lazyDevice () =
+    let libTorch = NativeLibrary.Load "libtorch_cpu.so" // loaded already
+    let start = NativeLibrary.GetExport(libTorch, "_ZN5torch4lazy22InitTorchScriptBackendEv")
+    (Marshal.GetDelegateForFunctionPointer<Action> start).Invoke()
+    torch.Device(enum<DeviceType> 17, 0)
+
+/// Where all tests make their tensors. LORASUB_TEST_DEVICE names it: cuda:N, lazy, or cpu, as without it.
+let device: torch.Device =
+    match Environment.GetEnvironmentVariable "LORASUB_TEST_DEVICE" with
+    | null
+    | ""
+    | "cpu" -> torch.CPU
+    | name ->
+        try
+            NativeBackend.ensureLoaded () |> ignore
+            if name = "lazy" then lazyDevice () else Device.parse name
+        with error ->
+            eprintfn $"LORASUB_TEST_DEVICE: {error.Message}"
+            exit 2
+
+let onCpu = device.``type`` = DeviceType.CPU
+
+/// The device by the name that settings and `--device` know; the CPU in place of the lazy device.
+let deviceName =
+    if device.``type`` = DeviceType.CUDA then
+        string device
+    else
+        "cpu"
+
+/// A new tensor, moved to the device of the tests.
+let place (fresh: torch.Tensor) : torch.Tensor =
+    if onCpu then
+        fresh
+    else
+        use fresh = fresh
+        fresh.``to`` device
+
 // Between plain numbers and tensors.
 
-/// A float64 tensor of this shape on the CPU.
+/// A float64 tensor of this shape.
 let shaped (shape: int list) (numbers: float[]) : torch.Tensor =
-    torch.tensor(numbers).reshape(shape |> List.map int64 |> Array.ofList)
+    place (torch.tensor(numbers).reshape(shape |> List.map int64 |> Array.ofList))
+
+let vector (numbers: float[]) : torch.Tensor = place (torch.tensor numbers)
 
 let tensor (m: float[,]) : torch.Tensor =
     shaped [ Array2D.length1 m; Array2D.length2 m ] (m |> Seq.cast<float> |> Array.ofSeq)
 
-let labelTensor (labels: int[]) : torch.Tensor = torch.tensor (Array.map int64 labels)
+let labelTensor (labels: int[]) : torch.Tensor =
+    place (torch.tensor (Array.map int64 labels))
 
 /// The numbers of a float64 tensor, row by row.
 let numbers (t: torch.Tensor) : float[] =
-    use whole = t.detach().contiguous()
-    whole.data<float>().ToArray()
+    Scope.run (fun () -> t.detach().cpu().contiguous().data<float>().ToArray())
+
+/// The numbers of an int64 tensor, row by row.
+let wholeNumbers (t: torch.Tensor) : int64[] =
+    Scope.run (fun () -> t.cpu().contiguous().data<int64>().ToArray())
 
 let matrix (t: torch.Tensor) : float[,] =
     let flat, columns = numbers t, int t.shape[1]

@@ -15,7 +15,7 @@ type private Fixture(name: string) =
 
     member _.Setting(key: string) = file.Metadata[key]
     member _.Has(key: string) = file.Tensors.ContainsKey key
-    member _.Tensor(key: string) : torch.Tensor = file.Tensors[key]
+    member _.Tensor(key: string) : torch.Tensor = file.Tensors[key].``to`` device
     member this.Number(key: string) = (this.Tensor key).item<float>()
     member this.Integer(key: string) = (this.Tensor key).item<int64>()
     member this.Cases = int (this.Setting "cases")
@@ -170,7 +170,7 @@ let private attention (f: Fixture) =
     let x1, x2 = f.Tensor "x1", f.Tensor "x2"
 
     let moment =
-        SecondMoment.zero x1.shape[2] torch.float64 torch.CPU
+        SecondMoment.zero x1.shape[2] torch.float64 device
         |> SecondMoment.observe x1
         |> SecondMoment.observe x2
 
@@ -195,7 +195,7 @@ let private learner (f: Fixture) =
                 ImageSize = None
                 NormEpsilon = { Blocks = epsilon; Final = epsilon }
                 Precision = Precision.Float64
-                Device = torch.CPU
+                Device = device
                 CheckpointActivations = false
             }
 
@@ -287,7 +287,7 @@ let private learner (f: Fixture) =
         let prepared = method.Prepare observed
 
         if task.Index > 0 then
-            let ranks = (f.Tensor(at "retained")).data<int64>().ToArray()
+            let ranks = wholeNumbers (f.Tensor(at "retained"))
             Expect.equal (method.Retained prepared |> Array.map (_.Rank >> int64)) ranks (at "retained")
 
         let struct (training, losses) =
@@ -296,11 +296,11 @@ let private learner (f: Fixture) =
         let next = method.AfterTask loaders training
         let model = method.Deploy next
         let probe = f.Tensor "probe.images"
-        let predictions = (Learner.predict method model probe).data<int64>().ToArray()
+        let predictions = wholeNumbers (Learner.predict method model probe)
 
         Expect.equal
             predictions
-            ((f.Tensor(at "probe_predictions")).data<int64>().ToArray())
+            (wholeNumbers (f.Tensor(at "probe_predictions")))
             (at "probe_predictions")
 
         let deltas =

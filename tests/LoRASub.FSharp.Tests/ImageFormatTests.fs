@@ -19,7 +19,7 @@ let private key = Rng.ofSeed 1L
 let private float32' = torch.ScalarType.Float32
 
 let private convert format dtype images =
-    ImageFormat.toInput format Cropping.standard Augmentation.None key torch.CPU dtype images
+    ImageFormat.toInput format Cropping.standard Augmentation.None key Generators.device dtype images
 
 /// uint8 [1, c, 4, 4], each channel of one value.
 let private flat (channels: byte list) : torch.Tensor =
@@ -29,7 +29,7 @@ let private flat (channels: byte list) : torch.Tensor =
                 yield! Array.create 16 value
         |]
 
-    Scope.keep Leaves.tensor (fun () -> torch.tensor(values).view(1L, int64 channels.Length, 4L, 4L))
+    Scope.keep Leaves.tensor (fun () -> (Generators.place (torch.tensor values)).view(1L, int64 channels.Length, 4L, 4L))
 
 let private badInputs: BadInput list =
     let with' format _ =
@@ -123,7 +123,7 @@ let tests =
                             Cropping.standard
                             Augmentation.CropFlip
                             key
-                            torch.CPU
+                            Generators.device
                             float32'
                             images
 

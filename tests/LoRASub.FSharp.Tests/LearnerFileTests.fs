@@ -9,7 +9,7 @@ open LoRASub.Tests.Check
 open TorchSharp
 
 let private load folder =
-    LearnerFile.load torch.ScalarType.Float32 torch.CPU folder
+    LearnerFile.load torch.ScalarType.Float32 Generators.device folder
 
 /// A learner of one finished task, saved.
 let private withSaved (test: Plan -> SavedLearner -> string -> unit) () =
@@ -143,7 +143,7 @@ let tests =
             testCase
                 "tensors are loaded in the format asked for"
                 (withSaved (fun _ saved folder ->
-                    let wide = LearnerFile.load torch.ScalarType.Float64 torch.CPU folder
+                    let wide = LearnerFile.load torch.ScalarType.Float64 Generators.device folder
 
                     Seq.iter2
                         (fun (a: torch.Tensor) (b: torch.Tensor) ->

@@ -466,7 +466,7 @@ let tests =
 
                     let labels =
                         batches
-                        |> Array.collect (fun b -> b.Labels.data<int64>().ToArray())
+                        |> Array.collect (fun b -> wholeNumbers b.Labels)
                         |> Array.map (fun label -> int label - 2)
 
                     closeMatrix
@@ -480,7 +480,7 @@ let tests =
                         let distances =
                             Oracles.squaredDistances (matrix outcome.State.Prototypes.Means) (features batch)
 
-                        (Learner.predict learner model batch.Images).data<int64>().ToArray()
+                        wholeNumbers (Learner.predict learner model batch.Images)
                         |> Array.iteri (fun i predicted ->
                             atMost
                                 "distance to the predicted class"
@@ -511,7 +511,7 @@ let tests =
                         }
                         {
                             Weight = tensor weight
-                            Bias = Some(torch.tensor bias)
+                            Bias = Some(vector bias)
                         }
                         (labelTensor labels)
                         (tensor features)
@@ -525,7 +525,7 @@ let tests =
                 close "loss" [ entropy + 0.7 * triplet ] [ total.item<float>() ]
 
                 Expect.equal
-                    (predictions.data<int64>().ToArray())
+                    (wholeNumbers predictions)
                     (Array.init n (fun i -> if logits[i, 1] > logits[i, 0] then 1L else 0L))
                     "predictions")
 
@@ -690,9 +690,9 @@ let tests =
                     let struct (_, _, training) = secondTask plan
                     let batch = batchOf plan 1 0
                     let struct (_, report) = (Tiny.learner plan).Update batch training
-                    let predicted = report.Predictions.data<int64>().ToArray()
+                    let predicted = wholeNumbers report.Predictions
                     Expect.all predicted (fun c -> c = 2L || c = 3L) "classes of this task"
-                    let truth = batch.Labels.data<int64>().ToArray()
+                    let truth = wholeNumbers batch.Labels
 
                     Expect.equal
                         (report.Correct.item<int64>())
@@ -737,7 +737,7 @@ let tests =
 
                     let labels =
                         batches
-                        |> Array.collect (fun b -> b.Labels.data<int64>().ToArray())
+                        |> Array.collect (fun b -> wholeNumbers b.Labels)
                         |> Array.map int
 
                     closeMatrix

@@ -7,7 +7,7 @@ open LoRASub.Tests.Generators
 open TorchSharp
 
 let private property name law = property "Lora" name law
-let private float64, cpu = torch.ScalarType.Float64, torch.CPU
+let private float64 = torch.ScalarType.Float64
 
 type Pair =
     {
@@ -23,7 +23,7 @@ type Pair =
         member c.Holds = c.Rank <= c.Width
 
     member c.Init bInit dtype =
-        Lora.initPair bInit c.Rank (int64 c.Width) dtype cpu (Rng.ofSeed (int64 c.Seed))
+        Lora.initPair bInit c.Rank (int64 c.Width) dtype device (Rng.ofSeed (int64 c.Seed))
 
     member c.A = normalMatrix c.Seed c.Rank c.Width
     member c.B = normalMatrix (c.Seed + 1) c.Width c.Rank
@@ -67,7 +67,7 @@ let tests =
 
             property "the same key gives the same pair; key and value differ" (fun (c: Pair) ->
                 let init () =
-                    Lora.init BInit.Sparse c.Rank (int64 c.Width) float64 cpu (Rng.ofSeed (int64 c.Seed))
+                    Lora.init BInit.Sparse c.Rank (int64 c.Width) float64 device (Rng.ofSeed (int64 c.Seed))
 
                 let first = init ()
                 Seq.iter2 (identical "again") (Lora.leaves first) (Lora.leaves (init ()))
@@ -92,7 +92,7 @@ let tests =
 
             property "merging adds each delta once, in any order" (fun (c: Pair) ->
                 let first, second = layer c, layer { c with Seed = c.Seed + 7 }
-                let nothing = Lora.noDelta (int64 c.Width) float64 cpu
+                let nothing = Lora.noDelta (int64 c.Width) float64 device
                 let both = nothing |> Lora.merge first |> Lora.merge second
                 let swapped = nothing |> Lora.merge second |> Lora.merge first
                 closeTensors "key" ((Lora.delta first.Key).add(Lora.delta second.Key)) both.Key
@@ -100,8 +100,8 @@ let tests =
                 Seq.iter2 (closeTensors "order") (Lora.deltaLeaves both) (Lora.deltaLeaves swapped))
 
             property "merging a pair with B = 0 changes no bit" (fun (c: Pair) ->
-                let merged = Lora.noDelta (int64 c.Width) float64 cpu |> Lora.merge (layer c)
-                let fresh = Lora.init BInit.Zeros c.Rank (int64 c.Width) float64 cpu (Rng.ofSeed 1L)
+                let merged = Lora.noDelta (int64 c.Width) float64 device |> Lora.merge (layer c)
+                let fresh = Lora.init BInit.Zeros c.Rank (int64 c.Width) float64 device (Rng.ofSeed 1L)
 
                 Seq.iter2
                     (identical "delta")
@@ -111,7 +111,7 @@ let tests =
             testCase "A and sparse B follow their distributions" (fun () ->
                 Scope.run (fun () ->
                     let draw seed =
-                        Lora.initPair BInit.Sparse 100 400L float64 cpu (Rng.ofSeed seed)
+                        Lora.initPair BInit.Sparse 100 400L float64 device (Rng.ofSeed seed)
 
                     let a = numbers (draw 1L).A
 
@@ -149,7 +149,7 @@ let tests =
                 |> ignore)
 
             rejects "a pair of another width than the delta" [ "[4, 4]"; "[1, 1]" ] (fun () ->
-                Lora.merge (layer { example with Width = 1; Rank = 1 }) (Lora.noDelta 4L float64 cpu)
+                Lora.merge (layer { example with Width = 1; Rank = 1 }) (Lora.noDelta 4L float64 device)
                 |> ignore)
 
             testCase "initial pairs and merging on the meta device" (fun () ->
@@ -162,9 +162,9 @@ let tests =
                         expectMeta [ 4L; 4L ] merged.Value))
 
             noLeaks "init" ignore (fun () ->
-                Lora.leaves (Lora.init BInit.Sparse 2 4L float64 cpu (Rng.ofSeed 1L)))
+                Lora.leaves (Lora.init BInit.Sparse 2 4L float64 device (Rng.ofSeed 1L)))
             noLeaks "delta" (fun () -> layer example) (fun l -> [ Lora.delta l.Key ])
-            noLeaks "noDelta" ignore (fun () -> Lora.deltaLeaves (Lora.noDelta 4L float64 cpu))
-            noLeaks "merge" (fun () -> layer example, Lora.noDelta 4L float64 cpu) (fun (l, d) ->
+            noLeaks "noDelta" ignore (fun () -> Lora.deltaLeaves (Lora.noDelta 4L float64 device))
+            noLeaks "merge" (fun () -> layer example, Lora.noDelta 4L float64 device) (fun (l, d) ->
                 Lora.deltaLeaves (Lora.merge l d))
         ]

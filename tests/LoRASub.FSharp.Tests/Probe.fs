@@ -2,6 +2,7 @@
 module LoRASub.Tests.Probe
 
 open System
+open System.Diagnostics
 open System.IO
 open Expecto
 open LoRASub
@@ -54,7 +55,40 @@ let refused (parts: string list) (f: unit -> unit) =
 /// The bytes of a tensor on the CPU.
 let bytesOf (tensor: torch.Tensor) : byte[] =
     use _ = torch.NewDisposeScope()
-    tensor.contiguous().bytes.ToArray()
+    tensor.cpu().contiguous().bytes.ToArray()
+
+/// The program that runs .NET assemblies: the one that runs the tests, where they were started by it.
+let dotnet =
+    if Path.GetFileNameWithoutExtension Environment.ProcessPath = "dotnet" then
+        Environment.ProcessPath
+    else
+        "dotnet"
+
+/// Skips a test of scripts where only the .NET runtime is installed.
+let requireSdk: unit -> unit =
+    let installed =
+        lazy
+            (let info = ProcessStartInfo(dotnet, [ "--list-sdks" ], RedirectStandardOutput = true)
+             use child = Process.Start info
+             let sdks = child.StandardOutput.ReadToEnd()
+             child.WaitForExit()
+             child.ExitCode = 0 && sdks.Trim() <> "")
+
+    fun () ->
+        if not installed.Value then
+            skiptest "needs the .NET SDK, and only the runtime is installed"
+
+/// The repository that holds the tests' build folder.
+let repository: string =
+    let rec above (folder: DirectoryInfo) =
+        if isNull folder then
+            __SOURCE_DIRECTORY__ + "/../.."
+        elif File.Exists(Path.Combine(folder.FullName, "LoRASub.FSharp.sln")) then
+            folder.FullName
+        else
+            above folder.Parent
+
+    above (DirectoryInfo AppContext.BaseDirectory)
 
 /// The folder of golden files.
 let goldenFolder =

@@ -26,7 +26,7 @@ let private normal (shape: int list) seed =
     Rng.normal
         (List.map int64 shape |> Array.ofList)
         torch.ScalarType.Float32
-        torch.CPU
+        device
         (Rng.ofSeed (int64 seed))
 
 let private numbersOf (t: torch.Tensor) =
@@ -78,7 +78,7 @@ let tests =
                                 ProductRoute.OneDnn
                                 (normal [ 5; 4 ] 0)
                                 null
-                                (torch.zeros ([| 0L; 3L; 4L |]))
+                                (torch.zeros ([| 0L; 3L; 4L |], device = device))
 
                         Expect.equal y.shape [| 0L; 3L; 5L |] "[B, N, n]")))
 

@@ -285,18 +285,18 @@ let tests =
                          "4-D from the left"
                          [ "parameter 0"; "[d, r]"; "[3, 1, 1, 2]" ]
                          (fails Side.Left square (fun () ->
-                             torch.zeros ([| 3L; 1L; 1L; 2L |], dtype = torch.float64)))
+                             torch.zeros ([| 3L; 1L; 1L; 2L |], dtype = torch.float64, device = device)))
                      rejects
                          "a scalar"
                          [ "parameter 0"; "[]" ]
-                         (fails Side.Right square (fun () -> torch.zeros ([||], dtype = torch.float64)))
+                         (fails Side.Right square (fun () -> torch.zeros ([||], dtype = torch.float64, device = device)))
                      rejects
                          "another type"
                          [ "parameter 0"; "Float64"; "Float32" ]
-                         (fails Side.Right (fun () -> torch.eye 3L) wide)
+                         (fails Side.Right (fun () -> torch.eye (3L, device = device)) wide)
                      rejects
                          "another device"
-                         [ "parameter 0"; "cpu"; "meta" ]
+                         [ "parameter 0"; string device; "meta" ]
                          (fails Side.Right (square >> onMeta) wide)
 
                      rejects

@@ -7,7 +7,7 @@ open LoRASub.Tests.Generators
 open TorchSharp
 
 let private property name law = property "Prototype" name law
-let private float64, cpu = torch.ScalarType.Float64, torch.CPU
+let private float64 = torch.ScalarType.Float64
 
 type Features =
     {
@@ -33,7 +33,7 @@ type Features =
     member c.Means = normalMatrix (c.Seed + 1) c.Classes c.Width |> Oracles.scale 5.0
 
 let private zero (c: Features) =
-    ClassSums.zero c.Classes (int64 c.Width) float64 cpu
+    ClassSums.zero c.Classes (int64 c.Width) float64 device
 
 let private observe (x: float[,]) (labels: int[]) sums =
     ClassSums.observe (tensor x) (labelTensor labels) sums
@@ -48,7 +48,7 @@ let private learned (m: float[,]) : Prototypes =
     }
 
 let private nearest p x =
-    (Prototype.nearest p (tensor x)).data<int64>().ToArray() |> Array.map int
+    wholeNumbers (Prototype.nearest p (tensor x)) |> Array.map int
 
 let private sameSums (e: ClassSums) (a: ClassSums) =
     closeTensors "sums" e.Sums a.Sums
@@ -200,14 +200,14 @@ let tests =
 
             testCase "prototypes begin empty" (fun () ->
                 Scope.run (fun () ->
-                    let none = Prototype.none 3L float64 cpu
+                    let none = Prototype.none 3L float64 device
                     Expect.equal none.Means.shape [| 0L; 3L |] "shape"
                     let first = Prototype.append [| 4; 2 |] (tensor example.Means) none
                     identical "means" (tensor example.Means) first.Means
                     Expect.equal first.Classes [| 4; 2 |] "classes"))
 
             rejects "prediction without classes" [ "prediction"; "at least one"; "learn a task" ] (fun () ->
-                Prototype.nearest (Prototype.none 3L float64 cpu) (tensor example.X) |> ignore)
+                Prototype.nearest (Prototype.none 3L float64 device) (tensor example.X) |> ignore)
 
             rejects
                 "a class without images, by its name"
@@ -231,10 +231,10 @@ let tests =
                 |> ignore)
 
             rejects "new prototypes of another type" [ "new prototypes"; "Float64"; "Float32" ] (fun () ->
-                Prototype.append [| 5 |] (torch.zeros (1L, 3L)) (learned example.Means)
+                Prototype.append [| 5 |] (torch.zeros (1L, 3L, device = device)) (learned example.Means)
                 |> ignore)
 
-            rejects "new prototypes on another device" [ "new prototypes"; "cpu"; "meta" ] (fun () ->
+            rejects "new prototypes on another device" [ "new prototypes"; string device; "meta" ] (fun () ->
                 Prototype.append [| 5; 6 |] (onMeta (tensor example.Means)) (learned example.Means)
                 |> ignore)
 
@@ -242,7 +242,7 @@ let tests =
                 Prototype.distances (learned example.Means) (tensor example.X[*, ..1]) |> ignore)
 
             rejects "features of another type" [ "features"; "Float64"; "Float32" ] (fun () ->
-                Prototype.distances (learned example.Means) (torch.zeros (1L, 3L)) |> ignore)
+                Prototype.distances (learned example.Means) (torch.zeros (1L, 3L, device = device)) |> ignore)
 
             rejects "summed features of another width" [ "features"; "[batch, 3]"; "[6, 2]" ] (fun () ->
                 observe example.X[*, ..1] example.Labels (zero example) |> ignore)
@@ -257,13 +257,13 @@ let tests =
                     (zero example)
                 |> ignore)
 
-            rejects "features to sum on another device" [ "features"; "cpu"; "meta" ] (fun () ->
+            rejects "features to sum on another device" [ "features"; string device; "meta" ] (fun () ->
                 ClassSums.observe (onMeta (tensor example.X)) (labelTensor example.Labels) (zero example)
                 |> ignore)
 
             // one class would broadcast silently
             rejects "sums of different classes" [ "class sums"; "[1, 3]"; "[2, 3]" ] (fun () ->
-                ClassSums.zero 1 3L float64 cpu + ClassSums.zero 2 3L float64 cpu |> ignore)
+                ClassSums.zero 1 3L float64 device + ClassSums.zero 2 3L float64 device |> ignore)
 
             testCase
                 "sums and distances on the meta device; means and errors read counts on the host"
@@ -292,7 +292,7 @@ let tests =
                          ClassSums.leaves (ClassSums.observe x y sums))
                      noLeaks "⊕" inputs (fun (_, _, sums) -> ClassSums.leaves (sums + sums))
                      noLeaks "means" (fun () -> observed example) (fun sums -> [ means sums ])
-                     noLeaks "none" ignore (fun () -> Prototype.leaves (Prototype.none 3L float64 cpu))
+                     noLeaks "none" ignore (fun () -> Prototype.leaves (Prototype.none 3L float64 device))
                      noLeaks "append" classes (fun (p, x) ->
                          Prototype.leaves (Prototype.append [| 2; 3; 4; 5; 6; 7 |] x p))
                      noLeaks "distances" classes (fun (p, x) -> [ Prototype.distances p x ])

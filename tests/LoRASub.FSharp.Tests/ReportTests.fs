@@ -119,7 +119,7 @@ let tests =
 
                     let info =
                         Diagnostics.ProcessStartInfo(
-                            "dotnet",
+                            Probe.dotnet,
                             [
                                 Path.Combine(AppContext.BaseDirectory, "lorasub.dll")
                                 "report"

@@ -7,7 +7,7 @@ open LoRASub.Tests.Generators
 open TorchSharp
 
 let private property name law = property "Rng" name law
-let private float64, cpu = torch.ScalarType.Float64, torch.CPU
+let private float64 = torch.ScalarType.Float64
 
 type Draw =
     {
@@ -29,9 +29,9 @@ let tests =
             property "the same key gives the same bits, whatever was drawn before" (fun (c: Draw) ->
                 let draws () =
                     [
-                        Rng.uniform -1.0 1.0 [| int64 c.Count |] float64 cpu (key c)
-                        Rng.normal [| int64 c.Count |] float64 cpu (key c)
-                        Rng.integers 7L [| int64 c.Count |] cpu (key c)
+                        Rng.uniform -1.0 1.0 [| int64 c.Count |] float64 device (key c)
+                        Rng.normal [| int64 c.Count |] float64 device (key c)
+                        Rng.integers 7L [| int64 c.Count |] device (key c)
                     ]
 
                 let first = draws ()
@@ -42,7 +42,7 @@ let tests =
                 torch.manual_seed 5L |> ignore
                 let expected = torch.rand 3L
                 torch.manual_seed 5L |> ignore
-                Rng.normal [| 10L |] float64 cpu (key c) |> ignore
+                Rng.normal [| 10L |] float64 device (key c) |> ignore
                 identical "global stream" expected (torch.rand 3L))
 
             property "children of different numbers differ, and from their parent" (fun (c: Draw) ->
@@ -53,13 +53,13 @@ let tests =
                 Expect.equal child (Rng.fold (int64 c.Number) (key c)) "itself")
 
             property "uniform stays in its interval" (fun (c: Draw) ->
-                for x in numbers (Rng.uniform -0.25 0.75 [| int64 c.Count |] float64 cpu (key c)) do
+                for x in numbers (Rng.uniform -0.25 0.75 [| int64 c.Count |] float64 device (key c)) do
                     Expect.isTrue (x >= -0.25 && x < 0.75) $"{x}")
 
             property "integers stay in theirs" (fun (c: Draw) ->
                 let high = int64 (c.Count + 1)
 
-                for n in (Rng.integers high [| 20L |] cpu (key c)).data<int64>().ToArray() do
+                for n in wholeNumbers (Rng.integers high [| 20L |] device (key c)) do
                     Expect.isTrue (n >= 0L && n < high) $"{n}")
 
             property "a permutation holds each number once, and depends on its key alone" (fun (c: Draw) ->
@@ -83,10 +83,10 @@ let tests =
 
             testCase "moments of the draws" (fun () ->
                 Scope.run (fun () ->
-                    let x = numbers (Rng.normal [| 100000L |] float64 cpu (Rng.ofSeed 1L))
+                    let x = numbers (Rng.normal [| 100000L |] float64 device (Rng.ofSeed 1L))
                     closeTo 0.02 "normal mean" [ 0.0 ] [ Array.average x ]
                     closeTo 0.02 "normal variance" [ 1.0 ] [ Array.averageBy (fun v -> v * v) x ]
-                    let u = numbers (Rng.uniform 2.0 4.0 [| 100000L |] float64 cpu (Rng.ofSeed 2L))
+                    let u = numbers (Rng.uniform 2.0 4.0 [| 100000L |] float64 device (Rng.ofSeed 2L))
                     closeTo 0.02 "uniform mean" [ 3.0 ] [ Array.average u ]))
 
             testCase "draws on another device keep shape and type" (fun () ->
@@ -98,9 +98,9 @@ let tests =
                     expectMeta [ 2L ] (Rng.normal [| 2L |] float64 torch.META (Rng.ofSeed 1L))
                     expectMeta [ 4L ] (Rng.integers 3L [| 4L |] torch.META (Rng.ofSeed 1L))))
 
-            noLeaks "uniform" ignore (fun () -> [ Rng.uniform -1.0 1.0 [| 4L |] float64 cpu (Rng.ofSeed 1L) ])
+            noLeaks "uniform" ignore (fun () -> [ Rng.uniform -1.0 1.0 [| 4L |] float64 device (Rng.ofSeed 1L) ])
             noLeaks "uniform elsewhere" ignore (fun () ->
                 [ Rng.uniform 0.0 1.0 [| 4L |] float64 torch.META (Rng.ofSeed 1L) ])
-            noLeaks "normal" ignore (fun () -> [ Rng.normal [| 4L |] float64 cpu (Rng.ofSeed 1L) ])
-            noLeaks "integers" ignore (fun () -> [ Rng.integers 4L [| 4L |] cpu (Rng.ofSeed 1L) ])
+            noLeaks "normal" ignore (fun () -> [ Rng.normal [| 4L |] float64 device (Rng.ofSeed 1L) ])
+            noLeaks "integers" ignore (fun () -> [ Rng.integers 4L [| 4L |] device (Rng.ofSeed 1L) ])
         ]

@@ -192,7 +192,7 @@ let private anyBits (dtype: torch.ScalarType) (shape: int64[]) (seed: int) =
         for i in 0 .. bytes.Length - 1 do
             bytes[i] <- bytes[i] &&& 1uy
 
-    tensor
+    Generators.place tensor
 
 let private specs =
     gen {

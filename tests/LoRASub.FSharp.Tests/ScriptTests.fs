@@ -17,11 +17,11 @@ type private Ended =
     }
 
 let private folder =
-    Path.GetFullPath(Path.Combine(__SOURCE_DIRECTORY__, "..", "..", "scripts"))
+    Path.Combine(Probe.repository, "scripts")
 
 let private start (script: string) : Task<Ended> =
     task {
-        let info = ProcessStartInfo("dotnet", [ "fsi"; Path.Combine(folder, script) ])
+        let info = ProcessStartInfo(Probe.dotnet, [ "fsi"; Path.Combine(folder, script) ])
         info.RedirectStandardOutput <- true
         info.RedirectStandardError <- true
         info.StandardOutputEncoding <- Encoding.UTF8
@@ -57,6 +57,7 @@ let private all = lazy (names |> Array.map start |> Task.WhenAll)
 
 /// The only line that fits, after the script ended well.
 let private line (script: string) (pattern: string) : Match =
+    Probe.requireSdk ()
     let ended = all.Value.Result[Array.IndexOf(names, script)]
     Expect.equal ended.Code 0 $"exit code; {ended.Error}"
 

@@ -13,7 +13,7 @@ let private ofRows (x: float[,]) =
     SecondMoment.ofInputs float64 (tensor x)
 
 let private zero (width: int) =
-    SecondMoment.zero (int64 width) float64 torch.CPU
+    SecondMoment.zero (int64 width) float64 device
 
 let private same what (expected: SecondMoment) (actual: SecondMoment) =
     Expect.equal actual.Count expected.Count $"{what}: count"
@@ -128,7 +128,7 @@ let tests =
             testCase "statistics of bfloat16 inputs are kept in float32" (fun () ->
                 Scope.run (fun () ->
                     let x = (tensor (normalMatrix 1 6 3)).``to`` torch.bfloat16
-                    let m = SecondMoment.observe x (SecondMoment.zero 3L torch.float32 torch.CPU)
+                    let m = SecondMoment.observe x (SecondMoment.zero 3L torch.float32 device)
                     Expect.equal m.Moment.dtype torch.float32 "type"
                     let exact = x.``to`` torch.float64
 
@@ -146,7 +146,7 @@ let tests =
             rejects "inputs of another width" [ "second moment"; "3 columns"; "[6, 4]" ] (fun () ->
                 SecondMoment.observe (tensor (normalMatrix 1 6 4)) (zero 3) |> ignore)
 
-            rejects "inputs on another device" [ "second moment"; "cpu"; "meta" ] (fun () ->
+            rejects "inputs on another device" [ "second moment"; string device; "meta" ] (fun () ->
                 SecondMoment.observe (onMeta (tensor (normalMatrix 1 6 3))) (zero 3) |> ignore)
 
             // width 1 would broadcast silently

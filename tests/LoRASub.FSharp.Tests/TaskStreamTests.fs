@@ -32,7 +32,7 @@ let private options: BatchOptions =
         BatchSize = 4
         Augmentation = Augmentation.None
         Cropping = Cropping.standard
-        Device = torch.CPU
+        Device = Generators.device
         Dtype = torch.ScalarType.Float32
     }
 

@@ -53,7 +53,8 @@ let law name (property: 'Case -> unit) : Test =
 let numbers (t: torch.Tensor) : float[] =
     Scope.run (fun () -> t.``to``(torch.ScalarType.Float64).cpu().contiguous().data<float>().ToArray())
 
-let bytes (t: torch.Tensor) : byte[] = t.data<byte>().ToArray()
+let bytes (t: torch.Tensor) : byte[] =
+    Scope.run (fun () -> t.cpu().data<byte>().ToArray())
 
 /// n images of `size` equal bytes each: image i is full of i.
 let countedPixels (n: int) (size: int) =
@@ -72,7 +73,7 @@ let pattern (n: int) (height: int) (width: int) : torch.Tensor =
                         single (pixel i y x)
         |]
 
-    Scope.keep Leaves.tensor (fun () -> torch.tensor(values).view(int64 n, 1L, int64 height, int64 width))
+    Scope.keep Leaves.tensor (fun () -> (Generators.place (torch.tensor values)).view(int64 n, 1L, int64 height, int64 width))
 
 /// Writes a picture as JPEG, PNG, WebP or BMP, as the name's end says; folders are made.
 let writePicture (path: string) (picture: Picture) =

@@ -25,7 +25,7 @@ let backboneOptions (precision: Precision) : BackboneOptions =
         ImageSize = None
         NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
         Precision = precision
-        Device = torch.CPU
+        Device = device
         CheckpointActivations = false
     }
 
@@ -85,6 +85,7 @@ let settings: RunSettings =
         Epochs = 2
         Batch = 5
         Heads = Some 2
+        Device = deviceName
         Augmentation = Augmentation.None
         Method =
             { quick.Method with

@@ -107,13 +107,13 @@ let private build (plain: PlainVit) : VisionTransformer =
     let linear (w, b) : Linear =
         {
             Weight = tensor w
-            Bias = Some(torch.tensor (b: float[]))
+            Bias = Some(vector b)
         }
 
     let norm epsilon (w, b) : LayerNorm =
         {
-            Weight = torch.tensor (w: float[])
-            Bias = torch.tensor (b: float[])
+            Weight = vector w
+            Bias = vector b
             Epsilon = epsilon
         }
 
@@ -125,7 +125,7 @@ let private build (plain: PlainVit) : VisionTransformer =
             { embedding with
                 Weight = embedding.Weight.reshape kernel
             }
-        ClassToken = (torch.tensor plain.ClassToken).reshape(1L, 1L, -1L)
+        ClassToken = (vector plain.ClassToken).reshape(1L, 1L, -1L)
         Positions = (tensor plain.Positions).unsqueeze 0L
         Blocks =
             plain.Blocks
@@ -558,11 +558,11 @@ let tests =
                     VisionTransformer.features
                         (bare vit)
                         vit
-                        (torch.zeros ([| 2L; 3L; 4L; 5L |], dtype = float64))))
+                        (torch.zeros ([| 2L; 3L; 4L; 5L |], dtype = float64, device = device))))
 
             rejects
                 "images on another device"
-                [ "images"; "cpu"; "meta" ]
+                [ "images"; string device; "meta" ]
                 (exampleWith (fun vit images -> VisionTransformer.features (bare vit) vit (onMeta images)))
 
             rejects

@@ -13,7 +13,7 @@ let private options =
         ImageSize = None
         NormEpsilon = { Blocks = 1e-5; Final = 1e-6 }
         Precision = Precision.Float32
-        Device = torch.CPU
+        Device = Generators.device
         CheckpointActivations = false
     }
 
@@ -49,7 +49,7 @@ let private featuresOf (vit: VisionTransformer) (images: torch.Tensor) =
 
 let private numbers (tensor: torch.Tensor) : float[] =
     use _ = torch.NewDisposeScope()
-    tensor.``to``(torch.ScalarType.Float64).contiguous().data<float>().ToArray()
+    tensor.``to``(torch.ScalarType.Float64).cpu().contiguous().data<float>().ToArray()
 
 /// timm's name of each leaf of a network, beside the leaf.
 let private named (vit: VisionTransformer) =
@@ -309,7 +309,7 @@ let private resampled =
     ]
 
 let private squaresModulo7 (dtype: torch.ScalarType) =
-    torch.tensor([| for i in 0..9 -> float (i * i % 7) |]).``to``(dtype).reshape(1L, 10L, 1L)
+    (Generators.vector [| for i in 0..9 -> float (i * i % 7) |]).``to``(dtype).reshape(1L, 10L, 1L)
 
 let private closeTo (tolerance: float) (expected: float[]) (actual: float[]) =
     Expect.equal actual.Length expected.Length "number of values"
@@ -359,7 +359,7 @@ let tests =
                                 Rng.normal
                                     [| 2L; int64 shape.Channels; size; size |]
                                     torch.ScalarType.Float64
-                                    torch.CPU
+                                    Generators.device
                                     key
 
                             let features = featuresOf vit images
@@ -398,7 +398,7 @@ let tests =
                                 Expect.isFalse leaf.requires_grad name
 
                             let images =
-                                Rng.normal [| 2L; 3L; 12L; 12L |] torch.ScalarType.Float32 torch.CPU key
+                                Rng.normal [| 2L; 3L; 12L; 12L |] torch.ScalarType.Float32 Generators.device key
 
                             Expect.equal (featuresOf vit images).dtype master "features")
                 ]
@@ -589,7 +589,7 @@ let tests =
                     }
 
                 let vit = Weights.ofTensors golden path file.Metadata backbone
-                let features = featuresOf vit file.Tensors["probe.images"]
+                let features = featuresOf vit (file.Tensors["probe.images"].``to`` Generators.device)
                 closeTo 1e-9 (numbers file.Tensors["probe.features_before"]) (numbers features))
 
             testList
@@ -644,7 +644,7 @@ let tests =
                         Expect.equal vit.ImageSize 20 "image size"
                         let expected = Weights.resamplePositions 5L tensors["pos_embed"]
                         Expect.equal (numbers vit.Positions) (numbers expected) "positions"
-                        let images = torch.ones ([| 1L; 3L; 20L; 20L |], dtype = torch.ScalarType.Float64)
+                        let images = torch.ones ([| 1L; 3L; 20L; 20L |], torch.ScalarType.Float64, Generators.device)
                         Expect.equal (featuresOf vit images).shape [| 1L; 8L |] "features")
 
                     testCase "the file's own image size keeps them bit by bit" (fun () ->
