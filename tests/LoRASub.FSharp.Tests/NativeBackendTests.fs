@@ -81,18 +81,6 @@ let tests =
                 for version in [ "2.1.0"; "2.100.0"; "1.13.1"; "3.0" ] do
                     rejects [ version; "2.10" ] (fun () -> NativeBackend.requireVersion "folder" version))
 
-            testCase
-                "a stored file is written again when its content is damaged"
-                (inFolder (fun folder ->
-                    let bytes = Array.init 1000 byte
-                    let file = NativeBackend.store folder "name" bytes
-                    let damaged = Array.copy bytes
-                    damaged[500] <- 0uy
-                    File.WriteAllBytes(file, damaged) // of the same length
-                    Expect.equal (NativeBackend.store folder "name" bytes) file "the same place"
-                    Expect.equal (File.ReadAllBytes file) bytes "the right content"
-                    Expect.hasLength (Directory.GetFiles(Path.GetDirectoryName file)) 1 "nothing else left"))
-
             testCase "weakening changes one flag and nothing else" (fun () ->
                 let original = File.ReadAllBytes(wrapper ())
                 let changed = Array.copy original
