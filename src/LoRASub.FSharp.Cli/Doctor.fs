@@ -80,13 +80,7 @@ let private native (libTorch: string option) =
     Option.iter NativeBackend.useLibTorch libTorch
     let load = NativeBackend.ensureLoaded ()
 
-    [
-        for name, value in load.Facts do
-            Fact(name, value)
-
-        if load.Cache.IsNone then
-            Fact("cache", "not needed")
-    ]
+    [ for name, value in load.Facts -> Fact(name, value) ]
 
 let private devices () =
     let cuda =

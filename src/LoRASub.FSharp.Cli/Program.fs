@@ -29,46 +29,63 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
     if Array.forall Display.isReproduced rows then
         0
     else
-        shell.Error.WriteLine $"lorasub: the scores differ from those saved in {folder}"
+        Shell.complain shell.Error $"lorasub: the scores differ from those saved in {folder}"
         1
 
-// A closed or full standard error must not turn an exit code into a crash.
-let private complain (error: TextWriter) (text: string) =
-    try
-        error.WriteLine text
-    with
-    | :? IOException
-    | :? UnauthorizedAccessException
-    | :? ObjectDisposedException -> ()
+// Whether a command leaves its results in a folder, so that it needs no standard output.
+let private isSaved (command: Arguments.Command) =
+    match command with
+    | Arguments.Command.Run run -> run.Out.IsSome && not run.DryRun
+    | Arguments.Command.Resume _ -> true
+    | _ -> false
 
-/// Runs the command of `argv` to its exit code: 0 done, 1 failed, 2 refused usage or input.
+let private carryOut (shell: Shell) (command: Arguments.Command) : int =
+    match command with
+    | Arguments.Command.Help text ->
+        shell.Out.WriteLine(text.TrimEnd())
+        0
+    | Arguments.Command.Version ->
+        shell.Out.WriteLine $"lorasub {version ()}"
+        0
+    | Arguments.Command.Run command ->
+        Settings.check command.Config.Settings
+
+        if command.DryRun then
+            Shell.say shell (DryRun.lines command.Config)
+            0
+        else
+            Runs.start shell command
+    | Arguments.Command.Resume(folder, changes, libTorch) -> Runs.resume shell folder changes libTorch
+    | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
+    | Arguments.Command.DataList ->
+        Shell.say shell (DataCommand.list ())
+        0
+    | Arguments.Command.DataCheck(name, folder) -> DataCommand.check (Shell.say shell) name folder
+    | Arguments.Command.Report request -> ReportCommand.run shell.Out request
+    | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
+
+/// Runs the command of `argv` to its exit code: 0 done, 1 failed, 2 refused usage or input. A run that is saved does
+/// without standard output where that cannot be written; other commands fail then.
 let start (shell: Shell) (argv: string[]) : int =
-    try
-        match Arguments.parse argv with
-        | Arguments.Command.Help text ->
-            shell.Out.WriteLine(text.TrimEnd())
-            0
-        | Arguments.Command.Version ->
-            shell.Out.WriteLine $"lorasub {version ()}"
-            0
-        | Arguments.Command.Run command ->
-            Settings.check command.Config.Settings
+    let output =
+        new Output(
+            shell.Out,
+            fun why ->
+                Shell.complain
+                    shell.Error
+                    $"lorasub: standard output cannot be written ({why}); what follows is not shown"
+        )
 
-            if command.DryRun then
-                Shell.say shell (DryRun.lines command.Config)
-                0
-            else
-                Runs.start shell command
-        | Arguments.Command.Resume(folder, changes, libTorch) -> Runs.resume shell folder changes libTorch
-        | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
-        | Arguments.Command.DataList ->
-            Shell.say shell (DataCommand.list ())
-            0
-        | Arguments.Command.DataCheck(name, folder) -> DataCommand.check (Shell.say shell) name folder
-        | Arguments.Command.Report request -> ReportCommand.run shell.Out request
-        | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
+    try
+        let command = Arguments.parse argv
+        let code = carryOut { shell with Out = output } command
+
+        if output.HasFailed && not (isSaved command) then
+            max 1 code
+        else
+            code
     with e ->
-        complain
+        Shell.complain
             shell.Error
             (if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
                  string e
@@ -99,13 +116,13 @@ let main argv =
         context.Cancel <- true
 
         if interruption.Request code then
-            complain Console.Error "lorasub: saving after this step; once more to stop at once"
+            Shell.complain Console.Error "lorasub: saving after this step; once more to stop at once"
         else
             lock Runs.saving (fun () ->
                 if terminal.IsSome then
-                    complain Console.Out "\x1b[?25h"
+                    Shell.complain Console.Out "\x1b[?25h"
 
-                complain Console.Error "lorasub: interrupted"
+                Shell.complain Console.Error "lorasub: interrupted"
                 leave code)
 
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGINT, stop 130)

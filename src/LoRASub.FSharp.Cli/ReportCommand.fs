@@ -18,6 +18,9 @@ let private size (bytes: int64) =
 let run (out: TextWriter) (request: ReportRequest) : int =
     let studies = RunData.loadAll (Array.ofList request.Folders)
 
+    request.Figures
+    |> Option.iter (fun folder -> Report.requireOutsideData folder studies)
+
     let say (what: string) (file: WrittenFile) =
         out.WriteLine $"{what, -18} {file.Path} ({size file.Bytes})"
 

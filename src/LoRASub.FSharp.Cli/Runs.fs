@@ -3,6 +3,7 @@ module LoRASub.Cli.Runs
 
 open System
 open System.IO
+open System.Runtime.ExceptionServices
 open TorchSharp
 open LoRASub
 
@@ -11,6 +12,37 @@ let saving = obj ()
 
 /// How a run is carried out: it hears of the progress and is asked whether to stop.
 type private Carry = (Progress -> unit) -> (unit -> bool) -> Outcome
+
+// A terminal can go away during a run, which has to be saved all the same.
+let private despite (shell: Shell) (show: Display.Show) (carry: (Progress -> unit) -> Outcome) : Outcome =
+    let mutable ended: Result<Outcome, ExceptionDispatchInfo> option = None
+    let mutable shown = true
+
+    let quietly (listen: Progress -> unit) progress =
+        if shown then
+            try
+                listen progress
+            with :? IOException as e ->
+                shown <- false
+                Shell.complain shell.Error $"lorasub: progress cannot be shown ({e.Message})"
+
+    let work listen =
+        try
+            let outcome = carry (quietly listen)
+            ended <- Some(Ok outcome)
+            outcome
+        with e ->
+            ended <- Some(Error(ExceptionDispatchInfo.Capture e))
+            reraise ()
+
+    try
+        show work
+    with :? IOException when ended.IsSome ->
+        match ended.Value with
+        | Ok outcome -> outcome
+        | Error e ->
+            e.Throw()
+            raise e.SourceException
 
 // One run from its plan to its saved and printed results.
 let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Learner<_, _> -> Carry) =
@@ -24,7 +56,7 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Lear
         | None -> Display.plain shell.Out workload plan
 
     let outcome =
-        show (fun listen -> carry learner listen (fun () -> shell.Interruption.IsRequested))
+        despite shell show (fun listen -> carry learner listen (fun () -> shell.Interruption.IsRequested))
 
     use _ = Scope.own Outcome.leaves outcome
     let results = Display.results plan outcome
@@ -47,14 +79,22 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Lear
 let private saved (shell: Shell) (folder: string) =
     Shell.say shell [ $"saved in           {folder}" ]
 
+// What ends a run but for a request says what is kept.
+let private keeping (folder: string) (work: unit -> 'T) : 'T =
+    try
+        work ()
+    with :? InputException as e when Checkpoint.exists folder ->
+        raise (InputException($"{e.Message}; the last checkpoint is kept: run --resume {folder}", e))
+
 // ---------------------------------------------------------------------------------------------- fresh
 
-let private fresh (shell: Shell) (plan: Plan) (config: MergedConfig) folder =
+let private fresh (shell: Shell) (plan: Plan) inputs (config: MergedConfig) folder =
     let from = Session.start folder
 
-    one shell plan (Some folder) (fun learner listen stopping ->
-        Json.write (RunFiles.sources folder) (Config.toJson config)
-        shell.Interruption.Guard(fun () -> from learner plan listen stopping))
+    keeping folder (fun () ->
+        one shell plan (Some folder) (fun learner listen stopping ->
+            Json.write (RunFiles.sources folder) (Config.toJson config)
+            shell.Interruption.Guard(fun () -> from learner plan inputs listen stopping)))
 
 let private unsaved (shell: Shell) (plan: Plan) =
     one shell plan None (fun learner listen _ -> Experiment.run learner plan listen)
@@ -71,17 +111,33 @@ let private stoppingIn folder (work: unit -> unit) =
     with :? RunStoppedException ->
         raise (RunStoppedException folder)
 
-let private inFolder (shell: Shell) overwrite (plan: Plan) (config: MergedConfig) (folder: string) =
-    use _ = RunFolder.hold folder
-
+// Rejects an output folder that cannot be used, or whose runs would be someone else's.
+let private check overwrite (config: MergedConfig) (folder: string) =
     if overwrite then
         RunFolder.checkNames folder
-        SeedFolders.clear folder
     else
         RunFolder.check folder
 
+    if config.Seeds.Length > 1 then
+        let replaced = if overwrite then SeedFolders.runs folder else [||]
+
+        config.Seeds
+        |> Array.map (SeedFolders.folderOf folder)
+        |> Array.except replaced
+        |> Array.iter RunFolder.check
+
+let private inFolder (shell: Shell) overwrite (plan: Plan) inputs (config: MergedConfig) (folder: string) =
+    use _ = RunFolder.hold folder
+    check overwrite config folder
+
+    if overwrite then
+        SeedFolders.clear folder
+    else
+        // of a run that was killed before its settings were saved
+        SeedFolders.forget folder
+
     match config.Seeds with
-    | [| _ |] -> fresh shell plan config folder |> ignore
+    | [| _ |] -> fresh shell plan inputs config folder |> ignore
     | seeds ->
         SeedFolders.start folder seeds plan.Settings
         Json.write (RunFiles.sources folder) (Config.toJson config)
@@ -90,11 +146,39 @@ let private inFolder (shell: Shell) overwrite (plan: Plan) (config: MergedConfig
             let mine = SeedFolders.folderOf folder seed
             use _ = RunFolder.hold mine
             Shell.say shell [ ""; $"seed {seed}" ]
-            stoppingIn folder (fun () -> fresh shell (ofSeed plan seed) config mine |> ignore)
+            stoppingIn folder (fun () -> fresh shell (ofSeed plan seed) inputs config mine |> ignore)
 
         Shell.say shell (Display.statistics (SeedFolders.finish folder))
 
     saved shell folder
+
+// Rejects to replace what the run itself reads, under whatever name.
+let private requireKept (config: MergedConfig) (folder: string) =
+    let replaced = SeedFolders.files folder
+
+    let require (name: string) (path: string) (file: string) =
+        if replaced |> Array.exists (RealPath.same file) then
+            Errors.reject
+                name
+                "must not be among the files that --overwrite replaces"
+                path
+                "choose another folder"
+
+    let settings = config.Settings
+
+    if config.Expected.File <> "" then
+        require "--config" config.Expected.File config.Expected.File
+
+    for name, path in [ "--backbone", settings.Backbone; "--class-order", Some settings.ClassOrder ] do
+        path |> Option.iter (fun path -> require name path path)
+
+    for reference in Reference.folders settings.Reference do
+        require "--reference" reference (RunFiles.summary reference)
+
+// Rejects an output folder among the images that a run reads.
+let private requireOutside (plan: Plan) (folder: string) =
+    for set in [ plan.Stream.Dataset.Train; plan.Stream.Dataset.Test ] do
+        ImageSet.requireOutside set.Source folder
 
 /// Runs what the command line asks for.
 let start (shell: Shell) (command: Arguments.RunCommand) =
@@ -102,13 +186,11 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
         Config.complete "comes with the program" (Assets.fill command.Config.Settings) command.Config
 
     match command.Out with
-    | Some out when command.Overwrite ->
-        RunFolder.checkNames out
+    | Some out ->
+        check command.Overwrite config out
 
-        for reference in Reference.folders config.Settings.Reference do
-            if reference = Path.GetFullPath out then
-                Errors.reject "--reference" "must be another run than the one that is replaced" out ""
-    | Some out -> RunFolder.check out
+        if command.Overwrite then
+            requireKept config out
     | None -> ()
 
     Shell.loadNative shell command.LibTorch config.Settings
@@ -124,6 +206,8 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     Shell.notes shell config.Notes
     let plan = Plan.loadChecking (Config.checkClasses config.Expected) settings
     use _ = Scope.own Plan.leaves plan
+    command.Out |> Option.iter (requireOutside plan)
+    let inputs = Checkpoint.inputs plan
 
     Config.backboneNotes config.Expected (int plan.Backbone.Width) (int plan.Backbone.Heads)
     |> Shell.notes shell
@@ -131,7 +215,7 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     Shell.say shell (Display.header plan (torch.get_num_threads ()))
 
     match command.Out with
-    | Some folder -> inFolder shell command.Overwrite plan config folder
+    | Some folder -> inFolder shell command.Overwrite plan inputs config folder
     | None ->
         let results =
             config.Seeds
@@ -167,7 +251,7 @@ let private moved (folder: string) (changes: (string * string) list) =
             "leave them out, or start another run"
 
 // From the checkpoint of a run's folder, or from its beginning where it has got no further.
-let private takeUp (shell: Shell) (plan: Plan) folder =
+let private takeUp (shell: Shell) (plan: Plan) inputs folder =
     Shell.say
         shell
         [
@@ -177,27 +261,31 @@ let private takeUp (shell: Shell) (plan: Plan) folder =
                 $"starts again: no checkpoint yet in {folder}"
         ]
 
-    one shell plan (Some folder) (fun learner listen stopping ->
-        shell.Interruption.Guard(fun () -> Session.resume folder learner plan listen stopping))
+    keeping folder (fun () ->
+        one shell plan (Some folder) (fun learner listen stopping ->
+            shell.Interruption.Guard(fun () -> Session.resume folder learner plan inputs listen stopping)))
 
-let private takeUpSeed (shell: Shell) (plan: Plan) (folder: string) (seed: int64) =
+let private takeUpSeed (shell: Shell) (plan: Plan) inputs (folder: string) (seed: int64) =
     let mine = SeedFolders.folderOf folder seed
     let plan = ofSeed plan seed
     use _ = RunFolder.hold mine
     Shell.say shell [ ""; $"seed {seed}" ]
 
     if RunFolder.isFinished mine then
+        // a process killed right after its last file leaves it
+        Checkpoint.delete mine
         Shell.say shell [ "finished already" ]
     elif RunFolder.holdsRun mine then
-        takeUp shell plan mine |> ignore
+        takeUp shell plan inputs mine |> ignore
     else
         let sources = RunFiles.sources folder
 
         if File.Exists sources then
             WholeFile.writeText (RunFiles.sources mine) (File.ReadAllText sources)
 
-        one shell plan (Some mine) (fun learner listen stopping ->
-            shell.Interruption.Guard(fun () -> Session.start mine learner plan listen stopping))
+        keeping mine (fun () ->
+            one shell plan (Some mine) (fun learner listen stopping ->
+                shell.Interruption.Guard(fun () -> Session.start mine learner plan inputs listen stopping)))
         |> ignore
 
 let private isFinished folder =
@@ -220,20 +308,23 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
     Settings.check settings
 
     if isFinished folder then
+        Checkpoint.delete folder
         Shell.say shell [ $"finished already   {folder}" ]
     else
         Shell.loadNative shell libTorch settings
         let plan = Plan.load settings
         use _ = Scope.own Plan.leaves plan
+        requireOutside plan folder
+        let inputs = Checkpoint.inputs plan
         Shell.say shell (Display.header plan (torch.get_num_threads ()))
 
         if SeedFolders.holdsSeeds folder then
             SeedFolders.seeds folder
-            |> Array.iter (fun seed -> stoppingIn folder (fun () -> takeUpSeed shell plan folder seed))
+            |> Array.iter (fun seed -> stoppingIn folder (fun () -> takeUpSeed shell plan inputs folder seed))
 
             Shell.say shell (Display.statistics (SeedFolders.finish folder))
         else
-            takeUp shell plan folder |> ignore
+            takeUp shell plan inputs folder |> ignore
 
         saved shell folder
 

@@ -40,8 +40,43 @@ type Shell =
         Interruption: Interruption
     }
 
+/// Standard output, which may lie on a full disk or end in a closed pipe. The first failure is reported; later text is
+/// left out. Mutable.
+type Output(inner: TextWriter, report: string -> unit) =
+    inherit TextWriter()
+    let mutable failed = false
+
+    let guard (work: unit -> unit) =
+        if not failed then
+            try
+                work ()
+            with
+            | :? IOException
+            | :? UnauthorizedAccessException
+            | :? ObjectDisposedException as e ->
+                failed <- true
+                report e.Message
+
+    /// Whether some text is missing.
+    member _.HasFailed = failed
+
+    override _.Encoding = inner.Encoding
+    override _.Write(c: char) = guard (fun () -> inner.Write c)
+    override _.Write(text: string) = guard (fun () -> inner.Write text)
+    override _.WriteLine(text: string) = guard (fun () -> inner.WriteLine text)
+    override _.Flush() = guard inner.Flush
+
 [<RequireQualifiedAccess>]
 module Shell =
+
+    /// Writes a line to standard error; one that is closed or full must not turn an exit code into a crash.
+    let complain (error: TextWriter) (text: string) : unit =
+        try
+            error.WriteLine text
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException
+        | :? ObjectDisposedException -> ()
 
     let say (shell: Shell) (lines: string seq) =
         for line in lines do

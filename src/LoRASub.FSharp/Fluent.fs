@@ -126,6 +126,7 @@ type ContinualClassifier
     let mutable classNames = names
     let mutable groupSizes = sizes
     let mutable model: Model option = None
+    let mutable sources: string list = []
     let mutable disposed = false
 
     let requireLive () =
@@ -300,6 +301,8 @@ type ContinualClassifier
         state <- Scope.detach TaskState.leaves next
         classNames <- Array.append classNames fresh
         groupSizes <- Array.append groupSizes [| fresh.Length |]
+        // the current folder may change
+        sources <- Path.GetFullPath images.Source :: sources
 
     /// The nearest class of each image, at the given positions of a set.
     member _.Predict(images: ImageSet, positions: int[]) : Prediction[] =
@@ -341,10 +344,13 @@ type ContinualClassifier
         Given.value "images" images
         this.Predict(images, Array.init images.Labels.Length id)
 
-    /// Writes the classifier into a folder, made where it is missing: `learner.safetensors` and `learner.json`. The
-    /// backbone stays where it is.
+    /// Writes the classifier into a folder, made where it is missing: `learner.safetensors` and `learner.json`. A classifier
+    /// that is there already can be loaded until the new one can, whatever happens meanwhile. The backbone stays where
+    /// it is. Rejects a folder among the images that were learned.
     member _.Save(folder: string) : unit =
         requireLive ()
+        Given.value "folder" folder
+        sources |> List.iter (fun source -> ImageSet.requireOutside source folder)
 
         try
             Directory.CreateDirectory folder |> ignore

@@ -36,7 +36,7 @@ let private putDown (folder: string) (plan: Plan) (stop: int) =
 
     let pause _ state =
         if moment = stop then
-            Checkpoint.save folder learner plan stop (state ())
+            Checkpoint.save folder learner plan (Checkpoint.inputs plan) stop (state ())
             raise PutDown
 
         moment <- moment + 1
@@ -52,7 +52,7 @@ let private putDown (folder: string) (plan: Plan) (stop: int) =
 
 let private pickUp (folder: string) (plan: Plan) : Outcome =
     let learner = Tiny.learner plan
-    let struct (state, _) = Checkpoint.load folder learner plan
+    let struct (state, _) = Checkpoint.load folder learner plan (Checkpoint.inputs plan)
     Experiment.resume learner plan Tiny.silent (fun _ _ -> ()) state
 
 let private sameOutcome (what: string) (expected: Outcome) (actual: Outcome) =
@@ -153,7 +153,9 @@ let tests =
                             first
                             "another file, so that the first stands until the second is whole"
 
-                        let struct (_, lines) = Checkpoint.load folder (Tiny.learner plan) plan
+                        let struct (_, lines) =
+                            Checkpoint.load folder (Tiny.learner plan) plan (Checkpoint.inputs plan)
+
                         Expect.equal lines 7 "lines of metrics"
                         Checkpoint.delete folder
                         Expect.equal (Directory.GetFileSystemEntries folder) [||] "deleted")))

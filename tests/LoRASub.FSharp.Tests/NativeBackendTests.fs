@@ -110,18 +110,6 @@ let tests =
                     [ "folder: must load; found /x/y.so: invalid ELF header; advice" ]
                     (refuse "/x/y.so: invalid ELF header"))
 
-            testCase
-                "a stored file is written again when its content is damaged"
-                (inFolder (fun folder ->
-                    let bytes = Array.init 1000 byte
-                    let file = NativeBackend.store folder "name" bytes
-                    let damaged = Array.copy bytes
-                    damaged[500] <- 0uy
-                    File.WriteAllBytes(file, damaged) // of the same length
-                    Expect.equal (NativeBackend.store folder "name" bytes) file "the same place"
-                    Expect.equal (File.ReadAllBytes file) bytes "the right content"
-                    Expect.hasLength (Directory.GetFiles(Path.GetDirectoryName file)) 1 "nothing else left"))
-
             testCase "weakening changes one flag and nothing else" (fun () ->
                 let original = File.ReadAllBytes(wrapper ())
                 let changed = Array.copy original

@@ -341,10 +341,7 @@ module Safetensors =
 
             tensor)
 
-    /// Reads the tensors whose names are `wanted`, and the metadata. On the CPU; owned by the caller. Rejects a file
-    /// that is not well-formed, its unwanted tensors included.
-    let readOnly (wanted: string -> bool) (path: string) : TensorFile =
-        use stream = open' path
+    let private readFrom path (stream: FileStream) (wanted: string -> bool) : TensorFile =
         let header = readHeader path stream
 
         Scope.keep leaves (fun () ->
@@ -357,6 +354,23 @@ module Safetensors =
                     |> Map.ofArray
                 Metadata = header.Metadata
             })
+
+    /// Reads the tensors whose names are `wanted`, and the metadata. On the CPU; owned by the caller. Rejects a file
+    /// that is not well-formed, its unwanted tensors included.
+    let readOnly (wanted: string -> bool) (path: string) : TensorFile =
+        use stream = open' path
+        readFrom path stream wanted
+
+    /// Reads a file whose bytes have this SHA-256, in lower-case hexadecimal; None where they have another, even when a
+    /// file of the same name takes its place meanwhile. Otherwise as `read`.
+    let readHashed (sha256: string) (path: string) : TensorFile option =
+        use stream = open' path
+
+        if Convert.ToHexStringLower(Security.Cryptography.SHA256.HashData stream) = sha256 then
+            stream.Position <- 0L
+            Some(readFrom path stream (fun _ -> true))
+        else
+            None
 
     /// Reads a whole file. On the CPU; owned by the caller. Rejects a file that is not well-formed.
     let read (path: string) : TensorFile = readOnly (fun _ -> true) path

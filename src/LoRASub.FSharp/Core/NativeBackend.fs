@@ -5,8 +5,8 @@ open System.IO
 open System.Reflection
 open System.Runtime.InteropServices
 open System.Runtime.Loader
-open System.Security.Cryptography
 open System.Text.RegularExpressions
+open Microsoft.Win32.SafeHandles
 
 /// The LibTorch that TorchSharp was built for.
 module internal LibTorch =
@@ -35,8 +35,6 @@ type NativeLoad =
         PatchedFrom: string option
         /// Symbol versions that the copy no longer insists on, because the system's libstdc++ lacks them.
         Weakened: string list
-        /// The folder of files that had to be written for this load.
-        Cache: string option
     }
 
     /// Says that this LibTorch is not the tested version; None where it is.
@@ -79,10 +77,6 @@ type NativeLoad =
             | Some original ->
                 let versions = String.concat ", " load.Weakened
                 "patched", $"{original}, because the system's libstdc++ lacks {versions}"
-
-            match load.Cache with
-            | None -> ()
-            | Some folder -> "cache", folder
         ]
 
 /// Brings LibTorch and TorchSharp's native part into the process before TorchSharp looks for them.
@@ -314,76 +308,31 @@ module NativeBackend =
                 $"add the folder of that library to LD_LIBRARY_PATH, or give the lib folder of LibTorch {ExpectedLibTorch}"
         | None, None -> Errors.reject subject rule complaint fix
 
-    // ---------------------------------------------------------------- files written for the linker
+    // ---------------------------------------------------------------- libraries made here
 
-    let private caches () =
-        [
-            Environment.GetEnvironmentVariable "LORASUB_NATIVE_CACHE"
+    [<DllImport("libc.so.6", EntryPoint = "memfd_create", SetLastError = true)>]
+    extern int private createInMemory([<MarshalAs(UnmanagedType.LPUTF8Str)>] string name, uint32 flags)
 
-            match Environment.GetEnvironmentVariable "XDG_CACHE_HOME" with
-            | null
-            | "" ->
-                match Environment.GetFolderPath Environment.SpecialFolder.UserProfile with
-                | "" -> ()
-                | home -> Path.Combine(home, ".cache", "lorasub")
-            | folder -> under folder "lorasub"
-
-            under (Path.GetTempPath()) ("lorasub-" + Environment.UserName)
-        ]
-        |> List.filter (String.IsNullOrEmpty >> not)
-        |> List.map Path.GetFullPath
-
-    /// Puts the bytes into a file named by their hash, unless it is there with that very content. Any number of
-    /// processes may do so at once: the file appears whole or not at all.
-    let internal store (cache: string) (name: string) (bytes: byte[]) : string =
-        let hash = SHA256.HashData bytes
-        let folder = Path.Combine(cache, "native", Convert.ToHexStringLower(hash, 0, 8))
-        let file = under folder name
-
-        let isStored =
-            File.Exists file
-            && (use stream = File.OpenRead file
-                SHA256.HashData stream = hash)
-
-        if not isStored then
-            let onlyOwner =
-                UnixFileMode.UserRead ||| UnixFileMode.UserWrite ||| UnixFileMode.UserExecute
-
-            Directory.CreateDirectory(folder, onlyOwner) |> ignore
-            WholeFile.write file (fun stream -> stream.Write(bytes, 0, bytes.Length))
-
-        file
-
-    /// Opens the bytes as a library from the first cache folder in which that works: one may be read-only, or not
-    /// allow code to be mapped.
+    /// Opens the bytes as a library. They lie in the memory of this process and in no folder, where another user could
+    /// place or change them.
     let private openBytes (subject: string) (version: string) (name: string) (bytes: byte[]) : string =
-        let attempts =
-            caches ()
-            |> Seq.map (fun cache ->
-                try
-                    let file = store cache name bytes
-                    tryOpen file |> Result.map (fun _ -> file)
-                with
-                | :? InputException
-                | :? IOException
-                | :? UnauthorizedAccessException as e -> Error e.Message)
-            |> Seq.cache
+        let failed (complaint: string) =
+            refuseLoad $"{subject}, a copy of {name}" version "must be loadable from memory" complaint ""
 
-        match attempts |> Seq.tryPick Result.toOption with
-        | Some file -> file
-        | None ->
-            let complaints =
-                attempts
-                |> Seq.choose (function
-                    | Error complaint -> Some complaint
-                    | Ok _ -> None)
+        let closeOnExec = 1u
+        let descriptor = createInMemory (name, closeOnExec)
 
-            refuseLoad
-                $"{subject}, a copy of {name}"
-                version
-                "must be loadable from a cache folder"
-                (String.concat "; " complaints)
-                "let LORASUB_NATIVE_CACHE name a writable folder on a file system that allows execution"
+        if descriptor < 0 then
+            failed (Marshal.GetLastPInvokeErrorMessage())
+
+        // It stays open: the linker knows a library by its path, and a later one must have another.
+        let file = new SafeFileHandle(nativeint descriptor, ownsHandle = false)
+        RandomAccess.Write(file, ReadOnlySpan bytes, 0L)
+        let path = $"/proc/self/fd/{descriptor}"
+
+        match tryOpen path with
+        | Ok _ -> path
+        | Error complaint -> failed complaint
 
     // ---------------------------------------------------------------- loading
 
@@ -421,17 +370,15 @@ module NativeBackend =
     /// TorchSharp asks the runtime for "torch_cpu" and "torch_cuda" by name, and the runtime would look beside the
     /// program before it asks us. A second LibTorch in the process aborts it. So each file that would be found there
     /// gets an empty namesake: a library whose own name is that path, which the linker then takes as already loaded.
-    let private shadow (subject: string) (version: string) (libTorch: string) : string list =
-        [
-            for folder in List.distinct (probed ()) do
-                for name in [ "libtorch_cpu.so"; "libtorch_cuda.so" ] do
-                    let path = under folder name
+    let private shadow (subject: string) (version: string) (libTorch: string) : unit =
+        for folder in List.distinct (probed ()) do
+            for name in [ "libtorch_cpu.so"; "libtorch_cuda.so" ] do
+                let path = under folder name
 
-                    let chosen = under libTorch name
+                let chosen = under libTorch name
 
-                    if File.Exists path && not (File.Exists chosen && target path = target chosen) then
-                        openBytes subject version ("shadow-of-" + name) (Elf.empty path)
-        ]
+                if File.Exists path && not (File.Exists chosen && target path = target chosen) then
+                    openBytes subject version ("shadow-of-" + name) (Elf.empty path) |> ignore
 
     /// Versions that the linker finds missing: "version `GLIBCXX_3.4.32' not found".
     let private missingVersions (complaint: string) =
@@ -449,7 +396,6 @@ module NativeBackend =
                 Libraries = []
                 PatchedFrom = None
                 Weakened = []
-                Cache = None
             }
 
         if
@@ -512,7 +458,7 @@ module NativeBackend =
                     || File.Exists(under libTorch name))
                 |> List.collect (openPart subject version libTorch Set.empty)
 
-            let shadows = shadow subject version libTorch
+            shadow subject version libTorch
             keepFreedMemory ()
 
             let loaded, weakened =
@@ -533,8 +479,6 @@ module NativeBackend =
             let context = AssemblyLoadContext.GetLoadContext torchSharp
             context.add_ResolvingUnmanagedDll (fun _ name -> if name = "LibTorchSharp" then handle else 0n)
 
-            let written = shadows @ (if weakened.IsEmpty then [] else [ loaded ])
-
             {
                 LibTorch = libTorch
                 LibTorchVersion = version
@@ -543,10 +487,6 @@ module NativeBackend =
                 Libraries = libraries @ [ loaded ]
                 PatchedFrom = if weakened.IsEmpty then None else Some original
                 Weakened = weakened
-                Cache =
-                    written
-                    |> List.tryHead
-                    |> Option.map (fun file -> Path.GetFullPath(Path.Combine(file, "..", "..")))
             }
 
     let private gate = obj ()

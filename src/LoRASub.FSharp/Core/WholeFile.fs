@@ -9,12 +9,72 @@ open System.Text
 [<RequireQualifiedAccess>]
 module WholeFile =
 
-    let private create (path: string) (temporary: string) =
+    /// Whether an exception says that another handle has the file locked: EWOULDBLOCK on Linux and macOS, a sharing
+    /// violation on Windows.
+    let internal isLocked (e: IOException) =
+        e.HResult = 11 || e.HResult = 35 || e.HResult = 0x80070020
+
+    // No other program makes such names.
+    [<Literal>]
+    let private Pattern = ".lorasub-*.tmp"
+
+    let private rejectFolder (path: string) (e: exn) =
+        Errors.reject path "must lie in a folder that can be written" e.Message ""
+
+    // A temporary file and its name. The system locks it for as long as it is open, which a killed process's is not.
+    let rec private create (path: string) (folder: string) : struct (FileStream * string) =
+        let temporary =
+            Path.Combine(folder, Pattern.Replace("*", Guid.NewGuid().ToString "N"))
+
+        let opened =
+            try
+                // to be renamed while it is open; others may read it under its new name
+                Some(new FileStream(temporary, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.Delete))
+            with
+            | :? IOException as e when isLocked e -> None
+            | :? UnauthorizedAccessException
+            | :? IOException as e -> rejectFolder path e
+
+        match opened with
+        | Some stream when File.Exists temporary -> struct (stream, temporary)
+        | taken ->
+            // removed as a killed process's before it was locked
+            taken |> Option.iter _.Dispose()
+            create path folder
+
+    // Whether a second handle is refused, as it is not on every network file system.
+    let private isProtected (temporary: string) =
         try
-            new FileStream(temporary, FileMode.CreateNew, FileAccess.Write, FileShare.None)
+            (new FileStream(temporary, FileMode.Open, FileAccess.ReadWrite, FileShare.None)).Dispose()
+            false
         with
-        | :? UnauthorizedAccessException
-        | :? IOException as e -> Errors.reject path "must lie in a folder that can be written" e.Message ""
+        | :? IOException as e when isLocked e -> true
+        | _ -> false
+
+    // Removes what killed processes left beside `mine`, which is open: nobody has it locked.
+    let private sweep (folder: string) (mine: string) =
+        try
+            let others = Directory.GetFiles(folder, Pattern) |> Array.filter ((<>) mine)
+
+            if others.Length > 0 && isProtected mine then
+                for other in others do
+                    try
+                        // removed before its lock is given up
+                        (new FileStream(
+                            other,
+                            FileMode.Open,
+                            FileAccess.ReadWrite,
+                            FileShare.None,
+                            1,
+                            FileOptions.DeleteOnClose
+                        ))
+                            .Dispose()
+                    with
+                    | :? IOException
+                    | :? UnauthorizedAccessException -> ()
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException -> ()
 
     let private rename (path: string) (temporary: string) =
         try
@@ -23,9 +83,17 @@ module WholeFile =
         | :? UnauthorizedAccessException
         | :? IOException as e -> Errors.reject path "must be a file that can be replaced" e.Message ""
 
+    // Removes a file where that is possible.
+    let internal discard (path: string) =
+        try
+            File.Delete path
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException -> ()
+
     /// Writes what `fill` puts into the stream as the whole of a file, over an older one. When `fill` or the disk
-    /// fails, the target is as before and nothing else is left. Rejects a target that is a folder, and a folder that
-    /// does not exist or cannot be written.
+    /// fails, the target is as before and nothing else is left. Removes what killed processes left in the folder.
+    /// Rejects a target that is a folder, and a folder that does not exist or cannot be written.
     let write (path: string) (fill: Stream -> unit) : unit =
         if String.IsNullOrWhiteSpace path then
             Errors.reject "file to write" "must have a name" "an empty one" ""
@@ -40,20 +108,36 @@ module WholeFile =
         if not (Directory.Exists folder) then
             Errors.reject path "must lie in a folder that exists" $"no folder '{folder}'" "make it first"
 
-        let temporary = Path.Combine(folder, $".{Guid.NewGuid():N}.tmp")
+        let struct (stream, temporary) = create path folder
 
         try
-            (use stream = create path temporary
-             fill stream
-             stream.Flush true)
-
+            use stream = stream
+            sweep folder temporary
+            fill stream
+            stream.Flush true
+            // while it is locked, so that nobody removes it
             rename path temporary
         with e ->
-            File.Delete temporary
+            discard temporary
 
             match e with
             | :? IOException -> Errors.reject path "must fit on its disk" e.Message "make room"
             | _ -> reraise ()
+
+    /// Rejects a folder that cannot be written, or whose disk is full; `path` is what the error names.
+    let probe (path: string) (folder: string) : unit =
+        let struct (stream, temporary) = create path folder
+
+        try
+            use stream = stream
+
+            try
+                stream.Write(Array.zeroCreate 65536, 0, 65536)
+                stream.Flush true
+            with :? IOException as e ->
+                Errors.reject path "must fit on its disk" e.Message "make room"
+        finally
+            discard temporary
 
     /// Writes a text in UTF-8, without a byte order mark, as the whole of a file. Rejects as `write`.
     let writeText (path: string) (text: string) : unit =

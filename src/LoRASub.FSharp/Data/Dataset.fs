@@ -103,6 +103,16 @@ module ImageSet =
             Errors.reject source $"labels must lie in 0 to {classes - 1}" $"{labels[at]} at position {at}" ""
         | None -> ()
 
+    /// Rejects an output folder in a folder that images are read from: it would be one of their classes from then on.
+    /// `source` is `ImageSet.Source`, which may name a file instead.
+    let requireOutside (source: string) (output: string) =
+        if Directory.Exists source && RealPath.isWithin source output then
+            Errors.reject
+                output
+                "must lie outside the folder that images are read from, where it would be taken for a class"
+                $"a folder in {source}"
+                "choose another folder"
+
     /// Images held in one managed array of n·c·H·W bytes, which is shared, not copied; reading gathers rows.
     let ofBytes
         (source: string)

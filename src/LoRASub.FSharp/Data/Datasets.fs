@@ -139,6 +139,10 @@ module Datasets =
     /// The data sets that `load` reads.
     let known: KnownDataset list = List.map fst table
 
+    /// Whether a data set takes every image below its folder, and not only those that it lists.
+    let takesEveryImage (name: string) : bool =
+        List.contains name [ "imagenet-r"; "imagenet-a"; "folder" ]
+
     /// Names that `load` takes.
     let names: string list = known |> List.map _.Name
 

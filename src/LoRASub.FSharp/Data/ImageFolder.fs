@@ -27,8 +27,16 @@ module ImageFolder =
         | null -> false
         | target -> (Path.GetFullPath folder + "/").StartsWith(target.FullName.TrimEnd '/' + "/")
 
+    // Runs were once saved among the classes.
+    let private holdsRun (folder: string) =
+        File.Exists(Path.Combine(folder, "settings.json"))
+        && File.Exists(Path.Combine(folder, ".lock"))
+
     let private folders (folder: string) =
-        listed folder (Directory.GetDirectories >> Array.filter (leadsBack >> not))
+        listed
+            folder
+            (Directory.GetDirectories
+             >> Array.filter (fun one -> not (leadsBack one || holdsRun one)))
 
     /// Image files at any depth up to 8, in ordinal order of their paths below the folder.
     let rec private images (depth: int) (folder: string) : string[] =

@@ -61,8 +61,9 @@ module Checkpoint =
         let counts = scores |> Seq.map (fun score -> $"{score.Correct}/{score.Total}")
         $"{reference.Trained}:{String.Join(',', counts)}"
 
-    // What decides a run's numbers beside its settings.
-    let private inputs (plan: Plan) : (string * string) list =
+    /// What decides a run's numbers beside its settings, by name: a checkpoint is compared with it. Reads sixteen images
+    /// of each split, and rejects those that are damaged: to be computed once, before the first batch.
+    let inputs (plan: Plan) : (string * string) list =
         [
             "backbone's SHA-256", plan.BackboneSha256
             "training labels' SHA-256", labelsSha256 plan.Stream.Dataset.Train
@@ -265,13 +266,13 @@ module Checkpoint =
 
     // ------------------------------------------------------------------------------------------ save
 
-    let private describe (plan: Plan) metricLines (run: RunState<_, _>) tensors : JsonNode =
+    let private describe (plan: Plan) inputs metricLines (run: RunState<_, _>) tensors : JsonNode =
         let state = run.State
 
         Json.object
             [
                 "settings", Settings.toJson plan.Settings
-                "inputs", Json.object (inputs plan |> List.map (fun (name, text) -> name, Json.text text))
+                "inputs", Json.object (inputs |> List.map (fun (name, text) -> name, Json.text text))
                 "tensors", Json.text (Path.GetFileName(tensors: string))
                 "tensorsSha256", Json.text (DataFile.sha256 tensors)
                 "metricLines", count metricLines
@@ -294,18 +295,7 @@ module Checkpoint =
 
         Path.Combine(folder, $"checkpoint-{last + 1L}.safetensors")
 
-    /// Writes where a run stands into a folder that exists, then removes what the new checkpoint replaces.
-    /// `metricLines` counts the lines of metrics.jsonl so far. Borrows all.
-    let save
-        (folder: string)
-        (learner: Learner<'Observing, 'Training>)
-        (plan: Plan)
-        (metricLines: int)
-        (run: RunState<'Observing, 'Training>)
-        : unit =
-        let old = tensorFiles folder
-        let file = nextFile folder
-
+    let private writeTensors (file: string) (learner: Learner<_, _>) (run: RunState<_, _>) =
         Scope.run (fun () ->
             let standing =
                 match run.Open with
@@ -319,18 +309,33 @@ module Checkpoint =
                  @ Option.fold (fun _ drift -> Drift.tensors drift) [] run.Drift
                  @ standing))
 
-        let text = (describe plan metricLines run file).ToJsonString()
+    /// Writes where a run stands into a folder that exists, then removes what the new checkpoint replaces; one that
+    /// cannot be written leaves nothing behind. `inputs` are those of the run's start, so that no image is needed now.
+    /// `metricLines` counts the lines of metrics.jsonl so far. Borrows all.
+    let save
+        (folder: string)
+        (learner: Learner<'Observing, 'Training>)
+        (plan: Plan)
+        (inputs: (string * string) list)
+        (metricLines: int)
+        (run: RunState<'Observing, 'Training>)
+        : unit =
+        let old = tensorFiles folder
+        let file = nextFile folder
 
-        WholeFile.writeText
-            (path folder)
-            $"{{\"version\":{Version},\"sha256\":\"{sha256 (Encoding.UTF8.GetBytes text)}\",\"run\":{text}}}\n"
+        try
+            writeTensors file learner run
+            let text = (describe plan inputs metricLines run file).ToJsonString()
+
+            WholeFile.writeText
+                (path folder)
+                $"{{\"version\":{Version},\"sha256\":\"{sha256 (Encoding.UTF8.GetBytes text)}\",\"run\":{text}}}\n"
+        with _ ->
+            WholeFile.discard file
+            reraise ()
 
         // what cannot be removed now goes with the next checkpoint
-        try
-            Array.iter File.Delete old
-        with
-        | :? IOException
-        | :? UnauthorizedAccessException -> ()
+        Array.iter WholeFile.discard old
 
     // ------------------------------------------------------------------------------------------ load
 
@@ -353,7 +358,7 @@ module Checkpoint =
         if actual <> (get "sha256" root).GetString() then
             damaged path "other content"
 
-    let private checkSettings path (plan: Plan) (run: JsonElement) =
+    let private checkSettings path (plan: Plan) inputs (run: JsonElement) =
         let saved = Settings.ofJson path (get "settings" run)
 
         match differences saved plan.Settings with
@@ -362,7 +367,7 @@ module Checkpoint =
             let told = String.concat "; " some
             Errors.reject path "must be of a run with the same settings" told "resume with the saved settings"
 
-        for name, now in inputs plan do
+        for name, now in inputs do
             let saved = (get name (get "inputs" run)).GetString()
 
             if saved <> now then
@@ -423,12 +428,13 @@ module Checkpoint =
             Open = optional open' (get "open" json)
         }
 
-    /// Reads what `save` wrote, and the lines of metrics.jsonl at that time. Owned by the caller. Rejects a checkpoint
-    /// that is damaged, of another version, or of a run with other settings, data or backbone.
+    /// Reads what `save` wrote, and the lines of metrics.jsonl at that time; `inputs` are the plan's. Owned by the caller.
+    /// Rejects a checkpoint that is damaged, of another version, or of a run with other settings, data or backbone.
     let load
         (folder: string)
         (learner: Learner<'Observing, 'Training>)
         (plan: Plan)
+        (inputs: (string * string) list)
         : struct (RunState<'Observing, 'Training> * int) =
         let path = path folder
 
@@ -437,5 +443,5 @@ module Checkpoint =
                 checkVersion path root
                 checkHash path root
                 let run = get "run" root
-                checkSettings path plan run
+                checkSettings path plan inputs run
                 struct (toRun learner plan folder run, (get "metricLines" run).GetInt32())))

@@ -115,11 +115,6 @@ module Csv =
 
     let private path name (folder: string) = Path.Combine(folder, $"{name}.csv")
 
-    /// The files that `write` writes into a folder.
-    let paths (folder: string) =
-        [ "accuracy"; "classes"; "confusion" ]
-        |> List.map (fun name -> path name folder)
-
     /// Writes accuracy.csv, classes.csv and confusion.csv into a folder, each whole.
     let write (folder: string) (matrix: AccuracyMatrix) (scores: ClassScore[]) (counts: Confusion) : unit =
         let names = scores |> Array.map _.Name

@@ -25,7 +25,9 @@ type SavedLearner =
         BackboneSha256: string
     }
 
-/// Saves and loads learners: `learner.safetensors` holds the tensors, `learner.json` the rest.
+/// Saves and loads learners: `learner.safetensors` holds the tensors, `learner.json` the rest and the hash of the tensors
+/// that belong to it. New tensors wait under a name of their own until the new JSON takes its name. That one step
+/// decides which learner the folder holds, so that a process killed at any moment leaves the old or the new one.
 [<RequireQualifiedAccess>]
 module LearnerFile =
 
@@ -41,46 +43,135 @@ module LearnerFile =
     let tensorPath (folder: string) =
         Path.Combine(folder, "learner.safetensors")
 
+    /// The tensors of a save that is not finished.
+    let nextPath (folder: string) =
+        Path.Combine(folder, "learner.next.safetensors")
+
     let private deltaName block projection = $"blocks.{block}.delta.{projection}"
 
-    /// Writes a learner into a folder that exists: the tensors first, then the JSON that vouches for them by their
-    /// hash, so that a torn pair is noticed.
-    let save (folder: string) (saved: SavedLearner) : unit =
-        Safetensors.write
-            (tensorPath folder)
-            (Map [ "format", "lorasub learner" ])
-            (TaskState.tensors saved.State)
+    let private purpose = "the JSON half of a saved learner"
 
+    // The hash in learner.json; none where that is missing or damaged. Rejects a file that cannot be read.
+    let private namedHash (folder: string) : string option =
+        let path = jsonPath folder
+
+        if File.Exists path then
+            let bytes = ReadOnlyMemory(Json.bytes purpose path)
+
+            try
+                Json.parse purpose path bytes (fun root ->
+                    Some((root.GetProperty "tensorsSha256").GetString()))
+            with :? InputException ->
+                None
+        else
+            None
+
+    // Finishes a save whose JSON is in place, and drops one whose JSON is not.
+    let private settle (folder: string) =
+        let next = nextPath folder
+
+        if File.Exists next then
+            if namedHash folder = Some(DataFile.sha256 next) then
+                try
+                    File.Move(next, tensorPath folder, overwrite = true)
+                with
+                | :? IOException
+                | :? UnauthorizedAccessException as e ->
+                    Errors.reject (tensorPath folder) "must be a file that can be replaced" e.Message ""
+            else
+                WholeFile.discard next
+
+    // One process at a time: the second one's tensors would replace the first one's before its JSON is in place.
+    let private alone (folder: string) (work: unit -> unit) =
+        let lock' = Path.Combine(folder, ".lorasub-learner.tmp")
+        let clock = Diagnostics.Stopwatch.StartNew()
+
+        let rec hold () : FileStream =
+            try
+                new FileStream(
+                    lock',
+                    FileMode.OpenOrCreate,
+                    FileAccess.ReadWrite,
+                    FileShare.None,
+                    1,
+                    FileOptions.DeleteOnClose
+                )
+            with
+            | :? IOException as e when WholeFile.isLocked e && clock.Elapsed < TimeSpan.FromMinutes 1.0 ->
+                Threading.Thread.Sleep 20
+                hold ()
+            | :? IOException
+            | :? UnauthorizedAccessException as e ->
+                Errors.reject (tensorPath folder) "must lie in a folder that can be written" e.Message ""
+
+        use _ = hold ()
+        work ()
+
+    let private toJson (saved: SavedLearner) (tensorsSha256: string) =
         let ints = Json.array (int64 >> Json.int)
 
-        Json.write
-            (jsonPath folder)
-            (Json.object
-                [
-                    "version", Json.int Version
-                    "method", Json.text saved.Method
-                    "finishedTasks", Json.int (int64 saved.State.Finished)
-                    "taskSizes", ints saved.TaskSizes
-                    "classNames", Json.array Json.text saved.ClassNames
-                    "classOrder", ints saved.Order
-                    "prototypeClasses", ints saved.State.Prototypes.Classes
-                    "randomKey", Json.text (saved.State.Key.Bits.ToString "x16")
-                    "imageSize", Json.int (int64 saved.Input.Size)
-                    "channels", Json.int (int64 saved.Input.Channels)
-                    "inputRange", Json.array Json.float [ saved.Input.Low; saved.Input.High ]
-                    "heads", Json.int (int64 saved.Heads)
-                    "normEpsilon", Json.array Json.float [ saved.NormEpsilon.Blocks; saved.NormEpsilon.Final ]
-                    "backboneSha256", Json.text saved.BackboneSha256
-                    "tensorsSha256", Json.text (DataFile.sha256 (tensorPath folder))
-                ])
+        Json.object
+            [
+                "version", Json.int Version
+                "method", Json.text saved.Method
+                "finishedTasks", Json.int (int64 saved.State.Finished)
+                "taskSizes", ints saved.TaskSizes
+                "classNames", Json.array Json.text saved.ClassNames
+                "classOrder", ints saved.Order
+                "prototypeClasses", ints saved.State.Prototypes.Classes
+                "randomKey", Json.text (saved.State.Key.Bits.ToString "x16")
+                "imageSize", Json.int (int64 saved.Input.Size)
+                "channels", Json.int (int64 saved.Input.Channels)
+                "inputRange", Json.array Json.float [ saved.Input.Low; saved.Input.High ]
+                "heads", Json.int (int64 saved.Heads)
+                "normEpsilon", Json.array Json.float [ saved.NormEpsilon.Blocks; saved.NormEpsilon.Final ]
+                "backboneSha256", Json.text saved.BackboneSha256
+                "tensorsSha256", Json.text tensorsSha256
+            ]
 
-    /// Reads what `save` wrote; tensors come onto `device` in `dtype`. Owned by the caller. Rejects files that are
-    /// missing, damaged, of another version, or not of one save.
-    let load (dtype: torch.ScalarType) (device: torch.Device) (folder: string) : SavedLearner =
+    /// Writes a learner into a folder that exists, over an older one, which can be loaded until the new one can. A save
+    /// that fails leaves the older one. Rejects a folder that cannot be written.
+    let save (folder: string) (saved: SavedLearner) : unit =
+        if Directory.Exists(tensorPath folder) then
+            Errors.reject (tensorPath folder) "must be a file" "a folder" "choose another folder"
+
+        let next = nextPath folder
+
+        alone folder (fun () ->
+            // before anything is written over tensors that learner.json names already
+            settle folder
+
+            try
+                Safetensors.write next (Map [ "format", "lorasub learner" ]) (TaskState.tensors saved.State)
+
+                Json.write (jsonPath folder) (toJson saved (DataFile.sha256 next))
+            finally
+                try
+                    settle folder
+                with :? InputException ->
+                    // a learner whose tensors still wait can be loaded: the next save moves them
+                    ())
+
+    // The tensors that learner.json names by their hash.
+    let private tensorsOf (folder: string) (sha256: string) : TensorFile =
+        let path = tensorPath folder
+
+        match
+            [ path; nextPath folder ]
+            |> List.filter File.Exists
+            |> List.tryPick (Safetensors.readHashed sha256)
+        with
+        | Some file -> file
+        | None when File.Exists path ->
+            let rule = $"must have the SHA-256 {sha256} that learner.json tells"
+            Errors.reject path rule (DataFile.sha256 path) ""
+        | None -> Errors.reject path "must lie beside learner.json" "no such file" ""
+
+    let private loadOnce (dtype: torch.ScalarType) (device: torch.Device) (folder: string) : SavedLearner =
         let path = jsonPath folder
 
         Scope.keep leaves (fun () ->
-            Json.read "the JSON half of a saved learner" path (fun root ->
+            Json.read purpose path (fun root ->
                 let get (name: string) = root.GetProperty name
 
                 let version = (get "version").GetInt64()
@@ -100,20 +191,8 @@ module LearnerFile =
                     | [| first; second |] -> struct (first, second)
                     | other -> Errors.reject $"{path}, {name}" "must hold 2 numbers" $"{other.Length}" ""
 
-                let expected = (get "tensorsSha256").GetString()
-                let tensorPath = tensorPath folder
-
-                if not (File.Exists tensorPath) then
-                    Errors.reject tensorPath "must lie beside learner.json" "no such file" ""
-
-                let actual = DataFile.sha256 tensorPath
-
-                if actual <> expected then
-                    Errors.reject
-                        tensorPath
-                        $"must have the SHA-256 {expected} that learner.json tells"
-                        actual
-                        ""
+                let file = tensorsOf folder ((get "tensorsSha256").GetString())
+                let tensorPath = file.Path
 
                 let classes = ints "prototypeClasses"
                 let order = ints "classOrder"
@@ -159,7 +238,6 @@ module LearnerFile =
                 let blocks = Seq.initInfinite id
 
                 let state =
-                    let file = Safetensors.read tensorPath
                     let place (t: torch.Tensor) = t.``to``(dtype).``to`` device
 
                     let width =
@@ -220,6 +298,18 @@ module LearnerFile =
                         }
                     BackboneSha256 = (get "backboneSha256").GetString()
                 }))
+
+    /// Reads what `save` wrote, also while another process saves over it; tensors come onto `device` in `dtype`. Owned by
+    /// the caller. Rejects files that are missing, damaged, of another version, or not of one save.
+    let load (dtype: torch.ScalarType) (device: torch.Device) (folder: string) : SavedLearner =
+        let rec attempt left =
+            try
+                loadOnce dtype device folder
+            with :? InputException when left > 0 ->
+                // the folder may have come to hold another learner between two of its files
+                attempt (left - 1)
+
+        attempt 4
 
     /// Rejects a backbone whose width, depth or hash is not the one that the learner was trained on.
     let checkBackbone (saved: SavedLearner) (vit: VisionTransformer) (sha256: string) (path: string) =

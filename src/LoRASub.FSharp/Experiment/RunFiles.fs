@@ -21,21 +21,23 @@ module RunFiles =
     let resources = at "resources.json"
     /// The results, written last.
     let summary = at "summary.json"
+    /// Of a folder of several runs.
+    let seeds = at "seeds.json"
     let lock' = at ".lock"
 
     let private patterns =
         [
-            for path in [ settings; sources; metrics; classes; drift; resources; summary ] do
+            for path in [ settings; sources; metrics; classes; drift; resources; summary; seeds ] do
                 path ""
             "learner.json"
             "learner.safetensors"
+            "learner.next.safetensors"
             "checkpoint.json"
             "checkpoint-*.safetensors"
             "accuracy.csv"
             "classes.csv"
             "confusion.csv"
             "events.out.tfevents.*"
-            "seeds.json"
             "statistics.json"
         ]
 

@@ -37,10 +37,27 @@ module RunFolder =
             what
             "choose another folder, go on with --resume DIR, or replace it with --overwrite"
 
-    /// Rejects a folder without a run that holds files of the names that a run writes: they are someone else's.
+    // settings.json is a common name.
+    let private isOurs (folder: string) =
+        File.Exists(RunFiles.lock' folder)
+        || (try
+                let path = RunFiles.settings folder
+                Json.read "the settings of a run" path (Settings.ofJson path) |> ignore
+                true
+            with :? InputException ->
+                false)
+
+    // What a run writes before its settings: alone, they are of one that was killed at once.
+    let private begun (folder: string) =
+        if File.Exists(RunFiles.lock' folder) then
+            [ RunFiles.seeds folder; RunFiles.sources folder ]
+        else
+            []
+
+    /// Rejects a folder that holds files of the names that a run writes, and that are someone else's.
     let checkNames (folder: string) =
-        if not (holdsRun folder) then
-            match RunFiles.present folder with
+        if not (holdsRun folder && isOurs folder) then
+            match RunFiles.present folder |> Array.except (begun folder) with
             | [||] -> ()
             | others ->
                 Errors.reject
@@ -49,8 +66,8 @@ module RunFolder =
                     (Path.GetFileName others[0])
                     "move them, or choose another folder"
 
-    /// Rejects a folder that is or lies in a file, cannot be written, holds a run, or files of the names that one writes.
-    /// Leaves nothing behind.
+    /// Rejects a folder that is or lies in a file, cannot be written, holds a run, or files of the names that one writes,
+    /// and the root of the file system. Makes no folder: another process may be about to use it.
     let check (folder: string) =
         if String.IsNullOrWhiteSpace folder then
             Errors.reject "output folder" "must have a name" "an empty one" ""
@@ -63,28 +80,29 @@ module RunFolder =
 
         checkNames folder
 
-        // folders that would have to be made, the outermost first
-        let rec missing (path: string) (below: string list) =
+        let full = Path.GetFullPath folder
+
+        if isNull (Path.GetDirectoryName full) then
+            Errors.reject folder "must be a folder of its own" "the root of the file system" "add a name"
+
+        // the folder itself, or the one in which it would be made
+        let rec nearest (path: string) =
             if Directory.Exists path then
-                below
+                path
             elif File.Exists path then
                 Errors.reject folder "must be a folder" $"a file, {path}" "choose another output folder"
             else
-                missing (Path.GetDirectoryName path) (path :: below)
-
-        let full = Path.GetFullPath folder
-        let fresh = missing full []
+                nearest (Path.GetDirectoryName path)
 
         writable folder (fun () ->
             try
-                Directory.CreateDirectory full |> ignore
-                let probe = Path.Combine(full, $".{Guid.NewGuid():N}.tmp")
-                File.WriteAllText(probe, "")
-                File.Delete probe
-            finally
-                for made in List.rev fresh do
-                    if Directory.Exists made then
-                        Directory.Delete made)
+                // finds a name that is too long
+                File.GetAttributes full |> ignore
+            with
+            | :? FileNotFoundException
+            | :? DirectoryNotFoundException -> ()
+
+            WholeFile.probe folder (nearest full))
 
     /// Claims a folder, which it makes where needed, until disposed or until this process ends, however it ends: the
     /// lock is the system's on an open file, not the file itself. Rejects a folder that another process holds.
@@ -95,33 +113,22 @@ module RunFolder =
             // exclusive: the system refuses a second handle
             new FileStream(RunFiles.lock' folder, FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None)
         with
-        // EWOULDBLOCK
-        | :? IOException as e when e.HResult = 11 ->
+        | :? IOException as e when WholeFile.isLocked e ->
             Errors.reject folder "must not be in use" "another process runs in it" "wait for it, or end it"
         | :? IOException as e -> Errors.reject folder "must be writable" e.Message ""
         | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
 
-    /// Removes what a run has left in a folder, and nothing else: to be called while the folder is held.
+    /// Removes what a run has left in a folder, and nothing else: to be called while the folder is held. Killed at any
+    /// moment, it leaves a run that can be resumed or replaced.
     let clear (folder: string) =
         writable folder (fun () ->
             // first, so that a run is never finished in half
             File.Delete(RunFiles.summary folder)
             Checkpoint.delete folder
-
-            for path in
-                [
-                    RunFiles.settings folder
-                    RunFiles.sources folder
-                    RunFiles.metrics folder
-                    RunFiles.classes folder
-                    RunFiles.drift folder
-                    RunFiles.resources folder
-                    LearnerFile.jsonPath folder
-                    LearnerFile.tensorPath folder
-                    yield! Csv.paths folder
-                    yield! TensorBoard.files folder
-                ] do
-                File.Delete path)
+            // last: without settings the other files are someone else's
+            let last = [ RunFiles.seeds folder; RunFiles.settings folder ]
+            RunFiles.present folder |> Array.except last |> Array.iter File.Delete
+            List.iter File.Delete last)
 
     // By position in the class order.
     let private savedNames (plan: Plan) =

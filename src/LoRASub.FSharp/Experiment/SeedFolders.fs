@@ -7,41 +7,58 @@ open System.IO
 [<RequireQualifiedAccess>]
 module SeedFolders =
 
-    let private seedsPath (folder: string) = Path.Combine(folder, "seeds.json")
-
     let statisticsPath (folder: string) = Path.Combine(folder, "statistics.json")
 
     /// The folder of one seed's run.
     let folderOf (folder: string) (seed: int64) = Path.Combine(folder, $"seed-{seed}")
 
     /// Whether a folder holds runs of several seeds.
-    let holdsSeeds (folder: string) = File.Exists(seedsPath folder)
+    let holdsSeeds (folder: string) = File.Exists(RunFiles.seeds folder)
 
     /// Whether all of them are finished.
     let isFinished (folder: string) = File.Exists(statisticsPath folder)
 
     /// The seeds, in the order in which they run.
     let seeds (folder: string) : int64[] =
-        let path = seedsPath folder
+        let path = RunFiles.seeds folder
 
         Json.read "the seeds of a folder of runs" path (fun root ->
             [| for seed in (root.GetProperty "seeds").EnumerateArray() -> seed.GetInt64() |])
 
     /// Begins such a folder: the seeds, and the settings, whose own seed does not count.
     let start (folder: string) (seeds: int64[]) (settings: RunSettings) =
-        Json.write (seedsPath folder) (Json.object [ "seeds", Json.array Json.int seeds ])
+        Json.write (RunFiles.seeds folder) (Json.object [ "seeds", Json.array Json.int seeds ])
         Json.write (RunFiles.settings folder) (Settings.toJson settings)
+
+    /// The runs of the seeds that a folder names; others beside them are someone else's.
+    let runs (folder: string) : string[] =
+        if holdsSeeds folder then
+            seeds folder |> Array.map (folderOf folder) |> Array.filter RunFolder.holdsRun
+        else
+            [||]
+
+    /// Removes what a process wrote that was killed before it saved settings.
+    let forget (folder: string) =
+        if not (RunFolder.holdsRun folder) then
+            File.Delete(RunFiles.seeds folder)
+            File.Delete(RunFiles.sources folder)
+
+    /// The files that `clear` removes.
+    let files (folder: string) : string[] =
+        Array.append [| folder |] (runs folder) |> Array.collect RunFiles.present
 
     /// Removes what runs have left in a folder, of one seed or of several: to be called while the folder is held.
     let clear (folder: string) =
         if holdsSeeds folder then
-            let runs =
-                Directory.GetDirectories(folder, "seed-*") |> Array.filter RunFolder.holdsRun
+            let runs = runs folder
 
             // all of them first: none goes while another is in use
             let locks = runs |> Array.map RunFolder.hold
 
             try
+                // first, so that they are never finished in half
+                File.Delete(statisticsPath folder)
+
                 for one in runs do
                     RunFolder.clear one
                     File.Delete(RunFiles.lock' one)
@@ -52,8 +69,6 @@ module SeedFolders =
                 for hold in locks do
                     hold.Dispose()
 
-        File.Delete(statisticsPath folder)
-        File.Delete(seedsPath folder)
         RunFolder.clear folder
 
     /// The measures of a finished run of a seed.

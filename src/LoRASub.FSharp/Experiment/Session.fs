@@ -56,6 +56,7 @@ module Session =
         (folder: string)
         (learner: Learner<'Observing, 'Training>)
         (plan: Plan)
+        (inputs: (string * string) list)
         (listen: Progress -> unit)
         (stopping: unit -> bool)
         (write: MetricsEvent -> unit)
@@ -70,14 +71,17 @@ module Session =
             listen progress
 
         let save state =
-            Scope.run (fun () -> Checkpoint.save folder learner plan (lines ()) (state ()))
+            Scope.run (fun () -> Checkpoint.save folder learner plan inputs (lines ()) (state ()))
             sinceSaved.Restart()
 
         // a full disk should not end a run that may find room later
         let trySave state =
             try
                 save state
-            with :? InputException as e ->
+            with
+            | :? InputException
+            | :? IOException
+            | :? UnauthorizedAccessException as e ->
                 sinceSaved.Restart()
                 tell (Notice $"no checkpoint could be saved: {e.Message}")
 
@@ -129,10 +133,10 @@ module Session =
         work write (fun () -> writer.Count)
 
     /// Runs a plan from its beginning in a held folder that holds no run: saves the settings first, then learns as
-    /// `Experiment.run`, with a checkpoint after each task and every so many minutes. `stopping` is asked between any
-    /// two steps: where it says so, the run is saved and ends with RunStoppedException. The results are saved by
-    /// `RunFolder.save`.
-    let start folder (learner: Learner<'Observing, 'Training>) (plan: Plan) listen stopping : Outcome =
+    /// `Experiment.run`, with a checkpoint after each task and every so many minutes. `inputs` are `Checkpoint.inputs` of
+    /// the plan. `stopping` is asked between any two steps: where it says so, the run is saved and ends with
+    /// RunStoppedException. The results are saved by `RunFolder.save`.
+    let start folder (learner: Learner<'Observing, 'Training>) (plan: Plan) inputs listen stopping : Outcome =
         Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
 
         Scope.keep Outcome.leaves (fun () ->
@@ -140,15 +144,22 @@ module Session =
                 write (startEvent learner plan)
 
                 Experiment.start learner plan
-                |> proceed folder learner plan listen stopping write lines))
+                |> proceed folder learner plan inputs listen stopping write lines))
 
     /// Goes on with a run that was put down in a held folder, from its checkpoint or, where there is none yet, from its
     /// beginning. `plan` is of the saved settings. Rejects as `Checkpoint.load`; otherwise as `start`.
-    let resume folder (learner: Learner<'Observing, 'Training>) (plan: Plan) listen stopping : Outcome =
+    let resume
+        folder
+        (learner: Learner<'Observing, 'Training>)
+        (plan: Plan)
+        inputs
+        listen
+        stopping
+        : Outcome =
         Scope.keep Outcome.leaves (fun () ->
             let struct (state, count) =
                 if Checkpoint.exists folder then
-                    Checkpoint.load folder learner plan
+                    Checkpoint.load folder learner plan inputs
                 else
                     struct (Experiment.start learner plan, 0)
 
@@ -160,4 +171,4 @@ module Session =
                 if count = 0 then
                     write (startEvent learner plan)
 
-                proceed folder learner plan listen stopping write lines state))
+                proceed folder learner plan inputs listen stopping write lines state))

@@ -34,7 +34,24 @@ module Report =
         | :? UnauthorizedAccessException as e ->
             Errors.reject path "must be a folder that can be written" e.Message ""
 
-    /// Writes the page of one or several studies, over an older one. Rejects a file that cannot be written.
+    // An image, weights or a configuration under the page's name would be lost.
+    let private isPageOrAbsent (path: string) : bool =
+        let file = FileInfo path
+
+        if not file.Exists || file.Length = 0L then
+            true
+        else
+            try
+                use reader = file.OpenText()
+                let start = Array.zeroCreate 15
+                reader.ReadBlock(start, 0, start.Length) |> ignore
+                String(start).Equals("<!doctype html>", StringComparison.OrdinalIgnoreCase)
+            with
+            | :? IOException
+            | :? UnauthorizedAccessException as e -> Errors.reject path "must be readable" e.Message ""
+
+    /// Writes the page of one or several studies, over an older one. Rejects a file of another kind, and one that cannot
+    /// be written.
     let writeHtml (path: string) (studies: Study[]) : WrittenFile =
         let folder = Path.GetDirectoryName(Path.GetFullPath path)
 
@@ -43,6 +60,13 @@ module Report =
             |> Array.exists (fun file -> Path.GetFileName file = Path.GetFileName path)
         then
             Errors.reject path "must not be a file of a run" (Path.GetFileName path) "name another file"
+
+        if not (isPageOrAbsent path) then
+            Errors.reject
+                path
+                "must be a new file or an older page"
+                "a file of another kind"
+                "name another file"
 
         writeText path (PlotlyHtml.page studies)
 
@@ -132,9 +156,21 @@ module Report =
             | :? IOException
             | :? UnauthorizedAccessException -> ()
 
+    /// Rejects a folder for figures among the images that a run reads: they would be images of later runs.
+    let requireOutsideData (path: string) (studies: Study[]) : unit =
+        for study in studies do
+            for run in study.Runs do
+                let settings = Map.ofArray run.Settings
+
+                match settings.TryFind "data", settings.TryFind "data-path" with
+                | Some data, Some images when Datasets.takesEveryImage data ->
+                    ImageSet.requireOutside images path
+                | _ -> ()
+
     /// Writes each figure as SVG, and as PNG where a Chromium is installed, into a folder; makes the folder. The second
-    /// part notes why there is no PNG, which is no error.
+    /// part notes why there is no PNG, which is no error. Rejects a folder among the images that a run reads.
     let writeFigures (path: string) (studies: Study[]) : struct (WrittenFile[] * string option) =
+        requireOutsideData path studies
         folder path
 
         let vectors =
