@@ -43,10 +43,12 @@ let private complain (error: TextWriter) (text: string) =
 
 /// Runs the command of `argv` to its exit code: 0 done, 1 failed, 2 refused usage or input.
 let start (shell: Shell) (argv: string[]) : int =
+    let shell = Shell.visible shell
+
     try
         match Arguments.parse argv with
         | Arguments.Command.Help text ->
-            shell.Out.WriteLine(text.TrimEnd())
+            Shell.say shell (text.TrimEnd().Split '\n')
             0
         | Arguments.Command.Version ->
             shell.Out.WriteLine $"lorasub {version ()}"
@@ -68,12 +70,10 @@ let start (shell: Shell) (argv: string[]) : int =
         | Arguments.Command.Report request -> ReportCommand.run shell.Out request
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
-        complain
-            shell.Error
-            (if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
-                 string e
-             else
-                 "lorasub: " + e.Message.ReplaceLineEndings " ")
+        if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
+            (string e).Split '\n' |> Array.iter (complain shell.Error)
+        else
+            complain shell.Error ("lorasub: " + e.Message.ReplaceLineEndings " ")
 
         match e with
         | :? RunStoppedException -> shell.Interruption.Code

@@ -40,8 +40,26 @@ type Shell =
         Interruption: Interruption
     }
 
+/// Hands on what is written as visible text, so that no name from a file or folder can act on the terminal. A line end
+/// comes from WriteLine only.
+type private VisibleWriter(inner: TextWriter) =
+    inherit TextWriter()
+    override _.Encoding = inner.Encoding
+    override _.Write(c: char) = inner.Write(Text.visible (string c))
+    override _.Write(text: string) = inner.Write(Text.visible text)
+    override _.WriteLine() = inner.WriteLine()
+    override _.WriteLine(text: string) = inner.WriteLine(Text.visible text)
+    override _.Flush() = inner.Flush()
+
 [<RequireQualifiedAccess>]
 module Shell =
+
+    /// The shell whose texts are all visible.
+    let visible (shell: Shell) : Shell =
+        { shell with
+            Out = new VisibleWriter(shell.Out)
+            Error = new VisibleWriter(shell.Error)
+        }
 
     let say (shell: Shell) (lines: string seq) =
         for line in lines do
