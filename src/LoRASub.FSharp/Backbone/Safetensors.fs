@@ -270,7 +270,11 @@ module Safetensors =
         let length = BinaryPrimitives.ReadUInt64LittleEndian(ReadOnlySpan prefix)
         let available = fileLength - 8L
 
-        if length > uint64 available && length <= uint64 longestHeader && stream.ReadByte() = int '{' then
+        if
+            length > uint64 available
+            && length <= uint64 longestHeader
+            && stream.ReadByte() = int '{'
+        then
             Errors.reject
                 path
                 $"must hold its header of {length} bytes"
@@ -296,7 +300,11 @@ module Safetensors =
                 // file, tensor, list of numbers
                 JsonDocument.Parse(ReadOnlyMemory json, JsonDocumentOptions(MaxDepth = 3))
             with :? JsonException as e ->
-                Errors.reject path "must have a header in JSON, at most 3 levels deep" (shown (Json.reason e)) ""
+                Errors.reject
+                    path
+                    "must have a header in JSON, at most 3 levels deep"
+                    (shown (Json.reason e))
+                    ""
 
         let metadata, tensors =
             properties $"{path}: header" document.RootElement

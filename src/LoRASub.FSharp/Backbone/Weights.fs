@@ -247,7 +247,9 @@ module Weights =
                 |> Map.ofSeq
 
         let depth = depth subject tensors.Keys
-        let named name = $"{subject}: tensor '{Safetensors.shown prefix}{name}'"
+
+        let named name =
+            $"{subject}: tensor '{Safetensors.shown prefix}{name}'"
 
         let find name axes =
             match Map.tryFind name tensors with

@@ -31,7 +31,9 @@ module FileKind =
 
     /// The first letters of a text in UTF-8, without a byte order mark and white space, in lower case.
     let private opens (word: string) (start: byte[]) =
-        let text = (Encoding.UTF8.GetString start).TrimStart('\uFEFF', ' ', '\t', '\r', '\n')
+        let text =
+            (Encoding.UTF8.GetString start).TrimStart('\uFEFF', ' ', '\t', '\r', '\n')
+
         text.StartsWith(word, StringComparison.OrdinalIgnoreCase)
 
     let private at (offset: int) (signature: byte[]) (start: byte[]) =
@@ -65,17 +67,20 @@ module FileKind =
             both isZip (has ".npy") |> kind "a NumPy archive (.npz, zip)" convert
             isZip |> kind "a zip archive" unpack
             startsWith [| 0x93uy; yield! "NUMPY"B |] |> kind "a NumPy array (.npy)" convert
-            (fun (start: byte[]) -> start.Length > 1 && start[0] = 0x80uy && start[1] >= 2uy && start[1] <= 5uy)
+            (fun (start: byte[]) ->
+                start.Length > 1 && start[0] = 0x80uy && start[1] >= 2uy && start[1] <= 5uy)
             |> kind "a Python pickle, as older PyTorch saved (.pth)" convert
             startsWith [| 0x1Fuy; 0x8Buy |] |> kind "a gzip archive" unpack
             startsWith "BZh"B |> kind "a bzip2 archive" unpack
             startsWith [| 0xFDuy; yield! "7zXZ\000"B |] |> kind "an xz archive" unpack
-            startsWith [| 0x28uy; 0xB5uy; 0x2Fuy; 0xFDuy |] |> kind "a Zstandard archive" unpack
+            startsWith [| 0x28uy; 0xB5uy; 0x2Fuy; 0xFDuy |]
+            |> kind "a Zstandard archive" unpack
             startsWith [| yield! "7z"B; 0xBCuy; 0xAFuy |] |> kind "a 7-Zip archive" unpack
             at 257 "ustar"B |> kind "a tar archive" unpack
             startsWith "GGUF"B
             |> kind "a GGUF file, of a language model" "give the weights of a Vision Transformer"
-            startsWith [| 0x89uy; yield! "HDF\r\n\026\n"B |] |> kind "an HDF5 file (.h5)" convert
+            startsWith [| 0x89uy; yield! "HDF\r\n\026\n"B |]
+            |> kind "an HDF5 file (.h5)" convert
             isOnnx |> kind "an ONNX model" "give the weights that it was exported from"
             (fun (start: byte[]) -> opens "<!doctype html" start || opens "<html" start)
             |> kind "an HTML page" "download the file itself, not the page that shows it"

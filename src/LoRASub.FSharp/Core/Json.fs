@@ -41,7 +41,8 @@ module Json =
             .Replace("The JSON object contains ", "")
             .Replace("The JSON array contains ", "")
             .Replace(", when isFinalBlock is true", "")
-            .TrimEnd '.'
+            .TrimEnd
+            '.'
 
     /// The subject with the line of an error, from 1.
     let place (subject: string) (e: JsonException) : string =

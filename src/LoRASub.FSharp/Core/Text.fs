@@ -64,5 +64,11 @@ module Text =
             text
         else
             let kept = most - dots.Length
-            let kept = if Char.IsHighSurrogate text[kept - 1] then kept - 1 else kept
+
+            let kept =
+                if Char.IsHighSurrogate text[kept - 1] then
+                    kept - 1
+                else
+                    kept
+
             text.Substring(0, kept) + dots

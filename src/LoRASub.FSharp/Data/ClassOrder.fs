@@ -121,8 +121,11 @@ module ClassOrder =
 
     /// Reads an explicit order: a JSON array of integers, or an object that holds one as `order`.
     let readFile (path: string) : ClassOrder =
-        let what = "a class order: an array of integers, or an object that holds one as \"order\""
-        let refuse received = Errors.reject path $"must be {what}" received ""
+        let what =
+            "a class order: an array of integers, or an object that holds one as \"order\""
+
+        let refuse received =
+            Errors.reject path $"must be {what}" received ""
 
         Json.read what path (fun root ->
             let list =

@@ -77,7 +77,10 @@ module TaskStream =
             |> List.filter (fun n -> (equalSizes n classes).IsSome)
 
         let near =
-            [ List.tryFind (fun n -> n < later) fits; List.tryFind (fun n -> n > later) fits ]
+            [
+                List.tryFind (fun n -> n < later) fits
+                List.tryFind (fun n -> n > later) fits
+            ]
             |> List.choose (Option.map (fun n -> string (n + before)))
             |> String.concat " or "
 
@@ -160,7 +163,12 @@ module TaskStream =
         | [ _, size ] -> $"""{tasks} x {Text.counted size "class" "classes"}"""
         | _ ->
             let part i (n, size) =
-                let size = if i = 0 then Text.counted size "class" "classes" else string size
+                let size =
+                    if i = 0 then
+                        Text.counted size "class" "classes"
+                    else
+                        string size
+
                 if n = 1 then size else $"{n} x {size}"
 
             $"""{tasks}: {runs |> List.mapi part |> String.concat ", then "}"""
@@ -173,8 +181,7 @@ module TaskStream =
         | Some size, Some last when last < size ->
             let last = Text.counted last "class" "classes"
 
-            Some
-                $"the last task has {last}, the others {size}; --initial-classes N sets the first task's"
+            Some $"the last task has {last}, the others {size}; --initial-classes N sets the first task's"
         | _ -> None
 
     let private indices (kind: string) (set: ImageSet) (stream: TaskStream) (task: LearningTask) : int[] =

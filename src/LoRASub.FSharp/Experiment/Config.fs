@@ -230,8 +230,7 @@ module Config =
 
         merged.Sources
         |> Array.tryFind (fun s -> s.Name = "input-range" && isAssumed s)
-        |> Option.map (fun s ->
-            $"input-range {s.Value} is a default; {says}")
+        |> Option.map (fun s -> $"input-range {s.Value} is a default; {says}")
         |> Option.toList
 
     /// What the configuration says about a backbone and is not so; the backbone's own numbers count.

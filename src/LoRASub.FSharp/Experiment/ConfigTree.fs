@@ -113,12 +113,16 @@ module internal ConfigTree =
             | :? YamlException as e ->
                 // the parser names the line on which the mapping or text before the tab begins
                 match yaml.TabFrom e.Start.Line with
-                | Some line when e.Message.Contains " tab " ->
+                | Some line when line = e.Start.Line || e.Message.Contains " tab " ->
                     refuse line "must be indented with spaces" "a tab" ""
                 | _ -> refuse e.Start.Line "must be YAML" (said e) ""
             // the parser also throws InvalidOperationException and others for some malformed texts
             | _ ->
-                let line = if isNull parser.Current then 1L else parser.Current.End.Line
+                let line =
+                    if isNull parser.Current then
+                        1L
+                    else
+                        parser.Current.End.Line
 
                 refuse
                     line
