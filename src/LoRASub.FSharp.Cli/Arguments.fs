@@ -107,7 +107,7 @@ type RunFlag =
             | Input_Range _ -> "LO,HI: black and white for the net (default 0,1)"
             | Augment _ -> "none, flip (default) or crop-flip (cifar100)"
             | Crop_Scale _ -> "LO,HI: area of random crops (default 0.08,1)"
-            | Crop_Ratio _ -> "LO,HI: width / height of crops (default 3/4, 4/3)"
+            | Crop_Ratio _ -> "LO,HI: width / height of crops (default 3/4,4/3)"
             | Test_Resize _ -> "shorter side before the test images' centre crop"
             | Split_Ratio _ -> "share that trains, where unsplit (default 0.8)"
             | Split_Seed _ -> "decides that split (default 1993)"
@@ -275,13 +275,7 @@ let private refuseUnknown (parser: ArgumentParser) (what: string) (unknown: stri
         let known =
             names parser |> List.filter (fun n -> n.StartsWith '-' = name.StartsWith '-')
 
-        let advice =
-            if known.IsEmpty then
-                ""
-            else
-                $"did you mean {Errors.nearest known name}?"
-
-        Errors.reject name $"must be {what}" "no such name" advice
+        Errors.reject name $"must be {what}" "no such name" (Errors.didYouMean known name)
 
 /// A flag as the command line has it: its name without dashes, and its value; --X switches X on and --no-X off.
 let private pair (results: ParseResults<'Flag>) (flag: 'Flag) =
@@ -408,9 +402,18 @@ let parse (argv: string[]) : Command =
     let argv =
         match argv with
         | [| "help" |] -> [| "--help" |]
+        | [| "version" |] -> [| "--version" |]
         | [| "help"; command |] -> [| command; "--help" |]
         | [| "help"; command; part |] -> [| command; part; "--help" |]
         | _ -> argv
+
+    // help for a command that is not there would be the help for all
+    match Array.tryHead argv with
+    | Some first when not (first.StartsWith '-') ->
+        [ first ]
+        |> List.filter (fun name -> not (List.contains name (names parser.Value)))
+        |> refuseUnknown parser.Value "a command or option of lorasub"
+    | _ -> ()
 
     try
         // Parse would look for an app.config as well, with all of System.Configuration

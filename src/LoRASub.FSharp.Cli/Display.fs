@@ -38,12 +38,8 @@ let duration (seconds: float) =
     else
         $"{t.Minutes}:{t.Seconds:D2}"
 
-/// The text, cut to a width with dots at its end.
-let fit (width: int) (text: string) =
-    if text.Length <= width then
-        text
-    else
-        text[.. width - 4] + "..."
+/// The visible text, cut to a width with dots at its end.
+let fit (width: int) (text: string) = Text.cut "..." width text
 
 let private classNames (dataset: Dataset) (task: LearningTask) =
     task.Classes |> Array.map (fun c -> dataset.ClassNames[c]) |> String.concat ", "
@@ -222,10 +218,7 @@ let header (plan: Plan) (threads: int) : string list =
     let settings, stream, vit = plan.Settings, plan.Stream, plan.Backbone
     let data = stream.Dataset
 
-    let classes =
-        match stream.Tasks |> Array.map _.Classes.Length |> Array.distinct with
-        | [| n |] -> $"{stream.Tasks.Length} tasks x {n} classes"
-        | sizes -> $"{stream.Tasks.Length} tasks: {sizes[0]} classes, then {sizes[1]} each"
+    let sizes = stream.Tasks |> Array.map _.Classes.Length
 
     let stop =
         match settings.StopAfter with
@@ -239,10 +232,10 @@ let header (plan: Plan) (threads: int) : string list =
 
     [
         $"data      {data.Name}: {Dataset.classes data} classes, {data.Train.Labels.Length} training and {data.Test.Labels.Length} test images"
-        $"tasks     {classes}{stop}, epochs {settings.Epochs}, batch {settings.Batch}"
+        $"tasks     {TaskStream.describeSizes sizes}{stop}, epochs {settings.Epochs}, batch {settings.Batch}"
         $"method    {variant}, rank {settings.Method.Rank}, seed {settings.Seed}"
-        $"backbone  ViT, {vit.Blocks.Length} blocks of width {vit.Width}, {vit.Heads} heads, {vit.ImageSize} px in patches of {vit.PatchSize}"
-        $"runs on   {settings.Device}, {threads} threads, {precision}"
+        $"""backbone  ViT, {Text.counted vit.Blocks.Length "block" "blocks"} of width {vit.Width}, {Text.counted vit.Heads "head" "heads"}, {vit.ImageSize} px in patches of {vit.PatchSize}"""
+        $"""runs on   {settings.Device}, {Text.counted threads "thread" "threads"}, {precision}"""
         ""
     ]
 
@@ -285,7 +278,8 @@ let plain (out: TextWriter) (workload: Workload) (plan: Plan) : Show =
                     $"{taskOf tasks task}: epoch {epoch.Epoch + 1}/{epochs}, loss {number 4 epoch.Loss}, accuracy {percent epoch.Accuracy}%%"
             | Steps step when phase <> Some step.Phase ->
                 phase <- Some step.Phase
-                say $"{taskOf tasks step.Task}: {Phase.name step.Phase}, {step.Steps} batches"
+                let batches = Text.counted step.Steps "batch" "batches"
+                say $"{taskOf tasks step.Task}: {Phase.name step.Phase}, {batches}"
             | Steps _ -> ()
             | Retains(task, retained) ->
                 say $"{taskOf tasks task}: retained ranks of {plan.Backbone.Width}: {ranks retained}"

@@ -1,13 +1,8 @@
 /// What a run would do, as far as that is known without data, weights and LibTorch.
 module LoRASub.Cli.DryRun
 
-open System
 open System.IO
 open LoRASub
-
-// a folder's name may hold anything
-let private printable (text: string) =
-    String.map (fun c -> if Char.IsControl c then '?' else c) text
 
 let private table (rows: (string * string * string) list) : string list =
     let width column =
@@ -17,24 +12,21 @@ let private table (rows: (string * string * string) list) : string list =
 
     [ for a, b, c in rows -> $"{a.PadRight first}  {b.PadRight second}  {c}" ]
 
-let private counted n one many =
-    if n = 1 then $"1 {one}" else $"{n} {many}"
+/// The classes of each task; counted in the data's folder where it is here and only it says how many there are.
+let private taskSizes (config: MergedConfig) : int[] option =
+    let count (folder: string) =
+        Datasets.classes ReadOptions.standard config.Settings.Data folder
+        |> Config.taskSizesOf config
+
+    Config.taskSizes config
+    |> Option.orElseWith (fun () ->
+        config.Settings.DataPath |> Option.filter Directory.Exists |> Option.map count)
 
 /// As "20 tasks x 5 classes (100 in all)".
-let private tasks (config: MergedConfig) : string =
-    match Config.taskSizes config with
-    | None -> $"""{counted config.Settings.Tasks "task" "tasks"}; the data says how many classes"""
-    | Some sizes ->
-        let number = counted sizes.Length "task" "tasks"
-        let later = Array.last sizes
-
-        let split =
-            if sizes[0] = later then
-                $"""{number} x {counted later "class" "classes"}"""
-            else
-                $"""{number}: {counted sizes[0] "class" "classes"}, then {sizes.Length - 1} x {later}"""
-
-        $"{split} ({Array.sum sizes} in all)"
+let private tasks (config: MergedConfig) (sizes: int[] option) : string =
+    match sizes with
+    | Some sizes -> $"{TaskStream.describeSizes sizes} ({Array.sum sizes} in all)"
+    | None -> $"""{Text.counted config.Settings.Tasks "task" "tasks"}; the data says how many classes"""
 
 /// What a run still needs on the command line.
 let private missing (settings: RunSettings) =
@@ -51,9 +43,19 @@ let private brief (config: MergedConfig) (source: string) =
     | "" -> source
     | path -> source.Replace(path, Path.GetFileName path)
 
-/// Settings with their sources, notes, tasks and seeds. Rejects tasks that do not divide the classes.
+/// Settings with their sources, notes, tasks and seeds. Rejects tasks that leave one without classes.
 let lines (config: MergedConfig) : string list =
-    let tasks = tasks config
+    let sizes = taskSizes config
+
+    let notes =
+        [
+            yield! config.Notes
+            yield! missing config.Settings
+            yield!
+                sizes
+                |> Option.bind (TaskStream.sizeNote config.Settings.InitialClasses)
+                |> Option.toList
+        ]
 
     [
         yield!
@@ -61,12 +63,12 @@ let lines (config: MergedConfig) : string list =
                 [
                     "setting", "value", "source"
                     for s in config.Sources do
-                        s.Name, printable s.Value, printable (brief config s.Source)
+                        s.Name, Text.visible s.Value, Text.visible (brief config s.Source)
                 ]
         ""
-        for note in Seq.append config.Notes (missing config.Settings) do
-            $"note: {printable (brief config note)}"
-        tasks
+        for note in notes do
+            $"note: {brief config note}"
+        tasks config sizes
         if config.Seeds.Length > 1 then
             $"{config.Seeds.Length} runs, one for each seed"
     ]

@@ -42,7 +42,7 @@ let private isSaved (command: Arguments.Command) =
 let private carryOut (shell: Shell) (command: Arguments.Command) : int =
     match command with
     | Arguments.Command.Help text ->
-        shell.Out.WriteLine(text.TrimEnd())
+        Shell.say shell (text.TrimEnd().Split '\n')
         0
     | Arguments.Command.Version ->
         shell.Out.WriteLine $"lorasub {version ()}"
@@ -67,6 +67,8 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
 /// Runs the command of `argv` to its exit code: 0 done, 1 failed, 2 refused usage or input. A run that is saved does
 /// without standard output where that cannot be written; other commands fail then.
 let start (shell: Shell) (argv: string[]) : int =
+    let shell = Shell.visible shell
+
     let output =
         new Output(
             shell.Out,
@@ -85,12 +87,10 @@ let start (shell: Shell) (argv: string[]) : int =
         else
             code
     with e ->
-        Shell.complain
-            shell.Error
-            (if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
-                 string e
-             else
-                 "lorasub: " + e.Message.ReplaceLineEndings " ")
+        if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
+            (string e).Split '\n' |> Array.iter (Shell.complain shell.Error)
+        else
+            Shell.complain shell.Error ("lorasub: " + e.Message.ReplaceLineEndings " ")
 
         match e with
         | :? RunStoppedException -> shell.Interruption.Code

@@ -180,6 +180,22 @@ let private requireOutside (plan: Plan) (folder: string) =
     for set in [ plan.Stream.Dataset.Train; plan.Stream.Dataset.Test ] do
         ImageSet.requireOutside set.Source folder
 
+// What was found out or taken for granted when data and backbone were read.
+let private planNotes (config: MergedConfig) (plan: Plan) : string list =
+    let settings, vit = plan.Settings, plan.Backbone
+    let header = Safetensors.header settings.Backbone.Value
+
+    [
+        yield! Config.backboneNotes config.Expected (int vit.Width) (int vit.Heads)
+        yield! Weights.notes (Plan.backboneOptions settings) header
+        yield! Config.assumed config header.Metadata
+        yield!
+            plan.Stream.Tasks
+            |> Array.map _.Classes.Length
+            |> TaskStream.sizeNote settings.InitialClasses
+            |> Option.toList
+    ]
+
 /// Runs what the command line asks for.
 let start (shell: Shell) (command: Arguments.RunCommand) =
     let config =
@@ -208,9 +224,14 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     use _ = Scope.own Plan.leaves plan
     command.Out |> Option.iter (requireOutside plan)
     let inputs = Checkpoint.inputs plan
+    let found = planNotes config plan
+    Shell.notes shell found
 
-    Config.backboneNotes config.Expected (int plan.Backbone.Width) (int plan.Backbone.Heads)
-    |> Shell.notes shell
+    // what is saved of the run says it too
+    let config =
+        { config with
+            Notes = Array.append config.Notes (Array.ofList found)
+        }
 
     Shell.say shell (Display.header plan (torch.get_num_threads ()))
 

@@ -63,8 +63,20 @@ type Output(inner: TextWriter, report: string -> unit) =
     override _.Encoding = inner.Encoding
     override _.Write(c: char) = guard (fun () -> inner.Write c)
     override _.Write(text: string) = guard (fun () -> inner.Write text)
+    override _.WriteLine() = guard inner.WriteLine
     override _.WriteLine(text: string) = guard (fun () -> inner.WriteLine text)
     override _.Flush() = guard inner.Flush
+
+/// Hands on what is written as visible text, so that no name from a file or folder can act on the terminal. A line end
+/// comes from WriteLine only.
+type private VisibleWriter(inner: TextWriter) =
+    inherit TextWriter()
+    override _.Encoding = inner.Encoding
+    override _.Write(c: char) = inner.Write(Text.visible (string c))
+    override _.Write(text: string) = inner.Write(Text.visible text)
+    override _.WriteLine() = inner.WriteLine()
+    override _.WriteLine(text: string) = inner.WriteLine(Text.visible text)
+    override _.Flush() = inner.Flush()
 
 [<RequireQualifiedAccess>]
 module Shell =
@@ -77,6 +89,13 @@ module Shell =
         | :? IOException
         | :? UnauthorizedAccessException
         | :? ObjectDisposedException -> ()
+
+    /// The shell whose texts are all visible.
+    let visible (shell: Shell) : Shell =
+        { shell with
+            Out = new VisibleWriter(shell.Out)
+            Error = new VisibleWriter(shell.Error)
+        }
 
     let say (shell: Shell) (lines: string seq) =
         for line in lines do

@@ -150,6 +150,16 @@ let insideOn (terminal: StringWriter -> IAnsiConsole option) (arguments: string 
 
 let inside = insideOn (fun _ -> None)
 
+/// A terminal of 80 columns that writes into a text.
+let terminalOf height (out: StringWriter) : IAnsiConsole option =
+    let settings = AnsiConsoleSettings(Out = AnsiConsoleOutput out)
+    settings.Ansi <- AnsiSupport.Yes
+    settings.Interactive <- InteractionSupport.Yes
+    let console = AnsiConsole.Create settings
+    console.Profile.Width <- 80
+    console.Profile.Height <- height
+    Some console
+
 let processOf (environment: (string * string) list) (arguments: string list) =
     let program = under AppContext.BaseDirectory "lorasub.dll"
     let info = ProcessStartInfo(Probe.dotnet, program :: arguments)
@@ -499,9 +509,9 @@ let private badInput =
             ]
         {
             Name = "a configuration whose tasks do not divide the classes, dry"
-            Spoil = fun world -> File.WriteAllText(under world "config.yaml", "data: cifar100\ntasks: 3")
+            Spoil = fun world -> File.WriteAllText(under world "config.yaml", "data: cifar100\ntasks: 30")
             Arguments = fun world -> [ "run"; "--dry-run"; "--config"; under world "config.yaml" ]
-            Words = [ "tasks"; "divide the 100 classes" ]
+            Words = [ "tasks"; "the 100 classes into equal tasks"; "--initial-classes 13" ]
         }
         flags "seeds beside a seed" [ "--seed"; "1"; "--seeds"; "1,2" ] [ "--seeds"; "beside --seed" ]
         flags "a seed twice" [ "--seeds"; "1,1" ] [ "--seeds"; "each seed once" ]
@@ -546,6 +556,8 @@ let private badInput =
         flags "flag without its value" [ "--seed" ] [ "--seed"; "must be followed by" ]
         flags "switch with a value" [ "--no-triplet=maybe" ] [ "maybe" ]
         line "unknown command" [ "rum" ] [ "rum"; "did you mean run?" ]
+        line "help for an unknown command" [ "help"; "evalute" ] [ "evalute"; "did you mean evaluate?" ]
+        line "an unknown command with help" [ "rum"; "--help" ] [ "rum"; "did you mean run?" ]
         line "unknown option" [ "--versoin" ] [ "--versoin"; "did you mean --version?" ]
         line
             "no data path"
@@ -623,6 +635,7 @@ let private line' =
             Expect.equal (inside [ "-h" ]).Code 0 "short"
             Expect.equal (inside [ "help" ]) bare "the same as a word, which build.fsx can pass on"
             Expect.equal (inside [ "help"; "run" ]) (inside [ "run"; "--help" ]) "of a command"
+            Expect.equal (inside [ "version" ]) (inside [ "--version" ]) "the version as a word"
 
             let run = inside [ "run"; "--help" ]
             Expect.equal run.Code 0 "exit code"
@@ -723,6 +736,107 @@ let private line' =
             Expect.isMatch cifar.Out @"\nseeds +3,4 +command line\n" "seeds"
             let folder = dry [ "--data"; "folder"; "--tasks"; "1" ]
             Expect.stringContains folder.Out "1 task; the data says how many classes" "unknown classes")
+
+        testCase "every default that help and documentation show is taken, and is the default" (fun () ->
+            let quick = Preset.quick Variant.Official
+
+            // whose default is shown
+            let presetsOf (qualifier: string) =
+                match qualifier with
+                | ""
+                | "official" -> [ quick ]
+                | "libcontinual" -> [ Preset.quick Variant.LibContinual ]
+                | "cifar100" -> [ Preset.cifar100 Variant.Official ]
+                | "imagenet-r" -> [ Preset.imageNetR Variant.Official ]
+                | "published" -> [ Preset.cifar100 Variant.Official; Preset.imageNetR Variant.Official ]
+                | other -> failtest $"whose default is '{other}'"
+
+            let isDefault (name: string) qualifier (text: string) =
+                let setting = Settings.all |> List.find (fun s -> s.Name = name)
+
+                for preset in presetsOf qualifier do
+                    let set = Settings.set name text preset
+                    Expect.equal (setting.Get set) (setting.Get preset) $"{name} {text} {qualifier}"
+
+                // alone on the command line and in files of both kinds
+                for file in [ $"{name}: {text}"; $"{{\"{name}\": \"{text}\"}}" ] do
+                    let read = ConfigFile.parse "file" (Encoding.UTF8.GetBytes file)
+                    Expect.equal read.Settings[0].Value text "in a file"
+
+                Config.merge None [ name, text ] None |> ignore
+
+            // | `name` | type | default | meaning |
+            let documented =
+                [
+                    for line in
+                        File.ReadAllLines(
+                            Path.Combine(Path.GetDirectoryName ConfigFileTests.examples, "configuration.md")
+                        ) do
+                        match line.Split '|' |> Array.map _.Trim() |> List.ofArray with
+                        | [ ""; names; kind; value; _; "" ] when names.StartsWith '`' && kind <> "---" ->
+                            let names = names.Split ", " |> Array.map _.Trim('`')
+
+                            let values =
+                                value.Replace(", ", ";").Split(';', StringSplitOptions.RemoveEmptyEntries)
+                                |> Array.map (_.Trim() >> _.Replace("`", ""))
+
+                            // described in words
+                            let words =
+                                [ "data-path"; "backbone"; "schedule-epochs"; "image-size"; "threads" ]
+
+                            if not (List.contains names[0] words) then
+                                for i, value in Array.indexed values do
+                                    let name = if names.Length > 1 then names[i] else names[0]
+
+                                    match value.Split ' ' with
+                                    | [| text |] -> name, "", text
+                                    | [| qualifier; text |] -> name, qualifier, text
+                                    | _ -> failtest $"{name}: {value}"
+                        | _ -> ()
+                ]
+
+            let helped =
+                [
+                    for line in (inside [ "run"; "--help" ]).Out.Split '\n' do
+                        let flag = Regex.Match(line, @"^\s+--([a-z0-9-]+)")
+                        let name = flag.Groups[1].Value
+
+                        if flag.Success then
+                            for m in Regex.Matches(line, @"([^\s,]+) \(default\)|\(default ([^:;)]+)") do
+                                name, "", m.Groups[1].Value + m.Groups[2].Value
+
+                            for m in Regex.Matches(line, @"cifar100: ([^)]+)\)") do
+                                name, "cifar100", m.Groups[1].Value
+                ]
+
+            Expect.isGreaterThan documented.Length 45 "in the documentation"
+            Expect.isGreaterThan helped.Length 20 "in the help"
+
+            for name, qualifier, text in documented @ helped do
+                isDefault name qualifier text)
+
+        testCase "a dry run counts the classes of a folder that is there" (fun () ->
+            Probe.inFolder (fun folder ->
+                for c in 1..10 do
+                    let one = Directory.CreateDirectory(under folder $"data/c{c}").FullName
+                    File.WriteAllText(under one "0.png", "")
+                    File.WriteAllText(under one "1.png", "")
+
+                let dry tasks more =
+                    inside ([ "run"; "--dry-run"; "--data"; "folder"; "--tasks"; tasks ] @ more)
+
+                let here = [ "--data-path"; under folder "data" ]
+                let even = dry "5" here
+                Expect.stringContains even.Out "5 tasks x 2 classes (10 in all)" "even"
+                Expect.isFalse (even.Out.Contains "the last task") "no note"
+                let uneven = dry "3" here
+                Expect.stringContains uneven.Out "note: the last task has 2 classes, the others 4" "note"
+                Expect.stringContains uneven.Out "3 tasks: 2 x 4 classes, then 2 (10 in all)" "uneven"
+                let wrong = dry "6" here
+                Expect.equal wrong.Code 2 "refused"
+                Expect.stringContains wrong.Error "--initial-classes 5" "advice"
+                let elsewhere = dry "6" [ "--data-path"; under folder "elsewhere" ]
+                Expect.stringContains elsewhere.Out "6 tasks; the data says how many" "not here"))
 
         testCase "help, version and wrong arguments need no LibTorch" (fun () ->
             let help = outside noLibTorch [ "--help" ]
@@ -944,15 +1058,6 @@ let private runs =
         testCase
             "a terminal shows the run in place and gets its cursor back"
             (inWorld (fun world ->
-                let terminalOf height (out: StringWriter) =
-                    let settings = AnsiConsoleSettings(Out = AnsiConsoleOutput out)
-                    settings.Ansi <- AnsiSupport.Yes
-                    settings.Interactive <- InteractionSupport.Yes
-                    let console = AnsiConsole.Create settings
-                    console.Profile.Width <- 80
-                    console.Profile.Height <- height
-                    Some console
-
                 let terminal = terminalOf 24
 
                 let hidden, shown = "\x1b[?25l", "\x1b[?25h"

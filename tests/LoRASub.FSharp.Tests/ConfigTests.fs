@@ -272,6 +272,33 @@ let tests =
                     (Config.backboneNotes (Config.merge None [] None).Expected 7 7)
                     "without a file")
 
+            testCase "a range that nobody gave is told, with what the weights say" (fun () ->
+                let assumed file pairs =
+                    Config.assumed (Config.merge file pairs None)
+
+                Expect.equal
+                    (assumed None [] Map.empty)
+                    [ "input-range 0,1 is a default; most timm weights expect -1,1" ]
+                    "nothing known"
+
+                Expect.equal
+                    (assumed None [] (Map.ofList [ "input", "x\u001B[31m" ]))
+                    [ @"input-range 0,1 is a default; the weights' file says 'x\u001B[31m'" ]
+                    "as the file says"
+
+                Expect.isEmpty (assumed None [ "input-range", "0,1" ] Map.empty) "given"
+                Expect.isEmpty (assumed (own "input-range: [0, 1]") [] Map.empty) "in a file")
+
+            testCase "a value on the command line is refused under its flag" (fun () ->
+                for name, text, words in
+                    [
+                        "lr", "fast", [ "--lr: must be a number; found 'fast'" ]
+                        "lr", "-1", [ "--lr: learning rate: must be"; "found -1" ]
+                        "crop-ratio", "3/0,1", [ "--crop-ratio: must be LOW,HIGH" ]
+                        "tasks", "0", [ "--tasks: must be at least 1" ]
+                    ] do
+                    refused words (fun () -> Config.merge None [ name, text ] None |> ignore))
+
             testCase "tasks as far as they are known without data" (fun () ->
                 let sizes file pairs =
                     Config.taskSizes (Config.merge file pairs None)
@@ -286,7 +313,8 @@ let tests =
                     (Some(Array.create 20 5))
                     "by data set"
 
-                refused [ "tasks"; "divide" ] (fun () -> sizes None [ "tasks", "3" ] |> ignore)
+                Expect.equal (sizes None [ "tasks", "3" ]) (Some [| 4; 4; 2 |]) "a smaller last task"
+                refused [ "tasks"; "equal tasks" ] (fun () -> sizes None [ "tasks", "6" ] |> ignore)
 
                 refused [ "lib.yaml"; "38 classes"; "found 200" ] (fun () ->
                     let small =

@@ -116,7 +116,7 @@ let tests =
             for name, text, words in
                 [
                     "an unclosed list", "a: [1, 2\nb: 3", [ "some.yaml"; "must be YAML" ]
-                    "a tab", "a:\n\t- 1", [ "some.yaml, line 1"; "invalid tab" ]
+                    "a tab", "a:\n\t- 1", [ "some.yaml, line 2: must be indented with spaces; found a tab" ]
                     "half a character", "a: \"\\ud800\"", [ "line 1"; "must be YAML" ]
                     "two documents", "a: 1\n---\nb: 2", [ "line 2"; "one YAML document" ]
                     "a tag", "a: !!python/object x", [ "line 1"; "without tags"; "leave the tag out" ]
@@ -131,6 +131,19 @@ let tests =
                     [ "some.yaml"; "must be JSON"; "…" ]
                     "cut JSON", "{\"a\": 1", [ "some.yaml"; "must be JSON"; "'{'" ]
                     "two JSON values", "{} {}", [ "must be JSON" ]
+                    "a tab under a key",
+                    "a: 1\n\tb: 2",
+                    [ "line 2: must be indented with spaces; found a tab" ]
+                    "a tab before a list", "a: 1\nb:\n\t- 1", [ "line 3: must be indented with spaces" ]
+                    "a tab late", "a: \"x\ty\"\nb: 1\n\n \tc: 2", [ "line 4: must be indented with spaces" ]
+                    "an open bracket", "a: 1\nb: [1, 2\nc: 3", [ "line 2: must be YAML"; "bracket or quote" ]
+                    "a comma too many in JSON",
+                    "{\n \"a\": 1,\n \"b\": 1e-3,\n}",
+                    [ "some.yaml, line 4: must be JSON"; "found a trailing comma" ]
+                    "a comment in JSON", "{\n \"a\": 1 // x\n}", [ "some.yaml, line 2: must be JSON" ]
+                    "a comma too few in JSON",
+                    "{\n \"a\": 1\n \"b\": 2}",
+                    [ "some.yaml, line 3: must be JSON" ]
                     "half a character in JSON", "{\"a\": \"\\ud800\"}", [ "some.yaml"; "must be JSON" ]
                     "deep YAML lists", "a: " + nested "[" 70 "]", [ "line 1"; "64 levels deep" ]
                     "very deep YAML", nested "[" 200_000 "]", [ "64 levels deep" ]

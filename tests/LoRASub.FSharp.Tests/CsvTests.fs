@@ -153,6 +153,11 @@ let tests =
                         |]
                         "files"))
 
+            testCase "names are exact, whatever a spreadsheet would make of them" (fun () ->
+                for name in [ "=cmd|x"; "+1"; "@a"; "-1"; "\u001B[31m"; "a\u202Eb" ] do
+                    let table = Csv.classes [| { scores[0] with Name = name } |] |> parse
+                    Expect.equal (List.item 2 (List.item 1 table)) name "name")
+
             rejects "a matrix that is none" [ "accuracy matrix" ] (fun () -> Csv.accuracy [||] |> ignore)
 
             rejects "too few names" [ "names of the classes"; "2"; "1" ] (fun () ->

@@ -77,6 +77,76 @@ let tests =
                 Expect.equal code 0 "help"
                 Expect.stringContains out "check" "help")
 
+            testCase "hostile names reach no terminal, log or page" (fun () ->
+                inFolder (fun folder ->
+                    let data, backbone, out =
+                        Path.Combine(folder, "data"),
+                        Path.Combine(folder, "vit.safetensors"),
+                        Path.Combine(folder, "out")
+
+                    Tiny.writeBackbone backbone 8 2 7
+
+                    let names =
+                        [
+                            "\u001B[31mred"
+                            "\u001B]0;title\u0007"
+                            "\u009B31m"
+                            "cr\rlf\n"
+                            "rtl\u202Egnp"
+                            "zero\u200Bwidth"
+                            "[red]markup[-]"
+                        ]
+
+                    for label, name in List.indexed names do
+                        for i in 0..2 do
+                            Layouts.image data $"{name}/{i}.png" label true
+
+                    let arguments =
+                        [ "run"; "--data"; "folder"; "--data-path"; data; "--backbone"; backbone ]
+                        @ [ "--tasks"; "2"; "--epochs"; "1"; "--rank"; "2"; "--overwrite"; "--out"; out ]
+
+                    let isClean (where: string) (text: string) =
+                        for part in text.Split '\n' do
+                            Expect.equal (Text.visible part) part where
+
+                    let code, said, error = run arguments
+                    Expect.equal (code, error) (0, "") "learned"
+                    isClean "plain lines" said
+                    Expect.stringContains said @"\u001B[31mred" "shown as an escape"
+
+                    let drawn = CliTests.insideOn (CliTests.terminalOf 24) arguments
+                    Expect.equal (drawn.Code, drawn.Error) (0, "") "on a terminal"
+
+                    for raw in [ "\u001B[31mred"; "\u0007"; "\u009B"; "\r\n"; "\u202E"; "\u200B" ] do
+                        Expect.isFalse (drawn.Out.Contains raw) (Text.visible raw)
+
+                    Expect.stringContains drawn.Out "[red]" "no markup"
+                    isClean "metrics.jsonl" (File.ReadAllText(Path.Combine(out, "metrics.jsonl")))
+
+                    let tables = Path.Combine(folder, "tables")
+                    let page = Path.Combine(folder, "page.html")
+                    let code, said, error = run [ "report"; out; "--out"; page; "--tables"; tables ]
+                    Expect.equal (code, error) (0, "") "report"
+                    isClean "report's lines" said
+
+                    for table in Directory.GetFiles tables do
+                        isClean table (File.ReadAllText table)
+
+                    // the script library in the page holds some of them itself
+                    let html = File.ReadAllText page
+
+                    for raw in [ "\u001B[31mred"; "\u009B31m"; "rtl\u202E"; "zero\u200B" ] do
+                        Expect.isFalse (html.Contains raw) (Text.visible raw)
+
+                    File.WriteAllText(Path.Combine(data, names[0], "broken.png"), "")
+                    let code, said, _ = run [ "data"; "check"; "folder"; data ]
+                    Expect.equal code 2 "broken"
+                    isClean "data check" said
+                    let code, _, error = run arguments
+                    Expect.equal code 2 "refused"
+                    isClean "an error" error
+                    Expect.stringContains error @"\u001B[31mred/broken.png" "the file"))
+
             testCase "a run on image files learns, and tells what it left out" (fun () ->
                 inFolder (fun folder ->
                     let data, backbone =

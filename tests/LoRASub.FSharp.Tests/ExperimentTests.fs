@@ -449,7 +449,7 @@ let tests =
                             (fun (s: RunSettings) -> { s with Data = "fashion" })
                             "tasks that do not divide",
                             [ "tasks"; "10 classes" ],
-                            (fun s -> { s with Tasks = 3 })
+                            (fun s -> { s with Tasks = 6 })
                             "a device of another kind",
                             [ "device"; "'tpu'" ],
                             (fun s -> { s with Device = "tpu" })

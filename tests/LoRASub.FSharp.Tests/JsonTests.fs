@@ -68,6 +68,34 @@ let tests =
                     $"{name} is refused by file"
                     (inFile text (fun path -> refused (path :: words) (fun () -> readInt path |> ignore)))
 
+            for name, text, words in
+                [
+                    "a comma too many",
+                    "{\n \"n\": 7,\n}\n",
+                    [ ", line 3: must be JSON"; "found a trailing comma" ]
+                    "a comma too many in a list", "[1,\n2,]", [ ", line 2: must be JSON"; "a trailing comma" ]
+                    "a comma too few", "{\n \"n\": 7\n \"m\": 8}", [ ", line 3: must be JSON" ]
+                    "a comment", "{\n\n // why\n \"n\": 7}", [ ", line 3: must be JSON" ]
+                    "one line", "{\"n\": 7,}\n", [ "some.json: must be JSON"; "a trailing comma" ]
+                    "white space only", " \n\n", [ "some.json: must be JSON; found no text" ]
+                ] do
+                testCase
+                    $"{name} is refused by its line, without advice to a programmer"
+                    (inFile text (fun path ->
+                        refused words (fun () -> readInt path |> ignore)
+
+                        try
+                            readInt path |> ignore
+                        with :? InputException as e ->
+                            for word in [ "LineNumber"; "BytePosition"; "reader options"; "isFinalBlock" ] do
+                                Expect.isFalse (e.Message.Contains word) word))
+
+            testCase
+                "a byte order mark is skipped"
+                (inFile "" (fun path ->
+                    File.WriteAllText(path, "{\"n\": 7}", System.Text.UTF8Encoding true)
+                    Expect.equal (readInt path) 7 "number"))
+
             testCase
                 "a refusal inside the reading passes as it is"
                 (inFile "{}" (fun path ->

@@ -147,6 +147,18 @@ let tests =
     testList
         "MetricsLog"
         [
+            testCase "a notice with invisible characters is safe to print, and read back exactly" (fun () ->
+                let text = "cat\u202Egnp \u200B\u001B[31m\u009B \U000E0041"
+                let line = MetricsLog.encode (at (MetricsEvent.Notice text))
+                Expect.equal (Text.visible line) line "printable"
+
+                inFile (fun path ->
+                    File.WriteAllText(path, line + "\n")
+
+                    match (Array.exactlyOne (MetricsLog.read path)).Event with
+                    | MetricsEvent.Notice read -> Expect.equal read text "text"
+                    | other -> failtest $"{other}"))
+
             for name, event, expected in
                 [
                     "start",

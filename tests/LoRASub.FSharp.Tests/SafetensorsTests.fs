@@ -40,7 +40,7 @@ let private ones count =
 /// Name, bytes, and what the message must say besides the file's path.
 let private malformed: (string * byte[] * string list) list =
     [
-        "an empty file", [||], [ "at least 8 bytes"; "found 0" ]
+        "an empty file", [||], [ "must be a safetensors file"; "found an empty file" ]
         "seven bytes", Array.zeroCreate 7, [ "at least 8 bytes"; "found 7" ]
         "a header of no bytes", prefixed 0UL [||], [ "starts with '{'"; "nothing" ]
         "a header longer than the file", prefixed 3UL "{}"B, [ "at most 2 bytes"; "length of 3" ]
@@ -52,6 +52,16 @@ let private malformed: (string * byte[] * string list) list =
         "a pickle",
         [| yield! "PK\003\004\000\000\000\000"B; yield! Array.zeroCreate 100 |],
         [ "header of at most 100" ]
+        "a header that is cut short",
+        prefixed 100UL """{"w":{"dtype":"""B,
+        [ "must hold its header of 100 bytes"; "found 14"; "download it again" ]
+        for bytes, name, advice in FileKindTests.kinds do
+            if bytes.Length > 0 then
+                $"{name} in its place", bytes, [ "must be a safetensors file"; $"found "; name; advice ]
+        // without a time stamp, gzip begins as a short header would
+        "a large gzip archive",
+        Array.append [| 0x1Fuy; 0x8Buy; 8uy; 0uy; 0uy; 0uy; 0uy; 0uy |] (Array.create 600_000 0xFFuy),
+        [ "found a gzip archive" ]
         "a header that is not JSON", withHeader "{w}" 0, [ "JSON" ]
         "a header that stops in the middle", withHeader """{"w":{"dtype":""" 0, [ "JSON" ]
         "text after the JSON", withHeader "{} x" 0, [ "JSON" ]

@@ -21,7 +21,7 @@ let private texts: (string * string * string) list =
         "schedule-epochs", "7", "8"
         "batch", "32", "1"
         "rank", "1", "64"
-        "lr", "0.0005", "1E-06"
+        "lr", "0.0005", "1e-6"
         "head-lr", "0.1", "0"
         "margin", "2", "0.25"
         "triplet-weight", "0.2", "0"
@@ -29,13 +29,13 @@ let private texts: (string * string * string) list =
         "weight-decay", "0", "0.0001"
         "adam-beta1", "0.5", "0.8"
         "adam-beta2", "0.5", "0.99"
-        "adam-epsilon", "1E-06", "0.001"
+        "adam-epsilon", "1e-6", "0.001"
         "amsgrad", "true", "false"
         "norm-order", "1", "Infinity"
         "heads", "3", "12"
         "image-size", "224", "32"
         "b-init", "zeros", "sparse"
-        "norm-epsilon", "1E-05,1E-06", "0.001,0.001"
+        "norm-epsilon", "1e-5,1e-6", "0.001,0.001"
         "input-range", "-1,1", "0,1"
         "prototype-transform", "train", "test"
         "update-scale", "frobenius", "none"
@@ -304,6 +304,27 @@ let tests =
                     "weight-decay", "-1", [ "weight decay" ]
                 ] do
                 rejects $"a run with {name} {text}" words (fun () -> Settings.check (ofPairs [ name, text ]))
+
+            testCase "numbers may be fractions, and are shown in the shortest form" (fun () ->
+                for name, text, shown in
+                    [
+                        "crop-ratio", "3/4,4/3", "0.75,4/3"
+                        "crop-ratio", "3/4, 4/3", "0.75,4/3"
+                        "crop-ratio", "0.75,1.3333333333333333", "0.75,4/3"
+                        "crop-scale", "1/3,1", "1/3,1"
+                        "crop-scale", "0.0812345678901,1", "0.0812345678901,1"
+                        "norm-epsilon", "1e-5,1e-6", "1e-5,1e-6"
+                        "adam-epsilon", "0.00000001", "1e-8"
+                        "lr", "1/2000", "0.0005"
+                        "lr", "1E-10", "1e-10"
+                    ] do
+                    let settings = ofPairs [ name, text ]
+                    Expect.equal ((setting name).Get settings) (Some shown) text
+                    Expect.equal (ofPairs [ name, shown ]) settings "read back"
+                    Expect.equal (throughJson settings) settings "through JSON"
+
+                for text in [ "1/0"; "1/2/3"; "/2"; "1/"; "a/2" ] do
+                    refused [ "lr"; $"'{text}'" ] (fun () -> ofPairs [ "lr", text ] |> ignore))
 
             rejects "JSON that is no object" [ "a file"; "object"; "Array" ] (fun () -> ofJson "[]" |> ignore)
 

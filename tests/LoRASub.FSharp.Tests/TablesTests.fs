@@ -20,7 +20,7 @@ let private unescaped (markdown: string) =
     Regex.Replace(markdown, @"\\([!-/:-@\[-`{-~])", "$1")
 
 let private oneLine (text: string) =
-    (Markup.clean text).ReplaceLineEndings(" ").Replace('\t', ' ')
+    Text.visible (text.ReplaceLineEndings " ")
 
 let private cells (row: string) = Regex.Split(row, @"(?<!\\)(?:\\\\)*\|")
 

@@ -70,11 +70,29 @@ let private badInputs: BadInput list =
         "no task", [ "tasks"; "at least 1"; "0" ], split 0 None 10
         "a negative number of tasks", [ "tasks"; "-3" ], split -3 None 10
         "tasks that do not divide the classes",
-        [ "tasks"; "divide the 10"; "3"; "1, 2, 5, 10 would work" ],
-        split 3 None 10
+        [
+            "tasks"
+            "the 10 classes into equal tasks"
+            "found 6"
+            "use 5 or 10 tasks"
+            "--initial-classes 5, which leaves 1"
+        ],
+        split 6 None 10
+        "eleven classes in five tasks",
+        [
+            "found 5"
+            "use 4 or 6 tasks"
+            "--initial-classes 3, which leaves 2 for each later task"
+        ],
+        split 5 None 11
         "later tasks that do not divide the rest",
-        [ "tasks"; "90"; "8"; "2, 3, 4, 6, 7, 10, 11" ],
-        split 8 (Some 10) 100
+        [
+            "the 90 classes after the first 10"
+            "found 41"
+            "use 31 or 46 tasks"
+            "--initial-classes 20, which leaves 2"
+        ],
+        split 41 (Some 10) 100
         "no initial class", [ "initial classes"; "1 to 8"; "0" ], split 3 (Some 0) 10
         "initial classes that leave a task empty", [ "initial classes"; "1 to 8"; "9" ], split 3 (Some 9) 10
         "one task with fewer initial classes", [ "initial classes"; "all 10"; "5" ], split 1 (Some 5) 10
@@ -173,6 +191,82 @@ let tests =
 
                         if i > 0 then
                             Expect.hasLength made[i].Classes each "later tasks are equal")
+
+            law
+                "only the last task is smaller, and every advice works"
+                (fun (PositiveInt n, PositiveInt t, initial: PositiveInt option) ->
+                    let n = 1 + n % 120
+                    let tasks = 1 + t % n
+                    let initial = initial |> Option.map _.Get |> Option.filter (fun _ -> tasks > 1)
+                    let initial = initial |> Option.map (fun i -> 1 + i % (n - tasks + 1))
+
+                    let sizesOf tasks initial =
+                        TaskStream.split tasks initial (Array.init n id) |> Array.map _.Classes.Length
+
+                    match
+                        try
+                            Ok(sizesOf tasks initial)
+                        with :? InputException as e ->
+                            Error e.Message
+                    with
+                    | Ok sizes ->
+                        Expect.equal (Array.sum sizes) n "every class"
+                        Expect.hasLength sizes tasks "tasks"
+                        initial |> Option.iter (fun i -> Expect.equal sizes[0] i "the first")
+                        let later = if initial.IsSome then Array.skip 1 sizes else sizes
+                        let size, last = later[0], Array.last later
+                        Expect.isTrue (later[.. later.Length - 2] |> Array.forall ((=) size)) "equal"
+                        Expect.isTrue (last >= 1 && last <= size) "the last"
+                        Expect.equal (TaskStream.sizeNote initial sizes).IsSome (last < size) "a note"
+
+                        if later.Length > 0 && n % tasks = 0 && initial.IsNone then
+                            Expect.equal last size "as published"
+                    | Error message ->
+                        let numbers pattern =
+                            [
+                                for m in System.Text.RegularExpressions.Regex.Matches(message, pattern) ->
+                                    int m.Groups[1].Value
+                            ]
+
+                        for tasks in numbers @"(?:use |or )(\d+)" do
+                            sizesOf tasks initial |> ignore
+
+                        let advised =
+                            sizesOf tasks (Some(List.exactlyOne (numbers @"--initial-classes (\d+)")))
+
+                        Expect.hasLength (Array.distinct advised[1..]) 1 "equal later tasks")
+
+            testCase "tasks as published runs cut them" (fun () ->
+                let sizes tasks initial classes =
+                    TaskStream.split tasks initial (Array.init classes id)
+                    |> Array.map _.Classes.Length
+
+                for tasks, initial, classes, expected, said in
+                    [
+                        10, None, 100, Array.create 10 10, "10 tasks x 10 classes"
+                        10,
+                        None,
+                        196,
+                        Array.append (Array.create 9 20) [| 16 |],
+                        "10 tasks: 9 x 20 classes, then 16"
+                        6,
+                        Some 50,
+                        100,
+                        Array.append [| 50 |] (Array.create 5 10),
+                        "6 tasks: 50 classes, then 5 x 10"
+                        4, Some 50, 100, [| 50; 17; 17; 16 |], "4 tasks: 50 classes, then 2 x 17, then 16"
+                        2, None, 3, [| 2; 1 |], "2 tasks: 2 classes, then 1"
+                        2, Some 1, 3, [| 1; 2 |], "2 tasks: 1 class, then 2"
+                        1, None, 1, [| 1 |], "1 task x 1 class"
+                    ] do
+                    Expect.equal (sizes tasks initial classes) expected said
+                    Expect.equal (TaskStream.describeSizes expected) said "text"
+
+                Expect.equal
+                    (TaskStream.sizeNote None [| 3; 3; 3; 2 |])
+                    (Some
+                        "the last task has 2 classes, the others 3; --initial-classes N sets the first task's")
+                    "note")
 
             testCase "one task may have all classes, with or without saying so" (fun () ->
                 let order = Array.init 6 id

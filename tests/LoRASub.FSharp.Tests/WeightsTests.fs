@@ -367,6 +367,116 @@ let tests =
                             Expect.isTrue (features.isfinite().all().item<bool>()) "finite")
                 ]
 
+            testList
+                "names under a prefix"
+                [
+                    for prefix in
+                        [
+                            "module."
+                            "backbone."
+                            "model.encoder."
+                            "_orig_mod."
+                            "timm_model."
+                            "a\u001B."
+                        ] do
+                        testCase $"'{Text.visible prefix}' is left out" (fun () ->
+                            Probe.inFolder (fun folder ->
+                                use _ = torch.NewDisposeScope()
+                                let path = System.IO.Path.Combine(folder, "w.safetensors")
+                                let tensors = distinctTensors tiny
+
+                                [
+                                    for KeyValue(name, tensor) in tensors do
+                                        prefix + name, tensor
+                                    prefix + "head.weight", torch.ones 2L
+                                    "criterion.weight", torch.ones 3L
+                                ]
+                                |> Safetensors.write path (Map.ofList [ "heads", "2" ])
+
+                                let vit = Weights.load options path
+                                let plain = Weights.ofTensors tinyOptions "w" Map.empty tensors
+
+                                for (name, one), (_, other) in List.zip (named vit) (named plain) do
+                                    Expect.equal (numbers one) (numbers other) name
+
+                                Expect.equal
+                                    (Weights.notes options (Safetensors.header path))
+                                    [
+                                        $"{path}: names are read without the prefix '{Text.visible prefix}'"
+                                        $"{path}: not read, as without the prefix: 1 tensor, such as 'criterion.weight'"
+                                    ]
+                                    "notes"))
+
+                    testCase "errors name the tensor as the file does" (fun () ->
+                        use _ = torch.NewDisposeScope()
+
+                        let some =
+                            distinctTensors tiny
+                            |> without "norm.bias"
+                            |> Map.toSeq
+                            |> Seq.map (fun (name, tensor) -> "module." + name, tensor)
+                            |> Map.ofSeq
+
+                        refused [ "tensor 'module.norm.bias'"; "must be there" ] (fun () ->
+                            Weights.ofTensors tinyOptions "w" Map.empty some |> ignore))
+
+                    testCase "a file of two networks is refused by their prefixes" (fun () ->
+                        use _ = torch.NewDisposeScope()
+                        let tensors = distinctTensors tiny
+
+                        let both =
+                            Map.ofSeq
+                                [
+                                    for KeyValue(name, tensor) in tensors do
+                                        "student." + name, tensor
+                                        "teacher." + name, tensor
+                                ]
+
+                        refused [ "one Vision Transformer"; "found 2"; "'student.', 'teacher.'" ] (fun () ->
+                            Weights.ofTensors tinyOptions "w" Map.empty both |> ignore))
+
+                    for name, whose in
+                        [
+                            "vit.embeddings.cls_token", "Hugging Face transformers"
+                            "encoder.layers.encoder_layer_0.ln_1.bias", "torchvision"
+                            "visual.conv1.weight", "OpenCLIP"
+                        ] do
+                        testCase $"names of {whose} are known" (fun () ->
+                            use _ = torch.NewDisposeScope()
+
+                            let some = Map.ofList [ name, torch.ones 2L ]
+
+                            refused [ $"'{name}'"; whose; "from timm" ] (fun () ->
+                                Weights.ofTensors tinyOptions "w" Map.empty some |> ignore))
+                ]
+
+            testCase "a number of heads that is guessed is noted" (fun () ->
+                let header (metadata: (string * string) list) width =
+                    {
+                        Path = "w"
+                        Metadata = Map.ofList metadata
+                        Entries =
+                            [|
+                                {
+                                    Name = "patch_embed.proj.weight"
+                                    Type = torch.ScalarType.Float32
+                                    Shape = [| width; 3L; 16L; 16L |]
+                                    Offset = 0L
+                                    Length = 0L
+                                }
+                            |]
+                    }
+
+                for width, heads in [ 192L, 3; 384L, 6; 768L, 12; 1024L, 16; 1280L, 16 ] do
+                    let note = Weights.notes options (header [] width) |> List.exactlyOne
+                    Expect.stringContains note $"attention heads is a guess, {heads}, " "the guess"
+                    Expect.stringContains note $"width {width}" "from what"
+                    Expect.stringContains note "--heads" "what to do"
+
+                Expect.isEmpty (Weights.notes tinyOptions (header [] 384L)) "given"
+                Expect.isEmpty (Weights.notes options (header [ "heads", "12" ] 384L)) "in the metadata"
+                Expect.isEmpty (Weights.notes options (header [] 100L)) "a width that nobody guesses")
+
             testCase "epsilons go to the blocks and to the end" (fun () ->
                 use _ = torch.NewDisposeScope()
                 let vit = Weights.random options tiny key

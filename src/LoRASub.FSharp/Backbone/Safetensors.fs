@@ -74,14 +74,7 @@ module Safetensors =
         types |> List.map (fun (code, _, _) -> code) |> String.concat ", "
 
     // a hostile name or value must not flood the screen
-    let internal shown (text: string) =
-        let short =
-            if text.Length > 80 then
-                text.Substring(0, 77) + "..."
-            else
-                text
-
-        String.map (fun c -> if Char.IsControl c then '?' else c) short
+    let internal shown (text: string) = Text.cut "..." 80 text
 
     let private tensorOf path name = $"{path}: tensor '{shown name}'"
 
@@ -235,7 +228,7 @@ module Safetensors =
                     subject
                     $"must lie in the file's {dataLength} bytes of data"
                     received
-                    "the file is cut short"
+                    "the file is cut short; download it again"
 
             if e.Offset <> reached then
                 let rule = $"must start at byte {reached}, where the tensor before it ends"
@@ -252,37 +245,66 @@ module Safetensors =
 
         sorted |> Array.map (fun e -> { e with Offset = dataStart + e.Offset })
 
+    /// Rejects a file as what its first bytes say it is, where they say so.
+    let private refuseOtherKind path (stream: FileStream) =
+        stream.Position <- 0L
+        let start = Array.zeroCreate<byte>(int (min stream.Length (int64 FileKind.Needed)))
+        fill path stream (Span start)
+
+        match FileKind.identify start with
+        | Some kind -> Errors.reject path "must be a safetensors file" kind.Name kind.Advice
+        | None -> ()
+
     let private readHeader (path: string) (stream: FileStream) : TensorFileHeader =
         let fileLength = stream.Length
 
+        let refuse rule received fix : 'T =
+            refuseOtherKind path stream
+            Errors.reject path rule received fix
+
         if fileLength < 8L then
-            Errors.reject path "must be at least 8 bytes long" $"{fileLength}" "it is no safetensors file"
+            refuse "must be at least 8 bytes long" $"{fileLength}" "it is no safetensors file"
 
         let prefix = Array.zeroCreate<byte> 8
         fill path stream (Span prefix)
         let length = BinaryPrimitives.ReadUInt64LittleEndian(ReadOnlySpan prefix)
         let available = fileLength - 8L
 
+        if
+            length > uint64 available
+            && length <= uint64 longestHeader
+            && stream.ReadByte() = int '{'
+        then
+            Errors.reject
+                path
+                $"must hold its header of {length} bytes"
+                $"{available}"
+                "the file is cut short; download it again"
+
         if length > uint64 available || length > uint64 longestHeader then
             let rule = $"must have a header of at most {min available longestHeader} bytes"
-            Errors.reject path rule $"a length of {length}" "it is no safetensors file, or cut short"
+            refuse rule $"a length of {length}" "it is no safetensors file, or cut short"
 
         let json = Array.zeroCreate<byte>(int length)
         fill path stream (Span json)
 
         if not (Unicode.Utf8.IsValid(ReadOnlySpan json)) then
-            Errors.reject path "must have a header in UTF-8" "other bytes" ""
+            refuse "must have a header in UTF-8" "other bytes" ""
 
         if json.Length = 0 || json[0] <> byte '{' then
             let received = if json.Length = 0 then "nothing" else $"byte {json[0]}"
-            Errors.reject path "must have a header that starts with '{'" received "it is no safetensors file"
+            refuse "must have a header that starts with '{'" received "it is no safetensors file"
 
         use document =
             try
                 // file, tensor, list of numbers
                 JsonDocument.Parse(ReadOnlyMemory json, JsonDocumentOptions(MaxDepth = 3))
             with :? JsonException as e ->
-                Errors.reject path "must have a header in JSON, at most 3 levels deep" (shown e.Message) ""
+                Errors.reject
+                    path
+                    "must have a header in JSON, at most 3 levels deep"
+                    (shown (Json.reason e))
+                    ""
 
         let metadata, tensors =
             properties $"{path}: header" document.RootElement

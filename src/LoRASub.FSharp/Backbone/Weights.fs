@@ -10,7 +10,7 @@ type NormEpsilon = { Blocks: float; Final: float }
 /// What a weights file leaves open.
 type BackboneOptions =
     {
-        /// None: the file's metadata `heads`, or timm's number for the width.
+        /// None: the file's metadata `heads`, or timm's number for the width, of which `Weights.notes` says so.
         Heads: int option
         /// Pixels; None: the size whose positions the file holds.
         ImageSize: int option
@@ -50,11 +50,14 @@ module Weights =
         || name = "head.bias"
         || name.StartsWith("pre_logits.", StringComparison.Ordinal)
 
+    /// Every network has it, and no other tensor's name ends so.
+    let private anchor = "patch_embed.proj.weight"
+
     let private outerLeaves =
         [
             "cls_token"
             "pos_embed"
-            "patch_embed.proj.weight"
+            anchor
             "patch_embed.proj.bias"
             "norm.weight"
             "norm.bias"
@@ -76,17 +79,54 @@ module Weights =
             | _ -> None
         | _ -> None
 
+    /// What a training program put before timm's names: `module.`, `backbone.`, `model.encoder.`; mostly nothing.
+    /// Rejects a file of several networks.
+    let private prefixOf (subject: string) (names: string seq) : string =
+        let before (name: string) =
+            if name = anchor then
+                Some ""
+            elif name.EndsWith("." + anchor, StringComparison.Ordinal) then
+                Some(name.Substring(0, name.Length - anchor.Length))
+            else
+                None
+
+        match names |> Seq.choose before |> List.ofSeq with
+        | [] -> ""
+        | [ one ] -> one
+        | several ->
+            let shown =
+                several
+                |> List.map (fun prefix -> $"'{Safetensors.shown prefix}'")
+                |> String.concat ", "
+
+            Errors.reject
+                subject
+                "must hold one Vision Transformer"
+                $"{several.Length}, under the prefixes {shown}"
+                "save the tensors of one of them, as docs/formats.md shows"
+
+    /// Whose names these are, where other programs name the same network otherwise.
+    let private otherNames =
+        [
+            "embeddings.", "Hugging Face transformers"
+            "encoder.layer.", "Hugging Face transformers"
+            "conv_proj.", "torchvision"
+            "encoder.layers.", "torchvision"
+            "visual.", "OpenCLIP"
+        ]
+
     /// Rejects what a plain ViT does not have; the number of blocks.
     let private depth (subject: string) (names: string seq) =
         for name in names do
             if not (ignored name || List.contains name outerLeaves || (inBlock name).IsSome) then
                 let rule = "must belong to a plain ViT in timm's names"
 
-                Errors.reject
-                    $"{subject}: tensor '{Safetensors.shown name}'"
-                    rule
-                    "another name"
-                    "other networks are not read"
+                let received, fix =
+                    match otherNames |> List.tryFind (fun (mark, _) -> name.Contains mark) with
+                    | Some(_, whose) -> $"a name of {whose}", "take the same network from timm"
+                    | None -> "another name", "other networks are not read"
+
+                Errors.reject $"{subject}: tensor '{Safetensors.shown name}'" rule received fix
 
         match names |> Seq.choose inBlock |> Seq.distinct |> Seq.sort |> Array.ofSeq with
         | [||] -> Errors.reject subject "must have at least one block" "no 'blocks.0.'" ""
@@ -96,14 +136,16 @@ module Weights =
                 Errors.reject subject $"must have a block {i}" $"block {block} after {i - 1}" ""
             | None -> blocks.Length
 
+    /// timm's number of heads for a width.
+    let private timmHeads =
+        Map.ofList [ 192L, 3; 384L, 6; 768L, 12; 1024L, 16; 1280L, 16 ]
+
     let private headsOf
         (subject: string)
         (options: BackboneOptions)
         (metadata: Map<string, string>)
         (width: int64)
         =
-        let known = Map.ofList [ 192L, 3; 384L, 6; 768L, 12; 1024L, 16; 1280L, 16 ]
-
         let heads =
             match options.Heads, Map.tryFind "heads" metadata with
             | Some heads, _ -> heads
@@ -112,7 +154,7 @@ module Weights =
                 | true, heads -> heads
                 | _ -> Errors.reject $"{subject}: metadata 'heads'" "must be a whole number" $"'{text}'" ""
             | None, None ->
-                match Map.tryFind width known with
+                match Map.tryFind width timmHeads with
                 | Some heads -> heads
                 | None ->
                     let rule =
@@ -192,8 +234,22 @@ module Weights =
         : VisionTransformer =
         checkEpsilon "of the blocks" options.NormEpsilon.Blocks
         checkEpsilon "of the final norm" options.NormEpsilon.Final
+        let prefix = prefixOf subject tensors.Keys
+
+        let tensors =
+            if prefix = "" then
+                tensors
+            else
+                tensors
+                |> Map.toSeq
+                |> Seq.filter (fun (name, _) -> name.StartsWith(prefix, StringComparison.Ordinal))
+                |> Seq.map (fun (name, tensor) -> name.Substring prefix.Length, tensor)
+                |> Map.ofSeq
+
         let depth = depth subject tensors.Keys
-        let named name = $"{subject}: tensor '{name}'"
+
+        let named name =
+            $"{subject}: tensor '{Safetensors.shown prefix}{name}'"
 
         let find name axes =
             match Map.tryFind name tensors with
@@ -222,15 +278,14 @@ module Weights =
 
             let leafIn dtype name axes = cast dtype name (find name axes)
             let leaf name axes = leafIn compute name axes
-            let patchName = "patch_embed.proj.weight"
 
             let patches =
-                find patchName [ Axis.Any "d"; Axis.Any "channels"; Axis.Any "p"; Axis.Any "p" ]
+                find anchor [ Axis.Any "d"; Axis.Any "channels"; Axis.Any "p"; Axis.Any "p" ]
 
             let d, patch = patches.shape[0], patches.shape[2]
 
             if patches.shape[3] <> patch then
-                Errors.reject (named patchName) "must have square patches" (Shape.text patches.shape) ""
+                Errors.reject (named anchor) "must have square patches" (Shape.text patches.shape) ""
 
             let heads = headsOf subject options metadata d
             let positions = find "pos_embed" [ Axis.Is 1L; Axis.Any "1 + tokens"; Axis.Is d ]
@@ -287,7 +342,7 @@ module Weights =
             {
                 PatchEmbedding =
                     {
-                        Weight = cast compute patchName patches
+                        Weight = cast compute anchor patches
                         Bias = Some(leaf "patch_embed.proj.bias" [ Axis.Is d ])
                     }
                 ClassToken = leaf "cls_token" [ Axis.Is 1L; Axis.Is 1L; Axis.Is d ]
@@ -308,9 +363,11 @@ module Weights =
             })
 
     /// Builds the network from tensors in timm's names: widths, depth, patch, MLP sizes and the qkv bias come from
-    /// their shapes. `subject` names their file in errors; metadata may hold `heads`. Borrows; owned by the caller.
+    /// their shapes. One prefix before all names of the network is left out, and with it the tensors without it.
+    /// `subject` names their file in errors; metadata may hold `heads`. Borrows; owned by the caller.
     /// Rejects a tensor that is missing, unknown, of another shape, not floating point or not finite, a number of
-    /// heads that is unknown or does not divide the width, and an image size that is no multiple of the patch.
+    /// heads that is unknown or does not divide the width, an image size that is no multiple of the patch, and tensors
+    /// of several networks.
     let ofTensors
         (options: BackboneOptions)
         (subject: string)
@@ -324,8 +381,44 @@ module Weights =
     /// a malformed file, and what `ofTensors` rejects.
     let load (options: BackboneOptions) (path: string) : VisionTransformer =
         Scope.keep VisionTransformer.leaves (fun () ->
-            let file = Safetensors.readOnly (ignored >> not) path
+            let names = (Safetensors.header path).Entries |> Array.map _.Name
+            let prefix = prefixOf path names
+
+            let wanted (name: string) =
+                name.StartsWith(prefix, StringComparison.Ordinal)
+                && not (ignored (name.Substring prefix.Length))
+
+            let file = Safetensors.readOnly wanted path
             build false options path file.Metadata file.Tensors)
+
+    /// What `load` takes for granted in a file: a number of heads that is guessed from the width, and a prefix that is
+    /// left out. Rejects a file of several networks.
+    let notes (options: BackboneOptions) (header: TensorFileHeader) : string list =
+        let prefix = prefixOf header.Path (header.Entries |> Seq.map _.Name)
+
+        let others =
+            header.Entries
+            |> Array.map _.Name
+            |> Array.filter (fun name -> not (name.StartsWith(prefix, StringComparison.Ordinal)))
+
+        let width =
+            header.Entries
+            |> Array.tryFind (fun entry -> entry.Name = prefix + anchor)
+            |> Option.bind (fun entry -> Array.tryHead entry.Shape)
+
+        [
+            if prefix <> "" then
+                $"{header.Path}: names are read without the prefix '{Safetensors.shown prefix}'"
+
+            if others.Length > 0 then
+                let tensors = Text.counted others.Length "tensor" "tensors"
+                $"{header.Path}: not read, as without the prefix: {tensors}, such as '{Safetensors.shown others[0]}'"
+
+            match options.Heads, width |> Option.bind (fun width -> Map.tryFind width timmHeads) with
+            | None, Some heads when not (header.Metadata.ContainsKey "heads") ->
+                $"{header.Path}: the number of attention heads is a guess, {heads}, as timm has for width {width.Value}; other networks of this width have other numbers, and --heads N gives one"
+            | _ -> ()
+        ]
 
     let private checkShape (shape: BackboneShape) =
         for name, size in

@@ -3,9 +3,10 @@ namespace LoRASub
 open System
 
 /// Input that breaks a stated rule: the message names the file, tensor or setting, the rule, what was found, and
-/// what to do. Programs answer it with exit code 2.
+/// what to do. Programs answer it with exit code 2. The message is one line of visible text (`Text.visible`), whatever
+/// names it holds.
 type InputException(message: string, inner: exn) =
-    inherit Exception(message, inner)
+    inherit Exception(Text.visible message, inner)
     new(message: string) = InputException(message, null)
 
 /// The one way in which this library refuses its input.
@@ -19,20 +20,42 @@ module Errors =
         // joined, not formatted: F#'s formatting takes 20 ms when it is first used, a tenth of a refused command
         raise (InputException(String.Concat [| subject; ": "; rule; "; found "; received; fix |]))
 
-    /// The known name with the fewest changes of one letter (Levenshtein distance) to the given one, for
-    /// "did you mean". Needs at least one known name.
-    let nearest (known: string seq) (name: string) : string =
-        let distance (other: string) =
-            let mutable row = Array.init (other.Length + 1) id
+    /// Changes of one letter from one name to another (Levenshtein distance).
+    let private distance (name: string) (other: string) : int =
+        let mutable row = Array.init (other.Length + 1) id
 
-            for i in 1 .. name.Length do
-                let previous = row
-                row <- Array.create (other.Length + 1) i
+        for i in 1 .. name.Length do
+            let previous = row
+            row <- Array.create (other.Length + 1) i
 
-                for j in 1 .. other.Length do
-                    let change = if name[i - 1] = other[j - 1] then 0 else 1
-                    row[j] <- min (previous[j - 1] + change) (1 + min previous[j] row[j - 1])
+            for j in 1 .. other.Length do
+                let change = if name[i - 1] = other[j - 1] then 0 else 1
+                row[j] <- min (previous[j - 1] + change) (1 + min previous[j] row[j - 1])
 
-            row[other.Length]
+        row[other.Length]
 
-        Seq.minBy distance known
+    /// A slip of the hand: at most a third of the letters differ, or one name begins with the other.
+    let private isClose (name: string) (other: string) =
+        let begins (long: string) (short: string) =
+            short.Length >= 3 && long.StartsWith(short, StringComparison.Ordinal)
+
+        3 * distance name other <= max name.Length other.Length
+        || begins name other
+        || begins other name
+
+    /// The known name that is nearest to the given one, capitals ignored, if it is close enough to be meant.
+    let nearest (known: string seq) (name: string) : string option =
+        let name = name.ToLowerInvariant()
+
+        match List.ofSeq known with
+        | [] -> None
+        | known ->
+            let lower (other: string) = other.ToLowerInvariant()
+            let best = known |> List.minBy (lower >> distance name)
+            if isClose name (lower best) then Some best else None
+
+    /// "did you mean X?" for the nearest known name, empty where none is close: advice for `reject`.
+    let didYouMean (known: string seq) (name: string) : string =
+        match nearest known name with
+        | Some best -> $"did you mean {best}?"
+        | None -> ""

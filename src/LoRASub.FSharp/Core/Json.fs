@@ -27,14 +27,51 @@ module Json =
     let write (path: string) (node: JsonNode) : unit =
         WholeFile.writeText path (node.ToJsonString(JsonSerializerOptions(WriteIndented = true)) + "\n")
 
+    /// What a parser's error says to the writer of the text: without the position, and without advice to the
+    /// program's own programmer.
+    let reason (e: JsonException) : string =
+        let said = e.Message
+
+        let said =
+            match said.IndexOf(" LineNumber:", StringComparison.Ordinal) with
+            | -1 -> said
+            | at -> said.Substring(0, at)
+
+        said
+            .Replace(" at the end which is not supported in this mode. Change the reader options", "")
+            .Replace("The JSON object contains ", "")
+            .Replace("The JSON array contains ", "")
+            .Replace(", when isFinalBlock is true", "")
+            .TrimEnd
+            '.'
+
+    /// The subject with the line of an error, from 1.
+    let place (subject: string) (e: JsonException) : string =
+        if e.LineNumber.HasValue then
+            $"{subject}, line {e.LineNumber.Value + 1L}"
+        else
+            subject
+
+    // a byte order mark is no part of the text
+    let private withoutMark (bytes: ReadOnlyMemory<byte>) =
+        if bytes.Span.StartsWith(ReadOnlySpan [| 0xEFuy; 0xBBuy; 0xBFuy |]) then
+            bytes.Slice 3
+        else
+            bytes
+
     /// Reads one JSON value from bytes. Rejects, under the name `subject`, bytes that are no JSON and whatever of a
-    /// wrong kind `read` stumbles on; `what` names their purpose.
+    /// wrong kind `read` stumbles on; `what` names their purpose. The line is named where the text has several.
     let parse (what: string) (subject: string) (bytes: ReadOnlyMemory<byte>) (read: JsonElement -> 'T) : 'T =
+        let bytes = withoutMark bytes
+
         try
             use document = JsonDocument.Parse bytes
             read document.RootElement
         with
-        | :? JsonException as e -> Errors.reject subject "must be JSON" e.Message ""
+        | :? JsonException as e ->
+            let text = bytes.Span.TrimEnd(ReadOnlySpan [| 32uy; 9uy; 10uy; 13uy |])
+            let subject = if text.IndexOf 10uy >= 0 then place subject e else subject
+            Errors.reject subject "must be JSON" (if text.IsEmpty then "no text" else reason e) ""
         // what JsonElement throws for a missing member or a value of another kind
         | :? KeyNotFoundException
         | :? InvalidOperationException

@@ -115,29 +115,19 @@ module ClassOrder =
             if entry.ValueKind = JsonValueKind.Number && entry.TryGetInt32 &value then
                 value
             else
-                let text = entry.GetRawText()
-                let text = text.Substring(0, min 40 text.Length)
+                let text = Text.cut "..." 40 (entry.GetRawText())
                 Errors.reject path "each entry of a class order must be an integer" $"{text} at entry {i}" "")
         |> Seq.toArray
 
     /// Reads an explicit order: a JSON array of integers, or an object that holds one as `order`.
     let readFile (path: string) : ClassOrder =
-        if not (System.IO.File.Exists path) then
-            Errors.reject path "must be a JSON file with a class order" "no such file" ""
+        let what =
+            "a class order: an array of integers, or an object that holds one as \"order\""
 
         let refuse received =
-            Errors.reject
-                path
-                "must be JSON: an array of integers, or an object that holds one as \"order\""
-                received
-                ""
+            Errors.reject path $"must be {what}" received ""
 
-        try
-            use document =
-                DataFile.openRead path (fun stream -> JsonDocument.Parse(stream: System.IO.Stream))
-
-            let root = document.RootElement
-
+        Json.read what path (fun root ->
             let list =
                 match root.ValueKind with
                 | JsonValueKind.Object ->
@@ -149,6 +139,4 @@ module ClassOrder =
             if list.ValueKind <> JsonValueKind.Array then
                 refuse $"{list.ValueKind}"
 
-            ClassOrder.Explicit(path, entries path list)
-        with :? JsonException as e ->
-            refuse e.Message
+            ClassOrder.Explicit(path, entries path list))

@@ -151,7 +151,7 @@ module Datasets =
         | Some found -> found
         | None ->
             let all = String.concat ", " names
-            Errors.reject "data set" $"must be one of {all}" name $"did you mean {Errors.nearest names name}?"
+            Errors.reject "data set" $"must be one of {all}" name (Errors.didYouMean names name)
 
     let private requireFolder (name: string) (folder: string) =
         if System.IO.File.Exists folder then
@@ -168,6 +168,15 @@ module Datasets =
         match reader with
         | Arrays load -> load folder
         | Files scan -> scan options folder |> ImageFiles.dataset options name
+
+    /// The number of classes in a data set's folder. No image is read, except where a set is published as arrays.
+    let classes (options: ReadOptions) (name: string) (folder: string) : int =
+        let _, reader = find name
+        requireFolder name folder
+
+        match reader with
+        | Arrays load -> (load folder).ClassNames.Length
+        | Files scan -> (scan options folder).ClassNames.Length
 
     /// `loadWith` the standard options.
     let load (name: string) (folder: string) : Dataset =

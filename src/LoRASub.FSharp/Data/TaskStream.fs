@@ -57,15 +57,44 @@ module Batch =
 [<RequireQualifiedAccess>]
 module TaskStream =
 
-    let private divisors n =
-        [
-            for d in 1..n do
-                if n % d = 0 then
-                    d
-        ]
+    /// So many classes in tasks of equal size, of which the last may be smaller; None where a task would be empty.
+    let private equalSizes (tasks: int) (classes: int) : int[] option =
+        let size = (classes + tasks - 1) / tasks
+        let last = classes - (tasks - 1) * size
 
-    let private listed (numbers: int list) =
-        numbers |> List.map string |> String.concat ", "
+        if last < 1 then
+            None
+        else
+            Some(Array.append (Array.create (tasks - 1) size) [| last |])
+
+    /// Rejects a number of later tasks that leaves one empty, and says which numbers near it do not. `first` are the
+    /// classes before them, in a task of their own where there are any.
+    let private refuseTasks (later: int) (first: int) (classes: int) =
+        let before = if first = 0 then 0 else 1
+
+        let fits =
+            [ later - 1 .. -1 .. 1 ] @ [ later + 1 .. classes ]
+            |> List.filter (fun n -> (equalSizes n classes).IsSome)
+
+        let near =
+            [
+                List.tryFind (fun n -> n < later) fits
+                List.tryFind (fun n -> n > later) fits
+            ]
+            |> List.choose (Option.map (fun n -> string (n + before)))
+            |> String.concat " or "
+
+        // with a larger first task the others are equal
+        let others = if first = 0 then later - 1 else later
+        let size = (classes - (if first = 0 then 1 else 0)) / others
+        let initial = first + classes - others * size
+        let after = if first = 0 then "" else $" after the first {first}"
+
+        Errors.reject
+            "tasks"
+            $"must cut the {classes} classes{after} into equal tasks, of which only the last may be smaller"
+            $"{later + before}"
+            $"use {near} tasks, or --initial-classes {initial}, which leaves {size} for each later task"
 
     /// The number of classes in each task.
     let private sizes (tasks: int) (initialClasses: int option) (classes: int) : int[] =
@@ -77,11 +106,9 @@ module TaskStream =
 
         match initialClasses with
         | None ->
-            if classes % tasks <> 0 then
-                let rule = $"must divide the {classes} classes when no first task is set"
-                Errors.reject "tasks" rule $"{tasks}" $"{listed (divisors classes)} would work"
-
-            Array.create tasks (classes / tasks)
+            match equalSizes tasks classes with
+            | Some sizes -> sizes
+            | None -> refuseTasks tasks 0 classes
         | Some initial when tasks = 1 ->
             if initial <> classes then
                 Errors.reject
@@ -101,21 +128,13 @@ module TaskStream =
 
                 Errors.reject "initial classes" rule $"{initial}" ""
 
-            let rest = classes - initial
+            match equalSizes later (classes - initial) with
+            | Some sizes -> Array.append [| initial |] sizes
+            | None -> refuseTasks later initial (classes - initial)
 
-            if rest % later <> 0 then
-                let rule = $"one less must divide the {rest} classes after the first {initial}"
-
-                Errors.reject
-                    "tasks"
-                    rule
-                    $"{tasks}"
-                    $"{listed (divisors rest |> List.map ((+) 1))} would work"
-
-            Array.append [| initial |] (Array.create later (rest / later))
-
-    /// Cuts a class order into tasks of equal size; with `initialClasses` the first has that many and the others share
-    /// the rest. Rejects numbers that do not divide, and says which would.
+    /// Cuts a class order into tasks of equal size, of which the last may be smaller, as published runs have it where
+    /// the classes do not divide (Cars: 9 x 20 classes, then 16). With `initialClasses` the first task has that many and
+    /// the others share the rest. Rejects numbers that would leave a task empty, and says which would not.
     let split (tasks: int) (initialClasses: int option) (order: int[]) : LearningTask[] =
         let sizes = sizes tasks initialClasses order.Length
         let firsts = Array.scan (+) 0 sizes
@@ -127,6 +146,43 @@ module TaskStream =
                 FirstClass = firsts[i]
                 Classes = order[firsts[i] .. firsts[i] + size - 1]
             })
+
+    /// Sizes of tasks as people read them: "10 tasks x 5 classes", "11 tasks: 20 classes, then 10 x 18".
+    let describeSizes (sizes: int[]) : string =
+        // runs of equal sizes, each as how many of which size
+        let runs =
+            (sizes, [])
+            ||> Array.foldBack (fun size runs ->
+                match runs with
+                | (n, same) :: rest when same = size -> (n + 1, size) :: rest
+                | _ -> (1, size) :: runs)
+
+        let tasks = Text.counted sizes.Length "task" "tasks"
+
+        match runs with
+        | [ _, size ] -> $"""{tasks} x {Text.counted size "class" "classes"}"""
+        | _ ->
+            let part i (n, size) =
+                let size =
+                    if i = 0 then
+                        Text.counted size "class" "classes"
+                    else
+                        string size
+
+                if n = 1 then size else $"{n} x {size}"
+
+            $"""{tasks}: {runs |> List.mapi part |> String.concat ", then "}"""
+
+    /// What a reader should know of tasks whose last one is smaller.
+    let sizeNote (initialClasses: int option) (sizes: int[]) : string option =
+        let later = if initialClasses.IsSome then Array.skip 1 sizes else sizes
+
+        match Array.tryHead later, Array.tryLast later with
+        | Some size, Some last when last < size ->
+            let last = Text.counted last "class" "classes"
+
+            Some $"the last task has {last}, the others {size}; --initial-classes N sets the first task's"
+        | _ -> None
 
     let private indices (kind: string) (set: ImageSet) (stream: TaskStream) (task: LearningTask) : int[] =
         let mine = HashSet task.Classes

@@ -98,6 +98,19 @@ module Config =
                     says name value source
         |]
 
+    /// Rejects a value that no run can have, under the name of its flag.
+    let private checkArgument (s: SettingSource) =
+        try
+            Preset.quick Variant.Official |> Settings.set s.Name s.Value |> Settings.check
+        with :? InputException as e ->
+            let flag =
+                if e.Message.StartsWith($"{s.Name}:", StringComparison.Ordinal) then
+                    "--"
+                else
+                    $"--{s.Name}: "
+
+            raise (InputException(flag + e.Message, e))
+
     /// The command line's (setting, text) pairs and seeds over the file's, over the preset of the data set and variant
     /// that these name. Rejects an unknown setting or data set, a text of the wrong kind, and seeds beside a seed.
     let merge
@@ -106,6 +119,10 @@ module Config =
         (seeds: int64[] option)
         : MergedConfig =
         let said = arguments |> List.map (fun (name, value) -> says name value commandLine)
+
+        for s in said do
+            if Settings.all |> List.exists (fun setting -> setting.Name = s.Name) then
+                checkArgument s
 
         if seeds.IsSome && (lastOf "seed" said).IsSome then
             Errors.reject "--seeds" "cannot stand beside --seed" "both" "leave one of them"
@@ -200,6 +217,22 @@ module Config =
                 "give the whole data set, or change the numbers of classes and tasks in the file"
         | _ -> ()
 
+    /// The values that no weights file gives, where nobody has given them: they are defaults. A file may say in its
+    /// metadata, under `input`, what its network was trained on.
+    let assumed (merged: MergedConfig) (metadata: Map<string, string>) : string list =
+        let isAssumed (s: SettingSource) =
+            s.Source = "default" || s.Source.StartsWith("preset ", StringComparison.Ordinal)
+
+        let says =
+            match Map.tryFind "input" metadata with
+            | Some input -> $"""the weights' file says '{Text.cut "..." 80 input}'"""
+            | None -> "most timm weights expect -1,1"
+
+        merged.Sources
+        |> Array.tryFind (fun s -> s.Name = "input-range" && isAssumed s)
+        |> Option.map (fun s -> $"input-range {s.Value} is a default; {says}")
+        |> Option.toList
+
     /// What the configuration says about a backbone and is not so; the backbone's own numbers count.
     let backboneNotes (expected: Expectations) (width: int) (heads: int) : string list =
         [
@@ -210,8 +243,13 @@ module Config =
                 | _ -> ()
         ]
 
+    /// The number of classes in each task of so many classes. Rejects as `TaskStream.split`.
+    let taskSizesOf (merged: MergedConfig) (classes: int) : int[] =
+        TaskStream.split merged.Settings.Tasks merged.Settings.InitialClasses (Array.init classes id)
+        |> Array.map _.Classes.Length
+
     /// The number of classes in each task, where the number of classes is known without the data. Rejects tasks that
-    /// do not divide the classes, and a published number of classes that is not the file's.
+    /// leave one without classes, and a published number of classes that is not the file's.
     let taskSizes (merged: MergedConfig) : int[] option =
         let published =
             Datasets.known
@@ -222,9 +260,7 @@ module Config =
 
         published
         |> Option.orElse merged.Expected.Classes
-        |> Option.map (fun classes ->
-            TaskStream.split merged.Settings.Tasks merged.Settings.InitialClasses (Array.init classes id)
-            |> Array.map _.Classes.Length)
+        |> Option.map (taskSizesOf merged)
 
     /// `sources.json`: every setting with its text and source, and the notes.
     let toJson (merged: MergedConfig) : JsonNode =

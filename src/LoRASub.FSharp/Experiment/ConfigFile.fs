@@ -77,7 +77,7 @@ module ConfigFile =
             subject
             $"must be one of {listed Datasets.names}"
             name
-            $"did you mean {Errors.nearest Datasets.names name}?"
+            (Errors.didYouMean Datasets.names (name.Trim '\''))
 
     // ------------------------------------------------------------------------------------------ reading a tree
 
@@ -187,7 +187,7 @@ module ConfigFile =
                     line
                     $"must be one of {listed known}"
                     $"'{shortened name}'"
-                    $"did you mean {Errors.nearest known (shortened name)}?"
+                    (Errors.didYouMean known (shortened name))
 
     let private noExemplars (found: Found option) =
         found
@@ -302,7 +302,10 @@ module ConfigFile =
         let stray =
             List.truncate 20 stray
             |> List.map shortened
-            |> List.map (fun n -> $"{n} (unknown; the nearest known key is {Errors.nearest used n})")
+            |> List.map (fun n ->
+                match Errors.nearest used n with
+                | Some near -> $"{n} (unknown; the nearest known key is {near})"
+                | None -> $"{n} (unknown)")
 
         match known @ stray with
         | [] -> []
@@ -731,7 +734,7 @@ module ConfigFile =
                     (place node)
                     "must be a setting of docs/configuration.md"
                     $"'{shortened name}'"
-                    $"did you mean {Errors.nearest ownKeys (shortened name)}?"
+                    (Errors.didYouMean ownKeys (shortened name))
 
             if all.Length > 1 then
                 let lines = all |> Array.map (fun (_, node) -> string node.Line) |> listed
@@ -809,7 +812,7 @@ module ConfigFile =
                 root.File
                 "must hold settings of docs/configuration.md, or a configuration of LibContinual or of the method's authors"
                 $"'{name}'"
-                $"did you mean {Errors.nearest known name}?"
+                (Errors.didYouMean known name)
 
     /// Rejects a value that no run can have, and names where it stands.
     let private checkSetting (s: SettingSource) =
@@ -826,7 +829,7 @@ module ConfigFile =
                 e.Message.IndexOf(';', e.Message.IndexOf("; found", StringComparison.Ordinal) + 1) > 0
 
             let fix = if advised then "" else "; leave it out for the default"
-            raise (InputException($"{s.Source}: {ConfigTree.oneLine e.Message}{fix}", e))
+            raise (InputException($"{s.Source}: {e.Message}{fix}", e))
 
     /// The configuration in a file's bytes; `path` is the name that errors and sources use. Rejects what is no
     /// configuration, unknown or nested settings, and values of a wrong kind or out of range.

@@ -32,18 +32,8 @@ module internal ConfigTree =
 
     let private deepest = 64
 
-    /// A text from a file, as it may stand in a message of one line.
-    let oneLine (text: string) =
-        String.map (fun c -> if Char.IsControl c then '?' else c) text
-
-    /// `oneLine`, cut to a number of characters.
-    let cut (most: int) (text: string) =
-        oneLine (
-            if text.Length <= most then
-                text
-            else
-                text[.. most - 2] + "…"
-        )
+    /// A text from a file as a message shows it, cut to a number of characters.
+    let cut (most: int) (text: string) = Text.cut "…" most text
 
     // parsers quote what they stumble on, whole
     let private said (e: exn) = cut 200 e.Message
@@ -101,8 +91,18 @@ module internal ConfigTree =
 
         member _.Refuse line rule received fix : 'T = refuse line rule received fix
 
+        /// The first line from the given one on that is indented with a tab.
+        member private _.TabFrom(line: int64) : int64 option =
+            text.Split '\n'
+            |> Array.indexed
+            |> Array.tryFind (fun (i, content) ->
+                int64 i + 1L >= line
+                && content.Length > content.TrimStart().Length
+                && content.Substring(0, content.Length - content.TrimStart().Length).Contains '\t')
+            |> Option.map (fun (i, _) -> int64 i + 1L)
+
         /// The next event.
-        member _.Next() : Events.ParsingEvent =
+        member yaml.Next() : Events.ParsingEvent =
             try
                 if parser.MoveNext() then
                     parser.Current
@@ -110,9 +110,25 @@ module internal ConfigTree =
                     refuse 1L "must hold one YAML document" "none" ""
             with
             | :? InputException -> reraise ()
-            | :? YamlException as e -> refuse e.Start.Line "must be YAML" (said e) ""
+            | :? YamlException as e ->
+                // the parser names the line on which the mapping or text before the tab begins
+                match yaml.TabFrom e.Start.Line with
+                | Some line when line = e.Start.Line || e.Message.Contains " tab " ->
+                    refuse line "must be indented with spaces" "a tab" ""
+                | _ -> refuse e.Start.Line "must be YAML" (said e) ""
             // the parser also throws InvalidOperationException and others for some malformed texts
-            | e -> Errors.reject path "must be YAML" (said e) ""
+            | _ ->
+                let line =
+                    if isNull parser.Current then
+                        1L
+                    else
+                        parser.Current.End.Line
+
+                refuse
+                    line
+                    "must be YAML"
+                    "a text that cannot be read on from here"
+                    "look for a bracket or quote that is not closed"
 
         /// The node that an event begins.
         member yaml.Node (depth: int) (event: Events.ParsingEvent) : ConfigNode =
@@ -241,7 +257,9 @@ module internal ConfigTree =
             reader.Read() |> ignore
             node
         with
-        | :? JsonException as e -> Errors.reject path "must be JSON, as it begins with '{'" (said e) ""
+        | :? JsonException as e ->
+            let received = cut 200 (Json.reason e)
+            Errors.reject (Json.place path e) "must be JSON, as it begins with '{'" received ""
         // a string that is no Unicode
         | :? InvalidOperationException as e -> Errors.reject path "must be JSON in UTF-8" (said e) ""
 

@@ -149,7 +149,8 @@ module MetricsLog =
     let encode (line: MetricsLine) : string =
         let time = line.Time.UtcDateTime.ToString(timeFormat, CultureInfo.InvariantCulture)
         let node = Json.object [ "time", Json.text time; yield! members line.Event ]
-        node.ToJsonString options
+        // what is invisible is escaped as well, so that the file is safe to print
+        Text.visible (node.ToJsonString options)
 
     let private encoded (line: MetricsLine) =
         Text.UTF8Encoding(false).GetBytes(encode line + "\n")

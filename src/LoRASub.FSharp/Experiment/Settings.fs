@@ -238,8 +238,17 @@ module Settings =
         parse name "must be a whole number" (fun t ->
             Int32.TryParse(t, NumberStyles.AllowLeadingSign, invariant))
 
-    let private number name =
-        parse name "must be a number" (fun t -> Double.TryParse(t, NumberStyles.Float, invariant))
+    /// A decimal number, or a fraction of two: 0.75, 1e-8, 3/4.
+    let private tryNumber (text: string) : bool * float =
+        let decimal (part: string) =
+            Double.TryParse(part.Trim(), NumberStyles.Float, invariant)
+
+        match text.Split '/' |> Array.map decimal with
+        | [| one |] -> one
+        | [| (true, above); (true, below) |] when below <> 0.0 -> true, above / below
+        | _ -> false, nan
+
+    let private number name = parse name "must be a number" tryNumber
 
     let private setting name get set =
         {
@@ -259,7 +268,9 @@ module Settings =
     let private int name (get: RunSettings -> int) set =
         setting name (get >> string) (wholeNumber name >> set)
 
-    let private show (x: float) = x.ToString("R", invariant)
+    /// The shortest text that is read back as the same number: 0.75, 1e-8.
+    let private show (x: float) =
+        x.ToString("R", invariant).Replace("E-0", "e-").Replace('E', 'e')
 
     let private float name (get: RunSettings -> float) set =
         setting name (get >> show) (number name >> set)
@@ -291,10 +302,7 @@ module Settings =
         oneOf [ "true", true; "false", false ] name get set
 
     let private numbers name rule (text: string) =
-        match
-            text.Split ','
-            |> Array.map (fun part -> Double.TryParse(part.Trim(), NumberStyles.Float, invariant))
-        with
+        match text.Split ',' |> Array.map tryNumber with
         | parts when Array.forall fst parts -> Array.map snd parts
         | _ -> Errors.reject name rule $"'{text}'" ""
 
@@ -314,7 +322,18 @@ module Settings =
         | _ -> Errors.reject name rule $"'{text}'" ""
 
     let private interval name (get: RunSettings -> struct (float * float)) set =
-        let showRange (struct (low, high)) = $"{show low},{show high}"
+        // a ratio such as 4/3 stays readable
+        let short (x: float) =
+            let fraction q =
+                let p = Math.Round(x * q)
+                if p / q = x then Some $"{show p}/{show q}" else None
+
+            if (show x).Length <= 12 then
+                show x
+            else
+                List.tryPick fraction [ 3.0 .. 9.0 ] |> Option.defaultValue (show x)
+
+        let showRange (struct (low, high)) = $"{short low},{short high}"
         setting name (get >> showRange) (range name >> set)
 
     let private int64 name (get: RunSettings -> int64) set =
@@ -434,7 +453,7 @@ module Settings =
         | None ->
             let known = List.map _.Name all
             let rule = "must be one of " + String.concat ", " known
-            Errors.reject $"setting '{name}'" rule $"'{name}'" $"did you mean {Errors.nearest known name}?"
+            Errors.reject $"setting '{name}'" rule $"'{name}'" (Errors.didYouMean known name)
 
     /// The preset of the named variant, then each (name, text) in turn. Where epochs are given and schedule-epochs is
     /// not, the schedule is cut for those epochs.
@@ -529,7 +548,7 @@ module Settings =
     /// The settings as one JSON object; numbers and true/false as such.
     let toJson (settings: RunSettings) : JsonNode =
         // a folder may be named 007, which is no number to JSON
-        let bare = Regex @"^(true|false|-?(0|[1-9][0-9]*)(\.[0-9]+)?(E[+-]?[0-9]+)?)\z"
+        let bare = Regex @"^(true|false|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?)\z"
 
         let node (text: string) =
             if bare.IsMatch text then

@@ -3,32 +3,15 @@ namespace LoRASub.Reports
 open System
 open System.Globalization
 open System.Text
+open LoRASub
 
 /// Texts and numbers on their way into HTML and SVG.
 [<RequireQualifiedAccess>]
 module internal Markup =
 
-    // invisible characters that turn the direction of all that follows
-    let private turnsText (c: char) =
-        (c >= '\u202A' && c <= '\u202E') || (c >= '\u2066' && c <= '\u2069')
-
-    let private isForbidden (text: string) (i: int) =
-        let c = text[i]
-
-        if Char.IsHighSurrogate c then
-            i + 1 >= text.Length || not (Char.IsLowSurrogate text[i + 1])
-        elif Char.IsLowSurrogate c then
-            i = 0 || not (Char.IsHighSurrogate text[i - 1])
-        else
-            (Char.IsControl c && c <> '\n' && c <> '\t')
-            || c = '\uFFFE'
-            || c = '\uFFFF'
-            || turnsText c
-
-    /// The text with every character that XML forbids, and every one that turns the direction of other text, shown
-    /// as U+FFFD.
+    /// The visible text (`Text.visible`), which holds nothing that XML forbids; line ends stay.
     let clean (text: string) : string =
-        String.mapi (fun i c -> if isForbidden text i then '\uFFFD' else c) text
+        text.Split '\n' |> Array.map Text.visible |> String.concat "\n"
 
     /// A text as the content of an element or a quoted attribute.
     let escape (text: string) : string =

@@ -517,7 +517,7 @@ module RunData =
                 use document = JsonDocument.Parse line
                 Ok(event stream document.RootElement)
             with
-            | :? JsonException
+            | :? JsonException as e -> Error(Json.reason e)
             | :? KeyNotFoundException
             | :? InvalidOperationException
             | :? FormatException as e -> Error e.Message

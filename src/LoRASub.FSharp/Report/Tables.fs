@@ -471,7 +471,7 @@ module Tables =
     // Text forms
 
     let private oneLine (text: string) =
-        (Markup.clean text).ReplaceLineEndings(" ").Replace('\t', ' ')
+        Text.visible (text.ReplaceLineEndings " ")
 
     /// A text that Markdown shows as it is, in one line.
     let markdownText (text: string) : string =

@@ -1,0 +1,106 @@
+namespace LoRASub
+
+open System
+open System.Text
+
+/// What a file is, by its first bytes, and what to do where safetensors was expected.
+type FileKind =
+    {
+        /// With its article, as in "found a Git LFS pointer".
+        Name: string
+        /// May be empty.
+        Advice: string
+    }
+
+/// Formats that are mistaken for safetensors, told apart by their signatures.
+[<RequireQualifiedAccess>]
+module FileKind =
+
+    /// The bytes that `identify` looks at.
+    [<Literal>]
+    let Needed = 4096
+
+    let private convert = "convert it to safetensors, as docs/formats.md shows"
+    let private unpack = "unpack it and give the safetensors file in it"
+
+    let private startsWith (signature: byte[]) (start: byte[]) =
+        start.AsSpan().StartsWith(ReadOnlySpan signature)
+
+    let private has (text: string) (start: byte[]) =
+        start.AsSpan().IndexOf(ReadOnlySpan(Encoding.ASCII.GetBytes text)) >= 0
+
+    /// The first letters of a text in UTF-8, without a byte order mark and white space, in lower case.
+    let private opens (word: string) (start: byte[]) =
+        let text =
+            (Encoding.UTF8.GetString start).TrimStart('\uFEFF', ' ', '\t', '\r', '\n')
+
+        text.StartsWith(word, StringComparison.OrdinalIgnoreCase)
+
+    let private at (offset: int) (signature: byte[]) (start: byte[]) =
+        start.Length > offset && start.AsSpan(offset).StartsWith(ReadOnlySpan signature)
+
+    /// ONNX: a protobuf that begins with a small version and the name of its producer.
+    let private isOnnx (start: byte[]) =
+        let isName length =
+            length > 0
+            && start.Length >= 4 + length
+            && start[4 .. 3 + length] |> Array.forall (fun b -> b >= 32uy && b < 127uy)
+
+        start.Length > 4
+        && start[0] = 8uy
+        && start[1] < 64uy
+        && start[2] = 18uy
+        && isName (int start[3])
+
+    let private isZip = startsWith "PK\003\004"B
+
+    /// The first that fits counts.
+    let private known: ((byte[] -> bool) * FileKind) list =
+        let kind name advice test = test, { Name = name; Advice = advice }
+        let both a b start = a start && b start
+
+        [
+            Array.isEmpty |> kind "an empty file" "download it again"
+            startsWith "version https://git-lfs"B
+            |> kind "a Git LFS pointer, which only names the file" "fetch the file with `git lfs pull`"
+            both isZip (has "data.pkl") |> kind "a PyTorch archive (.pth, zip)" convert
+            both isZip (has ".npy") |> kind "a NumPy archive (.npz, zip)" convert
+            isZip |> kind "a zip archive" unpack
+            startsWith [| 0x93uy; yield! "NUMPY"B |] |> kind "a NumPy array (.npy)" convert
+            (fun (start: byte[]) ->
+                start.Length > 1 && start[0] = 0x80uy && start[1] >= 2uy && start[1] <= 5uy)
+            |> kind "a Python pickle, as older PyTorch saved (.pth)" convert
+            startsWith [| 0x1Fuy; 0x8Buy |] |> kind "a gzip archive" unpack
+            startsWith "BZh"B |> kind "a bzip2 archive" unpack
+            startsWith [| 0xFDuy; yield! "7zXZ\000"B |] |> kind "an xz archive" unpack
+            startsWith [| 0x28uy; 0xB5uy; 0x2Fuy; 0xFDuy |]
+            |> kind "a Zstandard archive" unpack
+            startsWith [| yield! "7z"B; 0xBCuy; 0xAFuy |] |> kind "a 7-Zip archive" unpack
+            at 257 "ustar"B |> kind "a tar archive" unpack
+            startsWith "GGUF"B
+            |> kind "a GGUF file, of a language model" "give the weights of a Vision Transformer"
+            startsWith [| 0x89uy; yield! "HDF\r\n\026\n"B |]
+            |> kind "an HDF5 file (.h5)" convert
+            isOnnx |> kind "an ONNX model" "give the weights that it was exported from"
+            (fun (start: byte[]) -> opens "<!doctype html" start || opens "<html" start)
+            |> kind "an HTML page" "download the file itself, not the page that shows it"
+            opens "<?xml"
+            |> kind
+                "an XML text, as servers answer instead of a file"
+                "download the file again; it may need a login"
+            both (opens "{") (has "\"weight_map\"")
+            |> kind
+                "an index of shards, not the weights"
+                "merge the shards that it names into one file, as docs/formats.md shows"
+            (fun (start: byte[]) -> opens "{" start || opens "[" start)
+            |> kind "a JSON text" "give the weights beside it"
+            startsWith [| 0x89uy; yield! "PNG"B |] |> kind "an image (PNG)" ""
+            startsWith [| 0xFFuy; 0xD8uy; 0xFFuy |] |> kind "an image (JPEG)" ""
+            startsWith "GIF8"B |> kind "an image (GIF)" ""
+        ]
+
+    /// What a file is whose first `Needed` bytes, or all where it has fewer, are these; None where they are of no
+    /// known kind.
+    let identify (start: byte[]) : FileKind option =
+        known
+        |> List.tryPick (fun (test, kind) -> if test start then Some kind else None)
