@@ -130,10 +130,19 @@ module internal FileNames =
         | None, Some(Error link) -> link
         | None, _ -> $"no such {kind}"
 
-    /// Whether a path leads to a file, through links too.
-    let isFile (path: string) : bool =
-        // a link that leads nowhere exists to File.Exists
-        File.Exists path
-        && (match link path with
-            | Some(Error _) -> false
-            | _ -> true)
+    /// The file that a path leads to, through links too, or why there is none.
+    let file (path: string) : Result<FileInfo, string> =
+        // a link has a length of its own, and exists even where it leads to nothing
+        let found =
+            match link path with
+            | None -> FileInfo path
+            | Some(Ok real) -> FileInfo real
+            | Some(Error _) -> null
+
+        if not (isNull found) && found.Exists then
+            Ok found
+        else
+            Error(whyAbsent "file" path)
+
+    /// Whether a path leads to a file.
+    let isFile (path: string) : bool = Result.isOk (file path)

@@ -205,20 +205,22 @@ module ImageFile =
         finally
             ArrayPool.Shared.Return buffer
 
-    /// The bytes of a regular file, or why there are none.
-    let private bytes (path: string) : Result<byte[], string> =
-        try
-            let file = FileInfo path
-
-            if not (FileNames.isFile path) then
-                Error(FileNames.whyAbsent "file" path)
+    /// A file with bytes that can be read, or why there is none.
+    let private readable (path: string) : Result<FileInfo, string> =
+        FileNames.file path
+        |> Result.bind (fun file ->
             // pipes and devices have no length either, and reading them might never end
-            elif file.Length = 0L then
+            if file.Length = 0L then
                 Error "empty"
             elif file.Length > MaxBytes then
                 Error $"{file.Length} bytes, more than {MaxBytes}"
             else
-                Ok(File.ReadAllBytes path)
+                Ok file)
+
+    /// The bytes of a regular file, or why there are none.
+    let private bytes (path: string) : Result<byte[], string> =
+        try
+            readable path |> Result.map (fun file -> File.ReadAllBytes file.FullName)
         with
         | :? IOException
         | :? UnauthorizedAccessException as e -> Error e.Message
@@ -275,11 +277,9 @@ module ImageFile =
             | Error reason -> Some reason
 
         try
-            if not (FileNames.isFile path) then
-                Some(FileNames.whyAbsent "file" path)
-            elif FileInfo(path).Length = 0L then
-                Some "empty"
-            else
+            match readable path with
+            | Error reason -> Some reason
+            | Ok _ ->
                 withSkia (fun () ->
                     use codec = SKCodec.Create path
 

@@ -86,7 +86,7 @@ module FileScan =
             let dots = if untested.Length > 5 then ", ..." else ""
 
             let note =
-                $"{untested.Length} of {scan.ClassNames.Length} classes have no test image, which each task needs: {named}{dots}"
+                $"no test image for {untested.Length} of {scan.ClassNames.Length} classes (each task needs at least one): {named}{dots}"
 
             { scan with
                 Notes = Array.append scan.Notes [| note |]
