@@ -21,6 +21,24 @@ let list () : string list =
 [<Literal>]
 let private Listed = 20
 
+/// How much of a published set is there, where it is not all of it.
+let private subset (report: DataReport) : string list =
+    let images = report.TrainingImages + report.TestImages
+
+    let parts =
+        [
+            report.ClassNames.Length, report.Dataset.Classes, "classes"
+            images, report.Dataset.ImageCount, "images"
+        ]
+        |> List.choose (fun (found, published, what) ->
+            match published with
+            | Some n when n <> found -> Some $"{found} of {n} {what}"
+            | _ -> None)
+
+    match parts with
+    | some when images > 0 && not some.IsEmpty -> [ "subset     " + String.concat ", " some ]
+    | _ -> []
+
 /// What is there, what is broken or missing, and where the set is published.
 let lines (report: DataReport) : string list =
     let known = report.Dataset
@@ -31,8 +49,14 @@ let lines (report: DataReport) : string list =
         if report.ClassNames.Length > 0 then
             $"found      {report.ClassNames.Length} classes, {report.TrainingImages} training and {report.TestImages} test images"
 
-        for problem in report.Problems do
+        for note in report.Notes do
+            $"note       {note.ReplaceLineEndings(string ' ')}"
+
+        for problem in Array.truncate Listed report.Problems do
             $"problem    {problem.ReplaceLineEndings(string ' ')}"
+
+        if report.Problems.Length > Listed then
+            $"problem    {report.Problems.Length - Listed} more"
 
         for file in Array.truncate Listed report.Broken do
             $"broken     {file.Path}: {file.Reason}"
@@ -44,10 +68,7 @@ let lines (report: DataReport) : string list =
         $"layout     {known.Layout}"
         $"published  {known.Published}"
 
-        match known.Classes with
-        | Some n when report.ClassNames.Length > 0 && report.ClassNames.Length <> n ->
-            $"a part     {report.ClassNames.Length} of {n} classes"
-        | _ -> ()
+        yield! subset report
 
         if Array.isEmpty report.Problems then
             "what is there is well"

@@ -1,4 +1,4 @@
-/// What a run would do, as far as that is known without data, weights and LibTorch.
+/// What a run would do, as far as that is known without images, weights and LibTorch.
 module LoRASub.Cli.DryRun
 
 open System.IO
@@ -37,13 +37,23 @@ let private missing (settings: RunSettings) =
             "without --backbone FILE a run takes the small backbone that comes with the program"
     ]
 
+/// What the readers say of a folder of image files that is there, which a run would repeat.
+let private dataNotes (settings: RunSettings) : string[] =
+    match settings.DataPath with
+    | Some folder when Directory.Exists folder ->
+        Datasets.scan (Settings.reading settings) settings.Data folder
+        |> Option.map (FileScan.require >> _.Notes)
+        |> Option.defaultValue [||]
+    | _ -> [||]
+
 /// A source with the file's name alone, so that lines stay readable.
 let private brief (config: MergedConfig) (source: string) =
     match config.Expected.File with
     | "" -> source
     | path -> source.Replace(path, Path.GetFileName path)
 
-/// Settings with their sources, notes, tasks and seeds. Rejects tasks that leave one without classes.
+/// Settings with their sources, notes, tasks and seeds. Rejects tasks that leave one without classes, and a folder of
+/// images that a run would reject before it reads one.
 let lines (config: MergedConfig) : string list =
     let sizes = taskSizes config
 
@@ -51,6 +61,7 @@ let lines (config: MergedConfig) : string list =
         [
             yield! config.Notes
             yield! missing config.Settings
+            yield! dataNotes config.Settings
             yield!
                 sizes
                 |> Option.bind (TaskStream.sizeNote config.Settings.InitialClasses)

@@ -399,6 +399,8 @@ type NamedImages =
         ClassNames: string[]
         /// Labelled by the place of their class in `ClassNames`.
         Images: ImageSet
+        /// What was left out, and which links were followed; mostly none.
+        Notes: string[]
     }
 
 /// Images for a `ContinualClassifier`.
@@ -460,11 +462,12 @@ type Images =
     /// train and test images see `FromDataset("folder", …)`.
     static member FromFolder(folder: string) : NamedImages =
         Given.value "folder" folder
-        let struct (names, files) = ImageFolder.all folder
+        let found = FileScan.require (ImageFolder.all folder)
 
         {
-            ClassNames = names
-            Images = ImageFiles.set folder files
+            ClassNames = found.ClassNames
+            Images = ImageFiles.set folder found.Train
+            Notes = found.Notes
         }
 
     /// The images of some classes of a set; the first of `classes` becomes label 0, the next label 1, and so on.

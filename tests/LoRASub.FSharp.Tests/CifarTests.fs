@@ -39,7 +39,24 @@ let private badInputs: BadInput list =
     let row100 what name words content : BadInput =
         what, name :: words, replaced Cifar.load100 write100 name content
 
+    let python name load (make: string -> unit) : BadInput =
+        $"the version for Python: {name}",
+        [ "binary version"; "version for Python"; name; "binary.tar.gz" ],
+        fun folder ->
+            make (Path.Combine(folder, name))
+            load folder |> ignore
+
+    let file (path: string) = File.WriteAllText(path, "")
+
+    let folder (path: string) =
+        Directory.CreateDirectory path |> ignore
+
     [
+        python "cifar-100-python" Cifar.load100 folder
+        python "cifar-100-python.tar.gz" Cifar.load100 file
+        python "meta" Cifar.load100 file
+        python "cifar-10-batches-py" Cifar.load10 folder
+        python "data_batch_1" Cifar.load10 file
         "a missing folder",
         [ "nowhere"; "cifar10"; "no such folder" ],
         fun folder -> Cifar.load10 (Path.Combine(folder, "nowhere")) |> ignore
@@ -86,6 +103,7 @@ let tests =
                         Expect.equal set.Train.Labels [| 0; 9; 1; 9; 2; 9; 3; 9; 4; 9 |] "training labels"
                         Expect.equal set.Test.Labels [| 7 |] "test labels"
                         Expect.equal set.ClassNames[9] "class 9" "numbered without a names file"
+                        Expect.stringContains (Array.exactlyOne set.Notes) "batches.meta.txt" "said"
                         use batch = set.Train.Read [| 4; 1 |]
                         Expect.equal batch.shape [| 2L; 3L; 32L; 32L |] "RGB images"
 
@@ -105,6 +123,13 @@ let tests =
                     Expect.equal set.Test.Labels [| 42 |] "test labels"
                     use batch = set.Test.Read [| 0 |]
                     Expect.equal (bytes batch) (Array.init 3072 (fun i -> byte (i + 42))) "pixels"))
+
+            testCase "the folder that the archive makes may be given from outside" (fun () ->
+                inFolder (fun folder ->
+                    let inside = Path.Combine(folder, "cifar-100-binary")
+                    Directory.CreateDirectory inside |> ignore
+                    write100 inside
+                    Expect.equal (Cifar.load100 folder).Test.Labels [| 42 |] "read"))
 
             testCase "class names come from the text file" (fun () ->
                 inFolder (fun folder ->

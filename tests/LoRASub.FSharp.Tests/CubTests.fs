@@ -13,7 +13,7 @@ let private badInputs: BadInput list =
             Layouts.cub folder
             let path = Path.Combine(folder, "CUB_200_2011", file)
             File.WriteAllLines(path, change (File.ReadAllLines path))
-            Cub.scan folder |> ignore
+            Cub.scan folder |> FileScan.require |> ignore
 
     let row name file change words : BadInput =
         let words, call = changed file change words
@@ -52,6 +52,14 @@ let private badInputs: BadInput list =
             "images.txt"
             (fun _ -> [| "1 ../../etc/picture.jpg" |])
             [ "images.txt"; "below its folder" ]
+        row "one field after a blank line" "images.txt" (fun _ -> [| ""; ""; "picture.jpg" |]) [ "line 3" ]
+        "a list in UTF-16",
+        [ "classes.txt"; "must be text in UTF-8"; "UTF-16" ],
+        fun folder ->
+            Layouts.cub folder
+            let path = Path.Combine(folder, "CUB_200_2011", "classes.txt")
+            File.WriteAllText(path, File.ReadAllText path, System.Text.Encoding.Unicode)
+            Cub.scan folder |> ignore
         "a missing list",
         [ "train_test_split.txt"; "cub200"; "no such file" ],
         fun folder ->
@@ -81,4 +89,25 @@ let tests =
                         "training"
 
                     Expect.equal (files found.Test) [| "Image_1.jpg", 0; "Image_1.jpg", 1 |] "test"))
+
+            testCase "byte order marks, blank lines and line ends of other systems change nothing" (fun () ->
+                inFolder (fun folder ->
+                    Layouts.cub folder
+                    let before = Cub.scan folder
+                    let root = Path.Combine(folder, "CUB_200_2011")
+
+                    for i, list in
+                        List.indexed
+                            [
+                                "images.txt"
+                                "image_class_labels.txt"
+                                "train_test_split.txt"
+                                "classes.txt"
+                            ] do
+                        let path = Path.Combine(root, list)
+                        let lineEnd = [ "\n"; "\r\n"; "\r"; "\n\n" ][i]
+                        File.WriteAllText(path, File.ReadAllText(path).Replace("\n", lineEnd))
+                        marked path
+
+                    Expect.equal (Cub.scan folder) before "the same"))
         ]

@@ -32,7 +32,7 @@ let tests =
                         [
                             "2 classes, 4 training and 2 test images"
                             "vision.caltech.edu"
-                            "2 of 200 classes"
+                            "2 of 200 classes, 6 of 11788 images"
                             "what is there is well"
                         ] do
                         Expect.stringContains out word "good"
@@ -50,7 +50,7 @@ let tests =
                     let code, out, _ = run [ "data"; "check"; "cub200"; folder ]
                     Expect.equal code 2 "broken"
 
-                    for word in [ "1 of 6 image files"; "Image_2.jpg: no JPEG"; "2 classes" ] do
+                    for word in [ "1 of 6 image files"; "Image_2.jpg: text"; "2 classes" ] do
                         Expect.stringContains out word "broken"
 
                     File.Delete image
@@ -58,6 +58,67 @@ let tests =
                     Expect.equal code 2 "absent"
                     Expect.stringContains out "1 of 6 absent" "absent"
                     Expect.isFalse (out.Contains "is well") "absent"))
+
+            testCase "notes of check are those of a dry run and of a run" (fun () ->
+                inFolder (fun folder ->
+                    let data, backbone =
+                        Path.Combine(folder, "data"), Path.Combine(folder, "vit.safetensors")
+
+                    Tiny.writeBackbone backbone 8 2 7
+
+                    for split in [ "Train"; "Test" ] do
+                        for label, name in List.indexed [ "a"; "b" ] do
+                            for i in 0..3 do
+                                Layouts.image data $"{split}/{name}/{i}.png" label (split = "Train")
+
+                    File.WriteAllText(Path.Combine(data, "Train", "a", "x.gif"), "")
+
+                    let notes =
+                        [
+                            "training images are read from Train/, test images from Test/"
+                            "left out by their extensions: .gif"
+                        ]
+
+                    let out = Path.Combine(folder, "run")
+
+                    let arguments =
+                        [
+                            "run"
+                            "--data"
+                            "folder"
+                            "--data-path"
+                            data
+                            "--tasks"
+                            "2"
+                            "--epochs"
+                            "1"
+                        ]
+                        @ [ "--rank"; "2"; "--backbone"; backbone ]
+
+                    for command in
+                        [
+                            [ "data"; "check"; "folder"; data ]
+                            arguments @ [ "--dry-run" ]
+                            arguments @ [ "--out"; out ]
+                        ] do
+                        let code, text, error = run command
+                        Expect.equal (code, error) (0, "") (String.concat " " command)
+
+                        for note in notes do
+                            Expect.stringContains text note (String.concat " " command)
+
+                    let log = File.ReadAllText(RunFiles.metrics out)
+
+                    for note in notes do
+                        Expect.stringContains log note "the run's record"
+
+                    Directory.CreateDirectory(Path.Combine(data, "Train", "c")) |> ignore
+
+                    for command in
+                        [ [ "data"; "check"; "folder"; data ]; arguments @ [ "--dry-run" ]; arguments ] do
+                        let code, text, error = run command
+                        Expect.equal code 2 "an empty class"
+                        Expect.stringContains (text + error) "at least one image" "an empty class"))
 
             testCase "what is wrong with the words is told" (fun () ->
                 for arguments, words in

@@ -88,7 +88,13 @@ let tests =
                                 (layout.Train, layout.Test)
                                 "counts"
 
-                            Expect.isEmpty data.Notes "notes"
+                            Expect.equal
+                                data.Notes
+                                [|
+                                    if Directory.Exists(Path.Combine(folder, "val", "n01443537")) then
+                                        "training images are read from train/, test images from val/"
+                                |]
+                                "notes"
 
                             // every image has its class's red and its split's green
                             for set, green in [ data.Train, 200; data.Test, 100 ] do
@@ -112,6 +118,7 @@ let tests =
                             let report = Datasets.check layout.Name folder
                             Expect.isEmpty report.Problems "problems"
                             Expect.isEmpty report.Broken "broken"
+                            Expect.equal report.Notes data.Notes "the notes of a run"
 
                             Expect.equal
                                 (report.ClassNames,
@@ -149,6 +156,11 @@ let tests =
                         "problem"
 
                     Expect.isNonEmpty report.ClassNames "the rest is told"
+                    Directory.CreateDirectory(Path.Combine(folder, "n09999999")) |> ignore
+                    let both = Datasets.check "imagenet-r" folder
+                    Expect.equal both.Broken.Length 2 "an empty class hides no broken file"
+                    Expect.hasLength both.Problems 2 "both are problems"
+                    Expect.stringContains both.Problems[0] "n09999999" "the empty class"
 
                     Directory.Delete(folder, true)
                     Directory.CreateDirectory folder |> ignore
@@ -164,6 +176,55 @@ let tests =
 
                     Check.refused [ "did you mean cub200" ] (fun () ->
                         Datasets.check "cub20" folder |> ignore)))
+
+            testCase "an absent file of a list hides no broken one" (fun () ->
+                inFolder (fun folder ->
+                    Layouts.domainNet folder
+
+                    let at name =
+                        Path.Combine(folder, "sketch", "airplane", name)
+
+                    File.Delete(at "sketch_train_1.jpg")
+                    File.WriteAllText(at "sketch_train_2.jpg", "no image")
+                    let report = Datasets.check "domainnet" folder
+                    Expect.equal (Array.exactlyOne report.Broken).Path (at "sketch_train_2.jpg") "broken"
+                    Expect.hasLength report.Problems 2 "both"
+
+                    Check.refused [ "1 of 9 absent" ] (fun () -> Datasets.load "domainnet" folder |> ignore)))
+
+            testCase "a missing list: where it is, what must be unpacked, or what reads the folder" (fun () ->
+                let advice name prepare words =
+                    inFolder (fun folder ->
+                        prepare folder
+                        Check.refused words (fun () -> Datasets.load name folder |> ignore))
+
+                advice
+                    "mnist"
+                    (fun folder ->
+                        let raw = Path.Combine(folder, "MNIST", "raw")
+                        Directory.CreateDirectory raw |> ignore
+                        write raw "train-images-idx3-ubyte.gz" [||])
+                    [ "no such file"; "MNIST/raw, which holds it" ]
+
+                advice
+                    "fashion-mnist"
+                    (fun folder -> write folder "archive.zip" [||])
+                    [ "unpack archive.zip" ]
+
+                advice
+                    "cub200"
+                    (fun folder ->
+                        for split in [ "train"; "test" ] do
+                            Layouts.image folder $"{split}/001.Auk/1.jpg" 0 true)
+                    [ "classes.txt"; "train/ and test/"; "--data folder" ]
+
+                inFolder (fun folder ->
+                    let below = Path.Combine(folder, "images")
+                    Directory.CreateDirectory below |> ignore
+                    write folder "wnids.txt" [||]
+
+                    Check.refused [ "wnids.txt"; $"give {folder}, which holds it" ] (fun () ->
+                        Datasets.load "tiny-imagenet" below |> ignore)))
 
             testCase "check counts the images of sets that are not files" (fun () ->
                 let folder =

@@ -14,7 +14,7 @@ let private badInputs: BadInput list =
             Layouts.domainNet folder
             let path = Path.Combine(folder, file)
             File.WriteAllLines(path, change (File.ReadAllLines path))
-            DomainNet.scan folder |> ignore
+            DomainNet.scan folder |> FileScan.require |> ignore
 
     let replaced (a: string) (b: string) =
         Array.map (fun (line: string) -> line.Replace(a, b))
@@ -88,6 +88,14 @@ let tests =
                         TaskStream.create data (ClassOrder.Explicit("given", [| 5; 0; 4; 1; 3; 2 |])) 2 None
 
                     Expect.equal (TaskStream.answers mixed) [| 2; 0; 1; 1; 0; 2 |] "in another order"))
+
+            testCase "byte order marks in the lists, and what macOS leaves beside them" (fun () ->
+                inFolder (fun folder ->
+                    Layouts.domainNet folder
+                    let before = DomainNet.scan folder
+                    Directory.GetFiles(folder, "*.txt") |> Array.iter marked
+                    write folder "._sketch_train.txt" [| 0uy |]
+                    Expect.equal (DomainNet.scan folder) before "the same"))
 
             testCase "all domains together have each class once" (fun () ->
                 inFolder (fun folder ->

@@ -124,6 +124,14 @@ let tests =
                     let pets = Images.FromFolder(Path.Combine(folder, "pets"))
                     Expect.equal pets.ClassNames [| "cat"; "dog" |] "folders"
                     Expect.equal pets.Images.Labels [| 0; 0; 0; 0; 1; 1; 1; 1 |] "labels"
+                    Expect.isEmpty pets.Notes "nothing left out"
+                    File.WriteAllText(Path.Combine(folder, "pets", "cat", "a.gif"), "")
+
+                    Expect.stringContains
+                        (Array.exactlyOne (Images.FromFolder(Path.Combine(folder, "pets"))).Notes)
+                        ".gif"
+                        "left out"
+
                     let changed = options ()
                     changed.Augment <- true
                     use classifier = ContinualClassifier.Create(backbone, changed)
@@ -153,7 +161,9 @@ let tests =
                     refused [ "paths"; "must be given" ] (fun () -> Images.FromFiles(null) |> ignore)
                     refused [ "nowhere"; "no such folder" ] (fun () -> Images.FromFolder "nowhere" |> ignore)
                     File.WriteAllText(cats[1], "no image")
-                    refused [ "1.png"; "JPEG, PNG, WebP or BMP" ] (fun () -> names [| cats[1] |] |> ignore)))
+
+                    refused [ "1.png"; "JPEG, PNG, WebP, BMP or GIF" ] (fun () ->
+                        names [| cats[1] |] |> ignore)))
 
             testCase
                 "learning more changes what is predicted with"

@@ -45,7 +45,7 @@ let private png (width: int) (height: int) : byte[] =
     put 29 (~~~crc)
     file
 
-let private rule = "must be a JPEG, PNG, WebP or BMP image"
+let private rule = "must be a JPEG, PNG, WebP, BMP or GIF image"
 
 let private badInputs: BadInput list =
     let bytes name content why : BadInput =
@@ -57,8 +57,23 @@ let private badInputs: BadInput list =
 
     [
         bytes "an empty file" [||] "empty"
-        bytes "text" (Encoding.UTF8.GetBytes "<html>404 Not Found</html>") "no JPEG"
-        bytes "zeros" (Array.zeroCreate 4000) "no JPEG"
+        for name, start, why in
+            [
+                "text", "no image", "found text"
+                "a web page", "\r\n<!DOCTYPE html><html>404 Not Found</html>", "an HTML page"
+                "a web page without a type", "<html>404 Not Found</html>", "an HTML page"
+                "a drawing", "<?xml version='1.0'?><svg/>", "an SVG drawing"
+                "a Git LFS pointer", "version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"
+                "a TIFF", "II*\000\008\000\000\000", "a TIFF image"
+                "an AVIF", "\000\000\000\032ftypavif", "an AVIF image"
+                "a HEIC", "\000\000\000\032ftypheic", "a HEIC image"
+                "a portable map", "P6\n2 2 255\n", "a portable map"
+                "a zip archive", "PK\003\004", "a zip archive"
+                "a cut GIF", "GIF89a\002\000", "a GIF that is damaged"
+                "noise", "\001\255\002\254", "no image of a known format"
+            ] do
+            bytes name (Encoding.Latin1.GetBytes start) why
+        bytes "zeros" (Array.zeroCreate 4000) "only zero bytes"
         for extension in [ "jpg"; "png"; "webp"; "bmp" ] do
             $"a {extension} without its last third",
             [ "image."; rule ],
@@ -68,17 +83,18 @@ let private badInputs: BadInput list =
                 let file = File.ReadAllBytes path
                 File.WriteAllBytes(path, file[.. file.Length * 2 / 3])
                 ImageFile.read path |> ignore
-        bytes "a JPEG's header alone" jpeg[..20] "no JPEG"
-        bytes
-            "a GIF"
-            (Convert.FromBase64String "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
-            "no JPEG"
+        bytes "only a JPEG's header" jpeg[..20] "a JPEG that is damaged"
         bytes "a PNG of 60000 x 50000" (png 60000 50000) "more than 100000000"
-        bytes "a PNG of 0 x 5" (png 0 5) "no JPEG"
+        bytes "a PNG of 0 x 5" (png 0 5) "a PNG that is damaged"
         bytes "a PNG with fewer rows than declared" (png 9 600) ""
         "a missing file",
         [ "nothing.png"; rule; "no such file" ],
         fun folder -> ImageFile.read (under folder "nothing.png") |> ignore
+        "a link to nothing",
+        [ rule; "a link to gone.png, which does not exist" ],
+        fun folder ->
+            File.CreateSymbolicLink(under folder "link.png", "gone.png") |> ignore
+            ImageFile.read (under folder "link.png") |> ignore
         "a folder", [ rule; "no such file" ], fun folder -> ImageFile.read folder |> ignore
     ]
 
@@ -97,6 +113,23 @@ let tests =
                         Expect.equal (picture.Height, picture.Width) (6, 9) "size"
                         Expect.equal picture.Pixels (PillowFixtures.bytes expected) "bytes"
                         Expect.isNone (ImageFile.glance path) "nothing wrong at a glance"))
+
+            testCase "of a GIF the first frame, under any name" (fun () ->
+                inFolder (fun folder ->
+                    // 2 x 1: red, then a second frame of blue
+                    let gif =
+                        Encoding.Latin1.GetBytes(
+                            "GIF89a\002\000\001\000\128\000\000\255\000\000\000\000\255"
+                            + "\044\000\000\000\000\002\000\001\000\000\002\002\004\010\000"
+                            + "\044\000\000\000\000\002\000\001\000\000\002\002\076\010\000\059"
+                        )
+
+                    let path = written folder "image.jpg" gif
+                    let picture = ImageFile.read path
+                    Expect.equal (picture.Height, picture.Width) (1, 2) "size"
+                    Expect.equal picture.Pixels [| 255uy; 0uy; 0uy; 255uy; 0uy; 0uy |] "pixels"
+                    Expect.isNone (ImageFile.glance path) "nothing wrong"
+                    Expect.isSome (ImageFile.glance (written folder "cut.jpg" gif[..25])) "cut"))
 
             for extension in [ "png"; "bmp"; "jpg"; "webp" ] do
                 testCase $"a {extension} of this machine comes back" (fun () ->

@@ -24,6 +24,8 @@ let private scan (folder: string) (each: int) : FileScan =
         Train = Array.map snd train
         TestSource = Path.Combine(folder, "test list")
         Test = Array.map snd test
+        Notes = [||]
+        Problems = [||]
     }
 
 let private spoil (folder: string) (i: int) =
@@ -42,7 +44,7 @@ let private badInputs: BadInput list =
 
     [
         "one broken file",
-        [ "toy"; "1 broken of 24"; "3.png (no JPEG"; "skip-broken" ],
+        [ "toy"; "1 broken of 24"; "3.png (text)"; "skip-broken" ],
         load [ 3 ] ReadOptions.standard
         "seven broken files, of which five are named",
         [ "7 broken of 24"; "2.png"; "20.png"; "and 2 more" ],
@@ -50,6 +52,14 @@ let private badInputs: BadInput list =
         "no test image left",
         [ "test list"; "at least one test image" ],
         load [ 0; 1; 6; 7; 12; 13; 18; 19 ] skipping
+        "a scan with a problem",
+        [ "list: must be long; found short" ],
+        fun folder ->
+            { scan folder 12 with
+                Problems = [| "list: must be long; found short" |]
+            }
+            |> ImageFiles.dataset skipping "toy"
+            |> ignore
         "a position after the end",
         [ "train list"; "0 to 15"; "16" ],
         fun folder ->

@@ -18,8 +18,10 @@ let private touch (folder: string) (names: string list) =
         Directory.CreateDirectory(Path.GetDirectoryName path) |> ignore
         File.WriteAllBytes(path, [||])
 
-let private scan folder =
+let private found folder =
     ImageFolder.scan "folder" ReadOptions.standard folder
+
+let private scan folder = FileScan.require (found folder)
 
 let private names (folder: string) (files: LabelledFile[]) =
     files
@@ -38,20 +40,94 @@ let private badInputs: BadInput list =
 
     [
         row "no class folder" [ "a.jpg" ] [ "one folder of images for each class"; "no folder" ]
-        row "an empty class" [ "cat/1.jpg"; "dog/readme.txt" ] [ "dog"; "at least one image"; "none" ]
+        row
+            "an empty class"
+            [ "cat/1.jpg"; "dog/readme.txt" ]
+            [ "dog"; "at least one image"; "only other files: .txt" ]
+        "a class of an empty folder",
+        [ "dog"; "at least one image"; "none" ],
+        fun folder ->
+            touch folder [ "cat/1.jpg"; "cat/2.jpg" ]
+            Directory.CreateDirectory(Path.Combine(folder, "dog")) |> ignore
+            scan folder |> ignore
+        row
+            "a class of GIFs"
+            [ "cat/1.jpg"; "dog/1.gif"; "dog/2.GIF"; "dog/a.txt" ]
+            [ "dog"; "at least one image"; "only other files: .gif (2), .txt" ]
+        row
+            "archives that are still packed"
+            [ "n01.tar"; "n02.tar"; "readme.txt" ]
+            [ "one folder of images for each class"; "n01.tar, n02.tar"; "unpack" ]
+        row
+            "files of another program"
+            [ "train.parquet"; "test.parquet" ]
+            [ "one folder of images for each class"; ".parquet (2)" ]
         row
             "classes that differ by case"
             [ "Cat/1.jpg"; "cat/1.jpg"; "dog/1.jpg" ]
-            [ "'Cat' and 'cat'"; "differ by case alone"; "rename or merge" ]
+            [ "'Cat' and 'cat'"; "differ only by case"; "rename or merge" ]
         row
             "classes that differ by Unicode normalisation"
             [ "caf\u00E9/1.jpg"; "cafe\u0301/1.jpg" ]
-            [ "differ by Unicode normalisation alone" ]
+            [ "differ only by Unicode normalisation" ]
         row
             "a test class without training images"
             [ "train/a/1.jpg"; "train/b/1.jpg"; "test/a/1.jpg"; "test/c/1.jpg" ]
             [ "test"; "must have training images"; "'c'" ]
-        row "train without test" [ "train/a/1.jpg"; "train/b/1.jpg" ] [ "test/ or val/"; "train/ alone" ]
+        row
+            "a test class in another spelling"
+            [ "train/a/1.jpg"; "test/A/1.jpg" ]
+            [ "must have training images"; "'A'"; "the training images are in 'a'" ]
+        row "train without test" [ "train/a/1.jpg"; "train/b/1.jpg" ] [ "test/ or val/"; "only train/" ]
+        row
+            "two test folders"
+            [ "train/a/1.jpg"; "test/a/2.jpg"; "Test/a/3.jpg" ]
+            [ "one folder of test images"; "Test/ and test/" ]
+        row
+            "two training folders"
+            [ "train/a/1.jpg"; "training/a/1.jpg"; "test/a/2.jpg" ]
+            [ "one folder of training images"; "train/ and training/" ]
+        row
+            "splits without class folders"
+            [ "train/cat.1.jpg"; "train/dog.1.jpg"; "test1/1.jpg" ]
+            [ "train"; "one folder of images for each class"; "images (2)" ]
+        row
+            "test images beside the classes"
+            [ "a/1.jpg"; "b/1.jpg"; "test/a/2.jpg"; "test/b/2.jpg" ]
+            [ "test/ beside a/ and b/"; "train/" ]
+        row "held-out images alone" [ "test/a/1.jpg"; "val/a/1.jpg" ] [ "test/ and val/"; "needs train/" ]
+        row
+            "splits inside the classes"
+            [ "a/train/1.jpg"; "a/test/2.jpg"; "b/train/1.jpg"; "b/test/2.jpg" ]
+            [ "a class must not hold training and test images"; "another problem" ]
+        row
+            "images and labels with the same splits"
+            [ "images/train/a/1.jpg"; "images/val/a/1.jpg"; "labels/train/a/1.txt" ]
+            [ "images"; "train/ and val/"; "give this folder" ]
+        row
+            "several splits"
+            [
+                "cats_train/a/1.jpg"
+                "cats_test/a/1.jpg"
+                "dogs_train/a/1.jpg"
+                "dogs_test/a/1.jpg"
+            ]
+            [ "several splits"; "cats_train/ and dogs_train/" ]
+        "a class that is a link to nothing",
+        [ "elk"; "a link to /nowhere/elk, which does not exist" ],
+        fun folder ->
+            touch folder [ "a/1.jpg"; "a/2.jpg" ]
+
+            Directory.CreateSymbolicLink(Path.Combine(folder, "elk"), "/nowhere/elk")
+            |> ignore
+
+            scan folder |> ignore
+        "a class that is a link to itself",
+        [ "elk"; "leads back to itself" ],
+        fun folder ->
+            touch folder [ "a/1.jpg"; "a/2.jpg" ]
+            Directory.CreateSymbolicLink(Path.Combine(folder, "elk"), "elk") |> ignore
+            scan folder |> ignore
         "a missing folder",
         [ "nowhere"; "no such folder" ],
         fun folder -> scan (Path.Combine(folder, "nowhere")) |> ignore
@@ -100,15 +176,174 @@ let tests =
                         [| "test/bee/1.jpg", 1; "test/zebra/1.jpeg", 2 |]
                         "test"))
 
-            testCase "val stands in where there is no test" (fun () ->
-                inFolder (fun folder ->
-                    touch folder [ "train/a/1.jpg"; "train/b/1.jpg"; "val/a/2.jpg" ]
-                    Expect.equal (names folder (scan folder).Test) [| "val/a/2.jpg", 0 |] "test"))
+            for train, test in
+                [
+                    "Train", "Test"
+                    "TRAIN", "TEST"
+                    "training", "testing"
+                    "training_set", "test_set"
+                    "TrainSet", "TestSet"
+                    "train-images", "test-images"
+                    "train2017", "val2017"
+                    "train", "val"
+                    "train", "valid"
+                    "train", "Validation"
+                    "flowers_train", "flowers_test"
+                    "seg_train/seg_train", "seg_test/seg_test"
+                    "train/images", "test/images"
+                    "images/train", "images/test"
+                    "archive/data/Train", "archive/data/Test"
+                ] do
+                testCase $"{train} and {test} are read as splits, as a note says" (fun () ->
+                    inFolder (fun folder ->
+                        touch
+                            folder
+                            [ $"{train}/a/1.jpg"; $"{train}/b/1.jpg"; $"{test}/a/2.jpg"; $"{test}/b/2.jpg" ]
 
-            testCase "a class may be called train" (fun () ->
+                        let found = scan folder
+                        Expect.equal found.ClassNames [| "a"; "b" |] "classes"
+
+                        Expect.equal
+                            (names folder found.Train)
+                            [| $"{train}/a/1.jpg", 0; $"{train}/b/1.jpg", 1 |]
+                            "training"
+
+                        Expect.equal
+                            (names folder found.Test)
+                            [| $"{test}/a/2.jpg", 0; $"{test}/b/2.jpg", 1 |]
+                            "test"
+
+                        Expect.isNonEmpty found.Notes "notes"
+
+                        for split in [ train.Split('/')[0]; test.Split('/')[0] ] do
+                            Expect.stringContains (String.concat "; " found.Notes) $"{split}/" "note"))
+
+            testCase "test before val; a test without the training's classes is not read" (fun () ->
+                inFolder (fun folder ->
+                    touch folder [ "train/a/1.jpg"; "train/b/1.jpg"; "val/a/2.jpg"; "test/a/3.jpg" ]
+                    let both = scan folder
+                    Expect.equal (names folder both.Test) [| "test/a/3.jpg", 0 |] "test"
+                    Expect.contains both.Notes "not read: val/" "said"
+                    Directory.Delete(Path.Combine(folder, "test"), true)
+                    touch folder [ "test/1.jpg"; "extra/c/1.jpg" ]
+                    let unlabelled = scan folder
+                    Expect.equal (names folder unlabelled.Test) [| "val/a/2.jpg", 0 |] "val"
+                    Expect.contains unlabelled.Notes "not read: extra/ and test/" "said"))
+
+            testCase "a class may be called train, as a note says" (fun () ->
                 inFolder (fun folder ->
                     touch folder [ "train/1.jpg"; "train/2.jpg"; "truck/1.jpg"; "truck/2.jpg" ]
-                    Expect.equal (scan folder).ClassNames [| "train"; "truck" |] "classes"))
+                    let found = scan folder
+                    Expect.equal found.ClassNames [| "train"; "truck" |] "classes"
+                    Expect.stringContains (Array.exactlyOne found.Notes) "train/ is read as a class" "said"))
+
+            testCase "an empty test folder is a class without test images, as an absent one is" (fun () ->
+                inFolder (fun folder ->
+                    touch folder [ "train/a/1.jpg"; "train/b/1.jpg"; "test/a/2.jpg" ]
+                    let absent = scan folder
+                    Directory.CreateDirectory(Path.Combine(folder, "test", "b")) |> ignore
+                    Directory.CreateDirectory(Path.Combine(folder, "test", "c")) |> ignore
+                    let empty = scan folder
+                    Expect.equal empty.Test absent.Test "test images"
+                    Expect.equal empty.Notes absent.Notes "notes"
+                    Expect.stringContains (Array.exactlyOne empty.Notes) "no test image" "said"))
+
+            testCase "what systems leave behind is ignored at every depth, and reported" (fun () ->
+                inFolder (fun folder ->
+                    let plain = [ for c in [ "a"; "b" ] -> [ for i in 1..5 -> $"{c}/{i}.jpg" ] ]
+                    touch folder (List.concat plain)
+                    let before = scan folder
+                    Expect.isEmpty before.Notes "nothing to say"
+
+                    touch
+                        folder
+                        [
+                            "__MACOSX/a/._1.jpg"
+                            "$RECYCLE.BIN/$R1.jpg"
+                            "System Volume Information/x.jpg"
+                            "@eaDir/x.jpg/SYNOPHOTO_THUMB_M.jpg"
+                            "a/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg"
+                            "a/deep/@Recycle/1.jpg"
+                            "#recycle/1.jpg"
+                            "FOUND.000/1.jpg"
+                            ".ipynb_checkpoints/1.jpg"
+                            "b/._1.jpg"
+                            "b/Thumbs.db"
+                            "b/desktop.ini"
+                        ]
+
+                    Directory.CreateDirectory(Path.Combine(folder, "lost+found")) |> ignore
+                    let found = scan folder
+                    Expect.equal (found.Train, found.Test) (before.Train, before.Test) "the same images"
+
+                    Expect.equal
+                        found.Notes
+                        [|
+                            "ignored what systems and tools leave behind: @eaDir (2), #recycle, $RECYCLE.BIN, ._1.jpg, .ipynb_checkpoints, @Recycle, FOUND.000, System Volume Information and 4 more names"
+                        |]
+                        "said"))
+
+            testCase
+                "what is left out and what torchvision would leave out is counted by extension"
+                (fun () ->
+                    inFolder (fun folder ->
+                        touch
+                            folder
+                            [
+                                "a/1.jfif"
+                                "a/2.JFIF"
+                                "a/3.jpe"
+                                "a/4.jpg"
+                                "a/5.gif"
+                                "a/6.gif"
+                                "a/list"
+                                "b/1.jpg"
+                                "b/2.jpg"
+                                "loose.jpg"
+                                "readme.md"
+                            ]
+
+                        let found = scan folder
+                        Expect.equal (found.Train.Length + found.Test.Length) 6 "JPEG under three endings"
+
+                        Expect.equal
+                            found.Notes
+                            [|
+                                "left out by their extensions: .gif (2), no extension"
+                                "read as JPEG, although torchvision's ImageFolder leaves them out: .jfif (2), .jpe"
+                                "left out, as images in no class folder: loose.jpg"
+                            |]
+                            "said"))
+
+            testCase "all problems are found at once, and load names the first" (fun () ->
+                inFolder (fun folder ->
+                    touch folder [ "train/a/1.jpg"; "train/b/1.txt"; "test/a/1.jpg"; "test/c/1.jpg" ]
+                    let found = found folder
+                    Expect.hasLength found.Problems 2 "an empty class and an unknown one"
+                    Expect.equal found.Train.Length 1 "the rest is there"
+                    Check.refused [ "train/b"; "another problem" ] (fun () -> scan folder |> ignore)))
+
+            testCase "names that are not UTF-8 are problems, shown as their bytes" (fun () ->
+                inFolder (fun folder ->
+                    touch folder [ "a/1.jpg"; "a/2.jpg"; "b/1.jpg"; "b/2.jpg" ]
+
+                    let shell (command: string) =
+                        use ended =
+                            System.Diagnostics.Process.Start("sh", [ "-c"; $"cd '{folder}' && {command}" ])
+
+                        ended.WaitForExit()
+                        Expect.equal ended.ExitCode 0 command
+
+                    shell @"mv a/1.jpg ""$(printf 'a/caf\351.jpg')"" && mv b ""$(printf '\271\267')"""
+
+                    try
+                        let problems = String.concat "; " (found folder).Problems
+
+                        for word in [ @"caf\xE9.jpg"; @"\xB9\xB7"; "must be UTF-8"; "convmv" ] do
+                            Expect.stringContains problems word "said"
+                    finally
+                        // .NET cannot remove what it cannot name
+                        shell "rm -r a \"$(printf '\\271\\267')\""))
 
             testCase "one folder is split class by class, by names and seed" (fun () ->
                 inFolder (fun folder ->
@@ -216,11 +451,21 @@ let tests =
             testCase "all images of a folder, without a split" (fun () ->
                 inFolder (fun folder ->
                     touch folder [ "b/1.jpg"; "a/2.jpg"; "a/1.jpg" ]
-                    let struct (classNames, files) = ImageFolder.all folder
-                    Expect.equal classNames [| "a"; "b" |] "classes"
-                    Expect.equal (names folder files) [| "a/1.jpg", 0; "a/2.jpg", 0; "b/1.jpg", 1 |] "files"))
+                    let all = ImageFolder.all folder
+                    Expect.equal all.ClassNames [| "a"; "b" |] "classes"
 
-            testCase "links that lead back are not followed, others are" (fun () ->
+                    Expect.equal
+                        (names folder all.Train)
+                        [| "a/1.jpg", 0; "a/2.jpg", 0; "b/1.jpg", 1 |]
+                        "files"
+
+                    Expect.isEmpty all.Test "no split"
+                    touch folder [ "train/a/1.jpg"; "test/a/1.jpg" ]
+
+                    Check.refused [ "train/ and test/"; "give one" ] (fun () ->
+                        ImageFolder.all folder |> ignore)))
+
+            testCase "links that lead back are not followed, others are, and both are reported" (fun () ->
                 inFolder (fun folder ->
                     touch folder [ "data/a/1.jpg"; "data/b/1.jpg"; "elsewhere/2.jpg" ]
                     let at name = Path.Combine(folder, name)
@@ -230,10 +475,61 @@ let tests =
                         Directory.CreateSymbolicLink(at $"data/b/self{i}", ".") |> ignore
 
                     Directory.CreateSymbolicLink(at "data/b/more", at "elsewhere") |> ignore
-                    let struct (_, files) = ImageFolder.all (at "data")
+                    let all = ImageFolder.all (at "data")
 
                     Expect.equal
-                        (names (at "data") files)
+                        (names (at "data") all.Train)
                         [| "a/1.jpg", 0; "b/1.jpg", 1; "b/more/2.jpg", 1 |]
-                        "files"))
+                        "files"
+
+                    Expect.equal
+                        all.Notes
+                        [|
+                            $"""links are followed: b/more -> {at "elsewhere"}"""
+                            "links that lead back are not followed: a/up1 and 15 more"
+                        |]
+                        "said"))
+
+            testCase "two classes that link to each other are read once" (fun () ->
+                inFolder (fun folder ->
+                    touch folder [ "a/1.jpg"; "b/2.jpg" ]
+                    Directory.CreateSymbolicLink(Path.Combine(folder, "a", "x"), "../b") |> ignore
+                    Directory.CreateSymbolicLink(Path.Combine(folder, "b", "y"), "../a") |> ignore
+                    let all = FileScan.require (ImageFolder.all folder)
+
+                    Expect.equal
+                        (names folder all.Train)
+                        [| "a/1.jpg", 0; "a/x/2.jpg", 0; "b/2.jpg", 1; "b/y/1.jpg", 1 |]
+                        "files"
+
+                    Expect.hasLength all.Notes 2 "followed, and not followed back"))
+
+            testCase "links below a linked folder lead from where they are" (fun () ->
+                inFolder (fun folder ->
+                    touch folder [ "far/pool/1.jpg"; "data/b/1.jpg" ]
+                    let at name = Path.Combine(folder, name)
+                    Directory.CreateDirectory(at "far/elk") |> ignore
+                    File.CreateSymbolicLink(at "far/elk/9.jpg", "../pool/1.jpg") |> ignore
+                    File.CreateSymbolicLink(at "far/elk/8.jpg", "../pool/0.jpg") |> ignore
+                    Directory.CreateSymbolicLink(at "data/elk", "../far/elk") |> ignore
+                    let all = FileScan.require (ImageFolder.all (at "data"))
+
+                    Expect.equal
+                        (names (at "data") all.Train)
+                        [| "b/1.jpg", 0; "elk/8.jpg", 1; "elk/9.jpg", 1 |]
+                        "files"
+
+                    Expect.equal (ImageFile.glance (at "data/elk/9.jpg")) (Some "empty") "opened"
+
+                    Expect.equal
+                        (ImageFile.glance (at "data/elk/8.jpg"))
+                        (Some "a link to ../pool/0.jpg, which does not exist")
+                        "leads nowhere"))
+
+            testCase "folders deeper than eight below a class are reported" (fun () ->
+                inFolder (fun folder ->
+                    touch folder [ "a/1.jpg"; "b/1/2/3/4/5/6/7/8/in.jpg"; "b/1/2/3/4/5/6/7/8/9/out.jpg" ]
+                    let all = ImageFolder.all folder
+                    Expect.equal all.Train.Length 2 "files"
+                    Expect.stringContains (Array.exactlyOne all.Notes) "b/1/2/3/4/5/6/7/8/9" "said"))
         ]

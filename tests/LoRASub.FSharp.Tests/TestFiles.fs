@@ -14,6 +14,10 @@ open TorchSharp
 let write (folder: string) (name: string) (bytes: byte[]) =
     File.WriteAllBytes(Path.Combine(folder, name), bytes)
 
+/// Puts the byte order mark of UTF-8 before a file's text.
+let marked (path: string) =
+    File.WriteAllBytes(path, Array.append [| 0xEFuy; 0xBBuy; 0xBFuy |] (File.ReadAllBytes path))
+
 let gzip (bytes: byte[]) : byte[] =
     use packed = new MemoryStream()
 

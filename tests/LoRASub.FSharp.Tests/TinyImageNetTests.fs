@@ -13,7 +13,7 @@ let private badInputs: BadInput list =
         fun folder ->
             Layouts.tinyImageNet folder
             spoil (Path.Combine(folder, "tiny-imagenet-200"))
-            TinyImageNet.scan folder |> ignore
+            TinyImageNet.scan folder |> FileScan.require |> ignore
 
     let under folder (name: string) = Path.Combine(folder, name)
 
@@ -62,5 +62,72 @@ let tests =
                     Expect.equal
                         (found.Test |> Array.map (fun f -> Path.GetFileName f.Path, f.Label))
                         [| "val_0.JPEG", 2; "val_1.JPEG", 0; "val_2.JPEG", 1; "val_3.JPEG", 0 |]
-                        "test"))
+                        "test"
+
+                    Expect.isEmpty found.Notes "as published"))
+
+            for below, keepsList in [ "", false; "images", false; "", true ] do
+                let list = if keepsList then "with" else "without"
+
+                testCase $"val/<wnid>/{below} as scripts leave it, {list} the list" (fun () ->
+                    inFolder (fun folder ->
+                        Layouts.tinyImageNet folder
+                        let root = Path.Combine(folder, "tiny-imagenet-200")
+                        let list = Path.Combine(root, "val", "val_annotations.txt")
+
+                        for line in File.ReadAllLines list do
+                            let fields = line.Split '\t'
+                            let place = Path.Combine(root, "val", fields[1], below)
+                            Directory.CreateDirectory place |> ignore
+
+                            File.Move(
+                                Path.Combine(root, "val", "images", fields[0]),
+                                Path.Combine(place, fields[0])
+                            )
+
+                        if not keepsList then
+                            Directory.Delete(Path.Combine(root, "val", "images"))
+                            File.Delete list
+
+                        let found = FileScan.require (TinyImageNet.scan folder)
+
+                        Expect.equal
+                            (found.Test |> Array.map (fun f -> Path.GetFileName f.Path, f.Label))
+                            [| "val_1.JPEG", 0; "val_3.JPEG", 0; "val_2.JPEG", 1; "val_0.JPEG", 2 |]
+                            "test"
+
+                        Expect.stringContains (Array.exactlyOne found.Notes) "val/<wnid>/" "said"))
+
+            testCase "training images beside, not in, images/" (fun () ->
+                inFolder (fun folder ->
+                    Layouts.tinyImageNet folder
+                    let before = (TinyImageNet.scan folder).Train.Length
+
+                    for images in
+                        Directory.GetDirectories(
+                            Path.Combine(folder, "tiny-imagenet-200", "train"),
+                            "images",
+                            SearchOption.AllDirectories
+                        ) do
+                        for file in Directory.GetFiles images do
+                            File.Move(
+                                file,
+                                Path.Combine(Path.GetDirectoryName images, Path.GetFileName file)
+                            )
+
+                        Directory.Delete images
+
+                    let found = FileScan.require (TinyImageNet.scan folder)
+                    Expect.equal found.Train.Length before "training"))
+
+            testCase "lists with byte order marks" (fun () ->
+                inFolder (fun folder ->
+                    Layouts.tinyImageNet folder
+                    let before = TinyImageNet.scan folder
+
+                    for list in [ "wnids.txt"; "words.txt"; "val/val_annotations.txt" ] do
+                        marked (Path.Combine(folder, "tiny-imagenet-200", list))
+
+                    let found = TinyImageNet.scan folder
+                    Expect.equal found before "the same"))
         ]

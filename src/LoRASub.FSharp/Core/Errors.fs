@@ -13,12 +13,15 @@ type InputException(message: string, inner: exn) =
 [<RequireQualifiedAccess>]
 module Errors =
 
-    /// Raises an InputException that reads "subject: rule; found received; fix".
-    /// `subject` is the file, tensor or setting; `fix` may be empty.
-    let reject (subject: string) (rule: string) (received: string) (fix: string) : 'a =
+    /// "subject: rule; found received; fix". `subject` is the file, tensor or setting; `fix` may be empty.
+    let message (subject: string) (rule: string) (received: string) (fix: string) : string =
         let fix = if fix = "" then "" else "; " + fix
         // joined, not formatted: F#'s formatting takes 20 ms when it is first used, a tenth of a refused command
-        raise (InputException(String.Concat [| subject; ": "; rule; "; found "; received; fix |]))
+        String.Concat [| subject; ": "; rule; "; found "; received; fix |]
+
+    /// Raises an InputException with this `message`.
+    let reject (subject: string) (rule: string) (received: string) (fix: string) : 'a =
+        raise (InputException(message subject rule received fix))
 
     /// Changes of one letter from one name to another (Levenshtein distance).
     let private distance (name: string) (other: string) : int =

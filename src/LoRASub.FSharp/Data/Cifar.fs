@@ -2,6 +2,7 @@ namespace LoRASub
 
 open System
 open System.IO
+open System.Text.RegularExpressions
 
 /// The binary version of CIFAR-10 and CIFAR-100 (Krizhevsky 2009): records of label bytes and then 3072 pixel bytes,
 /// the red, green and blue planes of 32 x 32, row by row. Source: https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -49,22 +50,93 @@ module Cifar =
         else
             Array.init classes (fun c -> $"class {c}")
 
-    let private load name classes labelBytes namesFile trainFiles testFile (folder: string) : Dataset =
-        DataFile.requireFolder name folder
+    /// What a published version is made of.
+    type private Version =
+        {
+            Name: string
+            Classes: int
+            LabelBytes: int
+            Archive: string
+            /// The folder that the archive makes.
+            Inside: string
+            ClassNames: string
+            Train: string list
+            Test: string
+        }
 
-        Dataset.create
-            name
-            (classNames classes (Path.Combine(folder, namesFile)))
-            (readSet name classes labelBytes folder trainFiles)
-            (readSet name classes labelBytes folder [ testFile ])
-        |> Dataset.validate
+    /// Rejects the version for Python, whose files are pickles.
+    let private refusePickles (version: Version) (folder: string) =
+        let python =
+            Directory.GetFileSystemEntries folder
+            |> Array.map (fun (path: string) -> Path.GetFileName path)
+            |> Array.sort
+            |> Array.tryFind (fun entry ->
+                Regex.IsMatch(entry, @"^(cifar-10+-(python|batches-py).*|data_batch_1|batches\.meta|meta)$"))
 
-    /// CIFAR-10 from the files of `cifar-10-batches-bin`; without batches.meta.txt the classes are numbered.
+        match python with
+        | Some entry when not (File.Exists(Path.Combine(folder, version.Test))) ->
+            Errors.reject
+                folder
+                $"{version.Name} needs the files of the binary version, such as {version.Test}"
+                $"the version for Python ({entry})"
+                $"download and unpack {version.Archive}"
+        | _ -> ()
+
+    let private load (version: Version) (folder: string) : Dataset =
+        DataFile.requireFolder version.Name folder
+
+        let folder =
+            folder
+            |> ScanFiles.enter version.Inside (fun folder -> File.Exists(Path.Combine(folder, version.Test)))
+
+        refusePickles version folder
+        let readSet = readSet version.Name version.Classes version.LabelBytes folder
+        let names = Path.Combine(folder, version.ClassNames)
+
+        let dataset =
+            Dataset.create
+                version.Name
+                (classNames version.Classes names)
+                (readSet version.Train)
+                (readSet [ version.Test ])
+            |> Dataset.validate
+
+        { dataset with
+            Notes =
+                [|
+                    if not (File.Exists names) then
+                        $"classes are numbered, because {version.ClassNames} is missing"
+                |]
+        }
+
+    /// CIFAR-10 from the files of `cifar-10-batches-bin`, or the folder that holds it; without batches.meta.txt the
+    /// classes are numbered, as a note says. Rejects the version for Python.
     let load10 (folder: string) : Dataset =
-        let batches = [ for i in 1..5 -> $"data_batch_{i}.bin" ]
-        load "cifar10" 10 1 "batches.meta.txt" batches "test_batch.bin" folder
+        folder
+        |> load
+            {
+                Name = "cifar10"
+                Classes = 10
+                LabelBytes = 1
+                Archive = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+                Inside = "cifar-10-batches-bin"
+                ClassNames = "batches.meta.txt"
+                Train = [ for i in 1..5 -> $"data_batch_{i}.bin" ]
+                Test = "test_batch.bin"
+            }
 
-    /// CIFAR-100 with its 100 fine labels from the files of `cifar-100-binary`; without fine_label_names.txt the
-    /// classes are numbered.
+    /// CIFAR-100 with its 100 fine labels from the files of `cifar-100-binary`, or the folder that holds it; without
+    /// fine_label_names.txt the classes are numbered, as a note says. Rejects the version for Python.
     let load100 (folder: string) : Dataset =
-        load "cifar100" 100 2 "fine_label_names.txt" [ "train.bin" ] "test.bin" folder
+        folder
+        |> load
+            {
+                Name = "cifar100"
+                Classes = 100
+                LabelBytes = 2
+                Archive = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+                Inside = "cifar-100-binary"
+                ClassNames = "fine_label_names.txt"
+                Train = [ "train.bin" ]
+                Test = "test.bin"
+            }

@@ -13,7 +13,8 @@ module Cub =
     let private readable (className: string) =
         className.Substring(className.IndexOf '.' + 1).Replace('_', ' ')
 
-    /// Files and classes. Rejects missing lists, entries without image, class or split, and files that are not there.
+    /// Files and classes. Rejects missing lists and entries without image, class or split; files that are not there are a
+    /// problem of the scan.
     let scan (folder: string) : FileScan =
         let root =
             folder
@@ -80,11 +81,18 @@ module Cub =
                         }
                         : LabelledFile)))
 
+        let struct (present, problems) =
+            files |> Array.map (fun struct (_, file) -> file) |> ScanFiles.present images
+
+        let present = HashSet present
+
         let part wanted =
             files
-            |> Array.choose (fun struct (isTrained, file) -> if isTrained = wanted then Some file else None)
-
-        ScanFiles.requirePresent images (files |> Array.map (fun struct (_, file) -> file))
+            |> Array.choose (fun struct (isTrained, file) ->
+                if isTrained = wanted && present.Contains file then
+                    Some file
+                else
+                    None)
 
         {
             ClassNames =
@@ -96,4 +104,7 @@ module Cub =
             Train = part true
             TestSource = images
             Test = part false
+            Notes = [||]
+            Problems = problems
         }
+        |> FileScan.noteUntested

@@ -2,6 +2,7 @@ namespace LoRASub
 
 open System
 open System.IO
+open System.Text.RegularExpressions
 open TorchSharp
 
 /// One split of a data set, in its original order.
@@ -41,7 +42,50 @@ module internal DataFile =
 
     let requireFolder (dataset: string) (folder: string) =
         if not (Directory.Exists folder) then
-            Errors.reject folder $"must be the folder with the files of {dataset}" "no such folder" ""
+            let found = FileNames.whyAbsent "folder" folder
+            Errors.reject folder $"must be the folder with the files of {dataset}" found ""
+
+    /// Names of the archives in a folder, which somebody may have forgotten to unpack.
+    let archives (folder: string) : string[] =
+        Directory.GetFiles folder
+        |> Array.map (fun (path: string) -> Path.GetFileName path)
+        |> Array.filter (fun name ->
+            Regex.IsMatch(name, @"^[^.].*\.(zip|tar|tgz|tbz2?|txz|7z|rar|tar\.\w+)$"))
+        |> Array.sortWith (fun a b -> String.CompareOrdinal(a, b))
+
+    /// Where files that a folder lacks may be.
+    let private advice (folder: string) (names: string list) : string =
+        let holds (place: string) =
+            names |> List.exists (fun name -> File.Exists(Path.Combine(place, name)))
+
+        let options =
+            EnumerationOptions(RecurseSubdirectories = true, MaxRecursionDepth = 1)
+
+        let places =
+            [
+                yield! Directory.GetDirectories(folder, "*", options) |> Array.sort
+                match Path.GetDirectoryName(Path.GetFullPath(folder).TrimEnd '/') with
+                | null -> ()
+                | parent -> parent
+            ]
+
+        let splits =
+            Directory.GetDirectories folder
+            |> Array.map (fun (path: string) -> Path.GetFileName path)
+            |> SplitNames.groups
+
+        match List.tryFind holds places, archives folder, splits with
+        | Some place, _, _ -> $"give {place}, which holds it"
+        | None, archives, _ when archives.Length > 0 ->
+            let named = archives |> Array.truncate 3 |> String.concat ", "
+            $"unpack {named} first"
+        | None, _, [| group |] ->
+            let there =
+                Array.concat [ group.TrainingNames; group.TestNames; group.ValidationNames ]
+                |> SplitNames.listed
+
+            $"the data set folder reads {there} as they are (--data folder)"
+        | _ -> "give the folder that holds it"
 
     /// The first of the names that is a file in the folder.
     let find (dataset: string) (folder: string) (names: string list) =
@@ -57,11 +101,8 @@ module internal DataFile =
             let wanted = String.Join(" or ", names)
             let rule = $"{dataset} needs this file ({wanted})"
 
-            Errors.reject
-                (Path.Combine(folder, names.Head))
-                rule
-                "no such file"
-                "give the folder that holds it"
+            let path = Path.Combine(folder, names.Head)
+            Errors.reject path rule (FileNames.whyAbsent "file" path) (advice folder names)
 
     /// Runs `read` on the opened file; what the system or a decoder says against it becomes an InputException.
     let openRead (path: string) (read: FileStream -> 'T) : 'T =
@@ -88,10 +129,26 @@ module internal DataFile =
     let sha256 (path: string) : string =
         openRead path (fun stream -> Convert.ToHexStringLower(Security.Cryptography.SHA256.HashData stream))
 
-    /// The lines of a text file, trimmed, without empty ones.
+    /// The lines of a text file with their numbers, trimmed, without empty ones. A byte order mark is skipped, wherever
+    /// joined files have left one; lines may end as on any system. Rejects UTF-16.
+    let numberedLines (path: string) : struct (int * string)[] =
+        let all = bytes path
+
+        if all.AsSpan().IndexOf 0uy >= 0 then
+            let isMarked =
+                all.Length > 1
+                && (all[0] = 0xFFuy && all[1] = 0xFEuy || all[0] = 0xFEuy && all[1] = 0xFFuy)
+
+            let found = if isMarked then "UTF-16" else "zero bytes, as in UTF-16"
+            Errors.reject path "must be text in UTF-8" found "save it as UTF-8"
+
+        (Text.Encoding.UTF8.GetString all).Replace("\r\n", "\n").Split('\n', '\r')
+        |> Array.mapi (fun i line -> struct (i + 1, line.Trim().TrimStart('\uFEFF').TrimStart()))
+        |> Array.filter (fun struct (_, line) -> line <> "")
+
+    /// The `numberedLines` without their numbers.
     let lines (path: string) : string[] =
-        (Text.Encoding.UTF8.GetString(bytes path)).Split('\n', StringSplitOptions.TrimEntries)
-        |> Array.filter ((<>) "")
+        numberedLines path |> Array.map (fun struct (_, line) -> line)
 
 [<RequireQualifiedAccess>]
 module ImageSet =

@@ -8,6 +8,8 @@ type KnownDataset =
         Title: string
         /// None for a set of the user's own.
         Classes: int option
+        /// Training and test images together; None for a set of the user's own.
+        ImageCount: int option
         /// Where it is published.
         Published: string
         /// The files and folders that `load` reads, as published.
@@ -23,6 +25,8 @@ type DataReport =
         TrainingImages: int
         TestImages: int
         Broken: BrokenFile[]
+        /// What a run on this folder reports: which folders were taken for what, and what was left out.
+        Notes: string[]
         /// What keeps the set from being used; empty where all is well.
         Problems: string[]
     }
@@ -36,11 +40,12 @@ module Datasets =
         | Arrays of (string -> Dataset)
         | Files of (ReadOptions -> string -> FileScan)
 
-    let private entry name title classes published layout reader =
+    let private entry name title size published layout reader =
         {
             Name = name
             Title = title
-            Classes = classes
+            Classes = Option.map fst size
+            ImageCount = Option.map snd size
             Published = published
             Layout = layout
         },
@@ -60,72 +65,72 @@ module Datasets =
             entry
                 "fashion-mnist"
                 "Fashion-MNIST"
-                (Some 10)
+                (Some(10, 70000))
                 "https://github.com/zalandoresearch/fashion-mnist"
                 idxLayout
                 (Arrays(Idx.load "fashion-mnist" Idx.fashionMnistClasses))
             entry
                 "mnist"
                 "MNIST"
-                (Some 10)
+                (Some(10, 70000))
                 "http://yann.lecun.com/exdb/mnist/"
                 idxLayout
                 (Arrays(Idx.load "mnist" Idx.mnistClasses))
             entry
                 "cifar10"
                 "CIFAR-10"
-                (Some 10)
+                (Some(10, 60000))
                 "https://www.cs.toronto.edu/~kriz/cifar.html"
                 "data_batch_1.bin to data_batch_5.bin, test_batch.bin, batches.meta.txt (the binary version)"
                 (Arrays Cifar.load10)
             entry
                 "cifar100"
                 "CIFAR-100"
-                (Some 100)
+                (Some(100, 60000))
                 "https://www.cs.toronto.edu/~kriz/cifar.html"
                 "train.bin, test.bin, fine_label_names.txt (the binary version)"
                 (Arrays Cifar.load100)
             entry
                 "imagenet-r"
                 "ImageNet-R"
-                (Some 200)
+                (Some(200, 30000))
                 "https://github.com/hendrycks/imagenet-r"
                 classFolders
                 (Files(ImageFolder.scan "imagenet-r"))
             entry
                 "imagenet-a"
                 "ImageNet-A"
-                (Some 200)
+                (Some(200, 7500))
                 "https://github.com/hendrycks/natural-adv-examples"
                 classFolders
                 (Files(ImageFolder.scan "imagenet-a"))
             entry
                 "cub200"
                 "CUB-200-2011"
-                (Some 200)
+                (Some(200, 11788))
                 "https://www.vision.caltech.edu/datasets/cub_200_2011/"
                 "images.txt, image_class_labels.txt, train_test_split.txt, classes.txt, images/"
                 (Files(fun _ -> Cub.scan))
             entry
                 "domainnet"
                 "DomainNet, all domains together"
-                (Some 345)
+                (Some(345, 586575))
                 "http://ai.bu.edu/M3SDA/"
                 domainLayout
                 (Files(fun _ -> DomainNet.scan))
             entry
                 "domainnet-domains"
                 "DomainNet, domain-incremental"
-                (Some(6 * 345))
+                (Some(6 * 345, 586575))
                 "http://ai.bu.edu/M3SDA/"
                 domainLayout
                 (Files(fun _ -> DomainNet.scanDomains))
             entry
                 "tiny-imagenet"
                 "Tiny-ImageNet-200"
-                (Some 200)
+                (Some(200, 110000))
                 "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-                "wnids.txt, words.txt, train/<wnid>/images/*, val/val_annotations.txt, val/images/"
+                "wnids.txt, words.txt, train/<wnid>/images/*, val/val_annotations.txt, val/images/; or val/<wnid>/*"
                 (Files(fun _ -> TinyImageNet.scan))
             entry
                 "folder"
@@ -182,20 +187,31 @@ module Datasets =
     let load (name: string) (folder: string) : Dataset =
         loadWith ReadOptions.standard name folder
 
-    /// Looks through a folder for a data set: reads its lists, decodes every image, and tells what is there and what is
-    /// wrong. Rejects an unknown name alone.
+    /// The scan of a data set of image files, of which no image is read; None for a set of whole files. Rejects an
+    /// unknown name, and as the set's reader.
+    let scan (options: ReadOptions) (name: string) (folder: string) : FileScan option =
+        let _, reader = find name
+        requireFolder name folder
+
+        match reader with
+        | Arrays _ -> None
+        | Files scan -> Some(scan options folder)
+
+    /// Looks through a folder for a data set: reads its lists, decodes every image, and reports what is there and all
+    /// that is wrong. Rejects only an unknown name.
     let check (name: string) (folder: string) : DataReport =
         let known, reader = find name
 
-        let report classNames training test broken problems =
+        let empty =
             {
                 Dataset = known
                 Folder = folder
-                ClassNames = classNames
-                TrainingImages = training
-                TestImages = test
-                Broken = broken
-                Problems = problems
+                ClassNames = [||]
+                TrainingImages = 0
+                TestImages = 0
+                Broken = [||]
+                Notes = [||]
+                Problems = [||]
             }
 
         try
@@ -204,22 +220,36 @@ module Datasets =
             match reader with
             | Arrays load ->
                 let data = load folder
-                report data.ClassNames data.Train.Labels.Length data.Test.Labels.Length [||] [||]
+
+                { empty with
+                    ClassNames = data.ClassNames
+                    TrainingImages = data.Train.Labels.Length
+                    TestImages = data.Test.Labels.Length
+                    Notes = data.Notes
+                }
             | Files scan ->
                 let scan = scan ReadOptions.standard folder
                 let files = Array.append scan.Train scan.Test |> Array.map _.Path |> Array.distinct
                 let broken = ImageFiles.verify files
 
-                let problems =
-                    [|
-                        if scan.Train.Length = 0 then
-                            "no training image"
-                        if scan.Test.Length = 0 then
-                            "no test image"
-                        if broken.Length > 0 then
-                            $"{broken.Length} of {files.Length} image files cannot be decoded"
-                    |]
-
-                report scan.ClassNames scan.Train.Length scan.Test.Length broken problems
+                { empty with
+                    ClassNames = scan.ClassNames
+                    TrainingImages = scan.Train.Length
+                    TestImages = scan.Test.Length
+                    Broken = broken
+                    Notes = scan.Notes
+                    Problems =
+                        [|
+                            yield! scan.Problems
+                            if scan.Train.Length = 0 then
+                                "no training image"
+                            if scan.Test.Length = 0 then
+                                "no test image"
+                            if broken.Length > 0 then
+                                $"{broken.Length} of {files.Length} image files cannot be decoded"
+                        |]
+                }
         with :? InputException as e ->
-            report [||] 0 0 [||] [| e.Message |]
+            { empty with
+                Problems = [| e.Message |]
+            }

@@ -18,9 +18,9 @@ module DomainNet =
     let private present (folder: string) =
         let found =
             Directory.GetFiles(folder, "*_train.txt")
-            |> Array.map (fun path ->
-                let file = Path.GetFileName path
-                file.Substring(0, file.Length - "_train.txt".Length))
+            |> Array.map (fun (path: string) -> Path.GetFileName path)
+            |> Array.filter (ImageListing.isLeftBehind >> not)
+            |> Array.map (fun file -> file.Substring(0, file.Length - "_train.txt".Length))
             |> Array.sortWith (fun a b -> String.CompareOrdinal(a, b))
 
         if Array.isEmpty found then
@@ -34,16 +34,20 @@ module DomainNet =
 
     /// Label, path and class folder of each line.
     let private entries (folder: string) (list: string) =
-        DataFile.lines list
-        |> Array.mapi (fun i line ->
+        DataFile.numberedLines list
+        |> Array.map (fun struct (number, line) ->
             match line.LastIndexOf ' ' with
             | -1 ->
-                Errors.reject list "must have a path and a label in each line" $"'{line}' in line {i + 1}" ""
+                Errors.reject
+                    list
+                    "must have a path and a label in each line"
+                    $"'{line}' in line {number}"
+                    ""
             | at ->
                 let entry, label = line[.. at - 1].TrimEnd(), ScanFiles.number list line[at + 1 ..]
 
                 if label < 0 || label > 1_000_000 then
-                    Errors.reject list "labels must lie in 0 to 1000000" $"{label} in line {i + 1}" ""
+                    Errors.reject list "labels must lie in 0 to 1000000" $"{label} in line {number}" ""
 
                 let className = Path.GetFileName(Path.GetDirectoryName entry)
                 struct (label, ScanFiles.below list folder entry, className))
@@ -113,32 +117,38 @@ module DomainNet =
 
         struct (root, domains, train, test, classNames both)
 
-    /// Files of some lists; `label` makes a label of the domain's place and the class.
+    /// Files of some lists, and the problems of absent ones; `label` makes a label of the domain's place and the class.
     let private files (label: int -> int -> int) (lists: (string * struct (int * string * string)[])[]) =
-        lists
-        |> Array.mapi (fun domain (list, entries) ->
-            let files: LabelledFile[] =
+        let parts =
+            lists
+            |> Array.mapi (fun domain (list, entries) ->
                 entries
-                |> Array.map (fun struct (c, path, _) -> { Path = path; Label = label domain c })
+                |> Array.map (fun struct (c, path, _) ->
+                    ({ Path = path; Label = label domain c }: LabelledFile))
+                |> ScanFiles.present list)
 
-            ScanFiles.requirePresent list files
-            files)
-        |> Array.concat
+        struct (parts |> Array.collect (fun struct (files, _) -> files),
+                parts |> Array.collect (fun struct (_, problems) -> problems))
 
     let private scanWith label names answers folder : FileScan =
         let struct (root, domains, train, test, classes) = read folder
+        let struct (trainFiles, trainProblems) = files (label classes) train
+        let struct (testFiles, testProblems) = files (label classes) test
 
         {
             ClassNames = names domains classes
             Answers = answers domains classes
             TrainSource = root
-            Train = files (label classes) train
+            Train = trainFiles
             TestSource = root
-            Test = files (label classes) test
+            Test = testFiles
+            Notes = [||]
+            Problems = Array.append trainProblems testProblems
         }
+        |> FileScan.noteUntested
 
-    /// Class-incremental: the images of all domains together. Rejects missing lists, labels that stand for several
-    /// classes, and files that are not there.
+    /// Class-incremental: the images of all domains together. Rejects missing lists and labels that stand for several
+    /// classes; files that are not there are a problem of the scan.
     let scan (folder: string) : FileScan =
         scanWith
             (fun _ _ c -> c)

@@ -7,9 +7,10 @@ open System.Runtime.InteropServices
 open System.Runtime.Loader
 open SkiaSharp
 
-/// JPEG, PNG, WebP and BMP files as RGB bytes, as PIL's `convert("RGB")` gives them: grey is repeated, palettes are
+/// JPEG, PNG, WebP, BMP and GIF files as RGB bytes, as PIL's `convert("RGB")` gives them: grey is repeated, palettes are
 /// looked up, CMYK is converted by Adobe's convention, alpha and colour profiles are dropped, and EXIF's orientation is
-/// ignored, as torchvision's loader does. Difference: 16-bit grey keeps its high byte, where PIL clips it to 255.
+/// ignored, as torchvision's loader does. Of an animation the first frame is read. Differences: 16-bit grey keeps its
+/// high byte, where PIL clips it to 255; transparent pixels of a GIF are black, where PIL keeps the colour behind them.
 [<RequireQualifiedAccess>]
 module ImageFile =
 
@@ -20,10 +21,18 @@ module ImageFile =
     [<Literal>]
     let private MaxBytes = 1_000_000_000L
 
-    /// What the folder readers take for an image, in lower case: torchvision's list. Of these, TIFF and the portable
-    /// maps are not read and told as broken.
+    /// First bytes that show what kind of file it is.
+    [<Literal>]
+    let private HeadBytes = 512
+
+    /// Extensions of JPEG files, in lower case, that torchvision's ImageFolder leaves out.
+    let internal unusualExtensions = set [ ".jfif"; ".jpe" ]
+
+    /// What the folder readers take for an image, in lower case: torchvision's list and two more extensions of JPEG
+    /// files. Of these, TIFF and the portable maps are not read, but reported as broken.
     let extensions =
         set [ ".jpg"; ".jpeg"; ".png"; ".bmp"; ".webp"; ".tif"; ".tiff"; ".ppm"; ".pgm" ]
+        |> Set.union unusualExtensions
 
     let private skia = typeof<SKCodec>.Assembly
 
@@ -84,12 +93,68 @@ module ImageFile =
             SKEncodedImageFormat.Png
             SKEncodedImageFormat.Webp
             SKEncodedImageFormat.Bmp
+            SKEncodedImageFormat.Gif
         ]
 
-    /// Why a codec's image cannot be decoded, if that shows before trying.
-    let private objection (codec: SKCodec) =
+    [<Literal>]
+    let private Rule = "must be a JPEG, PNG, WebP, BMP or GIF image"
+
+    /// First bytes of files that are found under an image's name, each from a position on.
+    let private signatures =
+        let latin (text: string) = Text.Encoding.Latin1.GetBytes text
+
+        [
+            0, latin "\xFF\xD8\xFF", "a JPEG that is damaged or of a rare kind"
+            0, latin "\x89PNG\r\n\x1A\n", "a PNG that is damaged"
+            8, latin "WEBP", "a WebP that is damaged"
+            0, latin "GIF8", "a GIF that is damaged"
+            0, latin "II*\000", "a TIFF image"
+            0, latin "MM\000*", "a TIFF image"
+            4, latin "ftypavi", "an AVIF image"
+            4, latin "ftyphei", "a HEIC image"
+            4, latin "ftypmif1", "a HEIC image"
+            4, latin "ftyp", "an MP4 video"
+            0, latin "\xFF\x0A", "a JPEG XL image"
+            4, latin "JXL ", "a JPEG XL image"
+            4, latin "jP  ", "a JPEG 2000 image"
+            0, latin "8BPS", "a Photoshop image"
+            0, latin "\000\000\001\000", "a Windows icon"
+            0, latin "%PDF", "a PDF document"
+            0, latin "PK\003\004", "a zip archive"
+            0, latin "\x1F\x8B", "gzip data"
+            0, latin "version https://git-lfs", "a Git LFS pointer, for which git lfs pull gets the file"
+            for i in '1' .. '6' do
+                0, latin $"P{i}\n", "a portable map (PBM, PGM or PPM)"
+        ]
+
+    /// What a file is, by its first bytes, that is no image which can be read.
+    let private kind (head: byte[]) : string =
+        let starts (at: int) (bytes: byte[]) =
+            head.Length >= at + bytes.Length
+            && head.AsSpan(at, bytes.Length).SequenceEqual(ReadOnlySpan bytes)
+
+        let signed =
+            signatures
+            |> List.tryPick (fun (at, bytes, name) -> if starts at bytes then Some name else None)
+
+        let text = (Text.Encoding.Latin1.GetString head).TrimStart().ToLowerInvariant()
+
+        let isText =
+            head |> Array.forall (fun b -> b >= 32uy || b = 9uy || b = 10uy || b = 13uy)
+
+        match signed with
+        | Some name -> name
+        | None when text.StartsWith "<!doctype html" || text.StartsWith "<html" ->
+            "an HTML page, as a failed download leaves"
+        | None when text.StartsWith "<svg" || text.StartsWith "<?xml" -> "an SVG drawing or other XML"
+        | None when head |> Array.forall ((=) 0uy) -> "only zero bytes, as a broken download or disk leaves"
+        | None when isText -> "text"
+        | None -> "no image of a known format"
+
+    /// Why a codec's image cannot be decoded, if that shows before trying; `head` gives the file's first bytes.
+    let private objection (head: unit -> byte[]) (codec: SKCodec) =
         if isNull codec || not (List.contains codec.EncodedFormat formats) then
-            Some "no JPEG, PNG, WebP or BMP image"
+            Some(kind (head ()))
         else
             let height, width = codec.Info.Height, codec.Info.Width
 
@@ -140,20 +205,22 @@ module ImageFile =
         finally
             ArrayPool.Shared.Return buffer
 
-    /// The bytes of a regular file, or why there are none.
-    let private bytes (path: string) : Result<byte[], string> =
-        try
-            let file = FileInfo path
-
-            if not file.Exists then
-                Error "no such file"
+    /// A file with bytes that can be read, or why there is none.
+    let private readable (path: string) : Result<FileInfo, string> =
+        FileNames.file path
+        |> Result.bind (fun file ->
             // pipes and devices have no length either, and reading them might never end
-            elif file.Length = 0L then
+            if file.Length = 0L then
                 Error "empty"
             elif file.Length > MaxBytes then
                 Error $"{file.Length} bytes, more than {MaxBytes}"
             else
-                Ok(File.ReadAllBytes path)
+                Ok file)
+
+    /// The bytes of a regular file, or why there are none.
+    let private bytes (path: string) : Result<byte[], string> =
+        try
+            readable path |> Result.map (fun file -> File.ReadAllBytes file.FullName)
         with
         | :? IOException
         | :? UnauthorizedAccessException as e -> Error e.Message
@@ -166,7 +233,7 @@ module ImageFile =
                 use data = SKData.CreateCopy bytes
                 use codec = SKCodec.Create data
 
-                match objection codec with
+                match objection (fun () -> Array.truncate HeadBytes bytes) codec with
                 | Some reason -> Error reason
                 | None -> decoded codec))
 
@@ -175,7 +242,12 @@ module ImageFile =
     let read (path: string) : Picture =
         match tryRead path with
         | Ok picture -> picture
-        | Error reason -> Errors.reject path "must be a JPEG, PNG, WebP or BMP image" reason ""
+        | Error reason -> Errors.reject path Rule reason ""
+
+    let private headOf (path: string) () : byte[] =
+        use stream = File.OpenRead path
+        let head = Array.zeroCreate<byte> HeadBytes
+        head[.. stream.ReadAtLeast(Span head, HeadBytes, throwOnEndOfStream = false) - 1]
 
     /// Whether the file goes as far as its format says; false also where that cannot be told.
     let private isWhole (path: string) (format: SKEncodedImageFormat) =
@@ -205,18 +277,16 @@ module ImageFile =
             | Error reason -> Some reason
 
         try
-            let file = FileInfo path
-
-            if file.Exists && file.Length > 0L then
+            match readable path with
+            | Error reason -> Some reason
+            | Ok _ ->
                 withSkia (fun () ->
                     use codec = SKCodec.Create path
 
-                    match objection codec with
+                    match objection (headOf path) codec with
                     | Some reason -> Some reason
                     | None when isWhole path codec.EncodedFormat -> None
                     | None -> decode ())
-            else
-                Some(if file.Exists then "empty" else "no such file")
         with
         | :? IOException
         | :? UnauthorizedAccessException as e -> Some e.Message

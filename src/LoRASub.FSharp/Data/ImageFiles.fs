@@ -44,7 +44,53 @@ type FileScan =
         Train: LabelledFile[]
         TestSource: string
         Test: LabelledFile[]
+        /// What a reader of the results should know: which folders were taken for what, what was left out.
+        Notes: string[]
+        /// What keeps the set from being used, each as the message of an error; none where it can be.
+        Problems: string[]
     }
+
+[<RequireQualifiedAccess>]
+module FileScan =
+
+    /// The scan itself; rejects one with problems by the first of them.
+    let require (scan: FileScan) : FileScan =
+        match scan.Problems with
+        | [||] -> scan
+        | [| only |] -> raise (InputException only)
+        | several ->
+            let more = several.Length - 1
+
+            let rest =
+                if more = 1 then
+                    "another problem"
+                else
+                    $"{more} more problems"
+
+            raise (InputException $"{several[0]}; there is {rest}, see data check")
+
+    /// The scan with a note of the classes without test images, where there are some.
+    let internal noteUntested (scan: FileScan) : FileScan =
+        let tested = scan.Test |> Array.map _.Label |> Set.ofArray
+
+        let untested =
+            scan.ClassNames
+            |> Array.indexed
+            |> Array.filter (fun (label, _) -> not (tested.Contains label))
+            |> Array.map snd
+
+        if untested.Length = 0 || scan.Test.Length = 0 then
+            scan
+        else
+            let named = untested |> Array.truncate 5 |> String.concat ", "
+            let dots = if untested.Length > 5 then ", ..." else ""
+
+            let note =
+                $"no test image for {untested.Length} of {scan.ClassNames.Length} classes (each task needs at least one): {named}{dots}"
+
+            { scan with
+                Notes = Array.append scan.Notes [| note |]
+            }
 
 /// Decoded pictures, kept up to a number of bytes; the oldest leave first. Safe to use from several threads.
 type internal PictureCache(limit: int64) =
@@ -148,9 +194,10 @@ module ImageFiles =
     let set (source: string) (files: LabelledFile[]) : ImageSet =
         setWith (PictureCache cacheLimit) source files
 
-    /// The data set of a scan. Rejects files whose header or end show that they are broken, with the first few and
+    /// The data set of a scan. Rejects a scan with problems. Rejects files whose header or end show that they are broken, with the first few and
     /// their number; with SkipBroken every file is decoded once, and the broken ones are left out and noted.
     let dataset (options: ReadOptions) (name: string) (scan: FileScan) : Dataset =
+        let scan = FileScan.require scan
         let paths = Array.append scan.Train scan.Test |> Array.map _.Path |> Array.distinct
 
         let found =
@@ -177,7 +224,7 @@ module ImageFiles =
                 Train = setWith cache scan.TrainSource (good scan.Train)
                 Test = setWith cache scan.TestSource (good scan.Test)
                 Answers = scan.Answers
-                Notes = notes found paths.Length
+                Notes = Array.append scan.Notes (notes found paths.Length)
             }
 
 /// What the readers of image folders and split lists share.
@@ -206,27 +253,38 @@ module internal ScanFiles =
         | Some(twice, n) -> Errors.reject list "must have each identifier once" $"{twice} {n} times" ""
         | None -> ids
 
-    /// Rejects files that a list names and that are not there, with the first few and their number.
-    let requirePresent (list: string) (files: LabelledFile[]) =
-        match files |> Array.filter (fun file -> not (File.Exists file.Path)) with
-        | [||] -> ()
-        | absent ->
-            let first = absent |> Array.truncate 3 |> Array.map _.Path |> String.concat ", "
+    /// The files of a list that are there, and the problem of those that are not, with the first few and their number.
+    let present (list: string) (files: LabelledFile[]) : struct (LabelledFile[] * string[]) =
+        let present, absent =
+            files |> Array.partition (fun file -> FileNames.isFile file.Path)
 
-            let dots = if absent.Length > 3 then ", ..." else ""
+        struct (present,
+                [|
+                    if absent.Length > 0 then
+                        let first =
+                            absent
+                            |> Array.truncate 3
+                            |> Array.map (fun file ->
+                                match FileNames.whyAbsent "file" file.Path with
+                                | "no such file" -> file.Path
+                                | reason -> $"{file.Path} ({reason})")
+                            |> String.concat ", "
 
-            Errors.reject
-                list
-                "must name files that are there"
-                $"{absent.Length} of {files.Length} absent: {first}{dots}"
-                "unpack the images beside the list"
+                        let dots = if absent.Length > 3 then ", ..." else ""
+
+                        Errors.message
+                            list
+                            "must name files that are there"
+                            $"{absent.Length} of {files.Length} absent: {first}{dots}"
+                            "unpack the images beside the list"
+                |])
 
     /// Two fields of each line, divided at its first white space.
     let pairs (path: string) : (string * string)[] =
-        DataFile.lines path
-        |> Array.mapi (fun i line ->
+        DataFile.numberedLines path
+        |> Array.map (fun struct (number, line) ->
             match line.IndexOfAny [| ' '; '\t' |] with
-            | -1 -> Errors.reject path "must have two fields in each line" $"'{line}' in line {i + 1}" ""
+            | -1 -> Errors.reject path "must have two fields in each line" $"'{line}' in line {number}" ""
             | at -> line[.. at - 1], line[at + 1 ..].Trim())
 
     let number (path: string) (text: string) : int =

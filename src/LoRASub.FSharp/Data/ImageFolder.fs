@@ -6,49 +6,14 @@ open System.Text
 open System.Text.RegularExpressions
 
 /// A folder of images by class, as torchvision's ImageFolder takes it: `train/<class>/*` with `test/<class>/*` or
-/// `val/<class>/*`, or `<class>/*` alone, which is then split class by class. Nothing is moved, renamed or deleted.
+/// `val/<class>/*`, under the names that people give to them, or `<class>/*` alone, which is then split class by class.
+/// What was taken for what, and what was left out, are notes of the scan. Nothing is moved, renamed or deleted.
 [<RequireQualifiedAccess>]
 module ImageFolder =
 
-    let private isHidden (path: string) = (Path.GetFileName path).StartsWith '.'
+    let private nameOf (place: DiskFolder) = Path.GetFileName place.Path
 
-    let private listed (folder: string) (list: string -> string[]) =
-        try
-            list folder
-            |> Array.filter (isHidden >> not)
-            |> Array.sortWith (fun a b -> String.CompareOrdinal(Path.GetFileName a, Path.GetFileName b))
-        with
-        | :? IOException
-        | :? UnauthorizedAccessException as e -> Errors.reject folder "must be a readable folder" e.Message ""
-
-    // A link to a folder that holds it would never end.
-    let private leadsBack (folder: string) =
-        match Directory.ResolveLinkTarget(folder, returnFinalTarget = true) with
-        | null -> false
-        | target -> (Path.GetFullPath folder + "/").StartsWith(target.FullName.TrimEnd '/' + "/")
-
-    // Runs were once saved among the classes.
-    let private holdsRun (folder: string) =
-        File.Exists(Path.Combine(folder, "settings.json"))
-        && File.Exists(Path.Combine(folder, ".lock"))
-
-    let private folders (folder: string) =
-        listed
-            folder
-            (Directory.GetDirectories
-             >> Array.filter (fun one -> not (leadsBack one || holdsRun one)))
-
-    /// Image files at any depth up to 8, in ordinal order of their paths below the folder.
-    let rec private images (depth: int) (folder: string) : string[] =
-        let own =
-            listed folder Directory.GetFiles
-            |> Array.filter (fun file ->
-                ImageFile.extensions.Contains((Path.GetExtension file).ToLowerInvariant()))
-
-        if depth = 0 then
-            own
-        else
-            Array.append own (folders folder |> Array.collect (images (depth - 1)))
+    let private names (listing: Listing) = listing.Folders |> Array.map nameOf
 
     /// Combining marks, the Latin letters that take them, and the two as one letter: a runtime without globalisation
     /// data normalises nothing.
@@ -76,45 +41,107 @@ module ImageFolder =
     /// Names that some file systems cannot hold apart are one.
     let private canonical (name: string) = (composed name).ToLowerInvariant()
 
-    let private requireDistinct (folder: string) (names: string[]) =
-        match
-            names
-            |> Array.groupBy canonical
-            |> Array.tryFind (fun (_, same) -> same.Length > 1)
-        with
-        | Some(_, same) ->
+    let private sameNames (folder: string) (names: string[]) : Finding[] =
+        names
+        |> Array.groupBy canonical
+        |> Array.filter (fun (_, same) -> same.Length > 1)
+        |> Array.map (fun (_, same) ->
             let kind =
                 if same[0].ToLowerInvariant() = same[1].ToLowerInvariant() then
-                    "which differ by case alone"
+                    "which differ only by case"
                 else
-                    "which differ by Unicode normalisation alone"
+                    "which differ only by Unicode normalisation"
 
-            Errors.reject
+            Errors.message
                 folder
                 "each class must have a name of its own"
                 $"'{same[0]}' and '{same[1]}', {kind}"
                 "rename or merge one of the folders"
-        | None -> ()
+            |> Finding.Problem)
 
-    /// Name and files of each class folder, in ordinal order.
-    let private classes (name: string) (folder: string) : (string * string[])[] =
-        let found = folders folder
+    type private ClassFolder =
+        {
+            Id: string
+            Path: string
+            Files: string[]
+            Findings: Finding[]
+        }
 
-        if Array.isEmpty found then
-            Errors.reject folder $"{name} needs one folder of images for each class" "no folder" ""
+    /// The class folders of a folder, in ordinal order, and what else was met there. A class folder that holds splits of
+    /// its own is a problem: its images would be mixed.
+    let private classFolders
+        (name: string)
+        (root: DiskFolder)
+        (folder: DiskFolder)
+        : struct (ClassFolder[] * Finding[]) =
+        let listing = ImageListing.list root [] folder
 
-        requireDistinct folder (found |> Array.map (fun (one: string) -> Path.GetFileName one))
+        if
+            Array.isEmpty listing.Folders
+            && Array.isEmpty (ImageListing.problems listing.Findings)
+        then
+            let rule = $"{name} needs one folder of images for each class"
+            let images = listing.ImagePaths.Length
 
-        found
-        |> Array.map (fun one ->
-            match images 8 one with
-            | [||] ->
-                Errors.reject
-                    one
-                    "a class must hold at least one image"
-                    "none"
-                    "remove the folder or fill it"
-            | files -> Path.GetFileName one, files)
+            match DataFile.archives folder.Path, ImageListing.contents listing.Findings with
+            | archives, _ when archives.Length > 0 ->
+                let named = archives |> Array.truncate 3 |> String.concat ", "
+                Errors.reject folder.Path rule $"no folder, but {named}" "unpack it first"
+            | _ when images > 0 -> Errors.reject folder.Path rule $"no folder, but images ({images})" ""
+            | _, "none" -> Errors.reject folder.Path rule "no folder" ""
+            | _, held -> Errors.reject folder.Path rule $"no folder, but {held}" ""
+
+        let classes =
+            listing.Folders
+            |> Array.map (fun place ->
+                let struct (files, findings, inside) = ImageListing.images root place
+
+                {
+                    Id = nameOf place
+                    Path = place.Path
+                    Files = files
+                    Findings =
+                        [|
+                            yield! findings
+                            for group in SplitNames.groups inside do
+                                let held =
+                                    Array.concat
+                                        [ group.TrainingNames; group.TestNames; group.ValidationNames ]
+
+                                Errors.message
+                                    place.Path
+                                    "a class must not hold training and test images"
+                                    (SplitNames.listed held)
+                                    "give this folder if it is the data set; if it is a class, move its images to train/<class>/ and test/<class>/"
+                                |> Finding.Problem
+                        |]
+                })
+
+        struct (classes,
+                [|
+                    yield! ImageListing.around listing
+                    yield! sameNames folder.Path (names listing)
+                    for one in classes do
+                        yield! one.Findings
+                |])
+
+    let private emptyClass (one: ClassFolder) =
+        Errors.message
+            one.Path
+            "a class must hold at least one image"
+            (ImageListing.contents one.Findings)
+            "remove the folder, or fill it with images that are read"
+        |> Finding.Problem
+
+    /// `classFolders` where each must hold images.
+    let private classes
+        (name: string)
+        (root: DiskFolder)
+        (folder: DiskFolder)
+        : struct (ClassFolder[] * Finding[]) =
+        let struct (found, findings) = classFolders name root folder
+        let full, empty = found |> Array.partition (fun one -> one.Files.Length > 0)
+        struct (full, Array.append findings (Array.map emptyClass empty))
 
     /// Images that train of a class of n, so that both splits have one where n allows.
     let private trained (ratio: float) (n: int) =
@@ -150,25 +177,174 @@ module ImageFolder =
     let private label (files: string[]) (label: int) : LabelledFile[] =
         files |> Array.map (fun path -> { Path = path; Label = label })
 
-    /// The split that stands beside `train`, if this folder is one of splits.
-    let private heldOut (name: string) (folder: string) : string option =
-        let train = Path.Combine(folder, "train")
+    // ------------------------------------------------------------------------------------------ which folders
 
-        if Directory.Exists train && not (Array.isEmpty (folders train)) then
-            match
-                [ "test"; "val" ]
-                |> List.map (fun split -> Path.Combine(folder, split))
-                |> List.tryFind Directory.Exists
-            with
-            | Some split -> Some split
-            | None ->
-                Errors.reject
-                    folder
-                    $"{name} needs test/ or val/ beside train/"
-                    "train/ alone"
-                    "give train/ itself to have it split"
+    /// The first few of some folders.
+    let private few (folders: string[]) =
+        if folders.Length > 6 then
+            SplitNames.listed folders[..4] + $" and {folders.Length - 5} more folders"
         else
-            None
+            SplitNames.listed folders
+
+    /// Where the images are.
+    type private Layout =
+        | Whole
+        | Split of training: DiskFolder * test: DiskFolder
+
+    let private child (listing: Listing) (name: string) =
+        listing.Folders |> Array.find (fun place -> nameOf place = name)
+
+    /// The folder itself, or the one inside it that repeats its name or role, as archives leave: seg_train/seg_train.
+    let rec private enterSplit (root: DiskFolder) (place: DiskFolder) : DiskFolder =
+        let listing = ImageListing.list root [] place
+
+        match listing.Folders with
+        | [| only |] when
+            listing.ImagePaths.Length = 0
+            && (SplitNames.isWrapper (nameOf only) || nameOf only = nameOf place)
+            ->
+            enterSplit root only
+        | _ -> place
+
+    let private onlyOne (folder: DiskFolder) (what: string) (some: string[]) : string option =
+        if some.Length > 1 then
+            Errors.reject
+                folder.Path
+                $"must have one folder of {what} images"
+                (SplitNames.listed some)
+                "rename or move all but one"
+
+        Array.tryHead some
+
+    /// Training and held-out images by their folders' names, with notes. Test images come from the test folder, and from
+    /// the validation folder where there is no test folder with the classes of the training images.
+    let private chooseSplit
+        (root: DiskFolder)
+        (listing: Listing)
+        (group: SplitFolders)
+        : struct (Layout * string list) =
+        let training = (onlyOne root "training" group.TrainingNames).Value
+        let trainPlace = enterSplit root (child listing training)
+        let ids = names (ImageListing.list root [] trainPlace) |> Array.map canonical |> set
+
+        let isUsable (name: string) =
+            names (ImageListing.list root [] (enterSplit root (child listing name)))
+            |> Array.exists (fun id -> ids.Contains(canonical id))
+
+        let tests, validations =
+            Array.partition isUsable group.TestNames, Array.partition isUsable group.ValidationNames
+
+        let chosen =
+            match fst tests, fst validations with
+            // read all the same, to say what is wrong with it
+            | [||], [||] -> Array.tryHead (Array.append group.TestNames group.ValidationNames)
+            | [||], validations -> onlyOne root "validation" validations
+            | tests, _ -> onlyOne root "test" tests
+
+        let test = chosen.Value
+        let testPlace = enterSplit root (child listing test)
+
+        let below (place: DiskFolder) =
+            Path.GetRelativePath(root.Path, place.Path)
+
+        let notes =
+            [
+                if below trainPlace <> "train" || below testPlace <> "test" then
+                    $"training images are read from {below trainPlace}/, test images from {below testPlace}/"
+
+                match names listing |> Array.filter (fun name -> name <> training && name <> test) with
+                | [||] -> ()
+                | others -> $"not read: {few others}"
+            ]
+
+        struct (Split(trainPlace, testPlace), notes)
+
+    /// A folder that holds nothing but one folder, which holds several, is only around it.
+    let private inside (root: DiskFolder) (listing: Listing) : Listing option =
+        match listing.Folders with
+        | [| only |] when listing.ImagePaths.Length = 0 && not (SplitNames.isBare (nameOf only)) ->
+            let below = ImageListing.list root [] only
+
+            if below.ImagePaths.Length = 0 && below.Folders.Length > 0 then
+                Some below
+            else
+                None
+        | _ -> None
+
+    /// Where the images of a data set are.
+    type private Found =
+        {
+            Layout: Layout
+            /// The folder of the layout's folders.
+            Root: DiskFolder
+            Notes: string list
+            Findings: Finding[]
+        }
+
+    /// Rejects names of splits that do not fit together: read as classes, they would mix the splits.
+    let rec private find (name: string) (data: DiskFolder) (root: DiskFolder) : Found =
+        let listing = ImageListing.list data [] root
+        let bare = names listing |> Array.filter SplitNames.isBare
+
+        let holdsFolders name =
+            (ImageListing.list data [] (child listing name)).Folders.Length > 0
+
+        let refuse received fix =
+            Errors.reject
+                root.Path
+                $"{name} needs train/ with test/ or val/, or one folder for each class"
+                received
+                fix
+
+        let whole notes =
+            {
+                Layout = Whole
+                Root = root
+                Notes = notes
+                Findings = [||]
+            }
+
+        match SplitNames.groups (names listing), inside data listing with
+        | [| group |], _ ->
+            let struct (layout, notes) = chooseSplit root listing group
+
+            {
+                Layout = layout
+                Root = root
+                Notes = notes
+                Findings = ImageListing.around listing
+            }
+        | [||], Some below when below.Folders.Length > 1 || (inside data below).IsSome ->
+            let only = listing.Folders[0]
+            let found = find name data only
+
+            { found with
+                Notes =
+                    [
+                        // the archives of published sets make a folder of the set's name
+                        if found.Root.Path = only.Path && nameOf only <> name then
+                            $"the data set is read from {Path.GetRelativePath(data.Path, only.Path)}/, the only folder"
+                        yield! found.Notes
+                    ]
+                Findings = Array.append (ImageListing.around listing) found.Findings
+            }
+        | [||], _ ->
+            match bare with
+            | [||] -> whole []
+            | [| one |] when listing.Folders.Length > 1 && not (holdsFolders one) ->
+                whole
+                    [
+                        $"{one}/ is read as a class, because no folder of the other split is beside it"
+                    ]
+            | [| one |] when listing.Folders.Length = 1 ->
+                refuse $"only {one}/" $"give {one}/ itself to have it split"
+            | _ ->
+                let others = names listing |> Array.except bare
+                let beside = if others.Length = 0 then "" else $" beside {few others}"
+                refuse $"{few bare}{beside}" "put the training images into train/, or rename what is a class"
+        | groups, _ ->
+            let some = groups |> Array.collect _.TrainingNames
+            refuse $"several splits: {few some}" "give the folder of one of them"
 
     /// `n01443537 goldfish` in a README, as the renditions and adversarial examples of ImageNet come with.
     let private readmeNames (folder: string) (ids: string[]) : string[] =
@@ -188,59 +364,126 @@ module ImageFolder =
         |> Array.map (fun id -> id, defaultArg (names.TryFind id) id)
         |> ScanFiles.distinctNames
 
-    /// Files and classes of a folder. Rejects a folder without classes, a class without images, classes whose names
-    /// differ by case or Unicode normalisation alone, and a class in the test split that training lacks.
+    let private result (root: DiskFolder) (notes: string list) (findings: Finding[]) (scan: FileScan) =
+        { scan with
+            Notes = Array.append (Array.ofList notes) (ImageListing.notes root findings)
+            Problems = ImageListing.problems findings
+        }
+        |> FileScan.noteUntested
+
+    let private ofSplit
+        name
+        (data: DiskFolder)
+        (at: Found)
+        (trainPlace: DiskFolder)
+        (testPlace: DiskFolder)
+        : FileScan =
+        let struct (train, trainFindings) = classes name data trainPlace
+        let struct (test, testFindings) = classFolders name data testPlace
+        let ids = train |> Array.map _.Id
+        // an empty folder is a class without test images, as an absent one is
+        let known, unknown =
+            test
+            |> Array.filter (fun one -> one.Files.Length > 0)
+            |> Array.partition (fun one -> Array.contains one.Id ids)
+
+        let unknown =
+            unknown
+            |> Array.map (fun one ->
+                let fix =
+                    match ids |> Array.tryFind (fun id -> canonical id = canonical one.Id) with
+                    | Some id -> $"the training images are in '{id}': use one name"
+                    | None -> ""
+
+                Errors.message
+                    testPlace.Path
+                    "each class of the test images must have training images"
+                    $"'{one.Id}', which {trainPlace.Path} lacks"
+                    fix
+                |> Finding.Problem)
+
+        result
+            data
+            at.Notes
+            (Array.concat [ at.Findings; trainFindings; testFindings; unknown ])
+            {
+                ClassNames = readmeNames at.Root.Path ids
+                Answers = Array.init ids.Length id
+                TrainSource = trainPlace.Path
+                Train = train |> Array.mapi (fun i one -> label one.Files i) |> Array.concat
+                TestSource = testPlace.Path
+                Test =
+                    known
+                    |> Array.map (fun one -> label one.Files (Array.IndexOf(ids, one.Id)))
+                    |> Array.concat
+                Notes = [||]
+                Problems = [||]
+            }
+
+    let private ofWhole name (options: ReadOptions) (data: DiskFolder) (at: Found) : FileScan =
+        let struct (found, findings) = classes name data at.Root
+        let parts = found |> Array.map (fun one -> divide options one.Id one.Files)
+
+        let files pick =
+            parts |> Array.mapi (fun i part -> label (pick part) i) |> Array.concat
+
+        result
+            data
+            at.Notes
+            (Array.append at.Findings findings)
+            {
+                ClassNames = readmeNames at.Root.Path (found |> Array.map _.Id)
+                Answers = Array.init found.Length id
+                TrainSource = at.Root.Path
+                Train = files (fun struct (train, _) -> train)
+                TestSource = at.Root.Path
+                Test = files (fun struct (_, test) -> test)
+                Notes = [||]
+                Problems = [||]
+            }
+
+    /// Files and classes of a folder. Rejects a folder without classes, and folders named like splits that do not fit
+    /// together. Problems of the scan: a class without images, classes whose names differ only by case or Unicode
+    /// normalisation, a class in the test split that training lacks, names that are not UTF-8, links that lead to
+    /// nothing, and folders that cannot be read.
     let scan (name: string) (options: ReadOptions) (folder: string) : FileScan =
         DataFile.requireFolder name folder
+        let data = ImageListing.place folder
+        let found = find name data data
 
-        // the archives of published sets make a folder of the set's name
-        let root =
-            ScanFiles.enter name (fun folder -> Directory.Exists folder && (folders folder).Length > 1) folder
+        match found.Layout with
+        | Whole -> ofWhole name options data found
+        | Split(training, test) -> ofSplit name data found training test
 
-        match heldOut name root with
-        | Some testFolder ->
-            let trainFolder = Path.Combine(root, "train")
-            let train = classes name trainFolder
-            let ids = Array.map fst train
-
-            let test =
-                classes name testFolder
-                |> Array.map (fun (id, files) ->
-                    match Array.IndexOf(ids, id) with
-                    | -1 ->
-                        let rule = "each class of the test images must have training images"
-                        Errors.reject testFolder rule $"'{id}', which {trainFolder} lacks" ""
-                    | place -> label files place)
-
-            {
-                ClassNames = readmeNames root ids
-                Answers = Array.init ids.Length id
-                TrainSource = trainFolder
-                Train = train |> Array.mapi (fun i (_, files) -> label files i) |> Array.concat
-                TestSource = testFolder
-                Test = Array.concat test
-            }
-        | None ->
-            let found = classes name root
-
-            let parts =
-                found |> Array.map (fun (className, files) -> divide options className files)
-
-            let files pick =
-                parts |> Array.mapi (fun i part -> label (pick part) i) |> Array.concat
-
-            {
-                ClassNames = readmeNames root (Array.map fst found)
-                Answers = Array.init found.Length id
-                TrainSource = root
-                Train = files (fun struct (train, _) -> train)
-                TestSource = root
-                Test = files (fun struct (_, test) -> test)
-            }
-
-    /// All images of a folder of `<class>/*`, without a split: class names in ordinal order, and the files, labelled
-    /// by their place in it.
-    let all (folder: string) : struct (string[] * LabelledFile[]) =
+    /// All images of a folder of `<class>/*` as training images, without a split. Rejects a folder of splits; problems
+    /// as those of `scan`.
+    let all (folder: string) : FileScan =
         DataFile.requireFolder "images" folder
-        let found = classes "images" folder
-        struct (Array.map fst found, found |> Array.mapi (fun i (_, files) -> label files i) |> Array.concat)
+        let root = ImageListing.place folder
+
+        for group in SplitNames.groups (names (ImageListing.list root [] root)) do
+            let there =
+                Array.concat [ group.TrainingNames; group.TestNames; group.ValidationNames ]
+
+            Errors.reject
+                folder
+                "must hold a folder for each class"
+                (SplitNames.listed there)
+                "give one of these folders"
+
+        let struct (found, findings) = classes "images" root root
+
+        result
+            root
+            []
+            findings
+            {
+                ClassNames = found |> Array.map _.Id
+                Answers = Array.init found.Length id
+                TrainSource = folder
+                Train = found |> Array.mapi (fun i one -> label one.Files i) |> Array.concat
+                TestSource = folder
+                Test = [||]
+                Notes = [||]
+                Problems = [||]
+            }

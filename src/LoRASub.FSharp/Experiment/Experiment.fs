@@ -162,15 +162,8 @@ module Plan =
         let options = backboneOptions settings
         let references = Reference.folders settings.Reference |> Array.map Reference.read
 
-        let reading =
-            {
-                SplitRatio = settings.SplitRatio
-                SplitSeed = settings.SplitSeed
-                SkipBroken = settings.SkipBroken
-            }
-
         let dataset =
-            Datasets.loadWith reading settings.Data (needed "data-path" settings.DataPath)
+            Datasets.loadWith (Settings.reading settings) settings.Data (needed "data-path" settings.DataPath)
 
         checkClasses dataset.ClassNames.Length
         let stream = TaskStream.create dataset order settings.Tasks settings.InitialClasses

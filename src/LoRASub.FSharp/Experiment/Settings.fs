@@ -227,6 +227,14 @@ type Setting =
 [<RequireQualifiedAccess>]
 module Settings =
 
+    /// How a data set of image files is read.
+    let reading (settings: RunSettings) : ReadOptions =
+        {
+            SplitRatio = settings.SplitRatio
+            SplitSeed = settings.SplitSeed
+            SkipBroken = settings.SkipBroken
+        }
+
     let private invariant = CultureInfo.InvariantCulture
 
     let private parse name rule (tryParse: string -> bool * 'T) (text: string) : 'T =
