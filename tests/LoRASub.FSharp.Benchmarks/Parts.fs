@@ -316,7 +316,7 @@ module Parts =
                 VisionTransformer.features adapters vit batch.Images |> ignore)
 
     /// A task of ten classes ready to end, and the network that its end runs.
-    let private onBundled root (f: VisionTransformer -> LoRASubDrs.Training -> Adapters -> 'T) : 'T =
+    let private onBundled root (f: VisionTransformer -> LoRASubDrs.Training<_> -> Adapters -> 'T) : 'T =
         Scope.run (fun () ->
             let vit = Workload.bundled root Precision.Float32
             let state = Workload.stateOf vit 0

@@ -118,10 +118,10 @@ let taskAfter (known: int) (classes: int) : LearningTask =
     }
 
 /// A task ready to train, observed on one batch where it is not the first. Owned by the caller; borrows the state.
-let training vit settings (task: LearningTask) (state: TaskState) (seen: Batch) : LoRASubDrs.Training =
+let training vit settings (task: LearningTask) (state: TaskState) (seen: Batch) =
     let learner = LoRASubDrs.learner vit settings
 
-    Scope.keep learner.TrainingLeaves (fun () ->
+    Scope.keep (learner.TrainingTree task state).Leaves (fun () ->
         let begun = learner.BeginTask task state
 
         (if learner.Observes task then

@@ -145,7 +145,7 @@ let tests =
                 let struct (_, state) =
                     Transform.step transform [| Some(tensor c.Start) |] (transform.Init ps) ps
 
-                let all = Seq.append ps (transform.Leaves state) |> Array.ofSeq
+                let all = Seq.append ps (transform.Tree.Leaves state) |> Array.ofSeq
                 let before = all |> Array.map _.clone()
                 let counts = Array.copy state.Steps
 
@@ -260,7 +260,7 @@ let tests =
                     let ps = example () |> Array.map onMeta
                     let t = Adam.transform 0.1 options
                     let struct (stepped, state) = Transform.step t [| Some ps[0] |] (t.Init ps) ps
-                    Seq.iter (expectMeta [ 2L; 3L ]) (Seq.append stepped (t.Leaves state))))
+                    Seq.iter (expectMeta [ 2L; 3L ]) (Seq.append stepped (t.Tree.Leaves state))))
 
             (let amsgrad =
                 Adam.transform
@@ -270,7 +270,7 @@ let tests =
                         WeightDecay = 0.1
                     }
 
-             noLeaks "init" example (fun ps -> amsgrad.Leaves(amsgrad.Init ps)))
+             noLeaks "init" example (fun ps -> amsgrad.Tree.Leaves(amsgrad.Init ps)))
 
             (let amsgrad =
                 Adam.transform
@@ -282,5 +282,5 @@ let tests =
 
              noLeaks "a step" (fun () -> let ps = example () in ps, amsgrad.Init ps) (fun (ps, state) ->
                  let struct (stepped, next) = Transform.step amsgrad [| Some ps[0] |] state ps
-                 Seq.append stepped (amsgrad.Leaves next)))
+                 Seq.append stepped (amsgrad.Tree.Leaves next)))
         ]

@@ -62,7 +62,7 @@ let private sameOutcome (what: string) (expected: Outcome) (actual: Outcome) =
     Expect.equal (actual.Tasks |> Array.map _.Before) (expected.Tasks |> Array.map _.Before) $"{what}: before"
 
     let driftOf (outcome: Outcome) =
-        Drift.tensors outcome.Drift.Value
+        Tree.write Drift.tree outcome.Drift.Value
         |> List.map (fun (name, tensor) -> name, Probe.bytesOf tensor)
 
     Expect.equal (driftOf actual) (driftOf expected) $"{what}: drift"
@@ -225,7 +225,7 @@ let tests =
                 "another version is refused"
                 (withCheckpoint 5 (fun folder plan ->
                     rewrite folder (fun json -> json["version"] <- JsonValue.Create 99)
-                    refused [ "checkpoint.json"; "version 1"; "99" ] (fun () -> pickUp folder plan |> ignore)))
+                    refused [ "checkpoint.json"; "version 2"; "99" ] (fun () -> pickUp folder plan |> ignore)))
 
             testCase
                 "one changed character is refused"

@@ -24,15 +24,13 @@ let private bits (tensors: torch.Tensor seq) =
 let private references (tensors: torch.Tensor seq) =
     HashSet<torch.Tensor>(tensors, HashIdentity.Reference)
 
-/// What a phase's layout tells, put together again from copies.
-let private restored leaves (layout: Layout<'State>) task state (phase: 'State) : 'State =
-    Scope.keep leaves (fun () ->
-        let copies =
-            layout.Tensors phase
-            |> List.map (fun (name, tensor) -> name, tensor.clone ())
-            |> Map.ofList
-
-        layout.Restore task state (fun name -> copies[name]))
+/// A phase read from copies of what its tree writes.
+let private restored (tree: Tree<'State>) (phase: 'State) : 'State =
+    Scope.keep tree.Leaves (fun () ->
+        Tree.write tree phase
+        |> List.map (fun (name, tensor) -> name, tensor.clone ())
+        |> Map.ofList
+        |> Tree.read tree "the copies")
 
 /// Prepares every phase of the second task, in order.
 let private phases (make: VisionTransformer -> Learner<'O, 'T>) (plan: Plan) : Phase list =
@@ -61,7 +59,10 @@ let private phases (make: VisionTransformer -> Learner<'O, 'T>) (plan: Plan) : P
             Call = call >> leaves >> Array.ofSeq
         }
 
-    let observing, training = learner.ObservingLeaves, learner.TrainingLeaves
+    let observingTree, trainingTree =
+        learner.ObservingTree task state, learner.TrainingTree task state
+
+    let observing, training = observingTree.Leaves, trainingTree.Leaves
     let ofState = Array.ofSeq (TaskState.leaves state)
 
     [
@@ -91,9 +92,9 @@ let private phases (make: VisionTransformer -> Learner<'O, 'T>) (plan: Plan) : P
             (Seq.concat [ TaskState.leaves next; Model.leaves model; Features.leaves features ])
             (fun () -> learner.Classify model features)
         phase "restoring an observation" observing (Seq.append ofState (observing observed)) (fun () ->
-            restored observing learner.ObservingLayout task state observed)
+            restored observingTree observed)
         phase "restoring a training" training (Seq.append ofState (training trained)) (fun () ->
-            restored training learner.TrainingLayout task state trained)
+            restored trainingTree trained)
     ]
 
 /// Calls of the second task that must fail, each with good arguments but one.

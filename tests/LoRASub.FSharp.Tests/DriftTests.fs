@@ -132,13 +132,15 @@ let private slow (c: Run) t p : float list list =
             since l
     ]
 
-let private same2 what (expected: Drift.State) (actual: Drift.State) =
-    Expect.equal (List.map fst (Drift.tensors actual)) (List.map fst (Drift.tensors expected)) "names"
+let private tensors = Drift.tree.Write "drift"
 
-    List.iter2
-        (fun (name, e) (_, a) -> identical $"{what}, {name}" e a)
-        (Drift.tensors expected)
-        (Drift.tensors actual)
+let private restore (named: Map<string, torch.Tensor>) =
+    Drift.restore (NamedTensors("the checkpoint", named)) "drift"
+
+let private same2 what (expected: Drift.State) (actual: Drift.State) =
+    Expect.equal (List.map fst (tensors actual)) (List.map fst (tensors expected)) "names"
+
+    List.iter2 (fun (name, e) (_, a) -> identical $"{what}, {name}" e a) (tensors expected) (tensors actual)
 
 let private example: Run =
     {
@@ -170,10 +172,10 @@ let private json (c: Run) (state: Drift.State) =
 
 let private tampered name change =
     fun () ->
-        Drift.tensors (measure example)
+        tensors (measure example)
         |> Map.ofList
         |> Map.change name change
-        |> Drift.restore
+        |> restore
         |> ignore
 
 [<Tests>]
@@ -262,9 +264,9 @@ let tests =
                     let through (state: Drift.State) =
                         Probe.inFolder (fun folder ->
                             let path = Path.Combine(folder, "drift.safetensors")
-                            Safetensors.write path Map.empty (Drift.tensors state)
+                            Safetensors.write path Map.empty (tensors state)
                             let file = Safetensors.read path
-                            let restored = Drift.restore file.Tensors
+                            let restored = restore file.Tensors
                             Scope.free Safetensors.leaves file
                             restored)
 
@@ -601,19 +603,19 @@ let tests =
                             "no anchors",
                             "drift.anchors",
                             (fun _ -> None),
-                            [ "drift.anchors"; "must be in the checkpoint" ]
+                            [ "drift.anchors"; "the checkpoint"; "no such tensor" ]
                             "half a subspace",
-                            "drift.tasks.2.blocks.1.spectrum",
+                            "drift.tasks.2.subspaces.1.spectrum",
                             (fun _ -> None),
-                            [ "drift.tasks.2.blocks.1.spectrum"; "no such tensor" ]
+                            [ "drift.tasks.2.subspaces.1.spectrum"; "no such tensor" ]
                             "the last task missing",
                             "drift.tasks.2.means",
                             (fun _ -> None),
-                            [ "drift.tasks"; "6"; "[2, 4]" ]
+                            [ "drift.tasks.2.means"; "no such tensor" ]
                             "a task missing",
                             "drift.tasks.1.means",
                             (fun _ -> None),
-                            [ "drift.tasks"; "6"; "[2]" ]
+                            [ "drift.tasks.1.means"; "no such tensor" ]
                             "spreads of another type",
                             "drift.spreads",
                             Option.map (fun (t: torch.Tensor) -> t.``to`` torch.float32),
@@ -647,8 +649,8 @@ let tests =
                          let after = Drift.afterTask 1 prototypes moments subspaces state
                          let kept = Collections.Generic.HashSet(Drift.leaves state, HashIdentity.Reference)
                          Drift.leaves after |> Seq.filter (kept.Contains >> not))
-                     noLeaks "restore" (fun () -> Map.ofList (Drift.tensors (measure example))) (fun named ->
-                         Drift.leaves (Drift.restore named))
+                     noLeaks "restore" (fun () -> Map.ofList (tensors (measure example))) (fun named ->
+                         Drift.leaves (restore named))
                      noLeaks "classes" (fun () -> measure example) (nothing (Drift.classes 1))
                      noLeaks "summary" (fun () -> measure example) (nothing Drift.summary)
                      noLeaks "drift.json" (fun () -> measure example) (nothing (json example))

@@ -269,7 +269,8 @@ let private learner (f: Fixture) =
                 Bias = Some(f.Tensor $"head.{task.Index}.bias")
             }
 
-        let begun = LoRASubDrs.beginTaskWith backbone settings lora head task state
+        let begun =
+            LoRASubDrs.beginTaskWith backbone settings { Lora = lora; Head = head } task state
 
         let observed =
             if method.Observes task then

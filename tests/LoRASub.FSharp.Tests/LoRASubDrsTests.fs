@@ -98,7 +98,7 @@ let private firstTask (plan: Plan) =
     learner.Prepare(learner.BeginTask plan.Stream.Tasks[0] start)
 
 /// The trained parameters: A and B of key and value per block, then the head's weight and bias.
-let private parameters (training: LoRASubDrs.Training) =
+let private parameters (training: LoRASubDrs.Training<_>) =
     [|
         yield! Seq.collect Lora.leaves training.Lora
         yield! Linear.leaves training.Head
@@ -109,7 +109,7 @@ let private batchOf (plan: Plan) task step =
     all[step % all.Length]
 
 /// So many updates on the task's batches in turn.
-let private update (plan: Plan) task steps (training: LoRASubDrs.Training) =
+let private update (plan: Plan) task steps (training: LoRASubDrs.Training<_>) =
     let learner = Tiny.learner plan
 
     List.fold
@@ -120,7 +120,7 @@ let private update (plan: Plan) task steps (training: LoRASubDrs.Training) =
         [ 0 .. steps - 1 ]
 
 /// Gradients of the loss at a training's parameters, put together here from the network, the head and the losses.
-let private gradients (plan: Plan) (batch: Batch) (training: LoRASubDrs.Training) : float[,] option list =
+let private gradients (plan: Plan) (batch: Batch) (training: LoRASubDrs.Training<_>) : float[,] option list =
     let settings, blocks = plan.Settings.Method, plan.Backbone.Blocks.Length
     let local = batch.Labels.sub (Scalar.op_Implicit (int64 training.Task.FirstClass))
 
@@ -170,7 +170,7 @@ let private againstOracle
     (plan: Plan)
     task
     (confinedBy: int -> Oracles.Confined)
-    (training: LoRASubDrs.Training)
+    (training: LoRASubDrs.Training<_>)
     =
     let path =
         List.scan
@@ -408,7 +408,7 @@ let tests =
                                     })
                         }
 
-                    let moves (plan: Plan) (training: LoRASubDrs.Training) =
+                    let moves (plan: Plan) (training: LoRASubDrs.Training<_>) =
                         let training =
                             { training with
                                 Projections =
@@ -557,7 +557,7 @@ let tests =
                     let once, twice = update plan 0 1 before, update plan 0 2 before
 
                     for block in 0 .. example.Depth - 1 do
-                        let at (t: LoRASubDrs.Training) = t.Lora[block].Value
+                        let at (t: LoRASubDrs.Training<_>) = t.Lora[block].Value
                         Expect.all (numbers (at before).B) ((=) 0.0) "B starts at zero"
                         Expect.exists (numbers (at once).B) ((<>) 0.0) "B after a step"
                         identical "A after a step" (at before).A (at once).A
@@ -756,8 +756,7 @@ let tests =
                         LoRASubDrs.beginTaskWith
                             plan.Backbone
                             plan.Settings.Method
-                            lora
-                            head
+                            { Lora = lora; Head = head }
                             plan.Stream.Tasks[1]
                             state
 

@@ -99,7 +99,7 @@ let private wholeTask precision (variant: Variant) =
             }
 
         let observing = method.BeginTask task state |> method.Observe batch
-        everywhere (method.ObservingLeaves observing)
+        everywhere ((method.ObservingTree task state).Leaves observing)
 
         // eigenvectors need numbers as well: projections of the right shape stand in
         let training =
@@ -116,7 +116,6 @@ let private wholeTask precision (variant: Variant) =
                     Matrix = torch.eye (8L, dtype = master, device = torch.META)
                     Basis = torch.eye (8L, dtype = master, device = torch.META)
                     Spectrum = torch.ones ([| 8L |], dtype = master, device = torch.META)
-                    Rank = 8
                     Energy = 1.0
                     Condition = 1.0
                 }
@@ -126,7 +125,7 @@ let private wholeTask precision (variant: Variant) =
             }
 
         let struct (next, report) = method.BeginEpoch 0 training |> method.Update batch
-        everywhere (method.TrainingLeaves next)
+        everywhere ((method.TrainingTree task state).Leaves next)
         everywhere (StepReport.leaves report)
         let merged = Array.map2 Lora.merge next.Lora state.Deltas
         everywhere (Seq.collect Lora.deltaLeaves merged)

@@ -337,5 +337,5 @@ let tests =
                  (fun () -> let ps, t = [| wide () |], transform (square ()) in ps, t, t.Init ps)
                  (fun (ps, t, state) ->
                      let struct (stepped, next) = Transform.step t [| Some ps[0] |] state ps
-                     Seq.append stepped (t.Leaves next)))
+                     Seq.append stepped (t.Tree.Leaves next)))
         ]

@@ -5,6 +5,7 @@ open System.Text.RegularExpressions
 open Expecto
 open FsCheck
 open FsCheck.FSharp
+open LoRASub
 open LoRASub.Reports
 open LoRASub.Tests.SampleRuns
 

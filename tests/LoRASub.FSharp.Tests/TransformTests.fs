@@ -156,7 +156,7 @@ let tests =
             noLeaks "step" (fun () -> let ps = pair () in ps, adam.Init ps) (fun (ps, state) ->
                 let result = Transform.step adam [| Some ps[0]; None |] state ps
                 // a parameter without a gradient keeps its tensors, which are not new
-                owned (Array.ofSeq (Seq.append ps (adam.Leaves state))) result adam.Leaves)
+                owned (Array.ofSeq (Seq.append ps (adam.Tree.Leaves state))) result adam.Tree.Leaves)
 
             (let split = Transform.partition [| 1; 0 |] [| adam; adam |]
 
@@ -164,5 +164,5 @@ let tests =
                  "step of a partition"
                  (fun () -> let ps = pair () in ps, split.Init ps)
                  (fun (ps, state) ->
-                     owned ps (Transform.step split [| Some ps[0]; Some ps[1] |] state ps) split.Leaves))
+                     owned ps (Transform.step split [| Some ps[0]; Some ps[1] |] state ps) split.Tree.Leaves))
         ]

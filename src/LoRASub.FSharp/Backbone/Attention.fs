@@ -12,7 +12,14 @@ type Linear =
 
 [<RequireQualifiedAccess>]
 module Linear =
-    let leaves: Leaves<Linear> = fun l -> Seq.append [ l.Weight ] (Option.toList l.Bias)
+    let tree: Tree<Linear> =
+        tree {
+            let! weight = Tree.field "weight" _.Weight Tree.tensor
+            and! bias = Tree.field "bias" _.Bias (Tree.option Tree.tensor)
+            return { Weight = weight; Bias = bias }
+        }
+
+    let leaves = tree.Leaves
 
     let forward (linear: Linear) (x: torch.Tensor) =
         Product.linear linear.Weight (Option.toObj linear.Bias) x

@@ -34,8 +34,32 @@ type BInit =
 [<RequireQualifiedAccess>]
 module Lora =
 
-    let leaves: Leaves<LayerLora> = fun l -> [ l.Key.A; l.Key.B; l.Value.A; l.Value.B ]
-    let deltaLeaves: Leaves<LayerDelta> = fun d -> [ d.Key; d.Value ]
+    let pairTree: Tree<LoraPair> =
+        tree {
+            let! a = Tree.field "a" _.A Tree.tensor
+            and! b = Tree.field "b" _.B Tree.tensor
+            return { A = a; B = b }
+        }
+
+    let deltaTree: Tree<LayerDelta> =
+        tree {
+            let! key = Tree.field "key" (fun (d: LayerDelta) -> d.Key) Tree.tensor
+            and! value = Tree.field "value" (fun (d: LayerDelta) -> d.Value) Tree.tensor
+            return { Key = key; Value = value }
+        }
+
+    let tree: Tree<LayerLora> =
+        tree {
+            let! key = Tree.field "key" (fun (l: LayerLora) -> l.Key) pairTree
+            and! value = Tree.field "value" (fun (l: LayerLora) -> l.Value) pairTree
+            return { Key = key; Value = value }
+        }
+
+    /// The projected side of each leaf of `tree`, in order: A reads from the retained space, B writes into it.
+    let sides = [ Side.Right; Side.Left; Side.Right; Side.Left ]
+
+    let leaves = tree.Leaves
+    let deltaLeaves = deltaTree.Leaves
 
     /// Rejects a rank outside [1, width].
     let checkRank (width: int64) (rank: int) =

@@ -16,7 +16,7 @@ open TorchSharp
 module Checkpoint =
 
     [<Literal>]
-    let private Version = 1L
+    let private Version = 2L
 
     let path (folder: string) = Path.Combine(folder, "checkpoint.json")
 
@@ -185,30 +185,21 @@ module Checkpoint =
 
     // ------------------------------------------------------------------------------------------ where a task stands
 
-    let private standingTensors (learner: Learner<_, _>) standing =
+    // The tensors of a task under way.
+    let private standingTensors (learner: Learner<_, _>) (plan: Plan) (state: TaskState) standing =
+        let task () = plan.Stream.Tasks[state.Finished]
+
         match standing with
-        | Observing(observing, _) -> learner.ObservingLayout.Tensors observing
+        | Observing(observing, _) -> (learner.ObservingTree (task ()) state).Write "observing" observing
         | Training(training, _, tally) ->
-            ("tally.loss", tally.Loss)
-            :: ("tally.correct", tally.Correct)
-            :: learner.TrainingLayout.Tensors training
-        | Learned(_, subspaces) ->
-            [
-                for b, subspace in Array.indexed subspaces do
-                    $"blocks.{b}.basis", subspace.Basis
-                    $"blocks.{b}.spectrum", subspace.Spectrum
-            ]
+            Tally.tree.Write "tally" tally
+            @ (learner.TrainingTree (task ()) state).Write "training" training
+        | Learned(_, subspaces) -> (Tree.array Subspace.tree).Write "subspaces" subspaces
 
     let private ofStanding standing =
         match standing with
         | Observing(_, batches) -> [ "standing", Json.text "observing"; "batches", count batches ]
-        | Training(_, epoch, tally) ->
-            [
-                "standing", Json.text "training"
-                "epoch", count epoch
-                "steps", count tally.Steps
-                "images", Json.int tally.Images
-            ]
+        | Training(_, epoch, _) -> [ "standing", Json.text "training"; "epoch", count epoch ]
         | Learned(retained, _) ->
             [ "standing", Json.text "learned"; "retained", Json.array ofRetained retained ]
 
@@ -221,50 +212,52 @@ module Checkpoint =
                 yield! ofStanding task.Standing
             ]
 
-    let private toStanding (learner: Learner<_, _>) (plan: Plan) state find (json: JsonElement) =
+    let private toStanding
+        (learner: Learner<_, _>)
+        (plan: Plan)
+        (state: TaskState)
+        tensors
+        (json: JsonElement)
+        =
         let number name = (get name json).GetInt32()
 
         match (get "standing" json).GetString() with
         | "learned" ->
-            let retained = items toRetained (get "retained" json)
-
-            let subspace b _ : Subspace =
-                Subspace.copy
-                    {
-                        Basis = find $"blocks.{b}.basis"
-                        Spectrum = find $"blocks.{b}.spectrum"
-                    }
-
-            Learned(retained, Array.mapi subspace retained)
+            let subspaces = (Tree.array Subspace.tree).Read tensors "subspaces"
+            Learned(items toRetained (get "retained" json), Array.map Subspace.copy subspaces)
         | standing ->
             let task = plan.Stream.Tasks[state.Finished]
 
             if standing = "observing" then
-                Observing(learner.ObservingLayout.Restore task state find, number "batches")
+                Observing((learner.ObservingTree task state).Read tensors "observing", number "batches")
             else
-                let tally =
-                    {
-                        Loss = find "tally.loss"
-                        Correct = find "tally.correct"
-                        Images = (get "images" json).GetInt64()
-                        Steps = number "steps"
-                    }
+                Training(
+                    (learner.TrainingTree task state).Read tensors "training",
+                    number "epoch",
+                    Tally.tree.Read tensors "tally"
+                )
 
-                Training(learner.TrainingLayout.Restore task state find, number "epoch", tally)
-
-    let private leaves (learner: Learner<_, _>) : Leaves<RunState<_, _>> =
+    let private leaves (learner: Learner<_, _>) (plan: Plan) : Leaves<RunState<_, _>> =
         fun run ->
+            let task () = plan.Stream.Tasks[run.State.Finished]
+
             let standing =
                 match run.Open |> Option.map _.Standing with
-                | Some(Observing(observing, _)) -> learner.ObservingLeaves observing
+                | Some(Observing(observing, _)) ->
+                    (learner.ObservingTree (task ()) run.State).Leaves observing
                 | Some(Training(training, _, tally)) ->
-                    Seq.append (learner.TrainingLeaves training) (Tally.leaves tally)
+                    Seq.append
+                        ((learner.TrainingTree (task ()) run.State).Leaves training)
+                        (Tally.leaves tally)
                 | Some(Learned(_, subspaces)) -> Leaves.array Subspace.leaves subspaces
                 | None -> Seq.empty
 
             Seq.concat [ TaskState.leaves run.State; Leaves.option Drift.leaves run.Drift; standing ]
 
     // ------------------------------------------------------------------------------------------ save
+
+    let private stateTree (state: TaskState) =
+        TaskState.tree state.Finished state.Prototypes.Classes state.Key
 
     let private describe (plan: Plan) inputs metricLines (run: RunState<_, _>) tensors : JsonNode =
         let state = run.State
@@ -295,18 +288,18 @@ module Checkpoint =
 
         Path.Combine(folder, $"checkpoint-{last + 1L}.safetensors")
 
-    let private writeTensors (file: string) (learner: Learner<_, _>) (run: RunState<_, _>) =
+    let private writeTensors (file: string) (learner: Learner<_, _>) plan (run: RunState<_, _>) =
         Scope.run (fun () ->
             let standing =
                 match run.Open with
-                | Some task -> standingTensors learner task.Standing
+                | Some task -> standingTensors learner plan run.State task.Standing
                 | None -> []
 
             Safetensors.write
                 file
                 (Map [ "format", "lorasub checkpoint" ])
-                (TaskState.tensors run.State
-                 @ Option.fold (fun _ drift -> Drift.tensors drift) [] run.Drift
+                ((stateTree run.State).Write "state" run.State
+                 @ (Tree.option Drift.tree).Write "drift" run.Drift
                  @ standing))
 
     /// Writes where a run stands into a folder that exists, then removes what the new checkpoint replaces; one that
@@ -324,7 +317,7 @@ module Checkpoint =
         let file = nextFile folder
 
         try
-            writeTensors file learner run
+            writeTensors file learner plan run
             let text = (describe plan inputs metricLines run file).ToJsonString()
 
             WholeFile.writeText
@@ -389,32 +382,28 @@ module Checkpoint =
     let private toRun learner (plan: Plan) folder (json: JsonElement) : RunState<_, _> =
         let tensors = tensorsOf folder json
 
-        let find name =
-            match Map.tryFind name tensors with
-            | Some tensor -> tensor.``to`` plan.Backbone.Device
-            | None -> damaged (path folder) $"no tensor {name}"
+        let tensors =
+            NamedTensors(path folder, tensors |> Map.map (fun _ tensor -> tensor.``to`` plan.Backbone.Device))
 
         let state =
-            TaskState.restore
-                plan.Backbone.Blocks.Length
-                ((get "finishedTasks" json).GetInt32())
-                ((get "classes" json).GetInt32())
-                {
-                    Bits =
-                        UInt64.Parse(
-                            (get "randomKey" json).GetString(),
-                            NumberStyles.HexNumber,
-                            CultureInfo.InvariantCulture
-                        )
-                }
-                find
+            let classes = (get "classes" json).GetInt32()
+
+            let key =
+                UInt64.Parse(
+                    (get "randomKey" json).GetString(),
+                    NumberStyles.HexNumber,
+                    CultureInfo.InvariantCulture
+                )
+
+            let finished = (get "finishedTasks" json).GetInt32()
+            (TaskState.tree finished (Array.init classes id) { Bits = key }).Read tensors "state"
 
         let open' (task: JsonElement) =
             {
                 MemoryBefore = toMemory (get "memoryBefore" task)
                 Seconds = toSeconds (get "seconds" task)
                 Before = optional toScore (get "before" task)
-                Standing = toStanding learner plan state find task
+                Standing = toStanding learner plan state tensors task
             }
 
         {
@@ -422,7 +411,7 @@ module Checkpoint =
             Tasks = items toTask (get "tasks" json)
             Drift =
                 if (get "drift" json).GetBoolean() then
-                    Some(Drift.restore tensors)
+                    Some(Drift.restore tensors "drift")
                 else
                     None
             Open = optional open' (get "open" json)
@@ -438,7 +427,7 @@ module Checkpoint =
         : struct (RunState<'Observing, 'Training> * int) =
         let path = path folder
 
-        Scope.keep (Leaves.first (leaves learner)) (fun () ->
+        Scope.keep (Leaves.first (leaves learner plan)) (fun () ->
             Json.read "a run's checkpoint" path (fun root ->
                 checkVersion path root
                 checkHash path root

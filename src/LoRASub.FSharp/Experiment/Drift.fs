@@ -84,98 +84,89 @@ module Drift =
 
     let private float64 = torch.ScalarType.Float64
 
-    let private subspaceName t block part =
-        $"drift.tasks.{t}.blocks.{block}.{part}"
+    let private finishedTree: Tree<Finished> =
+        tree {
+            let! movements = Tree.field "movements" _.Movements Tree.tensor
+            and! means = Tree.field "means" _.Means Tree.tensor
+            and! overlaps = Tree.field "overlaps" _.Overlaps Tree.tensor
+            and! subspaces = Tree.field "subspaces" _.Subspaces (Tree.array Subspace.tree)
 
-    let private taskName t part = $"drift.tasks.{t}.{part}"
+            return
+                {
+                    Movements = movements
+                    Means = means
+                    Overlaps = overlaps
+                    Subspaces = subspaces
+                }
+        }
 
-    /// Every tensor of the state under a name, for a checkpoint; they stay the state's.
-    let tensors (state: State) : (string * torch.Tensor) list =
-        [
-            "drift.prototypes", state.Prototypes
-            "drift.anchors", state.Anchors
-            "drift.spreads", state.Spreads
-            for t, task in Array.indexed state.Tasks do
-                taskName t "movements", task.Movements
-                taskName t "means", task.Means
-                taskName t "overlaps", task.Overlaps
+    let tree: Tree<State> =
+        tree {
+            let! prototypes = Tree.field "prototypes" _.Prototypes Tree.tensor
+            and! anchors = Tree.field "anchors" _.Anchors Tree.tensor
+            and! spreads = Tree.field "spreads" _.Spreads Tree.tensor
+            and! tasks = Tree.field "tasks" _.Tasks (Tree.array finishedTree)
 
-                for b, subspace in Array.indexed task.Subspaces do
-                    subspaceName t b "basis", subspace.Basis
-                    subspaceName t b "spectrum", subspace.Spectrum
-        ]
+            return
+                {
+                    Prototypes = prototypes
+                    Anchors = anchors
+                    Spreads = spreads
+                    Tasks = tasks
+                }
+        }
 
-    let leaves: Leaves<State> = fun state -> tensors state |> Seq.map snd
+    let leaves = tree.Leaves
 
-    /// The inverse of `tensors`; other names are passed over. Borrows; owned by the caller. Rejects tensors that are
-    /// missing, of another type, or do not fit each other.
-    let restore (named: Map<string, torch.Tensor>) : State =
-        let find (name: string) axes =
-            match Map.tryFind name named with
-            | Some tensor ->
-                Shape.expect name axes tensor
-                tensor.detach().clone().cpu()
-            | None -> Errors.reject name "must be in the checkpoint" "no such tensor" ""
-
-        let double name axes =
-            let tensor = find name axes
+    // Rejects tensors of another type, or that do not fit each other.
+    let private check (state: State) =
+        let expect name axes (tensor: torch.Tensor) =
+            Shape.expect $"drift.{name}" axes tensor
 
             if tensor.dtype <> float64 then
-                Errors.reject name $"must be {float64}" $"{tensor.dtype}" ""
+                Errors.reject $"drift.{name}" $"must be {float64}" $"{tensor.dtype}" ""
 
-            tensor
+        expect "prototypes" [ Axis.Any "classes"; Axis.Any "width" ] state.Prototypes
+        let c, d = Axis.Is state.Prototypes.shape[0], Axis.Is state.Prototypes.shape[1]
+        expect "anchors" [ c; Axis.Any "layers"; d ] state.Anchors
+        let layers = state.Anchors.shape[1]
+        expect "spreads" [ c; Axis.Is layers ] state.Spreads
 
+        for t, task in Array.indexed state.Tasks do
+            expect $"tasks.{t}.means" [ Axis.Any "classes"; d ] task.Means
+            let seen = Axis.Is task.Means.shape[0]
+            expect $"tasks.{t}.movements" [ seen; Axis.Is(layers + 1L); Axis.Is 3L ] task.Movements
+            expect $"tasks.{t}.overlaps" [ Axis.Is(int64 t); Axis.Is(layers - 1L); Axis.Is 3L ] task.Overlaps
+
+            if task.Subspaces.Length > 0 && task.Subspaces.LongLength <> layers - 1L then
+                Errors.reject
+                    $"drift.tasks.{t}.subspaces"
+                    $"must be {layers - 1L}, one per block"
+                    $"{task.Subspaces.Length}"
+                    ""
+
+            for b, subspace in Array.indexed task.Subspaces do
+                let name = $"drift.tasks.{t}.subspaces.{b}"
+                Shape.expect $"{name}.basis" [ d; Axis.Any "directions" ] subspace.Basis
+                Shape.expect $"{name}.spectrum" [ d ] subspace.Spectrum
+
+        let seen = state.Tasks |> Array.map _.Means.shape[0]
+        let growing = Array.pairwise (Array.append [| 0L |] seen)
+
+        if
+            Array.exists (fun (before, after) -> after <= before) growing
+            || Array.fold (fun _ last -> last) 0L seen <> state.Prototypes.shape[0]
+        then
+            let rule = $"classes must grow with each task, up to {state.Prototypes.shape[0]}"
+            Errors.reject "drift.tasks" rule (Shape.text seen) ""
+
+    /// The state below a path of named tensors. Borrows; owned by the caller, on the CPU. Rejects tensors that are
+    /// absent, of another type, or do not fit each other.
+    let restore (tensors: NamedTensors) (path: string) : State =
         Scope.noGrad leaves (fun () ->
-            let prototypes = double "drift.prototypes" [ Axis.Any "classes"; Axis.Any "width" ]
-            let c, d = Axis.Is prototypes.shape[0], Axis.Is prototypes.shape[1]
-            let anchors = double "drift.anchors" [ c; Axis.Any "layers"; d ]
-            let layers = anchors.shape[1]
-            let blocks = int layers - 1
-
-            let subspace t b =
-                {
-                    Basis = find (subspaceName t b "basis") [ d; Axis.Any "directions" ]
-                    Spectrum = find (subspaceName t b "spectrum") [ d ]
-                }
-
-            let task t =
-                let means = double (taskName t "means") [ Axis.Any "classes"; d ]
-                let seen = Axis.Is means.shape[0]
-
-                {
-                    Movements = double (taskName t "movements") [ seen; Axis.Is(layers + 1L); Axis.Is 3L ]
-                    Means = means
-                    Overlaps =
-                        double (taskName t "overlaps") [ Axis.Is(int64 t); Axis.Is(layers - 1L); Axis.Is 3L ]
-                    Subspaces =
-                        if named.ContainsKey(subspaceName t 0 "basis") then
-                            Array.init blocks (subspace t)
-                        else
-                            [||]
-                }
-
-            let tasks =
-                Seq.initInfinite id
-                |> Seq.takeWhile (fun t -> named.ContainsKey(taskName t "means"))
-                |> Seq.map task
-                |> Array.ofSeq
-
-            let seen = tasks |> Array.map _.Means.shape[0]
-            let growing = Array.pairwise (Array.append [| 0L |] seen)
-
-            if
-                Array.exists (fun (before, after) -> after <= before) growing
-                || Array.fold (fun _ last -> last) 0L seen <> prototypes.shape[0]
-            then
-                let rule = $"classes must grow with each task, up to {prototypes.shape[0]}"
-                Errors.reject "drift.tasks" rule (Shape.text seen) ""
-
-            {
-                Prototypes = prototypes
-                Anchors = anchors
-                Spreads = double "drift.spreads" [ c; Axis.Is layers ]
-                Tasks = tasks
-            })
+            let state = tree.Read tensors path
+            check state
+            Tree.map _.detach().clone().cpu() tree state)
 
     /// Before the first task, for a network of this many blocks and this width. Owned by the caller.
     let none (blocks: int) (width: int64) : State =

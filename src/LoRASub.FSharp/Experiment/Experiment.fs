@@ -276,7 +276,23 @@ type Tally =
 [<RequireQualifiedAccess>]
 module Tally =
 
-    let leaves: Leaves<Tally> = fun t -> [ t.Loss; t.Correct ]
+    let tree: Tree<Tally> =
+        tree {
+            let! loss = Tree.field "loss" _.Loss Tree.tensor
+            and! correct = Tree.field "correct" _.Correct Tree.tensor
+            and! images = Tree.field "images" _.Images Tree.int64
+            and! steps = Tree.field "steps" _.Steps Tree.int
+
+            return
+                {
+                    Loss = loss
+                    Correct = correct
+                    Images = images
+                    Steps = steps
+                }
+        }
+
+    let leaves = tree.Leaves
 
     /// Of no steps. Owned by the caller.
     let zero (device: torch.Device) : Tally =
@@ -381,9 +397,9 @@ module Experiment =
         let key = Plan.epochKey plan.Settings root task epoch
         TaskStream.trainBatches (Plan.batchOptions plan plan.Settings.Augmentation) key plan.Stream task
 
-    let private observe learner plan listen pause root task batches observing =
+    let private observe learner plan listen pause (state: TaskState) task batches observing =
         let loaders =
-            trainBatches plan root task -1 |> counted plan listen task Phase.Observe
+            trainBatches plan state.Key task -1 |> counted plan listen task Phase.Observe
 
         let step struct (observing, batches) (load: BatchLoader) =
             let next = learner.Observe (load ()) observing
@@ -392,7 +408,10 @@ module Experiment =
 
         let struct (observed, _) =
             Array.skip batches loaders
-            |> Scope.fold (Leaves.first learner.ObservingLeaves) step struct (observing, batches)
+            |> Scope.fold
+                (Leaves.first (learner.ObservingTree task state).Leaves)
+                step
+                struct (observing, batches)
 
         observed
 
@@ -457,8 +476,9 @@ module Experiment =
                 )
 
     // From where the tally stands.
-    let private trainEpoch learner plan listen pause root task epoch (tally: Tally) training =
-        let loaders = trainBatches plan root task epoch
+    let private trainEpoch learner plan listen pause (state: TaskState) task epoch (tally: Tally) training =
+        let trainingLeaves = (learner.TrainingTree task state).Leaves
+        let loaders = trainBatches plan state.Key task epoch
         let steps = plan.Settings.EpochsOf task * loaders.Length
         let began, sinceRead = Stopwatch.StartNew(), Stopwatch.StartNew()
 
@@ -476,8 +496,8 @@ module Experiment =
             pause (fun () -> Training(training, epoch, tally))
             struct (training, tally)
 
-        Scope.keep learner.TrainingLeaves (fun () ->
-            let leaves = Leaves.both learner.TrainingLeaves Tally.leaves
+        Scope.keep trainingLeaves (fun () ->
+            let leaves = Leaves.both trainingLeaves Tally.leaves
             let initial = struct (learner.BeginEpoch epoch training, tally)
 
             let struct (training, _) =
@@ -486,27 +506,29 @@ module Experiment =
             training)
 
     // The epochs from where one stands to the last.
-    let private train learner plan listen pause root task epoch tally training =
+    let private train learner plan listen pause (state: TaskState) task epoch tally training =
+        let leaves = (learner.TrainingTree task state).Leaves
+
         let fromZero training epoch =
-            Scope.keep learner.TrainingLeaves (fun () ->
+            Scope.keep leaves (fun () ->
                 let tally = Tally.zero plan.Backbone.Device
-                trainEpoch learner plan listen pause root task epoch tally training)
+                trainEpoch learner plan listen pause state task epoch tally training)
 
         let epochs = plan.Settings.EpochsOf task
 
         if epoch >= epochs then
             training
         else
-            Scope.keep learner.TrainingLeaves (fun () ->
-                let current = trainEpoch learner plan listen pause root task epoch tally training
+            Scope.keep leaves (fun () ->
+                let current = trainEpoch learner plan listen pause state task epoch tally training
 
-                Scope.fold learner.TrainingLeaves fromZero current (seq { epoch + 1 .. epochs - 1 })
-                |> replacing learner.TrainingLeaves current)
+                Scope.fold leaves fromZero current (seq { epoch + 1 .. epochs - 1 })
+                |> replacing leaves current)
 
     // What a task's training starts from: takes over what was observed.
-    let private prepare learner (clock: PhaseClock) listen task observed =
+    let private prepare learner (clock: PhaseClock) listen state task observed =
         let prepared = clock.Time Phase.Project (fun () -> learner.Prepare observed)
-        Scope.free learner.ObservingLeaves observed
+        Scope.free (learner.ObservingTree task state).Leaves observed
         let retained = learner.Retained prepared
 
         if not (Array.isEmpty retained) then
@@ -516,19 +538,17 @@ module Experiment =
 
     // Everything up to training, or from where that stands; takes the standing over.
     let private trained learner plan clock listen pause (state: TaskState) task standing =
-        let root = state.Key
-
         let observed observing batches =
             (clock: PhaseClock).Time Phase.Observe (fun () ->
-                observe learner plan listen pause root task batches observing)
-            |> replacing learner.ObservingLeaves observing
+                observe learner plan listen pause state task batches observing)
+            |> replacing (learner.ObservingTree task state).Leaves observing
 
         let trainFrom epoch tally training =
-            clock.Time Phase.Train (fun () -> train learner plan listen pause root task epoch tally training)
-            |> replacing learner.TrainingLeaves training
+            clock.Time Phase.Train (fun () -> train learner plan listen pause state task epoch tally training)
+            |> replacing (learner.TrainingTree task state).Leaves training
 
         let trainPrepared observing =
-            prepare learner clock listen task observing
+            prepare learner clock listen state task observing
             |> trainFrom 0 (Tally.zero plan.Backbone.Device)
 
         match standing with

@@ -47,7 +47,8 @@ module LearnerFile =
     let nextPath (folder: string) =
         Path.Combine(folder, "learner.next.safetensors")
 
-    let private deltaName block projection = $"blocks.{block}.delta.{projection}"
+    let private treeOf (state: TaskState) =
+        TaskState.tree state.Finished state.Prototypes.Classes state.Key
 
     let private purpose = "the JSON half of a saved learner"
 
@@ -142,7 +143,10 @@ module LearnerFile =
             settle folder
 
             try
-                Safetensors.write next (Map [ "format", "lorasub learner" ]) (TaskState.tensors saved.State)
+                Safetensors.write
+                    next
+                    (Map [ "format", "lorasub learner" ])
+                    (Tree.write (treeOf saved.State) saved.State)
 
                 Json.write (jsonPath folder) (toJson saved (DataFile.sha256 next))
             finally
@@ -235,47 +239,24 @@ module LearnerFile =
 
                 let struct (low, high) = pair "inputRange"
                 let struct (blocksEpsilon, finalEpsilon) = pair "normEpsilon"
-                let blocks = Seq.initInfinite id
 
                 let state =
-                    let place (t: torch.Tensor) = t.``to``(dtype).``to`` device
+                    let state = Tree.read (TaskState.tree finished classes key) tensorPath file.Tensors
+                    let means = state.Prototypes.Means
 
-                    let width =
-                        match Map.tryFind "prototypes" file.Tensors with
-                        | Some means when means.shape.Length = 2 && means.shape[0] = classes.LongLength ->
-                            means.shape[1]
-                        | Some means ->
-                            let rule = $"prototypes must have shape [{classes.Length}, width]"
-                            Errors.reject tensorPath rule (Shape.text means.shape) ""
-                        | None -> Errors.reject tensorPath "must hold the tensor prototypes" "none" ""
+                    Shape.expect
+                        $"{tensorPath}, prototypes"
+                        [ Axis.Is classes.LongLength; Axis.Any "width" ]
+                        means
 
-                    let delta name =
-                        let tensor = file.Tensors[name]
-                        Shape.expect $"{tensorPath}, {name}" [ Axis.Is width; Axis.Is width ] tensor
-                        place tensor
+                    for b, delta in Array.indexed state.Deltas do
+                        for name, part in [ "key", delta.Key; "value", delta.Value ] do
+                            Shape.expect
+                                $"{tensorPath}, blocks.{b}.delta.{name}"
+                                [ Axis.Is means.shape[1]; Axis.Is means.shape[1] ]
+                                part
 
-                    let deltas =
-                        blocks
-                        |> Seq.takeWhile (fun i ->
-                            file.Tensors.ContainsKey(deltaName i "key")
-                            && file.Tensors.ContainsKey(deltaName i "value"))
-                        |> Seq.map (fun i ->
-                            {
-                                LayerDelta.Key = delta (deltaName i "key")
-                                Value = delta (deltaName i "value")
-                            })
-                        |> Array.ofSeq
-
-                    {
-                        Finished = finished
-                        Deltas = deltas
-                        Prototypes =
-                            {
-                                Means = place file.Tensors["prototypes"]
-                                Classes = classes
-                            }
-                        Key = key
-                    }
+                    Tree.map _.``to``(dtype).``to``(device) (treeOf state) state
 
                 {
                     Method = (get "method").GetString()

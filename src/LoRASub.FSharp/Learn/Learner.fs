@@ -44,16 +44,6 @@ type Retained =
         Condition: float
     }
 
-/// How the state of a phase is laid out for a checkpoint: as named tensors, its numbers as tensors of one entry.
-type Layout<'State> =
-    {
-        /// All that cannot be computed again, bit for bit. The state's own tensors are borrowed, the others made anew:
-        /// to be called in a scope.
-        Tensors: 'State -> (string * torch.Tensor) list
-        /// The state whose task, task state and named tensors these are; it takes the tensors over.
-        Restore: LearningTask -> TaskState -> (string -> torch.Tensor) -> 'State
-    }
-
 /// The contract of a class-incremental method. A value closed over the frozen backbone; each function borrows its
 /// arguments and owns its result. The phases of a task are types, so that training before observing does not compile.
 type Learner<'Observing, 'Training> =
@@ -85,10 +75,10 @@ type Learner<'Observing, 'Training> =
         Features: Model -> torch.Tensor -> Features
         /// Features -> classes [n] int64, as positions in the class order.
         Classify: Model -> Features -> torch.Tensor
-        ObservingLeaves: Leaves<'Observing>
-        TrainingLeaves: Leaves<'Training>
-        ObservingLayout: Layout<'Observing>
-        TrainingLayout: Layout<'Training>
+        /// The tensors of a task in observation, which was begun on a task state.
+        ObservingTree: LearningTask -> TaskState -> Tree<'Observing>
+        /// The tensors of a task in training.
+        TrainingTree: LearningTask -> TaskState -> Tree<'Training>
     }
 
 /// Children of a state's root key, so that the method and its data never share a stream.
@@ -102,35 +92,27 @@ module RandomBranch =
 
 [<RequireQualifiedAccess>]
 module TaskState =
-    let leaves: Leaves<TaskState> =
-        fun s -> Seq.append (Seq.collect Lora.deltaLeaves s.Deltas) (Prototype.leaves s.Prototypes)
+    /// The state's tensors; what a file of tensors does not hold is given.
+    let tree finished (classes: int[]) key : Tree<TaskState> =
+        let block = Tree.field "delta" id Lora.deltaTree
 
-    /// The state's tensors by the names that files give them. Borrowed.
-    let tensors (state: TaskState) : (string * torch.Tensor) list =
-        [
-            for block, delta in Array.indexed state.Deltas do
-                $"blocks.{block}.delta.key", delta.Key
-                $"blocks.{block}.delta.value", delta.Value
-            "prototypes", state.Prototypes.Means
-        ]
+        tree {
+            let! finished = Tree.given _.Finished finished
+            and! deltas = Tree.field "blocks" _.Deltas (Tree.array block)
+            and! means = Tree.field "prototypes" _.Prototypes.Means Tree.tensor
+            and! classes = Tree.given _.Prototypes.Classes classes
+            and! key = Tree.given _.Key key
 
-    /// The state of so many blocks, finished tasks and classes whose named tensors these are, which it takes over.
-    let restore blocks finished classes key (find: string -> torch.Tensor) : TaskState =
-        {
-            Finished = finished
-            Deltas =
-                Array.init blocks (fun block ->
-                    {
-                        Key = find $"blocks.{block}.delta.key"
-                        Value = find $"blocks.{block}.delta.value"
-                    })
-            Prototypes =
+            return
                 {
-                    Means = find "prototypes"
-                    Classes = Array.init classes id
+                    Finished = finished
+                    Deltas = deltas
+                    Prototypes = { Means = means; Classes = classes }
+                    Key = key
                 }
-            Key = key
         }
+
+    let leaves = (tree 0 [||] (Rng.ofSeed 0L)).Leaves
 
     /// Number of classes seen so far.
     let classes (state: TaskState) = state.Prototypes.Classes.Length

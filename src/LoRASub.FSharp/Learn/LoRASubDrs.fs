@@ -39,6 +39,16 @@ type LoRASubSettings =
 [<RequireQualifiedAccess>]
 module LoRASubDrs =
 
+    /// What a task trains: the pairs of each block and the task's head.
+    type Trained = { Lora: LayerLora[]; Head: Linear }
+
+    let private trainedTree: Tree<Trained> =
+        tree {
+            let! lora = Tree.field "lora" _.Lora (Tree.array Lora.tree)
+            and! head = Tree.field "head" _.Head Linear.tree
+            return { Lora = lora; Head = head }
+        }
+
     /// A task that is observed but not yet trained.
     [<ReferenceEquality>]
     type Observing =
@@ -46,52 +56,92 @@ module LoRASubDrs =
             Task: LearningTask
             /// Borrowed.
             State: TaskState
-            Lora: LayerLora[]
-            Head: Linear
+            Trained: Trained
             /// W − V, or W + V without subtraction.
             ObservedQkv: torch.Tensor[]
             Moments: SecondMoment[]
         }
 
+        member this.Lora = this.Trained.Lora
+        member this.Head = this.Trained.Head
+
     /// A task in training.
     [<ReferenceEquality>]
-    type Training =
+    type Training<'Optimizer> =
         {
             Task: LearningTask
             /// Borrowed.
             State: TaskState
-            Lora: LayerLora[]
-            Head: Linear
+            Trained: Trained
             /// W + V.
             Qkv: torch.Tensor[]
             /// One per block, or empty where updates are free.
             Projections: Projection[]
-            Optimizer: struct (AdamState[] * unit)
+            Optimizer: 'Optimizer
             Epoch: int
         }
 
-    let private observingLeaves: Leaves<Observing> =
-        fun o ->
-            Seq.concat
-                [
-                    Seq.collect Lora.leaves o.Lora
-                    Linear.leaves o.Head
-                    Seq.ofArray o.ObservedQkv
-                    Seq.collect SecondMoment.leaves o.Moments
-                ]
+        member this.Lora = this.Trained.Lora
+        member this.Head = this.Trained.Head
 
-    let private trainingLeaves: Leaves<Training> =
-        fun t ->
-            let struct (adam, ()) = t.Optimizer
+    let private observedQkv settings (state: TaskState) (vit: VisionTransformer) =
+        let sign = if settings.Subtraction then -1.0 else 1.0
+        VisionTransformer.effectiveQkv sign state.Deltas vit
 
-            Seq.concat
-                [
-                    Seq.collect Lora.leaves t.Lora
-                    Linear.leaves t.Head
-                    Seq.ofArray t.Qkv
-                    Seq.collect Projection.leaves t.Projections
-                    Seq.collect Adam.leaves adam
-                ]
+    let private observingTree vit settings task state : Tree<Observing> =
+        tree {
+            let! task = Tree.given _.Task task
+            and! state = Tree.given _.State state
+            and! trained = Tree.field "trained" _.Trained trainedTree
+
+            and! qkv =
+                Tree.computed _.ObservedQkv (Tree.array Tree.tensor) (fun () ->
+                    observedQkv settings state vit)
+
+            and! moments = Tree.field "moments" _.Moments (Tree.array SecondMoment.tree)
+
+            return
+                {
+                    Task = task
+                    State = state
+                    Trained = trained
+                    ObservedQkv = qkv
+                    Moments = moments
+                }
+        }
+
+    let private trainingTree
+        vit
+        (optimizer: Tree<'Optimizer>)
+        task
+        (state: TaskState)
+        : Tree<Training<'Optimizer>> =
+        tree {
+            let! task = Tree.given _.Task task
+            and! state = Tree.given _.State state
+            and! trained = Tree.field "trained" _.Trained trainedTree
+
+            and! qkv =
+                Tree.computed _.Qkv (Tree.array Tree.tensor) (fun () ->
+                    VisionTransformer.trainingQkv state.Deltas vit)
+
+            and! projections =
+                Tree.field "projections" _.Projections (Tree.array Projection.tree)
+
+            and! optimizer = Tree.field "optimizer" _.Optimizer optimizer
+            and! epoch = Tree.field "epoch" _.Epoch Tree.int
+
+            return
+                {
+                    Task = task
+                    State = state
+                    Trained = trained
+                    Qkv = qkv
+                    Projections = projections
+                    Optimizer = optimizer
+                    Epoch = epoch
+                }
+        }
 
     /// Rejects settings that no backbone can have.
     let checkSettings (settings: LoRASubSettings) =
@@ -151,38 +201,13 @@ module LoRASubDrs =
         }
 
     /// Begins a task from given pairs and a given head, [classes, d] and [classes]. Borrows them.
-    let beginTaskWith
-        (vit: VisionTransformer)
-        settings
-        (lora: LayerLora[])
-        (head: Linear)
-        task
-        state
-        : Observing =
-        let share (t: torch.Tensor) = t.detach ()
-        let sharePair (p: LoraPair) = { A = share p.A; B = share p.B }
-
-        Scope.noGrad observingLeaves (fun () ->
+    let beginTaskWith (vit: VisionTransformer) settings (trained: Trained) task state : Observing =
+        Scope.noGrad (observingTree vit settings task state).Leaves (fun () ->
             {
                 Task = task
                 State = state
-                Lora =
-                    lora
-                    |> Array.map (fun l ->
-                        {
-                            Key = sharePair l.Key
-                            Value = sharePair l.Value
-                        })
-                Head =
-                    {
-                        Weight = share head.Weight
-                        Bias = Option.map share head.Bias
-                    }
-                ObservedQkv =
-                    VisionTransformer.effectiveQkv
-                        (if settings.Subtraction then -1.0 else 1.0)
-                        state.Deltas
-                        vit
+                Trained = Tree.map _.detach() trainedTree trained
+                ObservedQkv = observedQkv settings state vit
                 Moments =
                     vit.Blocks
                     |> Array.map (fun _ -> SecondMoment.zero vit.Width (master vit) vit.Device)
@@ -195,7 +220,7 @@ module LoRASubDrs =
         (task: LearningTask)
         state
         : Observing =
-        Scope.keep observingLeaves (fun () ->
+        Scope.keep (observingTree vit settings task state).Leaves (fun () ->
             let key = state.Key |> Rng.fold RandomBranch.Method |> Rng.fold (int64 task.Index)
             // without training B must leave the network as it is
             let bInit = if settings.Training then settings.BInit else BInit.Zeros
@@ -205,12 +230,12 @@ module LoRASubDrs =
                     Lora.init bInit settings.Rank vit.Width (master vit) vit.Device (Rng.fold (int64 i) key))
 
             let head = initialHead vit task.Classes.Length (Rng.fold -1L key)
-            beginTaskWith vit settings lora head task state)
+            beginTaskWith vit settings { Lora = lora; Head = head } task state)
 
     /// Runs one batch of the new task through the subtracted network and adds each block's attention input to its
     /// second moment.
-    let observe (vit: VisionTransformer) (batch: Batch) (observing: Observing) : Observing =
-        Scope.noGrad observingLeaves (fun () ->
+    let observe (vit: VisionTransformer) settings (batch: Batch) (observing: Observing) : Observing =
+        Scope.noGrad (observingTree vit settings observing.Task observing.State).Leaves (fun () ->
             let adapters =
                 {
                     Qkv = observing.ObservedQkv
@@ -220,86 +245,65 @@ module LoRASubDrs =
             let visit (moments: SecondMoment[]) i input =
                 Array.updateAt i (SecondMoment.observe input moments[i]) moments
 
-            let leaves: Leaves<SecondMoment[]> = Leaves.array SecondMoment.leaves
+            let leaves = (Tree.array SecondMoment.tree).Leaves
 
             { observing with
                 Moments =
                     VisionTransformer.foldInputs leaves visit observing.Moments adapters vit batch.Images
             })
 
-    let private parameters (lora: LayerLora[]) (head: Linear) =
-        [| yield! Seq.collect Lora.leaves lora; yield! Linear.leaves head |]
+    /// An optimizer at a learning rate, such as `Adam.transform`: `prepare` and `update` confine its updates.
+    type Optimizer<'S> = float -> Transform<'S>
 
-    // The inverse of `parameters`.
-    let private ofParameters blocks (all: torch.Tensor[]) : struct (LayerLora[] * Linear) =
-        let pair i = { A = all[i]; B = all[i + 1] }
-
-        let lora =
-            Array.init blocks (fun b ->
-                {
-                    LayerLora.Key = pair (4 * b)
-                    Value = pair (4 * b + 2)
-                })
-
-        struct (lora,
-                {
-                    Weight = all[4 * blocks]
-                    Bias = Some all[4 * blocks + 1]
-                })
-
-    // In the order of `parameters`.
-    let private parameterNames blocks =
-        [|
-            for b in 0 .. blocks - 1 do
-                for projection in [ "key"; "value" ] do
-                    $"blocks.{b}.{projection}.a"
-                    $"blocks.{b}.{projection}.b"
-            "head.weight"
-            "head.bias"
-        |]
-
-    let private namedParameters (lora: LayerLora[]) head =
-        Array.zip (parameterNames lora.Length) (parameters lora head)
-
-    let private findParameters blocks (find: string -> torch.Tensor) =
-        parameterNames blocks |> Array.map find |> ofParameters blocks
-
-    /// Adam at this epoch's rates, its updates confined to each block's retained space: A from the right, B from the
-    /// left, the head never.
-    let optimizer
+    // The rates of an epoch for the pairs and for the head; the updates of each block's pairs confined to its retained
+    // space, the head's never.
+    let private confined
+        (optimizer: Optimizer<'S>)
         settings
-        (blocks: int)
         (projections: Projection[])
         epoch
-        : Transform<struct (AdamState[] * unit)> =
+        (trained: Trained)
+        : Transform<struct ('S[] * unit)> =
         let rate baseRate =
             Schedule.cosine baseRate settings.ScheduleEpochs epoch
 
-        let adam baseRate =
-            Adam.transform (rate baseRate) settings.Adam
-
-        let groupOf = [| yield! Array.create (4 * blocks) 0; 1; 1 |]
+        let head = Linear.leaves trained.Head |> Seq.length
+        let pairs = trained.Lora |> Seq.sumBy (Lora.leaves >> Seq.length)
 
         let confinements =
             [|
-                for b in 0 .. blocks - 1 do
-                    for side in [ Side.Right; Side.Left; Side.Right; Side.Left ] do
-                        if Array.isEmpty projections then
-                            Confinement.Free
-                        else
-                            Confinement.Within(side, projections[b].Matrix)
+                for projection in projections do
+                    for side in Lora.sides do
+                        Confinement.Within(side, projection.Matrix)
 
-                Confinement.Free
-                Confinement.Free
+                if Array.isEmpty projections then
+                    yield! Array.create pairs Confinement.Free
+
+                yield! Array.create head Confinement.Free
             |]
 
         Transform.chain
-            (Transform.partition groupOf [| adam settings.LearningRate; adam settings.HeadLearningRate |])
+            (Transform.partition
+                [| yield! Array.create pairs 0; yield! Array.create head 1 |]
+                [|
+                    optimizer (rate settings.LearningRate)
+                    optimizer (rate settings.HeadLearningRate)
+                |])
             (Projected.transform confinements)
 
+    let private optimizerTree (optimizer: Optimizer<'S>) : Tree<struct ('S[] * unit)> =
+        Tree.pair "first" (Tree.array (optimizer 0.0).Tree) "second" Tree.unit
+
     /// Turns the second moments into projections and starts a fresh optimizer. Rejects an all-zero moment.
-    let prepare (vit: VisionTransformer) (settings: LoRASubSettings) (observing: Observing) : Training =
-        Scope.noGrad trainingLeaves (fun () ->
+    let prepareWith
+        (optimizer: Optimizer<'S>)
+        (vit: VisionTransformer)
+        (settings: LoRASubSettings)
+        (observing: Observing)
+        =
+        let tree = trainingTree vit (optimizerTree optimizer) observing.Task observing.State
+
+        Scope.noGrad tree.Leaves (fun () ->
             let projections =
                 if observes settings observing.Task then
                     observing.Moments
@@ -309,145 +313,24 @@ module LoRASubDrs =
                 else
                     [||]
 
-            let all = parameters observing.Lora observing.Head |> Array.map _.detach()
-            let struct (lora, head) = ofParameters vit.Blocks.Length all
+            let trained = Tree.map _.detach() trainedTree observing.Trained
+            let parameters = Array.ofSeq (trainedTree.Leaves trained)
 
             {
                 Task = observing.Task
                 State = observing.State
-                Lora = lora
-                Head = head
+                Trained = trained
                 Qkv = VisionTransformer.trainingQkv observing.State.Deltas vit
                 Projections = projections
-                Optimizer = (optimizer settings vit.Blocks.Length projections 0).Init all
+                Optimizer = (confined optimizer settings projections 0 trained).Init parameters
                 Epoch = 0
             })
 
-    let private observingLayout (vit: VisionTransformer) settings : Layout<Observing> =
-        let names b =
-            struct ($"blocks.{b}.moment", $"blocks.{b}.rows")
-
-        {
-            Tensors =
-                fun observing ->
-                    [
-                        yield! namedParameters observing.Lora observing.Head
-
-                        for b, moment in Array.indexed observing.Moments do
-                            let struct (matrix, rows) = names b
-                            matrix, moment.Moment
-                            rows, torch.tensor moment.Count
-                    ]
-            Restore =
-                fun task state find ->
-                    Scope.noGrad observingLeaves (fun () ->
-                        let struct (lora, head) = findParameters vit.Blocks.Length find
-
-                        let moment b _ =
-                            let struct (matrix, rows) = names b
-
-                            {
-                                Moment = find matrix
-                                Count = (find rows).item<int64>()
-                            }
-
-                        { beginTaskWith vit settings lora head task state with
-                            Lora = lora
-                            Head = head
-                            Moments = Array.mapi moment vit.Blocks
-                        })
-        }
-
-    let private projectionTensors (projections: Projection[]) =
-        [
-            for b, projection in Array.indexed projections do
-                let part name = $"blocks.{b}.projection.{name}"
-                part "matrix", projection.Matrix
-                part "basis", projection.Basis
-                part "spectrum", projection.Spectrum
-                part "energy", torch.tensor projection.Energy
-                part "condition", torch.tensor projection.Condition
-        ]
-
-    let private findProjection (find: string -> torch.Tensor) b _ : Projection =
-        let part name = find $"blocks.{b}.projection.{name}"
-        let basis = part "basis"
-
-        {
-            Matrix = part "matrix"
-            Basis = basis
-            Spectrum = part "spectrum"
-            Rank = int basis.shape[1]
-            Energy = (part "energy").item<float>()
-            Condition = (part "condition").item<float>()
-        }
-
-    let private adamTensors (groups: AdamState[]) =
-        [
-            for g, state in Array.indexed groups do
-                $"adam.{g}.steps", torch.tensor state.Steps
-
-                for name, moments in [ "mu", state.Mu; "nu", state.Nu; "numax", state.NuMax ] do
-                    for i, moment in Array.indexed moments do
-                        $"adam.{g}.{name}.{i}", moment
-        ]
-
-    // A fresh optimizer tells how many of each there are.
-    let private findAdam (find: string -> torch.Tensor) g (fresh: AdamState) : AdamState =
-        let all name (like: torch.Tensor[]) =
-            like |> Array.mapi (fun i _ -> find $"adam.{g}.{name}.{i}")
-
-        {
-            Steps = (find $"adam.{g}.steps").data<int64>().ToArray()
-            Mu = all "mu" fresh.Mu
-            Nu = all "nu" fresh.Nu
-            NuMax = all "numax" fresh.NuMax
-        }
-
-    let private trainingLayout (vit: VisionTransformer) settings : Layout<Training> =
-        {
-            Tensors =
-                fun training ->
-                    let struct (adam, ()) = training.Optimizer
-
-                    [
-                        yield! namedParameters training.Lora training.Head
-                        yield! projectionTensors training.Projections
-                        yield! adamTensors adam
-                        "epoch", torch.tensor (int64 training.Epoch)
-                    ]
-            Restore =
-                fun task state find ->
-                    Scope.noGrad trainingLeaves (fun () ->
-                        let blocks = vit.Blocks.Length
-                        let struct (lora, head) = findParameters blocks find
-
-                        let projections =
-                            if observes settings task then
-                                Array.mapi (findProjection find) vit.Blocks
-                            else
-                                [||]
-
-                        let struct (fresh, ()) =
-                            (optimizer settings blocks projections 0).Init(parameters lora head)
-
-                        {
-                            Task = task
-                            State = state
-                            Lora = lora
-                            Head = head
-                            Qkv = VisionTransformer.trainingQkv state.Deltas vit
-                            Projections = projections
-                            Optimizer = struct (Array.mapi (findAdam find) fresh, ())
-                            Epoch = int ((find "epoch").item<int64>())
-                        })
-        }
-
     /// The network in training.
-    let adapters (training: Training) =
+    let adapters (training: Training<_>) =
         {
             Qkv = training.Qkv
-            Lora = training.Lora
+            Lora = training.Trained.Lora
         }
 
     /// CE(head(f), y) + λ·ATL(f/‖f‖, y, prototypes), and the head's predictions as positions in the task, [n].
@@ -475,36 +358,47 @@ module LoRASubDrs =
         struct (total, logits.argmax 1L)
 
     /// One projected step on one batch.
-    let update vit settings (batch: Batch) (training: Training) : struct (Training * StepReport) =
-        let blocks = training.Lora.Length
+    let updateWith
+        (optimizer: Optimizer<'S>)
+        vit
+        settings
+        (batch: Batch)
+        (training: Training<struct ('S[] * unit)>)
+        =
+        let tree = trainingTree vit (optimizerTree optimizer) training.Task training.State
 
-        Scope.keep (Leaves.both trainingLeaves StepReport.leaves) (fun () ->
+        Scope.keep (Leaves.both tree.Leaves StepReport.leaves) (fun () ->
             let first = Scalar.op_Implicit (int64 training.Task.FirstClass)
             let local = batch.Labels.sub first // [n], position in the task
 
             let lossOf (variables: torch.Tensor[]) =
-                let struct (lora, head) = ofParameters blocks variables
+                let variable = Tree.withLeaves trainedTree variables training.Trained
 
                 let features =
-                    VisionTransformer.features { Qkv = training.Qkv; Lora = lora } vit batch.Images
+                    VisionTransformer.features
+                        {
+                            Qkv = training.Qkv
+                            Lora = variable.Lora
+                        }
+                        vit
+                        batch.Images
 
                 let struct (total, predictions) =
-                    loss settings training.State.Prototypes head local features
+                    loss settings training.State.Prototypes variable.Head local features
 
                 struct (total, [| predictions |])
 
-            let before = parameters training.Lora training.Head
+            let before = Array.ofSeq (trainedTree.Leaves training.Trained)
             let struct (total, extra, gradients) = Grad.valueAndGradWith lossOf before
-            let transform = optimizer settings blocks training.Projections training.Epoch
+
+            let transform =
+                confined optimizer settings training.Projections training.Epoch training.Trained
 
             let struct (after, optimizer) =
                 Transform.step transform gradients training.Optimizer before
 
-            let struct (lora, head) = ofParameters blocks after
-
             struct ({ training with
-                        Lora = lora
-                        Head = head
+                        Trained = Tree.withLeaves trainedTree after training.Trained
                         Optimizer = optimizer
                     },
                     {
@@ -527,7 +421,7 @@ module LoRASubDrs =
 
     /// Merges the task's pairs into the deltas and appends the mean raw feature of each of its classes, in one pass
     /// over `loaders`. Old prototypes are not touched. Rejects a class without images.
-    let afterTask (vit: VisionTransformer) (loaders: BatchLoader[]) (training: Training) : TaskState =
+    let afterTask (vit: VisionTransformer) (loaders: BatchLoader[]) (training: Training<_>) : TaskState =
         Scope.noGrad TaskState.leaves (fun () ->
             let task, state = training.Task, training.State
             let classes = task.Classes.Length
@@ -535,7 +429,7 @@ module LoRASubDrs =
             let merged =
                 { state with
                     Finished = state.Finished + 1
-                    Deltas = Array.map2 Lora.merge training.Lora state.Deltas
+                    Deltas = Array.map2 Lora.merge training.Trained.Lora state.Deltas
                 }
 
             let model = deploy vit merged
@@ -565,6 +459,28 @@ module LoRASubDrs =
                 Prototypes = Prototype.append ids (ClassSums.means nameOf sums) state.Prototypes
             })
 
+    /// Features of images under a model, block by block.
+    let features (vit: VisionTransformer) (model: Model) (images: torch.Tensor) : Features =
+        Scope.noGrad Features.leaves (fun () -> VisionTransformer.featuresByBlock model.Adapters vit images)
+
+    /// Nearest prototype on unit vectors, over all classes seen.
+    let classify (model: Model) (features: Features) : torch.Tensor =
+        Scope.noGrad Leaves.tensor (fun () ->
+            let nearest = Prototype.nearest model.Prototypes features.Output
+
+            let classes =
+                torch.tensor (Array.map int64 model.Prototypes.Classes, device = nearest.device)
+
+            classes.index_select (0L, nearest))
+
+    /// Adam with the settings' options.
+    let adam settings : Optimizer<AdamState> =
+        fun rate -> Adam.transform rate settings.Adam
+
+    /// `prepareWith` Adam.
+    let prepare vit settings observing =
+        prepareWith (adam settings) vit settings observing
+
     /// Adds a task's classes with the network as it stands: `afterTask` without training.
     let extend
         (vit: VisionTransformer)
@@ -580,22 +496,17 @@ module LoRASubDrs =
             |> prepare vit untrained
             |> afterTask vit loaders)
 
-    /// Features of images under a model, block by block.
-    let features (vit: VisionTransformer) (model: Model) (images: torch.Tensor) : Features =
-        Scope.noGrad Features.leaves (fun () -> VisionTransformer.featuresByBlock model.Adapters vit images)
+    /// `updateWith` Adam.
+    let update vit settings batch training =
+        updateWith (adam settings) vit settings batch training
 
-    /// Nearest prototype on unit vectors, over all classes seen.
-    let classify (model: Model) (features: Features) : torch.Tensor =
-        Scope.noGrad Leaves.tensor (fun () ->
-            let nearest = Prototype.nearest model.Prototypes features.Output
-
-            let classes =
-                torch.tensor (Array.map int64 model.Prototypes.Classes, device = nearest.device)
-
-            classes.index_select (0L, nearest))
-
-    /// The method as a value over a frozen backbone, which it borrows. Rejects settings out of range.
-    let learner (vit: VisionTransformer) (settings: LoRASubSettings) : Learner<Observing, Training> =
+    /// The method as a value over a frozen backbone, which it borrows, with an optimizer of the caller's. Rejects
+    /// settings out of range.
+    let learnerWith
+        (optimizer: Optimizer<'S>)
+        (vit: VisionTransformer)
+        (settings: LoRASubSettings)
+        : Learner<Observing, Training<struct ('S[] * unit)>> =
         check vit.Width settings
 
         {
@@ -607,10 +518,10 @@ module LoRASubDrs =
             Start = start vit
             Observes = observes settings
             BeginTask = beginTask vit settings
-            Observe = observe vit
-            Prepare = prepare vit settings
+            Observe = observe vit settings
+            Prepare = prepareWith optimizer vit settings
             BeginEpoch = fun epoch training -> { training with Training.Epoch = epoch }
-            Update = update vit settings
+            Update = updateWith optimizer vit settings
             Retained =
                 fun training ->
                     training.Projections
@@ -626,8 +537,10 @@ module LoRASubDrs =
             Deploy = deploy vit
             Features = features vit
             Classify = classify
-            ObservingLeaves = observingLeaves
-            TrainingLeaves = trainingLeaves
-            ObservingLayout = observingLayout vit settings
-            TrainingLayout = trainingLayout vit settings
+            ObservingTree = observingTree vit settings
+            TrainingTree = trainingTree vit (optimizerTree optimizer)
         }
+
+    /// `learnerWith` Adam, as published.
+    let learner (vit: VisionTransformer) (settings: LoRASubSettings) =
+        learnerWith (adam settings) vit settings

@@ -41,7 +41,23 @@ module Adam =
             AmsGrad = false
         }
 
-    let leaves: Leaves<AdamState> = fun s -> Seq.concat [ s.Mu; s.Nu; s.NuMax ]
+    let tree: Tree<AdamState> =
+        let tensors = Tree.array Tree.tensor
+
+        tree {
+            let! steps = Tree.field "steps" _.Steps Tree.int64s
+            and! mu = Tree.field "mu" _.Mu tensors
+            and! nu = Tree.field "nu" _.Nu tensors
+            and! nuMax = Tree.field "numax" _.NuMax tensors
+
+            return
+                {
+                    Steps = steps
+                    Mu = mu
+                    Nu = nu
+                    NuMax = nuMax
+                }
+        }
 
     /// Rejects a learning rate, ε or weight decay below 0 and a β outside [0, 1).
     let check (learningRate: float) (options: AdamOptions) =
@@ -135,5 +151,5 @@ module Adam =
         {
             Init = init
             Update = update
-            Leaves = leaves
+            Tree = tree
         }

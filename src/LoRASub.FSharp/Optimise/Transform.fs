@@ -10,8 +10,8 @@ type Transform<'S> =
         Init: torch.Tensor[] -> 'S
         /// gradients -> state -> parameters -> (updates, next state); borrows all, owns its result.
         Update: Gradients -> 'S -> torch.Tensor[] -> struct (Gradients * 'S)
-        /// Tensors that a state holds.
-        Leaves: Leaves<'S>
+        /// The tensors of a state.
+        Tree: Tree<'S>
     }
 
 [<RequireQualifiedAccess>]
@@ -27,7 +27,7 @@ module Transform =
                         gradient |> Option.map (fun g -> f i g parameters[i])
 
                     struct (Array.mapi update gradients, ())
-            Leaves = Leaves.none
+            Tree = Tree.unit
         }
 
     /// Multiplies every update by a number.
@@ -43,7 +43,7 @@ module Transform =
                     let struct (between, a) = first.Update gradients a parameters
                     let struct (updates, b) = second.Update between b parameters
                     struct (updates, struct (a, b))
-            Leaves = Leaves.both first.Leaves second.Leaves
+            Tree = Tree.pair "first" first.Tree "second" second.Tree
         }
 
     /// Gives each parameter the transformation of its group: `groupOf[i]` is an index into `groups`.
@@ -96,7 +96,7 @@ module Transform =
                             members
 
                     struct (updates, next)
-            Leaves = Leaves.array (fun state -> groups[0].Leaves state)
+            Tree = Tree.items (fun g -> groups[g].Tree)
         }
 
     /// One step: the updates added to the parameters. Borrows everything; parameters without an update are returned
@@ -109,7 +109,7 @@ module Transform =
                 $"{gradients.Length}"
                 ""
 
-        Scope.noGrad (Leaves.both Leaves.tensors transform.Leaves) (fun () ->
+        Scope.noGrad (Leaves.both Leaves.tensors transform.Tree.Leaves) (fun () ->
             let struct (updates, next) = transform.Update gradients state parameters
 
             let stepped =

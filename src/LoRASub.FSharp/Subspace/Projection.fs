@@ -18,18 +18,37 @@ type Projection =
         Basis: torch.Tensor
         /// [d]: eigenvalues, descending, rounding's negative ones set to 0.
         Spectrum: torch.Tensor
-        /// k: how many directions are retained.
-        Rank: int
         /// Share of the spectrum's sum in the retained directions, in (0, 1].
         Energy: float
         /// Largest over smallest eigenvalue; infinite where the smallest is 0.
         Condition: float
     }
 
+    /// k: the number of retained directions.
+    member this.Rank = int this.Basis.shape[1]
+
 [<RequireQualifiedAccess>]
 module Projection =
 
-    let leaves: Leaves<Projection> = fun p -> [ p.Matrix; p.Basis; p.Spectrum ]
+    let tree: Tree<Projection> =
+        tree {
+            let! matrix = Tree.field "matrix" _.Matrix Tree.tensor
+            and! basis = Tree.field "basis" _.Basis Tree.tensor
+            and! spectrum = Tree.field "spectrum" _.Spectrum Tree.tensor
+            and! energy = Tree.field "energy" _.Energy Tree.float
+            and! condition = Tree.field "condition" _.Condition Tree.float
+
+            return
+                {
+                    Matrix = matrix
+                    Basis = basis
+                    Spectrum = spectrum
+                    Energy = energy
+                    Condition = condition
+                }
+        }
+
+    let leaves = tree.Leaves
 
     /// Rejects an energy threshold outside (0, 1].
     let checkThreshold (threshold: float) =
@@ -90,7 +109,6 @@ module Projection =
                 Matrix = basis.mm(basis.t ()).div(Scalar.op_Implicit norm)
                 Basis = basis
                 Spectrum = spectrum
-                Rank = rank
                 Energy = min 1.0 shares[rank - 1]
                 Condition = if smallest > 0.0 then largest / smallest else infinity
             })

@@ -36,7 +36,14 @@ type SecondMoment =
 [<RequireQualifiedAccess>]
 module SecondMoment =
 
-    let leaves: Leaves<SecondMoment> = fun m -> Seq.singleton m.Moment
+    let tree: Tree<SecondMoment> =
+        tree {
+            let! moment = Tree.field "moment" _.Moment Tree.tensor
+            and! count = Tree.field "count" _.Count Tree.int64
+            return { Moment = moment; Count = count }
+        }
+
+    let leaves = tree.Leaves
 
     /// The moment of no rows, [width, width] zeros. Owned by the caller.
     let zero (width: int64) (dtype: torch.ScalarType) (device: torch.Device) =

@@ -18,7 +18,14 @@ type Subspace =
 [<RequireQualifiedAccess>]
 module Subspace =
 
-    let leaves: Leaves<Subspace> = fun s -> [ s.Basis; s.Spectrum ]
+    let tree: Tree<Subspace> =
+        tree {
+            let! basis = Tree.field "basis" _.Basis Tree.tensor
+            and! spectrum = Tree.field "spectrum" _.Spectrum Tree.tensor
+            return { Basis = basis; Spectrum = spectrum }
+        }
+
+    let leaves = tree.Leaves
 
     /// The same numbers on the CPU. Borrows; owned by the caller.
     let copy (subspace: Subspace) : Subspace =

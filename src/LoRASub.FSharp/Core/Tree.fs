@@ -1,0 +1,245 @@
+namespace LoRASub
+
+open System
+open System.Collections.Generic
+open TorchSharp
+
+/// Tensors by name, such as those of a file; `origin` names it in errors.
+type NamedTensors(origin: string, tensors: IReadOnlyDictionary<string, torch.Tensor>) =
+
+    /// The tensor of that name, borrowed. Rejects a name that is absent.
+    member _.Find(name: string) : torch.Tensor =
+        match tensors.TryGetValue name with
+        | true, tensor -> tensor
+        | _ -> Errors.reject origin $"must hold a tensor named {name}" "no such tensor" ""
+
+    /// Whether a name is `path` or lies below it.
+    member _.Holds(path: string) : bool =
+        tensors.Keys
+        |> Seq.exists (fun name -> name = path || name.StartsWith(path + ".", StringComparison.Ordinal))
+
+    /// The number of items below `path`: one more than the largest index, so that a gap is found when it is read.
+    member _.Count(path: string) : int =
+        let index (name: string) =
+            if name.StartsWith(path + ".", StringComparison.Ordinal) then
+                let rest = name.Substring(path.Length + 1)
+                let dot = rest.IndexOf '.'
+
+                match Int32.TryParse(if dot < 0 then rest else rest.Substring(0, dot)) with
+                | true, i when i >= 0 && i < tensors.Count -> i
+                | _ -> -1
+            else
+                -1
+
+        tensors.Keys |> Seq.fold (fun last name -> max last (index name)) -1 |> (+) 1
+
+/// How a 'T is read from, and written as, a part of an 'Owner's tensors.
+type Part<'Owner, 'T> =
+    {
+        /// Adds the tensors that the part owns to a list.
+        Collect: List<torch.Tensor> -> 'Owner -> unit
+        /// The part with a function applied to each tensor that it owns, in the order of `Collect`.
+        Map: (torch.Tensor -> torch.Tensor) -> 'Owner -> 'T
+        /// The tensors of the part by their names below a path. Those of the value are borrowed; those made for its
+        /// numbers belong to the caller's scope.
+        Write: string -> 'Owner -> (string * torch.Tensor) list
+        /// The inverse of `Write`. The tensors found become the value's own.
+        Read: NamedTensors -> string -> 'T
+    }
+
+    /// The tensors that a value owns.
+    member this.Leaves: Leaves<'Owner> =
+        fun owner ->
+            let all = List<torch.Tensor>()
+            this.Collect all owner
+            all
+
+/// The one description of a value's tensors. Lifetimes, names, saving, loading, moving and comparing follow from it.
+type Tree<'T> = Part<'T, 'T>
+
+/// `tree { let! a = Tree.field "a" _.A Tree.tensor and! b = … in return { A = a; B = b } }`
+type TreeBuilder() =
+    member _.BindReturn(part: Part<'Owner, 'A>, build: 'A -> 'T) : Part<'Owner, 'T> =
+        {
+            Collect = part.Collect
+            Map = fun f owner -> build (part.Map f owner)
+            Write = part.Write
+            Read = fun tensors path -> build (part.Read tensors path)
+        }
+
+    member _.MergeSources(left: Part<'Owner, 'A>, right: Part<'Owner, 'B>) : Part<'Owner, 'A * 'B> =
+        {
+            Collect =
+                fun all owner ->
+                    left.Collect all owner
+                    right.Collect all owner
+            Map =
+                fun f owner ->
+                    let first = left.Map f owner
+                    first, right.Map f owner
+            Write = fun path owner -> left.Write path owner @ right.Write path owner
+            Read =
+                fun tensors path ->
+                    let first = left.Read tensors path
+                    first, right.Read tensors path
+        }
+
+[<AutoOpen>]
+module TreeBuilder =
+    let tree = TreeBuilder()
+
+[<RequireQualifiedAccess>]
+module Tree =
+
+    let private below (path: string) (name: string) =
+        if path = "" then name else $"{path}.{name}"
+
+    /// One tensor.
+    let tensor: Tree<torch.Tensor> =
+        {
+            Collect = fun all tensor -> all.Add tensor
+            Map = fun f tensor -> f tensor
+            Write = fun path tensor -> [ path, tensor ]
+            Read = fun tensors path -> tensors.Find path
+        }
+
+    // Written as a tensor made for the purpose, which no value owns.
+    let private number (write: 'T -> torch.Tensor) (read: torch.Tensor -> 'T) : Tree<'T> =
+        {
+            Collect = fun _ _ -> ()
+            Map = fun _ value -> value
+            Write = fun path value -> [ path, write value ]
+            Read =
+                fun tensors path ->
+                    use onHost = (tensors.Find path).cpu()
+                    read onHost
+        }
+
+    /// A number, written as an int64 tensor of one entry.
+    let int: Tree<int> =
+        number (fun (n: int) -> torch.tensor (int64 n)) (fun t -> int (t.item<int64>()))
+
+    /// A number, written as an int64 tensor of one entry.
+    let int64: Tree<int64> = number (fun (n: int64) -> torch.tensor n) _.item<int64>()
+
+    /// A number, written as a float64 tensor of one entry.
+    let float: Tree<float> = number (fun (x: float) -> torch.tensor x) _.item<float>()
+
+    /// Numbers, written as an int64 tensor [n].
+    let int64s: Tree<int64[]> =
+        number (fun (all: int64[]) -> torch.tensor all) _.data<int64>().ToArray()
+
+    /// No tensor at all.
+    let unit: Tree<unit> =
+        {
+            Collect = fun _ () -> ()
+            Map = fun _ () -> ()
+            Write = fun _ () -> []
+            Read = fun _ _ -> ()
+        }
+
+    /// A member of a record, by its name below the record's path.
+    let field (name: string) (get: 'Owner -> 'T) (tree: Tree<'T>) : Part<'Owner, 'T> =
+        {
+            Collect = fun all owner -> tree.Collect all (get owner)
+            Map = fun f owner -> tree.Map f (get owner)
+            Write = fun path owner -> tree.Write (below path name) (get owner)
+            Read = fun tensors path -> tree.Read tensors (below path name)
+        }
+
+    /// A member that is neither owned nor written: whoever reads the record supplies it.
+    let given (get: 'Owner -> 'T) (value: 'T) : Part<'Owner, 'T> =
+        {
+            Collect = fun _ _ -> ()
+            Map = fun _ owner -> get owner
+            Write = fun _ _ -> []
+            Read = fun _ _ -> value
+        }
+
+    /// A member that is owned but not written, because it can be computed again.
+    let computed (get: 'Owner -> 'T) (tree: Tree<'T>) (compute: unit -> 'T) : Part<'Owner, 'T> =
+        {
+            Collect = fun all owner -> tree.Collect all (get owner)
+            Map = fun f owner -> tree.Map f (get owner)
+            Write = fun _ _ -> []
+            Read = fun _ _ -> compute ()
+        }
+
+    /// Items by their index, each with a tree of its own. How many there are follows from the names; a gap among them
+    /// is rejected when they are read.
+    let items (item: int -> Tree<'T>) : Tree<'T[]> =
+        let at path (i: int) = below path (string i)
+
+        {
+            Collect = fun all items -> items |> Array.iteri (fun i one -> (item i).Collect all one)
+            Map = fun f items -> items |> Array.mapi (fun i one -> (item i).Map f one)
+            Write =
+                fun path items ->
+                    [
+                        for i, one in Array.indexed items do
+                            yield! (item i).Write (at path i) one
+                    ]
+            Read =
+                fun tensors path ->
+                    Array.init (tensors.Count path) (fun i -> (item i).Read tensors (at path i))
+        }
+
+    /// Items of one kind by their index.
+    let array (item: Tree<'T>) : Tree<'T[]> = items (fun _ -> item)
+
+    /// A value that may be absent: no tensor has its name then.
+    let option (some: Tree<'T>) : Tree<'T option> =
+        {
+            Collect = fun all value -> Option.iter (some.Collect all) value
+            Map = fun f value -> Option.map (some.Map f) value
+            Write = fun path value -> value |> Option.map (some.Write path) |> Option.defaultValue []
+            Read =
+                fun tensors path ->
+                    if tensors.Holds path then
+                        Some(some.Read tensors path)
+                    else
+                        None
+        }
+
+    /// Two values by their names.
+    let pair (first: string) (a: Tree<'A>) (second: string) (b: Tree<'B>) : Tree<struct ('A * 'B)> =
+        tree {
+            let! a = field first (fun struct (a, _) -> a) a
+            and! b = field second (fun struct (_, b) -> b) b
+            return struct (a, b)
+        }
+
+    /// Every tensor of a value under its name. Those of the value are borrowed, those made for its numbers belong to
+    /// the caller's scope.
+    let write (tree: Tree<'T>) (value: 'T) : (string * torch.Tensor) list = tree.Write "" value
+
+    /// The value that `write` gave these names; it takes the tensors over. Rejects an absent tensor; `origin` says in
+    /// the error where it was looked for.
+    let read (tree: Tree<'T>) (origin: string) (tensors: IReadOnlyDictionary<string, torch.Tensor>) : 'T =
+        tree.Read (NamedTensors(origin, tensors)) ""
+
+    /// The value with f applied to each of its tensors, such as a move to another device. The caller owns what f makes.
+    let map (f: torch.Tensor -> torch.Tensor) (tree: Tree<'T>) (value: 'T) : 'T = tree.Map f value
+
+    /// The value with other tensors in place of its own, in the order of its leaves.
+    let withLeaves (tree: Tree<'T>) (tensors: torch.Tensor[]) (value: 'T) : 'T =
+        let mutable next = -1
+
+        map
+            (fun _ ->
+                next <- next + 1
+                tensors[next])
+            tree
+            value
+
+    /// Whether two values have the same names and, under each, tensors of the same type, shape and bits.
+    let equal (tree: Tree<'T>) (left: 'T) (right: 'T) : bool =
+        let bytes (t: torch.Tensor) =
+            t.detach().cpu().contiguous().bytes.ToArray()
+
+        let same (name, a: torch.Tensor) (other, b: torch.Tensor) =
+            name = other && a.dtype = b.dtype && a.shape = b.shape && bytes a = bytes b
+
+        Scope.run (fun () ->
+            let left, right = write tree left, write tree right
+            left.Length = right.Length && List.forall2 same left right)
