@@ -19,10 +19,16 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
     Settings.check settings
     Shell.loadNative shell libTorch settings
 
+    let score listen =
+        NativeError.during
+            (fun () -> $"while scoring the learner in {folder}")
+            $"less memory is needed with --batch below {settings.Batch}"
+            (fun () -> RunFolder.evaluate folder settings listen)
+
     let rows =
         match Shell.canvas shell with
-        | Some console -> Display.counting console (RunFolder.evaluate folder settings)
-        | None -> RunFolder.evaluate folder settings ignore
+        | Some console -> Display.counting console score
+        | None -> score ignore
 
     Shell.say shell (Display.evaluation rows)
 
@@ -68,12 +74,17 @@ let start (shell: Shell) (argv: string[]) : int =
         | Arguments.Command.Report request -> ReportCommand.run shell.Out request
         | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
     with e ->
+        let e =
+            match NativeError.ofException e with
+            | Some shortage -> NativeError.memory "" "" shortage e
+            | None -> e
+
         complain
             shell.Error
             (if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
                  string e
              else
-                 "lorasub: " + e.Message.ReplaceLineEndings " ")
+                 "lorasub: " + NativeError.describe e)
 
         match e with
         | :? RunStoppedException -> shell.Interruption.Code

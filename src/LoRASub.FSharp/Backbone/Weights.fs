@@ -323,9 +323,12 @@ module Weights =
     /// Reads a plain timm ViT from a safetensors file; a classifier in it is left out. Owned by the caller. Rejects
     /// a malformed file, and what `ofTensors` rejects.
     let load (options: BackboneOptions) (path: string) : VisionTransformer =
-        Scope.keep VisionTransformer.leaves (fun () ->
-            let file = Safetensors.readOnly (ignored >> not) path
-            build false options path file.Metadata file.Tensors)
+        let what () = $"while loading the backbone {path}"
+
+        NativeError.during what NativeError.moreMemory (fun () ->
+            Scope.keep VisionTransformer.leaves (fun () ->
+                let file = Safetensors.readOnly (ignored >> not) path
+                build false options path file.Metadata file.Tensors))
 
     let private checkShape (shape: BackboneShape) =
         for name, size in

@@ -161,9 +161,10 @@ module Datasets =
         let _, reader = find name
         requireFolder name folder
 
-        match reader with
-        | Arrays load -> load folder
-        | Files scan -> scan options folder |> ImageFiles.dataset options name
+        NativeError.during (fun () -> $"while reading {name} from {folder}") NativeError.moreMemory (fun () ->
+            match reader with
+            | Arrays load -> load folder
+            | Files scan -> scan options folder |> ImageFiles.dataset options name)
 
     /// `loadWith` the standard options.
     let load (name: string) (folder: string) : Dataset =
