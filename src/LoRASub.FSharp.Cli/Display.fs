@@ -18,17 +18,6 @@ let private percent (x: float) =
 let private number (digits: int) (x: float) =
     x.ToString($"F{digits}", CultureInfo.InvariantCulture)
 
-/// Bytes in the largest binary unit that leaves at least 1.
-let bytes (n: int64) =
-    let rec scale x units =
-        match units with
-        | [ unit ] -> $"{number 1 x} {unit}"
-        | unit :: _ when x < 1024.0 -> $"{number 1 x} {unit}"
-        | _ :: larger -> scale (x / 1024.0) larger
-        | [] -> ""
-
-    scale (float n) [ "B"; "KiB"; "MiB"; "GiB"; "TiB" ]
-
 /// 0:07, 12:34, 1:02:03.
 let duration (seconds: float) =
     let t = TimeSpan.FromSeconds(Math.Round seconds)
@@ -506,7 +495,7 @@ let results (plan: Plan) (outcome: Outcome) : string list =
         yield! outcome.Drift |> Option.map driftLine |> Option.defaultValue []
         $"seconds            {seconds [ Phase.Observe; Phase.Project; Phase.Train ]}"
         $"                   {seconds [ Phase.Prototypes; Phase.Predict ]}"
-        $"peak memory        {bytes (MemoryUse.peakBytes ())}"
+        $"peak memory        {Bytes.text (MemoryUse.peakBytes ())}"
     ]
 
 /// Whether a task's score is the one that was saved.

@@ -20,7 +20,7 @@ let private guarded (name: string) (check: unit -> Finding list) : Finding list 
     try
         check ()
     with e ->
-        [ Broken(name, e.Message.ReplaceLineEndings " ") ]
+        [ Broken(name, NativeError.describe e) ]
 
 let private versionOf (assembly: Assembly) = assembly.GetName().Version.ToString 3
 
@@ -61,7 +61,7 @@ let private machine () =
     [
         Fact("cores", string Environment.ProcessorCount)
         Fact("instructions", $"{names true}; without {names false}")
-        Fact("memory", $"{Display.bytes memory.TotalAvailableMemoryBytes} for this process")
+        Fact("memory", $"{Bytes.text memory.TotalAvailableMemoryBytes} for this process")
     ]
 
 let private assets () =

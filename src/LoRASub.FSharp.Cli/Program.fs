@@ -19,10 +19,16 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
     Settings.check settings
     Shell.loadNative shell libTorch settings
 
+    let score listen =
+        NativeError.during
+            (fun () -> $"while scoring the learner in {folder}")
+            $"less memory is needed with --batch below {settings.Batch}"
+            (fun () -> RunFolder.evaluate folder settings listen)
+
     let rows =
         match Shell.canvas shell with
-        | Some console -> Display.counting console (RunFolder.evaluate folder settings)
-        | None -> RunFolder.evaluate folder settings ignore
+        | Some console -> Display.counting console score
+        | None -> score ignore
 
     Shell.say shell (Display.evaluation rows)
 
@@ -87,10 +93,15 @@ let start (shell: Shell) (argv: string[]) : int =
         else
             code
     with e ->
+        let e =
+            match NativeError.ofException e with
+            | Some shortage -> NativeError.memory "" "" shortage e
+            | None -> e
+
         if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
             (string e).Split '\n' |> Array.iter (Shell.complain shell.Error)
         else
-            Shell.complain shell.Error ("lorasub: " + e.Message.ReplaceLineEndings " ")
+            Shell.complain shell.Error ("lorasub: " + NativeError.describe e)
 
         match e with
         | :? RunStoppedException -> shell.Interruption.Code

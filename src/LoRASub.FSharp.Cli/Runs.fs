@@ -111,6 +111,27 @@ let private stoppingIn folder (work: unit -> unit) =
     with :? RunStoppedException ->
         raise (RunStoppedException folder)
 
+/// Runs `work` on the run in a folder; where memory runs out, says which checkpoint is kept and how to resume.
+let keeping (folder: string) (work: unit -> unit) =
+    let checkpoint () =
+        if SeedFolders.holdsSeeds folder then
+            SeedFolders.seeds folder |> Array.map (SeedFolders.folderOf folder)
+        else
+            [| folder |]
+        |> Array.filter Checkpoint.exists
+        |> Array.tryLast
+
+    try
+        work ()
+    with :? MemoryException as e ->
+        match checkpoint () with
+        | Some where ->
+            let kept =
+                $"the last checkpoint, {Checkpoint.path where}, is kept: with more free memory, resume with the same settings by lorasub run --resume {folder}"
+
+            raise (MemoryException($"{e.Message}; {kept}", e))
+        | None -> reraise ()
+
 // Rejects an output folder that cannot be used, or whose runs would be someone else's.
 let private check overwrite (config: MergedConfig) (folder: string) =
     if overwrite then
@@ -136,19 +157,20 @@ let private inFolder (shell: Shell) overwrite (plan: Plan) inputs (config: Merge
         // of a run that was killed before its settings were saved
         SeedFolders.forget folder
 
-    match config.Seeds with
-    | [| _ |] -> fresh shell plan inputs config folder |> ignore
-    | seeds ->
-        SeedFolders.start folder seeds plan.Settings
-        Json.write (RunFiles.sources folder) (Config.toJson config)
+    keeping folder (fun () ->
+        match config.Seeds with
+        | [| _ |] -> fresh shell plan inputs config folder |> ignore
+        | seeds ->
+            SeedFolders.start folder seeds plan.Settings
+            Json.write (RunFiles.sources folder) (Config.toJson config)
 
-        for seed in seeds do
-            let mine = SeedFolders.folderOf folder seed
-            use _ = RunFolder.hold mine
-            Shell.say shell [ ""; $"seed {seed}" ]
-            stoppingIn folder (fun () -> fresh shell (ofSeed plan seed) inputs config mine |> ignore)
+            for seed in seeds do
+                let mine = SeedFolders.folderOf folder seed
+                use _ = RunFolder.hold mine
+                Shell.say shell [ ""; $"seed {seed}" ]
+                stoppingIn folder (fun () -> fresh shell (ofSeed plan seed) inputs config mine |> ignore)
 
-        Shell.say shell (Display.statistics (SeedFolders.finish folder))
+            Shell.say shell (Display.statistics (SeedFolders.finish folder)))
 
     saved shell folder
 
@@ -339,13 +361,15 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
         let inputs = Checkpoint.inputs plan
         Shell.say shell (Display.header plan (torch.get_num_threads ()))
 
-        if SeedFolders.holdsSeeds folder then
-            SeedFolders.seeds folder
-            |> Array.iter (fun seed -> stoppingIn folder (fun () -> takeUpSeed shell plan inputs folder seed))
+        keeping folder (fun () ->
+            if SeedFolders.holdsSeeds folder then
+                SeedFolders.seeds folder
+                |> Array.iter (fun seed ->
+                    stoppingIn folder (fun () -> takeUpSeed shell plan inputs folder seed))
 
-            Shell.say shell (Display.statistics (SeedFolders.finish folder))
-        else
-            takeUp shell plan inputs folder |> ignore
+                Shell.say shell (Display.statistics (SeedFolders.finish folder))
+            else
+                takeUp shell plan inputs folder |> ignore)
 
         saved shell folder
 

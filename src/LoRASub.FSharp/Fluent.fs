@@ -118,7 +118,8 @@ type Prediction =
 
 /// A classifier that learns new classes from their images alone and forgets the images: the library's front door
 /// from C#. Holds native memory: dispose it. Not safe for use from several threads at once.
-/// Throws InputException for input that breaks a rule.
+/// Throws InputException for input that breaks a rule, and MemoryException, an OutOfMemoryException, where memory runs
+/// out in main memory or on the GPU; the classifier then stays as it was.
 type ContinualClassifier
     private (plan: Plan, options: ClassifierOptions, initial: TaskState, names: string[], sizes: int[]) =
     let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
@@ -334,10 +335,14 @@ type ContinualClassifier
                     squared
                     positions)
 
-        positions
-        |> Array.chunkBySize plan.Settings.Batch
-        |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) images
-        |> Array.collect predict
+        NativeError.during
+            (fun () -> "while predicting")
+            "less memory is needed with a smaller BatchSize"
+            (fun () ->
+                positions
+                |> Array.chunkBySize plan.Settings.Batch
+                |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) images
+                |> Array.collect predict)
 
     /// The nearest class of each image of a set.
     member this.Predict(images: ImageSet) : Prediction[] =

@@ -1196,7 +1196,7 @@ let private texts =
             let seconds = [ 0.4; 59.6; 754.0; 3723.0 ]
             Expect.equal (List.map Display.duration seconds) [ "0:00"; "1:00"; "12:34"; "1:02:03" ] "times"
             let sizes = [ 0L; 1023L; 1536L; 5L <<< 30 ]
-            Expect.equal (List.map Display.bytes sizes) [ "0.0 B"; "1023.0 B"; "1.5 KiB"; "5.0 GiB" ] "sizes")
+            Expect.equal (List.map Bytes.text sizes) [ "0.0 B"; "1023.0 B"; "1.5 KiB"; "5.0 GiB" ] "sizes")
 
         testCase "the time left is what the steps to do have cost so far" (fun () ->
             let task i =

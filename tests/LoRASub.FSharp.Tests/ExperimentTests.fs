@@ -2,6 +2,7 @@ module LoRASub.Tests.ExperimentTests
 
 open System
 open System.Collections.Generic
+open System.Runtime.InteropServices
 open Expecto
 open LoRASub
 open LoRASub.Tests.Check
@@ -315,6 +316,58 @@ let tests =
                             "after 3"
                         ]
                         "calls"))
+
+            testCase
+                "memory that runs out is reported with task, phase, batch and what needs less"
+                (inScope (fun () ->
+                    let plan = planOf threeTasks
+                    let learner = Tiny.learner plan
+                    let observed, updated = ref 0, ref 0
+
+                    let message =
+                        "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 1 has a total capacity of 139.80 GiB of which 12.31 MiB is free."
+
+                    let failing (calls: int ref) at work =
+                        calls.Value <- calls.Value + 1
+
+                        if calls.Value = at then
+                            raise (ExternalException message)
+
+                        work ()
+
+                    let failsWith where settings learner =
+                        let call () =
+                            Experiment.run learner { plan with Settings = settings } Tiny.silent |> ignore
+
+                        Expect.throwsC call (fun e ->
+                            Expect.isTrue (e :? MemoryException) $"{e.GetType().Name}"
+
+                            Expect.stringStarts
+                                e.Message
+                                $"out of memory on GPU 1 in task 2 of 3, {where}: 1.5 GiB requested, 12.3 MiB free; "
+                                "message"
+
+                            let named = [ "--batch"; "--checkpoint-activations"; "--precision" ]
+                            let allowed = not settings.CheckpointActivations
+                            let expected = if allowed then named else [ "--batch"; "--precision" ]
+                            Expect.equal (named |> List.filter e.Message.Contains) expected "options")
+
+                    // two batches in each of two epochs
+                    failsWith
+                        "phase train, batch 2 of 4"
+                        threeTasks
+                        { learner with
+                            Update = fun batch t -> failing updated 6 (fun () -> learner.Update batch t)
+                        }
+
+                    failsWith
+                        "phase observe, batch 1 of 2"
+                        { threeTasks with
+                            CheckpointActivations = true
+                        }
+                        { learner with
+                            Observe = fun batch o -> failing observed 1 (fun () -> learner.Observe batch o)
+                        }))
 
             testCase
                 "tasks leave nothing behind but their state"

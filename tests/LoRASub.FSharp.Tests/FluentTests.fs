@@ -3,6 +3,7 @@ module LoRASub.Tests.FluentTests
 open System
 open System.Diagnostics
 open System.IO
+open System.Runtime.InteropServices
 open Expecto
 open LoRASub
 open LoRASub.Fluent
@@ -247,6 +248,40 @@ let tests =
                     Expect.equal phases [ "train"; "prototypes"; "observe" ] "phases"
                     Expect.exists steps (fun s -> not (Double.IsNaN s.Loss)) "a loss"
                     Expect.all steps (fun s -> s.Done >= 0 && s.Done <= s.Total && s.Total > 0) "steps"))
+
+            testCase
+                "where memory runs out, learning and prediction say so and leave the classifier as it was"
+                (withBackbone (fun _ backbone ->
+                    let options = options ()
+                    use classifier = learned backbone options
+                    let before = classifier.Predict test
+
+                    let fails (words: string list) (call: unit -> unit) =
+                        Expect.throwsC call (fun e ->
+                            Expect.isTrue (e :? MemoryException && e :? OutOfMemoryException) $"{e}"
+
+                            for word in words do
+                                Expect.stringContains e.Message word "message")
+
+                    Probe.leavesNothing (fun () ->
+                        let native =
+                            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1024 bytes. Error code 12 (Cannot allocate memory)\nframe #0: f"
+
+                        options.Progress <-
+                            Action<LearningProgress>(fun _ -> raise (ExternalException native))
+
+                        fails [ "task 3, phase"; "1.0 KiB requested"; "smaller batch" ] (fun () ->
+                            classifier.Learn([| "new" |], Images.OfClasses(train, [| 0 |])))
+
+                        options.Progress <- null
+                        let reader = Func<int[], byte[]>(fun _ -> raise (OutOfMemoryException()))
+                        let images = Images.FromReader([| 0 |], 3, 8, 8, reader)
+
+                        fails [ "while predicting"; "BatchSize" ] (fun () ->
+                            classifier.Predict images |> ignore))
+
+                    Expect.equal (classifier.Predict test) before "predictions"
+                    Expect.sequenceEqual classifier.ClassNames colours "names"))
 
             testCase
                 "a disposed classifier leaves nothing, and says that it is disposed"

@@ -361,4 +361,31 @@ let tests =
 
                     let page = inside [ "report"; out; "--out"; RunFiles.settings out ]
                     refused [ "settings.json"; "file of a run" ] page))
+
+            testCase
+                "where memory runs out, the checkpoint and how to resume are named"
+                (inWorld (fun world ->
+                    let out = under world "out"
+
+                    let message folder =
+                        try
+                            Runs.keeping folder (fun () -> raise (MemoryException("out of memory", null)))
+                            ""
+                        with :? MemoryException as e ->
+                            e.Message
+
+                    Expect.equal (message out) "out of memory" "no run yet"
+                    interrupted 130 (five world []) |> ignore
+                    Expect.stringStarts (message out) "out of memory; the last checkpoint, " "message"
+                    Expect.stringContains (message out) (Checkpoint.path out) "checkpoint"
+                    Expect.stringEnds (message out) $"lorasub run --resume {out}" "resume"
+                    let several = under world "several"
+                    interrupted 130 (five world [ "--out"; several; "--seeds"; "1,2" ]) |> ignore
+
+                    Expect.stringContains
+                        (message several)
+                        (Checkpoint.path (SeedFolders.folderOf several 1L))
+                        "checkpoint of a seed"
+
+                    Expect.stringEnds (message several) $"lorasub run --resume {several}" "resume"))
         ]

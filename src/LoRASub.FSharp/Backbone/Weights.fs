@@ -380,16 +380,19 @@ module Weights =
     /// Reads a plain timm ViT from a safetensors file; a classifier in it is left out. Owned by the caller. Rejects
     /// a malformed file, and what `ofTensors` rejects.
     let load (options: BackboneOptions) (path: string) : VisionTransformer =
-        Scope.keep VisionTransformer.leaves (fun () ->
-            let names = (Safetensors.header path).Entries |> Array.map _.Name
-            let prefix = prefixOf path names
+        let what () = $"while loading the backbone {path}"
 
-            let wanted (name: string) =
-                name.StartsWith(prefix, StringComparison.Ordinal)
-                && not (ignored (name.Substring prefix.Length))
+        NativeError.during what NativeError.moreMemory (fun () ->
+            Scope.keep VisionTransformer.leaves (fun () ->
+                let names = (Safetensors.header path).Entries |> Array.map _.Name
+                let prefix = prefixOf path names
 
-            let file = Safetensors.readOnly wanted path
-            build false options path file.Metadata file.Tensors)
+                let wanted (name: string) =
+                    name.StartsWith(prefix, StringComparison.Ordinal)
+                    && not (ignored (name.Substring prefix.Length))
+
+                let file = Safetensors.readOnly wanted path
+                build false options path file.Metadata file.Tensors))
 
     /// What `load` takes for granted in a file: a number of heads that is guessed from the width, and a prefix that is
     /// left out. Rejects a file of several networks.

@@ -306,7 +306,17 @@ module NativeBackend =
                 "must find every library that it needs"
                 found
                 $"add the folder of that library to LD_LIBRARY_PATH, or give the lib folder of LibTorch {ExpectedLibTorch}"
-        | None, None -> Errors.reject subject rule complaint fix
+        | None, None ->
+            match NativeError.shortage complaint with
+            | Some shortage ->
+                raise (
+                    NativeError.memory
+                        $"while loading LibTorch ({subject})"
+                        NativeError.moreMemory
+                        shortage
+                        null
+                )
+            | None -> Errors.reject subject rule complaint fix
 
     // ---------------------------------------------------------------- libraries made here
 

@@ -170,9 +170,10 @@ module Datasets =
         let _, reader = find name
         requireFolder name folder
 
-        match reader with
-        | Arrays load -> load folder
-        | Files scan -> scan options folder |> ImageFiles.dataset options name
+        NativeError.during (fun () -> $"while reading {name} from {folder}") NativeError.moreMemory (fun () ->
+            match reader with
+            | Arrays load -> load folder
+            | Files scan -> scan options folder |> ImageFiles.dataset options name)
 
     /// The number of classes in a data set's folder. No image is read, except where a set is published as arrays.
     let classes (options: ReadOptions) (name: string) (folder: string) : int =

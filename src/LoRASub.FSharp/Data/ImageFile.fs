@@ -71,7 +71,13 @@ module ImageFile =
             f ()
         with
         | :? TypeInitializationException
-        | :? DllNotFoundException ->
+        | :? DllNotFoundException as e ->
+            match NativeError.ofException e with
+            | Some shortage ->
+                let what = "while loading Skia, which decodes images"
+                raise (NativeError.memory what NativeError.moreMemory shortage e)
+            | None -> ()
+
             Errors.reject
                 "Skia"
                 "libSkiaSharp must be in the program's folder or in the package folder"

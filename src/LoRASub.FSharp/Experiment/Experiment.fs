@@ -258,6 +258,9 @@ type PhaseClock(initial: Map<Phase, float>) =
         running <- None
         result
 
+    /// The phase in progress, or the one that an exception ended.
+    member _.Current: Phase option = Option.map fst running
+
     /// Every phase up to now, 0 for those that did not run.
     member _.Seconds: Map<Phase, float> = read ()
 
@@ -387,6 +390,49 @@ module Experiment =
             fun () ->
                 listen (Steps(stepOf plan task phase i loaders.Length))
                 load ())
+
+    // Work on a task, given a `listen` that remembers the last step: where memory runs out, the exception says how far
+    // the task was.
+    let private reporting (plan: Plan) (clock: PhaseClock) fix listen (task: LearningTask) work =
+        let last = ref None
+
+        let remembering progress =
+            match progress with
+            | Steps step -> last.Value <- Some step
+            | _ -> ()
+
+            listen progress
+
+        let what () =
+            let phase =
+                match clock.Current, last.Value with
+                | Some phase, Some step when step.Phase = phase && step.Done < step.Steps ->
+                    $", phase {Phase.name phase}, batch {step.Done + 1} of {step.Steps}"
+                | Some phase, _ -> $", phase {Phase.name phase}"
+                | None, _ -> ""
+
+            let count = plan.Stream.Tasks.Length
+            let all = if task.Index < count then $" of {count}" else ""
+            $"in task {task.Index + 1}{all}{phase}"
+
+        NativeError.during what fix (fun () -> work remembering)
+
+    // What needs less memory, in the words of the command line.
+    let private smaller (settings: RunSettings) =
+        let options =
+            [
+                if settings.Batch > 1 then
+                    $"--batch below {settings.Batch}"
+                if not settings.CheckpointActivations then
+                    "--checkpoint-activations"
+                if settings.Precision <> Precision.BFloat16 then
+                    "--precision bfloat16"
+            ]
+
+        if options.IsEmpty then
+            NativeError.moreMemory
+        else
+            "less memory is needed with " + String.concat ", or with " options
 
     // `next` replaces `previous`, whose other leaves nothing needs any more.
     let private replacing leaves (previous: 'S) (next: 'S) =
@@ -603,11 +649,15 @@ module Experiment =
     /// state; the next one is owned by the caller. `listen` hears of the progress on the calling thread. Rejects a
     /// loss that is not finite, and what the phases reject.
     let learnTask learner plan (clock: PhaseClock) (listen: Progress -> unit) state (task: LearningTask) =
-        Scope.keep (Leaves.first TaskState.leaves) (fun () ->
-            let struct (next, retained, _) =
-                learnFrom learner plan clock listen ignore state task None
+        let fix =
+            "less memory is needed with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
 
-            struct (next, retained))
+        reporting plan clock fix listen task (fun listen ->
+            Scope.keep (Leaves.first TaskState.leaves) (fun () ->
+                let struct (next, retained, _) =
+                    learnFrom learner plan clock listen ignore state task None
+
+                struct (next, retained)))
 
     let private answers (plan: Plan) = TaskStream.answers plan.Stream
 
@@ -744,13 +794,11 @@ module Experiment =
                 (score learner plan pause model [| task |])[0]))
 
     // The run after one more task, and its predictions; takes over where it stands.
-    let private oneTask learner plan listen pause struct (run: RunState<_, _>, _) (task: LearningTask) =
-        let memory, clock, before =
+    let private oneTask learner plan clock listen pause struct (run: RunState<_, _>, _) (task: LearningTask) =
+        let memory, before =
             match run.Open with
-            | Some open' -> open'.MemoryBefore, PhaseClock open'.Seconds, open'.Before
+            | Some open' -> open'.MemoryBefore, open'.Before
             | None ->
-                let clock = PhaseClock()
-
                 let before =
                     if measuresForward plan && task.Index > 0 then
                         let pause () =
@@ -760,7 +808,7 @@ module Experiment =
                     else
                         None
 
-                MemoryUse.now (), clock, before
+                MemoryUse.now (), before
 
         let pause moment state standing =
             pause moment (fun () ->
@@ -856,10 +904,18 @@ module Experiment =
         if Array.isEmpty from.Tasks && from.Open.IsNone then
             Array.iter listen (notices plan from)
 
+        let step struct (run: RunState<'Observing, 'Training>, predictions) task =
+            let clock =
+                match run.Open with
+                | Some open' -> PhaseClock open'.Seconds
+                | None -> PhaseClock()
+
+            reporting plan clock (smaller plan.Settings) listen task (fun listen ->
+                oneTask learner plan clock listen pause struct (run, predictions) task)
+
         Scope.keep Outcome.leaves (fun () ->
             let struct (last, predictions) =
-                Array.skip from.Tasks.Length tasks
-                |> Array.fold (oneTask learner plan listen pause) struct (from, [||])
+                Array.skip from.Tasks.Length tasks |> Array.fold step struct (from, [||])
 
             {
                 State = last.State
