@@ -398,7 +398,7 @@ module LoRASubDrs =
             like |> Array.mapi (fun i _ -> find $"adam.{g}.{name}.{i}")
 
         {
-            Steps = (find $"adam.{g}.steps").data<int64>().ToArray()
+            Steps = (find $"adam.{g}.steps").cpu().data<int64>().ToArray()
             Mu = all "mu" fresh.Mu
             Nu = all "nu" fresh.Nu
             NuMax = all "numax" fresh.NuMax
