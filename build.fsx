@@ -325,31 +325,53 @@ let private counts (line: string) =
     else
         None
 
+/// What shows on one processor the last digits that matrix products have on others.
+let processors =
+    [
+        "ATEN_CPU_CAPABILITY", "default"
+        "LORASUB_PRODUCTS", "blas"
+        "LORASUB_PRODUCTS", "onednn"
+    ]
+
+/// Exit code, and the counts where tests were run, of each project of tests.
+let private runTests (arguments: string list) =
+    [
+        for project in projects () |> List.filter _.EndsWith(".Tests.fsproj") do
+            let mutable found = None
+
+            // each project closes with a line of counts; their sum is shown instead
+            let show (line: string) =
+                // Expecto resets colours that it never set
+                let line = Regex.Replace(line, @"\x1b\[[0-9;]*m", "")
+
+                match counts line with
+                | None -> printfn "%s" line
+                | sums -> found <- sums
+
+            let name = Path.GetFileNameWithoutExtension project
+
+            let code =
+                run (Lines show) "dotnet" (output (Path.GetDirectoryName project) name :: arguments)
+
+            match found with
+            | None when code <> 0 -> code, Some(0, 1, 0) // it broke down before it could count
+            | sums -> code, sums
+    ]
+
 let test (arguments: string list) =
     build solution
 
     let runs =
         [
-            for project in projects () |> List.filter _.EndsWith(".Tests.fsproj") do
-                let mutable found = None
+            yield! runTests arguments
 
-                // each project closes with a line of counts; their sum is shown instead
-                let show (line: string) =
-                    // Expecto resets colours that it never set
-                    let line = Regex.Replace(line, @"\x1b\[[0-9;]*m", "")
-
-                    match counts line with
-                    | None -> printfn "%s" line
-                    | sums -> found <- sums
-
-                let name = Path.GetFileNameWithoutExtension project
-
-                let code =
-                    run (Lines show) "dotnet" (output (Path.GetDirectoryName project) name :: arguments)
-
-                match found with
-                | None when code <> 0 -> code, Some(0, 1, 0) // it broke down before it could count
-                | sums -> code, sums
+            if List.isEmpty arguments then
+                for name, value in processors do
+                    printfn "\nThe numeric tests with %s=%s" name value
+                    let before = Environment.GetEnvironmentVariable name
+                    Environment.SetEnvironmentVariable(name, value)
+                    yield! runTests [ "--numeric" ]
+                    Environment.SetEnvironmentVariable(name, before)
         ]
 
     match List.choose snd runs with
@@ -409,7 +431,9 @@ let targets =
     [
         "Restore", "fetch the packages of paket.lock", fun _ -> restore ()
         "Build", "compile everything", fun _ -> build solution
-        "Test", "build and run the tests; further arguments go to Expecto", test
+        "Test",
+        "build and run the tests, the numeric ones also as other processors compute; arguments go to Expecto",
+        test
         "Run", "build and run the program: -t Run --tasks 10, -t Run evaluate DIR", runCli
         "Bench", "measure and rewrite docs/performance.md; -t Bench help", bench
         "Format", "format the F# files", fun _ -> fantomas []

@@ -322,8 +322,12 @@ type ContinualClassifier
                 let features = VisionTransformer.features model.Adapters plan.Backbone (input ())
 
                 // |a − b|² = 2 − 2·cos for unit vectors
-                let struct (nearest, at) = (Prototype.distances state.Prototypes features).min 1L
-                let squared = nearest.cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
+                let distances = Prototype.distances state.Prototypes features
+                let at = distances.argmin 1L // the first of equal ones, which `min` does not promise
+
+                let squared =
+                    (distances.amin [| 1L |]).cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
+
                 let positions = at.cpu().data<int64>().ToArray()
 
                 Array.map2

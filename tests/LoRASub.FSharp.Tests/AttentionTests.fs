@@ -306,7 +306,9 @@ let tests =
                     let bfloat16 = torch.ScalarType.BFloat16
 
                     let filled (shape: int64[]) (value: float) =
-                        torch.ones(shape, dtype = torch.float32, device = device).mul(Scalar.op_Implicit value)
+                        torch
+                            .ones(shape, dtype = torch.float32, device = device)
+                            .mul(Scalar.op_Implicit value)
 
                     // below a tie between 1 and the next number by less than the delta
                     let weight = filled [| 3L * d; d |] (1.0 + 0.75 / 256.0)

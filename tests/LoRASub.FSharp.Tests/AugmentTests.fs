@@ -99,7 +99,7 @@ let tests =
                     let plain =
                         Augment.apply Augmentation.None Cropping.standard 5 0.0 given (Rng.ofSeed 1L)
 
-                    Expect.equal (numbers plain) (numbers (Resample.resize 5 given)) "pixels"))
+                    Check.closeTo 1e-6 "pixels" (numbers (Resample.resize 5 given)) (numbers plain)))
 
             law "flipping keeps or mirrors each image" (fun (seed: int64) ->
                 let given = pattern 4 6 6
@@ -135,10 +135,15 @@ let tests =
                     let augmented =
                         images (Augment.apply Augmentation.CropFlip Cropping.standard 6 0.0 given key)
 
-                    for i in 0..15 do
-                        Expect.isTrue (augmented[i] = plain[i] || augmented[i] = mirrored[i]) $"image {i}"
+                    // two products of the same numbers may differ in their last digits
+                    let alike = Array.forall2 (fun (a: float) b -> abs (a - b) < 1e-3)
+                    let kept = Array.map2 alike augmented plain
+                    let turned = Array.map2 alike augmented mirrored
 
-                    Expect.isTrue (augmented <> plain && augmented <> mirrored) "some of each"))
+                    for i in 0..15 do
+                        Expect.isTrue (kept[i] || turned[i]) $"image {i}"
+
+                    Expect.isFalse (Array.forall id kept || Array.forall id turned) "some of each"))
 
             testCase "the same key gives the same images, another key others" (fun () ->
                 Scope.run (fun () ->

@@ -211,6 +211,14 @@ let tests =
                         [| 0; 0; 0; 1 |]
                         (array2D [ east; north; south; [ -1.0; 0.0 ] ])
 
+                    let wide = unitRows (normalMatrix 3 2 197)
+
+                    ties
+                        "of duplicate rows of a wide network"
+                        (Array2D.zeroCreate 0 197)
+                        [| 0; 1; 1; 1; 1; 0; 0; 1; 1 |]
+                        (pick [| 0; 1; 1; 1; 1; 0; 0; 1; 1 |] wide)
+
                     ties "of duplicate rows" none [| 0; 1; 1; 1 |] (array2D [ east; north; north; south ])
 
                     ties

@@ -134,6 +134,27 @@ let identical (what: string) (expected: torch.Tensor) (actual: torch.Tensor) =
 
     Expect.equal (bits actual) (bits expected) $"{what}: bits"
 
+/// Largest difference, relative to the larger of 1 and the number, that the order of a sum makes in a type.
+let private ofOrder (dtype: torch.ScalarType) =
+    match dtype with
+    | torch.ScalarType.Float64 -> 1e-9
+    | torch.ScalarType.Float32 -> 1e-3
+    | torch.ScalarType.BFloat16 -> 0.05
+    | _ -> 0.0
+
+/// What the same computation gave twice: the same bits on a CPU. A GPU may take a sum in another order.
+let repeated (what: string) (expected: torch.Tensor) (actual: torch.Tensor) =
+    if Generators.onCpu then
+        identical what expected actual
+    else
+        Expect.equal actual.dtype expected.dtype $"{what}: type"
+        Expect.equal actual.shape expected.shape $"{what}: shape"
+
+        let floats (t: torch.Tensor) =
+            Scope.run (fun () -> Generators.numbers (t.detach().``to`` torch.ScalarType.Float64))
+
+        closeTo (ofOrder expected.dtype) what (floats expected) (floats actual)
+
 let atMost what (bound: float) (actual: float) =
     if not (actual <= bound) then
         failtest $"{what}: {actual:R} is above {bound:R}"

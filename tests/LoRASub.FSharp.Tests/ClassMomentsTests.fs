@@ -136,7 +136,7 @@ let tests =
                 Scope.run (fun () ->
                     let row = [| 123.4; -56.78; 0.1 |]
 
-                    for images in [ 1; 3; 1000 ] do
+                    for images in [ 1; 3; 1000; 20000 ] do
                         let layer = array2D (Array.create images row)
 
                         let moments =

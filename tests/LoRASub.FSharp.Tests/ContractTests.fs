@@ -184,7 +184,7 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
                 "the same arguments give the same result, bit for bit"
                 (inScope (fun plan ->
                     for phase in phases make plan do
-                        Expect.equal (bits (phase.Call())) (bits (phase.Call())) phase.Name))
+                        Array.iter2 (repeated phase.Name) (phase.Call()) (phase.Call())))
 
             testCase
                 "a phase owns exactly the new leaves of its result"
@@ -303,7 +303,10 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
                         let learner = make plan.Backbone
                         let state = Tiny.learnFirst learner plan
                         LearnerFile.save folder (Tiny.saved plan state)
-                        let loaded = (LearnerFile.load torch.ScalarType.Float32 Generators.device folder).State
+
+                        let loaded =
+                            (LearnerFile.load torch.ScalarType.Float32 Generators.device folder).State
+
                         Tiny.sameState "loaded" state loaded
 
                         for batch in Tiny.batches plan 0 do

@@ -140,7 +140,7 @@ let private restore (named: Map<string, torch.Tensor>) =
 let private same2 what (expected: Drift.State) (actual: Drift.State) =
     Expect.equal (List.map fst (tensors actual)) (List.map fst (tensors expected)) "names"
 
-    List.iter2 (fun (name, e) (_, a) -> identical $"{what}, {name}" e a) (tensors expected) (tensors actual)
+    List.iter2 (fun (name, e) (_, a) -> repeated $"{what}, {name}" e a) (tensors expected) (tensors actual)
 
 let private example: Run =
     {
@@ -204,8 +204,11 @@ let tests =
                     let learned p = p / c.Each
                     let still _ p l i = c.Token (learned p) p l i
 
+                    // a GPU may sum the images in another order
+                    let least = if onCpu then 0.0 else 1e-12
+
                     let zeros =
-                        List.forall (fun (m: Drift.Movement) -> m.Euclidean = 0.0 && m.Cosine = 0.0)
+                        List.forall (fun (m: Drift.Movement) -> m.Euclidean <= least && m.Cosine <= least)
 
                     let stays, moves = measureWith still c, measure c
 
@@ -280,10 +283,11 @@ let tests =
 
                     same2 "the end" (measure c) stopping
 
-                    Expect.equal
-                        ((json c stopping).ToJsonString())
-                        ((json c (measure c)).ToJsonString())
-                        "drift.json")
+                    if onCpu then
+                        Expect.equal
+                            ((json c stopping).ToJsonString())
+                            ((json c (measure c)).ToJsonString())
+                            "drift.json")
 
             propertyOf 30 "arguments keep their bits, also those of the earlier state" (fun (c: Run) ->
                 let last = c.Tasks - 1

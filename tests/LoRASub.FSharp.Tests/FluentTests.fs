@@ -18,7 +18,8 @@ let private options () =
         LearningRate = 5e-3,
         HeadLearningRate = 1e-2,
         Augment = false,
-        Seed = 3L
+        Seed = 3L,
+        Device = Generators.deviceName
     )
 
 /// A backbone file of width 8 and the folder that holds it.

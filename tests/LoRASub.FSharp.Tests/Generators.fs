@@ -135,7 +135,10 @@ let orthogonal (seed: int) (n: int) : float[,] =
 /// LibTorch's lazy device: it computes on the CPU and refuses tensors of any other device, as a GPU does.
 let private lazyDevice () =
     let libTorch = NativeLibrary.Load "libtorch_cpu.so" // loaded already
-    let start = NativeLibrary.GetExport(libTorch, "_ZN5torch4lazy22InitTorchScriptBackendEv")
+
+    let start =
+        NativeLibrary.GetExport(libTorch, "_ZN5torch4lazy22InitTorchScriptBackendEv")
+
     (Marshal.GetDelegateForFunctionPointer<Action> start).Invoke()
     torch.Device(enum<DeviceType> 17, 0)
 

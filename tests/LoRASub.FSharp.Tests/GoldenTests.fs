@@ -299,10 +299,7 @@ let private learner (f: Fixture) =
         let probe = f.Tensor "probe.images"
         let predictions = wholeNumbers (Learner.predict method model probe)
 
-        Expect.equal
-            predictions
-            (wholeNumbers (f.Tensor(at "probe_predictions")))
-            (at "probe_predictions")
+        Expect.equal predictions (wholeNumbers (f.Tensor(at "probe_predictions"))) (at "probe_predictions")
 
         let deltas =
             [

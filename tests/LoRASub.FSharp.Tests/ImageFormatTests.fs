@@ -29,7 +29,8 @@ let private flat (channels: byte list) : torch.Tensor =
                 yield! Array.create 16 value
         |]
 
-    Scope.keep Leaves.tensor (fun () -> (Generators.place (torch.tensor values)).view(1L, int64 channels.Length, 4L, 4L))
+    Scope.keep Leaves.tensor (fun () ->
+        (Generators.place (torch.tensor values)).view(1L, int64 channels.Length, 4L, 4L))
 
 let private badInputs: BadInput list =
     let with' format _ =

@@ -736,9 +736,7 @@ let tests =
                         |> array2D
 
                     let labels =
-                        batches
-                        |> Array.collect (fun b -> wholeNumbers b.Labels)
-                        |> Array.map int
+                        batches |> Array.collect (fun b -> wholeNumbers b.Labels) |> Array.map int
 
                     closeMatrix
                         "prototypes"

@@ -101,7 +101,9 @@ let tests =
 
             property "merging a pair with B = 0 changes no bit" (fun (c: Pair) ->
                 let merged = Lora.noDelta (int64 c.Width) float64 device |> Lora.merge (layer c)
-                let fresh = Lora.init BInit.Zeros c.Rank (int64 c.Width) float64 device (Rng.ofSeed 1L)
+
+                let fresh =
+                    Lora.init BInit.Zeros c.Rank (int64 c.Width) float64 device (Rng.ofSeed 1L)
 
                 Seq.iter2
                     (identical "delta")

@@ -73,6 +73,15 @@ let tests =
                     if norm axis > 0.0 then
                         Expect.isGreaterThan (Array.maxBy abs axis) 0.0 "sign")
 
+            testCase "of entries that only rounding tells apart, the first is positive" (fun () ->
+                Scope.run (fun () ->
+                    for slope in [ -1.0; -1.0 - 1e-14; -1.0 + 1e-14 ] do
+                        let axes =
+                            matrix
+                                (fit (array2D [ [ 0.0; 0.0 ]; [ 1.0; slope ]; [ 3.0; 3.0 * slope ] ])).Axes
+
+                        closeTo 1e-12 "axis" [ sqrt 0.5; -sqrt 0.5 ] axes[*, 0]))
+
             property "moving all points changes no coordinate" (fun (c: Points) ->
                 let v = normals (c.Seed + 1) c.Width
                 let moved = c.X |> Array2D.mapi (fun _ j x -> x + v[j])

@@ -68,7 +68,9 @@ let dotnet =
 let requireSdk: unit -> unit =
     let installed =
         lazy
-            (let info = ProcessStartInfo(dotnet, [ "--list-sdks" ], RedirectStandardOutput = true)
+            (let info =
+                ProcessStartInfo(dotnet, [ "--list-sdks" ], RedirectStandardOutput = true)
+
              use child = Process.Start info
              let sdks = child.StandardOutput.ReadToEnd()
              child.WaitForExit()
@@ -79,10 +81,10 @@ let requireSdk: unit -> unit =
             skiptest "needs the .NET SDK, and only the runtime is installed"
 
 /// The repository that holds the tests' build folder.
-let repository: string =
+let repository () : string =
     let rec above (folder: DirectoryInfo) =
         if isNull folder then
-            __SOURCE_DIRECTORY__ + "/../.."
+            failwith "the tests run in their build folder, inside the repository"
         elif File.Exists(Path.Combine(folder.FullName, "LoRASub.FSharp.sln")) then
             folder.FullName
         else

@@ -139,6 +139,29 @@ let tests =
 
                 Expect.equal ranks (List.sort ranks) "ranks of rising thresholds")
 
+            testCase "of d equal energies, k hold a share of k/d" (fun () ->
+                Scope.run (fun () ->
+                    for d in 1..12 do
+                        for energy in [ 0.1; 0.7; 1.0; 3.3 ] do
+                            let m = Oracles.scale energy (Oracles.identity d)
+
+                            for k in 1..d do
+                                for dtype in [ torch.float64; torch.float32 ] do
+                                    let moment: SecondMoment =
+                                        {
+                                            Moment = (tensor m).``to`` dtype
+                                            Count = 1L
+                                        }
+
+                                    let p =
+                                        Projection.retain
+                                            UpdateScale.Frobenius
+                                            (float k / float d)
+                                            "m"
+                                            moment
+
+                                    Expect.equal p.Rank k $"{k} of {d} times {energy} in {dtype}"))
+
             property "k does not depend on the moment's scale" (fun (c: Moment) ->
                 if not (onEdge c.Share (fst (Oracles.eigen c.Matrix))) then
                     Expect.equal

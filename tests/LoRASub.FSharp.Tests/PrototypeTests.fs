@@ -180,6 +180,21 @@ let tests =
                     (fun position -> position < c.Classes)
                     "first copies")
 
+            testCase "of many equal prototypes of a wide network the first is nearest" (fun () ->
+                Scope.run (fun () ->
+                    for dtype in [ float64; torch.float32 ] do
+                        let one = normalMatrix 1 1 197
+                        let copies = 333
+
+                        let equal =
+                            {
+                                Means = (tensor (pick (Array.zeroCreate copies) one)).``to`` dtype
+                                Classes = [| 0 .. copies - 1 |]
+                            }
+
+                        let x = (tensor (normalMatrix 2 65 197)).``to`` dtype
+                        Expect.all (wholeNumbers (Prototype.nearest equal x)) ((=) 0L) $"{dtype}"))
+
             testCase "a feature of zeros has a distance to every class" (fun () ->
                 Scope.run (fun () ->
                     let d =
@@ -207,7 +222,8 @@ let tests =
                     Expect.equal first.Classes [| 4; 2 |] "classes"))
 
             rejects "prediction without classes" [ "prediction"; "at least one"; "learn a task" ] (fun () ->
-                Prototype.nearest (Prototype.none 3L float64 device) (tensor example.X) |> ignore)
+                Prototype.nearest (Prototype.none 3L float64 device) (tensor example.X)
+                |> ignore)
 
             rejects
                 "a class without images, by its name"
@@ -242,7 +258,8 @@ let tests =
                 Prototype.distances (learned example.Means) (tensor example.X[*, ..1]) |> ignore)
 
             rejects "features of another type" [ "features"; "Float64"; "Float32" ] (fun () ->
-                Prototype.distances (learned example.Means) (torch.zeros (1L, 3L, device = device)) |> ignore)
+                Prototype.distances (learned example.Means) (torch.zeros (1L, 3L, device = device))
+                |> ignore)
 
             rejects "summed features of another width" [ "features"; "[batch, 3]"; "[6, 2]" ] (fun () ->
                 observe example.X[*, ..1] example.Labels (zero example) |> ignore)
@@ -263,7 +280,8 @@ let tests =
 
             // one class would broadcast silently
             rejects "sums of different classes" [ "class sums"; "[1, 3]"; "[2, 3]" ] (fun () ->
-                ClassSums.zero 1 3L float64 device + ClassSums.zero 2 3L float64 device |> ignore)
+                ClassSums.zero 1 3L float64 device + ClassSums.zero 2 3L float64 device
+                |> ignore)
 
             testCase
                 "sums and distances on the meta device; means and errors read counts on the host"

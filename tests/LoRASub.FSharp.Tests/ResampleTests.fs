@@ -173,7 +173,9 @@ let tests =
                 (fun (PositiveInt s, PositiveInt t, a: int, b: int) ->
                     let source, target = 1 + s % 40, 1 + t % 40
                     let interval = boxFrom source source [ a; a; b; b ]
-                    let one (x: int) = Generators.place (torch.tensor [| single x |])
+
+                    let one (x: int) =
+                        Generators.place (torch.tensor [| single x |])
 
                     let weights =
                         Resample.weights source target (one interval.Top) (one interval.Height)

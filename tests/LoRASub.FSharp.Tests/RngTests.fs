@@ -98,7 +98,8 @@ let tests =
                     expectMeta [ 2L ] (Rng.normal [| 2L |] float64 torch.META (Rng.ofSeed 1L))
                     expectMeta [ 4L ] (Rng.integers 3L [| 4L |] torch.META (Rng.ofSeed 1L))))
 
-            noLeaks "uniform" ignore (fun () -> [ Rng.uniform -1.0 1.0 [| 4L |] float64 device (Rng.ofSeed 1L) ])
+            noLeaks "uniform" ignore (fun () ->
+                [ Rng.uniform -1.0 1.0 [| 4L |] float64 device (Rng.ofSeed 1L) ])
             noLeaks "uniform elsewhere" ignore (fun () ->
                 [ Rng.uniform 0.0 1.0 [| 4L |] float64 torch.META (Rng.ofSeed 1L) ])
             noLeaks "normal" ignore (fun () -> [ Rng.normal [| 4L |] float64 device (Rng.ofSeed 1L) ])

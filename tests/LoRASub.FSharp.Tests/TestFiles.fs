@@ -77,7 +77,8 @@ let pattern (n: int) (height: int) (width: int) : torch.Tensor =
                         single (pixel i y x)
         |]
 
-    Scope.keep Leaves.tensor (fun () -> (Generators.place (torch.tensor values)).view(int64 n, 1L, int64 height, int64 width))
+    Scope.keep Leaves.tensor (fun () ->
+        (Generators.place (torch.tensor values)).view(int64 n, 1L, int64 height, int64 width))
 
 /// Writes a picture as JPEG, PNG, WebP or BMP, as the name's end says; folders are made.
 let writePicture (path: string) (picture: Picture) =

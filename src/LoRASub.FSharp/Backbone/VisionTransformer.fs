@@ -283,7 +283,7 @@ module VisionTransformer =
 
             slices vit images |> Array.map ofSlice |> whole)
 
-    /// `features`, bit for bit, and the class token after each block, in the same pass. Owned by the caller.
+    /// `features` and the class token after each block, in the same pass. Owned by the caller.
     let featuresByBlock (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : Features =
         Scope.keep Features.leaves (fun () ->
             let layers = layers adapters vit

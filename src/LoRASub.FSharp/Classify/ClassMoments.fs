@@ -98,6 +98,9 @@ module ClassMoments =
             let mean = means nameOf moments
             let square = moments.Squares.div (column moments.Counts)
             let variance = square.sub ((mean.mul mean).sum -1L)
-            // the difference of two nearly equal numbers
-            let rounding = square.mul (Scalar.op_Implicit 1e-13)
+            // the difference of two nearly equal numbers, each a sum over the images in any order
+            let share =
+                (column moments.Counts).mul(Scalar.op_Implicit 4e-16).add(Scalar.op_Implicit 1e-13)
+
+            let rounding = square.mul share
             torch.where(variance.gt rounding, variance, torch.zeros_like variance).sqrt())

@@ -19,8 +19,14 @@ module PrincipalPlane =
 
     let leaves: Leaves<PrincipalPlane> = fun p -> [ p.Centre; p.Axes ]
 
+    // The sign of the largest entry, of the first among those that only rounding tells apart.
+    let private orientation (axis: torch.Tensor) =
+        let sizes = axis.abs ()
+        let largest = sizes.ge (sizes.max().mul(Scalar.op_Implicit (1.0 - 1e-9)))
+        axis[largest.``to``(torch.ScalarType.Int64).argmax()].sign()
+
     /// The first two principal components of points [n, d], n ≥ 1, in float64 (Pearson 1901). The largest entry of each
-    /// axis, the first where several tie, is positive. Two points span one axis, equal points none. Borrows; owned by
+    /// axis, the first where several are equal up to rounding, is positive. Two points span one axis, equal points none. Borrows; owned by
     /// the caller. Rejects points that are not finite.
     let fit (points: torch.Tensor) : PrincipalPlane =
         Shape.expect "points" [ Axis.Any "points"; Axis.Any "width" ] points
@@ -45,7 +51,7 @@ module PrincipalPlane =
             let axis i =
                 if i < singular.Length && singular[i] > least then
                     let row = axes[int64 i]
-                    row.mul (row[row.abs().argmax()].sign())
+                    row.mul (orientation row)
                 else
                     torch.zeros_like centre
 

@@ -97,7 +97,7 @@ module Prototype =
             }
 
     /// Squared distances between features scaled by 1/(‖f‖ + 1e-8) and prototypes scaled to unit length, [n, c]:
-    /// smaller is closer. Borrows; owned by the caller.
+    /// smaller is closer. Equal prototypes have equal distances. Borrows; owned by the caller.
     let distances (prototypes: Prototypes) (features: torch.Tensor) : torch.Tensor =
         Shape.expect "features" [ Axis.Any "batch"; Axis.Is prototypes.Means.shape[1] ] features
         Shape.expectLike "features" prototypes.Means features
@@ -105,9 +105,7 @@ module Prototype =
         Scope.noGrad Leaves.tensor (fun () ->
             let f = features.div (features.norm(1, keepdim = true).add(Scalar.op_Implicit 1e-8))
             let p = prototypes.Means.div (prototypes.Means.norm (1, keepdim = true))
-            let squares (t: torch.Tensor) = t.mul(t).sum 1L
-            // |f|² + |p|² − 2fp: one product for all classes
-            (squares f).unsqueeze(1L).add(squares p).sub(f.mm(p.t ()).mul(Scalar.op_Implicit 2.0)))
+            (Fused.distances 2.0 f p).square())
 
     /// Position of the nearest prototype of each feature row, [n] int64, the first where several tie. Owned by the
     /// caller. Rejects an empty set of prototypes.

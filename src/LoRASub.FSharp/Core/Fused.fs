@@ -2,14 +2,19 @@ namespace LoRASub
 
 open TorchSharp
 
-/// Operations that LibTorch fuses into one kernel. The meta device (shapes without numbers) has none of these kernels:
-/// there, and only there, the same mathematics is composed of plain operations, so that a whole training step can be
-/// checked without data.
+/// Operations that LibTorch fuses into one kernel on a CPU and on CUDA. Devices without these kernels, such as the meta
+/// device (shapes without numbers), get the same mathematics composed of plain operations, so that a whole training
+/// step can be checked on them.
 [<RequireQualifiedAccess>]
 module internal Fused =
 
     let private number (x: float) = Scalar.op_Implicit x
-    let private onMeta (x: torch.Tensor) = x.device.``type`` = DeviceType.META
+
+    let private isFused (x: torch.Tensor) =
+        match x.device.``type`` with
+        | DeviceType.CPU
+        | DeviceType.CUDA -> true
+        | _ -> false
 
     /// The same mathematics in plain operations.
     module Composed =
@@ -34,14 +39,14 @@ module internal Fused =
         (epsilon: float)
         (x: torch.Tensor)
         : torch.Tensor =
-        if onMeta x then
-            Composed.layerNorm weight bias epsilon x
-        else
+        if isFused x then
             torch.nn.functional.layer_norm (x, [| x.shape[x.shape.Length - 1] |], weight, bias, epsilon)
+        else
+            Composed.layerNorm weight bias epsilon x
 
     /// softmax(q·kᵀ/√d)·v over [B, h, N, d], in float32 inside where bfloat16 is on a CPU.
     let attention (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) : torch.Tensor =
-        if onMeta q then
+        if not (isFused q) then
             Composed.attention q k v
         else
             let attend q k v =
@@ -55,12 +60,14 @@ module internal Fused =
             else
                 attend q k v
 
-    /// Distances between the rows of two matrices in a norm, [n, d] and [c, d] -> [n, c].
+    /// Distances between the rows of two matrices in a norm, [n, d] and [c, d] -> [n, c]. Each pair is measured by
+    /// itself, so that equal rows have equal distances on every processor; a matrix product gives them unequal last
+    /// digits.
     let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) : torch.Tensor =
-        if onMeta left then
-            Composed.distances order left right
+        if isFused left then
+            torch.cdist (left, right, order, compute_mode.donot_use_mm_for_euclid_dist)
         else
-            torch.cdist (left, right, order)
+            Composed.distances order left right
 
     /// max(x, low), with slope 1 at `low` as in torch's clamp.
     let atLeast (low: float) (x: torch.Tensor) : torch.Tensor =

@@ -9,11 +9,9 @@ module AugmentedTriplet =
 
     let private number (x: float) = Scalar.op_Implicit x
 
-    // Rows are unit vectors: |a|² + |b|² − 2ab, clamped under the root where its slope is infinite.
+    // At least 1e-6, the published clamp, below which there is no slope.
     let private pairwise (rows: torch.Tensor) =
-        let squares = rows.pow(number 2.0).sum(1L, keepdim = true) // [n, 1]
-        let squared = squares.add(squares.t ()).sub(rows.mm(rows.t ()).mul(number 2.0))
-        (Fused.atLeast 1e-12 squared).sqrt() // [n, n]
+        Fused.atLeast 1e-6 (Fused.distances 2.0 rows rows) // [n, n]
 
     /// mean over i of max(0, d⁺ᵢ − d⁻ᵢ + margin).
     /// `features` [n, d], unit rows, borrowed; `labels` [n] int64; `prototypes` [c, d], raw, c may be 0;

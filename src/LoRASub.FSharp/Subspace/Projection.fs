@@ -59,8 +59,15 @@ module Projection =
                 $"{threshold}"
                 "1 switches the projection off"
 
-    /// Keeps the fewest leading eigenvectors whose share of the spectrum reaches `threshold` (all where rounding
-    /// never does). Liu & Chang 2025, eq. for P; by one symmetric eigendecomposition where the published code takes
+    // Largest difference that rounding alone makes between a share and the threshold that it equals.
+    let private rounding (dtype: torch.ScalarType) =
+        if dtype = torch.ScalarType.Float64 then
+            8.0 * 2.2e-16
+        else
+            8.0 * 1.2e-7
+
+    /// Keeps the fewest leading eigenvectors whose share of the spectrum reaches `threshold`, up to rounding: of d equal
+    /// eigenvalues, k hold a share of k/d on every processor. Liu & Chang 2025, eq. for P; by one symmetric eigendecomposition where the published code takes
     /// an SVD per parameter. Borrows the moment [d, d]; owned by the caller. Rejects a threshold outside (0, 1] and a
     /// moment that is all zero or not finite; `subject` names it in the message.
     let retain (scale: UpdateScale) (threshold: float) (subject: string) (moment: SecondMoment) : Projection =
@@ -87,13 +94,15 @@ module Projection =
 
             let struct (ascending, vectors) = torch.linalg.eigh moment.Moment
             let spectrum = ascending.flip(0L).clamp_min(Scalar.op_Implicit 0.0) // [d]
-            let share = spectrum.cumsum(0L).div(spectrum.sum ())
-            let shares = share.cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
+
+            let energies =
+                spectrum.cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
+
+            let sums = Array.scan (+) 0.0 energies |> Array.tail
+            let shares = sums |> Array.map (fun sum -> sum / Array.last sums)
 
             let rank =
-                match Array.tryFindIndex (fun s -> s >= threshold) shares with
-                | Some i -> i + 1
-                | None -> shares.Length
+                1 + Array.findIndex (fun s -> s >= threshold - rounding spectrum.dtype) shares
 
             let basis = vectors.flip(1L).narrow(1L, 0L, int64 rank).contiguous() // [d, k]
 
@@ -102,13 +111,12 @@ module Projection =
                 | UpdateScale.Frobenius -> sqrt (float rank)
                 | UpdateScale.Unscaled -> 1.0
 
-            let smallest = spectrum[-1].``to``(torch.ScalarType.Float64).item<float>()
-            let largest = spectrum[0].``to``(torch.ScalarType.Float64).item<float>()
+            let smallest, largest = Array.last energies, energies[0]
 
             {
                 Matrix = basis.mm(basis.t ()).div(Scalar.op_Implicit norm)
                 Basis = basis
                 Spectrum = spectrum
-                Energy = min 1.0 shares[rank - 1]
+                Energy = shares[rank - 1]
                 Condition = if smallest > 0.0 then largest / smallest else infinity
             })
