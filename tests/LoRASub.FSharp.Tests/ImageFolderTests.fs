@@ -236,4 +236,20 @@ let tests =
                         (names (at "data") files)
                         [| "a/1.jpg", 0; "b/1.jpg", 1; "b/more/2.jpg", 1 |]
                         "files"))
+
+            testCase "a run that was saved among the classes is no class" (fun () ->
+                inFolder (fun folder ->
+                    touch
+                        folder
+                        [
+                            "cat/1.jpg"
+                            "cat/2.jpg"
+                            "dog/1.jpg"
+                            "dog/2.jpg"
+                            "run/settings.json"
+                            "run/.lock"
+                            "run/figures/1.png"
+                        ]
+
+                    Expect.equal (scan folder).ClassNames [| "cat"; "dog" |] "classes"))
         ]
