@@ -84,7 +84,7 @@ let private keeping (folder: string) (work: unit -> 'T) : 'T =
     try
         work ()
     with :? InputException as e when Checkpoint.exists folder ->
-        raise (InputException($"{e.Message}; the last checkpoint is kept: run --resume {folder}", e))
+        raise (InputException($"{e.Message}; the last checkpoint is kept, resume with --resume {folder}", e))
 
 // ---------------------------------------------------------------------------------------------- fresh
 

@@ -275,4 +275,53 @@ let tests =
 
                     refused [ "run"; "task left"; "3" ] (fun () ->
                         Experiment.resume learner plan Tiny.silent (fun _ _ -> ()) finished |> ignore)))
+
+            testCase "a checkpoint is saved where no image can be read any more" (fun () ->
+                Probe.inFolder (fun folder ->
+                    Scope.run (fun () ->
+                        let plan = planOf settings
+                        let inputs = Checkpoint.inputs plan
+
+                        let gone: ImageSet -> ImageSet =
+                            fun set ->
+                                { set with
+                                    Read = fun _ -> failwith "unmounted"
+                                }
+
+                        let dataset = plan.Stream.Dataset
+
+                        let unmounted =
+                            { plan with
+                                Stream =
+                                    { plan.Stream with
+                                        Dataset =
+                                            { dataset with
+                                                Train = gone dataset.Train
+                                                Test = gone dataset.Test
+                                            }
+                                    }
+                            }
+
+                        let learner = Tiny.learner plan
+                        let start = Experiment.start learner plan
+                        Checkpoint.save folder learner unmounted inputs 3 start
+                        let struct (_, lines) = Checkpoint.load folder learner plan inputs
+                        Expect.equal lines 3 "loaded")))
+
+            testCase
+                "a checkpoint that cannot be written leaves the one before and nothing else"
+                (withCheckpoint 5 (fun folder plan ->
+                    let before = Directory.GetFileSystemEntries folder |> Array.sort
+                    let json = File.ReadAllBytes(Checkpoint.path folder)
+                    // a folder in the way of the second of its two files
+                    File.Delete(Checkpoint.path folder)
+                    Directory.CreateDirectory(Checkpoint.path folder) |> ignore
+
+                    refused [ "checkpoint.json"; "must be a file" ] (fun () ->
+                        putDown folder plan 7 |> ignore)
+
+                    Directory.Delete(Checkpoint.path folder)
+                    File.WriteAllBytes(Checkpoint.path folder, json)
+                    Expect.equal (Directory.GetFileSystemEntries folder |> Array.sort) before "files"
+                    pickUp folder plan |> ignore))
         ]

@@ -497,4 +497,28 @@ let tests =
                     Expect.equal code 2 output
                     Expect.stringContains errors folder "the message names the file"
                     Expect.equal (errors.TrimEnd().Split('\n').Length) 1 "one line"))
+
+            testCase
+                "a classifier is not saved among the images that it learned"
+                (withBackbone (fun folder backbone ->
+                    let data = Path.Combine(folder, "data")
+
+                    for name, red in [ "ant", 10; "bee", 200 ] do
+                        for i in 1..3 do
+                            TestFiles.writePicture
+                                (Path.Combine(data, name, $"{i}.png"))
+                                (TestFiles.plainPicture 8 8 red (20 * i) 90)
+
+                    let link = Path.Combine(folder, "link")
+                    Directory.CreateSymbolicLink(link, data) |> ignore
+                    let images = Images.FromFolder data
+                    use classifier = ContinualClassifier.Create(backbone, options ())
+                    classifier.Learn(images.ClassNames, images.Images)
+
+                    for inside in [ data; Path.Combine(data, "kept"); Path.Combine(link, "ant", "kept") ] do
+                        refused [ inside; "outside the folder that images are read from" ] (fun () ->
+                            classifier.Save inside)
+
+                    Expect.hasLength (Directory.GetFileSystemEntries data) 2 "two classes"
+                    classifier.Save(Path.Combine(folder, "kept"))))
         ]

@@ -532,4 +532,20 @@ let tests =
                     let all = ImageFolder.all folder
                     Expect.equal all.Train.Length 2 "files"
                     Expect.stringContains (Array.exactlyOne all.Notes) "b/1/2/3/4/5/6/7/8/9" "said"))
+
+            testCase "a run that was saved among the classes is no class" (fun () ->
+                inFolder (fun folder ->
+                    touch
+                        folder
+                        [
+                            "cat/1.jpg"
+                            "cat/2.jpg"
+                            "dog/1.jpg"
+                            "dog/2.jpg"
+                            "run/settings.json"
+                            "run/.lock"
+                            "run/figures/1.png"
+                        ]
+
+                    Expect.equal (scan folder).ClassNames [| "cat"; "dog" |] "classes"))
         ]

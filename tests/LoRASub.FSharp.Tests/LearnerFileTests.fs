@@ -219,4 +219,79 @@ let tests =
 
                     refused [ "nowhere" ] (fun () ->
                         DataFile.sha256 (Path.Combine(folder, "nowhere")) |> ignore)))
+
+            testCase
+                "whatever a kill leaves is the old or the new learner, and the next save clears it up"
+                (withSaved (fun plan older folder ->
+                    let newer = Tiny.saved plan (Tiny.run plan).State
+
+                    Probe.inFolder (fun other ->
+                        LearnerFile.save other newer
+                        let read path = File.ReadAllBytes path
+
+                        let newTensors, newJson =
+                            read (LearnerFile.tensorPath other), read (LearnerFile.jsonPath other)
+
+                        let next = LearnerFile.nextPath folder
+
+                        let holds (saved: SavedLearner) =
+                            Tiny.sameState "state" saved.State (load folder).State
+
+                        // new tensors in part or whole, their JSON not there
+                        File.WriteAllBytes(next, newTensors[..99])
+                        holds older
+                        File.WriteAllBytes(next, newTensors)
+                        holds older
+                        // the JSON there, the tensors not in their place
+                        File.WriteAllBytes(LearnerFile.jsonPath folder, newJson)
+                        holds newer
+
+                        LearnerFile.save folder older
+                        holds older
+                        Expect.isFalse (File.Exists next) "nothing waits"
+                        Expect.hasLength (Directory.GetFiles folder) 2 "two files")))
+
+            testCase
+                "a save that fails after the tensors keeps the older learner"
+                (withSaved (fun plan older folder ->
+                    // its JSON cannot be made
+                    let broken =
+                        { Tiny.saved plan (Tiny.run plan).State with
+                            Method = null
+                            ClassNames = null
+                        }
+
+                    Expect.throws (fun () -> LearnerFile.save folder broken) "fails"
+                    Tiny.sameState "state" older.State (load folder).State
+                    Expect.hasLength (Directory.GetFiles folder) 2 "two files"))
+
+            testCase
+                "readers and savers at one time get a whole learner"
+                (withSaved (fun plan older folder ->
+                    let newer = Tiny.saved plan (Tiny.run plan).State
+                    let mutable saving = true
+
+                    let savers =
+                        [|
+                            for first in [ older; newer ] ->
+                                Threading.Tasks.Task.Run(fun () ->
+                                    for i in 0..14 do
+                                        LearnerFile.save folder (if i % 2 = 0 then first else older))
+                        |]
+
+                    let all = Threading.Tasks.Task.WhenAll savers
+                    let mutable loads = 0
+
+                    while saving do
+                        saving <- not all.IsCompleted
+
+                        Scope.run (fun () ->
+                            let classes = (load folder).State.Prototypes.Classes.Length
+                            Expect.contains [ 2; 4 ] classes "one of the two")
+
+                        loads <- loads + 1
+
+                    all.Wait()
+                    Expect.isGreaterThan loads 1 "loads meanwhile"
+                    Expect.hasLength (Directory.GetFiles folder) 2 "two files"))
         ]

@@ -130,4 +130,29 @@ let tests =
                     File.WriteAllBytes(cut, bytes[.. bytes.Length / 2])
                     Expect.isFalse (Elf.isWhole cut) "half of it"
                     Expect.isTrue (Elf.isWhole (wrapper ())) "all of it"))
+
+            testCase
+                "no library is written where another user could place one"
+                (inFolder (fun folder ->
+                    // what the package cannot load here would lie in one of these
+                    let info =
+                        Diagnostics.ProcessStartInfo(
+                            "dotnet",
+                            [ Path.Combine(AppContext.BaseDirectory, "lorasub.dll"); "doctor" ]
+                        )
+
+                    for name in [ "HOME"; "XDG_CACHE_HOME"; "TMPDIR"; "LORASUB_NATIVE_CACHE" ] do
+                        info.Environment[name] <- folder
+
+                    info.RedirectStandardOutput <- true
+                    use child = Diagnostics.Process.Start info
+                    let out = child.StandardOutput.ReadToEnd()
+                    child.WaitForExit()
+                    Expect.equal child.ExitCode 0 out
+
+                    let libraries =
+                        Directory.GetFiles(folder, "*", SearchOption.AllDirectories)
+                        |> Array.filter _.Contains(".so")
+
+                    Expect.isEmpty libraries "libraries"))
         ]

@@ -178,4 +178,31 @@ let tests =
                 let files, note = figuresWith "echo broken >&2; exit 7\n"
                 Expect.all files _.EndsWith(".svg") "figures"
                 Expect.stringContains note.Value "exit code 7" "note")
+
+            testCase "a page replaces an older page and nothing else"
+            <| inRun (fun folder run ->
+                let other = Path.Combine(folder, "weights.safetensors")
+                File.WriteAllText(other, "not a page")
+                let code, _, error = lorasub [ "report"; run; "--out"; other ]
+                Expect.equal code 2 "refused"
+                Expect.stringContains error "a new file or an older page" "message"
+                Expect.equal (File.ReadAllText other) "not a page" "kept")
+
+            testCase "figures are not written among the images of a run" (fun () ->
+                Probe.inFolder (fun folder ->
+                    let data, run = Path.Combine(folder, "data"), Path.Combine(folder, "run")
+                    Directory.CreateDirectory(Path.Combine(data, "cat")) |> ignore
+
+                    write
+                        run
+                        { small with
+                            Settings = [ "data", "folder"; "data-path", data ]
+                        }
+
+                    let page = Path.Combine(folder, "r.html")
+                    let figures = Path.Combine(data, "figures")
+                    let code, _, error = lorasub [ "report"; run; "--out"; page; "--figures"; figures ]
+                    Expect.equal code 2 "refused"
+                    Expect.stringContains error "outside the folder that images are read from" "message"
+                    Expect.isFalse (File.Exists page || Directory.Exists figures) "nothing is written"))
         ]

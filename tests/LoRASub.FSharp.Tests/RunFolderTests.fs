@@ -276,4 +276,61 @@ let tests =
 
                     File.WriteAllText(RunFiles.settings folder, "{\"rnak\": 3}")
                     refused [ "did you mean rank?" ] (fun () -> RunFolder.settings folder |> ignore)))
+
+            testCase "runs that start together below a new folder do not take it from each other" (fun () ->
+                Probe.inFolder (fun folder ->
+                    for round in 1..30 do
+                        use start = new Threading.Barrier 4
+
+                        let one i () =
+                            let out = Path.Combine(folder, $"{round}", "exp", $"{i}")
+                            start.SignalAndWait()
+                            RunFolder.check out
+                            (RunFolder.hold out).Dispose()
+                            File.Exists(RunFiles.lock' out)
+
+                        let threads =
+                            [|
+                                for i in 1..4 ->
+                                    Threading.Tasks.Task.Factory.StartNew(
+                                        one i,
+                                        Threading.Tasks.TaskCreationOptions.LongRunning
+                                    )
+                            |]
+
+                        Expect.all (Threading.Tasks.Task.WhenAll(threads).Result) id "all are held"))
+
+            testCase "the root of the file system is no run's folder" (fun () ->
+                refused [ "/"; "a folder of its own" ] (fun () -> RunFolder.check "/"))
+
+            testCase "a run is removed from its results to its settings" (fun () ->
+                withRun
+                    id
+                    (fun _ out _ _ ->
+                        use watcher = new FileSystemWatcher(out)
+                        let gone = Collections.Concurrent.ConcurrentQueue<string>()
+                        watcher.Deleted.Add(fun e -> gone.Enqueue e.Name)
+                        watcher.EnableRaisingEvents <- true
+                        RunFolder.clear out
+
+                        let finished () =
+                            Array.contains "settings.json" (gone.ToArray())
+
+                        Expect.isTrue (Threading.SpinWait.SpinUntil(finished, 20000)) "removed"
+                        let names = gone.ToArray()
+
+                        Expect.equal
+                            (names[0], Array.last names)
+                            ("summary.json", "settings.json")
+                            "first and last"
+
+                        Expect.isEmpty (RunFiles.present out) "nothing left")
+                    ())
+
+            testCase "someone else's settings.json is not taken for a run" (fun () ->
+                Probe.inFolder (fun folder ->
+                    File.WriteAllText(RunFiles.settings folder, "{\"editor.tabSize\": 4}")
+
+                    refused [ folder; "settings.json"; "a run would replace" ] (fun () ->
+                        RunFolder.checkNames folder)))
         ]

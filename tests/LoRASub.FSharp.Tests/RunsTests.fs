@@ -8,6 +8,7 @@ open Expecto
 open LoRASub
 open LoRASub.Cli
 open LoRASub.Tests.CliTests
+open Spectre.Console
 
 let private five world more =
     arguments world ([ "--tasks"; "5"; "--epochs"; "2" ] @ more)
@@ -79,6 +80,74 @@ let private events (folder: string) =
             node.Remove name |> ignore
 
         node.ToJsonString())
+
+/// Text that a full disk takes up to a number of characters.
+type private FullDisk(room: int) =
+    inherit StringWriter()
+    let mutable left = room
+
+    let take (n: int) =
+        left <- left - n
+
+        if left < 0 then
+            raise (IOException "No space left on device")
+
+    override _.Write(c: char) =
+        take 1
+        base.Write c
+
+    override _.Write(text: string) =
+        take text.Length
+        base.Write text
+
+    override _.WriteLine(text: string) =
+        take (text.Length + 1)
+        base.WriteLine text
+
+/// Runs in this process with an output that takes so many characters, drawn on as a terminal or not.
+let private withRoom (room: int) (isTerminal: bool) (given: string list) : Ended =
+    use out = new FullDisk(room)
+    use error = new StringWriter()
+
+    let terminal () =
+        let settings = AnsiConsoleSettings(Out = AnsiConsoleOutput out)
+        settings.Ansi <- AnsiSupport.Yes
+        settings.Interactive <- InteractionSupport.Yes
+        let console = AnsiConsole.Create settings
+        console.Profile.Width <- 80
+        console.Profile.Height <- 24
+        console
+
+    let code =
+        Program.start
+            {
+                Out = out
+                Error = error
+                Terminal = if isTerminal then Some(terminal ()) else None
+                Interruption = Interruption()
+            }
+            (Array.ofList given)
+
+    {
+        Code = code
+        Out = out.ToString()
+        Error = error.ToString()
+    }
+
+/// Four classes of pictures in `world`/images, and a run on them.
+let private onImages (world: string) (more: string list) =
+    for red, name in List.indexed [ "ant"; "bee"; "cat"; "dog" ] do
+        for i in 1..4 do
+            TestFiles.writePicture
+                (under (under (under world "images") name) $"{i}.png")
+                (TestFiles.plainPicture 8 8 (60 * red) (20 * i) 90)
+
+    arguments world ([ "--data"; "folder"; "--data-path"; under world "images" ] @ more)
+
+let private shell (command: string) =
+    use child = Process.Start("sh", [ "-c"; command ])
+    child.WaitForExit()
+    child.ExitCode = 0
 
 [<Tests>]
 let tests =
@@ -399,4 +468,185 @@ let tests =
                         "checkpoint of a seed"
 
                     Expect.stringEnds (message several) $"lorasub run --resume {several}" "resume"))
+
+            testCase
+                "a damaged image among those that a checkpoint is compared with is refused before anything is learned"
+                (inWorld (fun world ->
+                    let given = onImages world []
+                    let victim = under (under (under world "images") "dog") "3.png"
+                    let bytes = File.ReadAllBytes victim
+                    let damaged = Array.copy bytes
+                    damaged[bytes.Length / 2] <- ~~~bytes[bytes.Length / 2]
+                    File.WriteAllBytes(victim, damaged)
+                    let ended = inside given
+                    refused [ "3.png" ] ended
+                    Expect.isFalse (ended.Out.Contains "task 1/2") "nothing is learned"
+                    Expect.isFalse (Directory.Exists(under world "out")) "nothing is written"
+                    File.WriteAllBytes(victim, bytes)
+                    good (inside given)))
+
+            testCase
+                "an output folder among the images is refused before the run, by any name"
+                (inWorld (fun world ->
+                    let images = under world "images"
+                    let link = under world "link"
+                    onImages world [] |> ignore
+                    Directory.CreateSymbolicLink(link, images) |> ignore
+
+                    for out in
+                        [
+                            under images "run"
+                            under images "runs/exp/0"
+                            under images "cat/run"
+                            under link "run"
+                            under images "../images/run"
+                            Path.GetRelativePath(Environment.CurrentDirectory, under images "run")
+                            images
+                        ] do
+                        for more in [ []; [ "--seeds"; "1,2" ] ] do
+                            refused
+                                [ out; "outside the folder that images are read from" ]
+                                (inside (onImages world ([ "--out"; out ] @ more)))
+
+                    Expect.equal (Directory.GetFileSystemEntries images).Length 4 "four classes"
+                    // beside them
+                    good (inside (onImages world []))))
+
+            testCase
+                "what a run reads is not replaced, by whatever name"
+                (inWorld (fun world ->
+                    let out, link = under world "out", under world "link"
+                    good (inside (five world []))
+                    Directory.CreateSymbolicLink(link, out) |> ignore
+                    let weights = under out "learner.safetensors"
+                    File.Copy(under world "vit.safetensors", weights, overwrite = true)
+                    let before = listing out
+                    let relative = Path.GetRelativePath(Environment.CurrentDirectory, out)
+
+                    for more, word in
+                        [
+                            [ "--reference"; out ], "--reference"
+                            [ "--reference"; link ], "--reference"
+                            [ "--reference"; under world "x/../out" ], "--reference"
+                            [ "--reference"; relative ], "--reference"
+                            [ "--out"; link; "--reference"; out ], "--reference"
+                            [ "--config"; RunFiles.settings link ], "--config"
+                            [ "--backbone"; weights ], "--backbone"
+                        ] do
+                        refused
+                            [ word; "--overwrite replaces" ]
+                            (inside (five world ("--overwrite" :: more)))
+
+                        Expect.equal (listing out) before "untouched"))
+
+            testCase
+                "seeds do not run over single runs, and replace their own alone"
+                (inWorld (fun world ->
+                    let out = under world "out"
+                    let single = under out "seed-1"
+                    good (inside (five world [ "--out"; single; "--seed"; "1" ]))
+                    let before = listing single
+
+                    for more in [ []; [ "--overwrite" ] ] do
+                        refused
+                            [ single; "must not hold a run" ]
+                            (inside (five world ([ "--seeds"; "1,2" ] @ more)))
+
+                    Expect.equal (listing single) before "untouched"
+                    good (inside (five world [ "--seeds"; "3,4" ]))
+                    good (inside (five world [ "--seeds"; "3,5"; "--overwrite" ]))
+                    Expect.equal (listing single) before "beside those that are replaced"
+                    Expect.isFalse (Directory.Exists(under out "seed-4")) "replaced"))
+
+            testCase
+                "what a process killed at once has written is in nobody's way"
+                (inWorld (fun world ->
+                    let out = under world "out"
+                    Directory.CreateDirectory out |> ignore
+
+                    for name in [ ".lock"; "sources.json"; "seeds.json" ] do
+                        File.WriteAllText(under out name, "")
+
+                    good (inside (five world []))
+                    Expect.isFalse (SeedFolders.holdsSeeds out) "one run"
+                    // killed between its last two steps
+                    File.WriteAllText(Checkpoint.path out, "")
+                    File.WriteAllText(under out "checkpoint-3.safetensors", "")
+                    good (inside [ "run"; "--resume"; out ])
+                    Expect.isEmpty (Directory.GetFiles(out, "checkpoint*")) "the checkpoint"))
+
+            testCase
+                "a saved run goes on without its output; other commands fail without theirs"
+                (inWorld (fun world ->
+                    let out = under world "out"
+
+                    let expectSaved (name: string) (ended: Ended) =
+                        Expect.equal ended.Code 0 $"{name}: {ended.Error}"
+                        Expect.stringContains ended.Error "No space left on device" name
+                        Expect.hasLength (ended.Error.TrimEnd('\n').Split '\n') 1 $"{name}: one line"
+                        Expect.isTrue (RunFolder.isFinished out) $"{name}: saved"
+
+                    for room in [ 0; 300; 700 ] do
+                        withRoom room false (arguments world [ "--overwrite" ])
+                        |> expectSaved $"a file with room for {room}"
+
+                    let unsaved = withRoom 300 false (List.except [ "--out"; out ] (arguments world []))
+                    Expect.equal unsaved.Code 1 "results that are neither saved nor shown"
+                    Expect.equal (withRoom 10 false [ "data"; "list" ]).Code 1 "a list"
+
+                    Expect.equal
+                        (withRoom 10 false [ "report"; out; "--out"; under world "r.html" ]).Code
+                        1
+                        "a report"))
+
+            testCase
+                "a run is saved when its terminal goes away"
+                (inWorld (fun world ->
+                    // room for the lines before the display, and some of it
+                    let shown = (withRoom 1000000 true (arguments world [])).Out.Length
+
+                    for share in [ 2; 3; 4 ] do
+                        let room = shown * share / 5
+                        let ended = withRoom room true (arguments world [ "--overwrite" ])
+                        Expect.equal ended.Code 0 $"{room} of {shown}: {ended.Error}"
+                        Expect.isTrue (RunFolder.isFinished (under world "out")) $"{room} of {shown}: saved"))
+
+            testCase
+                "a run whose disk is full at the end keeps its checkpoint, names the file and can be resumed"
+                (inWorld (fun world ->
+                    let disk = Directory.CreateDirectory(under world "disk").FullName
+
+                    if
+                        not (
+                            Environment.IsPrivilegedProcess
+                            && shell $"mount -t tmpfs -o size=256k tmpfs {disk}"
+                        )
+                    then
+                        skiptest "cannot mount"
+
+                    try
+                        let out = under disk "out"
+                        // leaves room for the start and a checkpoint
+                        File.WriteAllBytes(under disk "ballast", Array.zeroCreate 65536)
+                        let ended = inside (onImages world [ "--out"; out ])
+                        let more = onImages world [ "--out"; out; "--overwrite"; "--epochs"; "3" ]
+
+                        // fill the disk by and by until the end does not fit
+                        let rec untilFull (kilobytes: int) =
+                            File.WriteAllBytes(under disk "ballast", Array.zeroCreate (1024 * kilobytes))
+                            let ended = inside more
+
+                            if ended.Code = 0 then untilFull (kilobytes + 8) else ended
+
+                        let full = if ended.Code = 0 then untilFull 72 else ended
+                        Expect.equal full.Code 2 full.Error
+                        Expect.stringContains full.Error "must fit on its disk" "why"
+                        Expect.stringContains full.Error out "which file"
+                        File.Delete(under disk "ballast")
+
+                        if RunFolder.holdsRun out then
+                            Expect.stringContains full.Error $"--resume {out}" "how to go on"
+                            good (inside [ "run"; "--resume"; out ])
+                    finally
+                        shell $"umount {disk}" |> ignore))
         ]

@@ -80,4 +80,51 @@ let tests =
 
             testCase "refuses an empty name" (fun () ->
                 refused [ "must have a name" ] (fun () -> WholeFile.writeText "" "x"))
+
+            testCase "what a killed process left goes with the next write, and nothing else does" (fun () ->
+                inFolder (fun folder ->
+                    let at name = Path.Combine(folder, name)
+                    let left = $".lorasub-{Guid.NewGuid():N}.tmp"
+                    File.WriteAllText(at left, "half")
+                    File.WriteAllText(at ".other.tmp", "another program's")
+                    WholeFile.writeText (at "a.txt") "x"
+                    Expect.equal (filesIn folder) [| ".other.tmp"; "a.txt" |] "files"))
+
+            testCase "what another writes just now is not removed" (fun () ->
+                inFolder (fun folder ->
+                    let at name = Path.Combine(folder, name)
+
+                    WholeFile.write (at "slow.txt") (fun stream ->
+                        stream.WriteByte(byte 's')
+                        WholeFile.writeText (at "quick.txt") "q"
+                        Expect.hasLength (filesIn folder) 2 "the temporary file and the quick one"
+                        stream.WriteByte(byte 'l'))
+
+                    Expect.equal (File.ReadAllText(at "slow.txt")) "sl" "the slow one"
+                    Expect.equal (filesIn folder) [| "quick.txt"; "slow.txt" |] "files"))
+
+            testCase "many writers in one folder do not disturb each other" (fun () ->
+                inFolder (fun folder ->
+                    let path i = Path.Combine(folder, $"{i % 3}.txt")
+
+                    Threading.Tasks.Parallel.For(
+                        0,
+                        400,
+                        Threading.Tasks.ParallelOptions(MaxDegreeOfParallelism = 8),
+                        fun i -> WholeFile.writeText (path i) $"{i % 3}"
+                    )
+                    |> ignore
+
+                    Expect.equal (filesIn folder) [| "0.txt"; "1.txt"; "2.txt" |] "files"
+
+                    for i in 0..2 do
+                        Expect.equal (File.ReadAllText(path i)) $"{i}" "content"))
+
+            testCase "a probe leaves nothing" (fun () ->
+                inFolder (fun folder ->
+                    WholeFile.probe "out" folder
+                    Expect.isEmpty (filesIn folder) "files"
+
+                    if OperatingSystem.IsLinux() then
+                        refused [ "out"; "can be written" ] (fun () -> WholeFile.probe "out" "/proc")))
         ]

@@ -42,6 +42,10 @@ module WholeFile =
             taken |> Option.iter _.Dispose()
             create path folder
 
+    // The system's word without the name of the temporary file, which is gone when it is read.
+    let private reason (temporary: string) (e: exn) =
+        e.Message.Replace($" : '{temporary}'", "")
+
     // Whether a second handle is refused, as it is not on every network file system.
     let private isProtected (temporary: string) =
         try
@@ -121,7 +125,7 @@ module WholeFile =
             discard temporary
 
             match e with
-            | :? IOException -> Errors.reject path "must fit on its disk" e.Message "make room"
+            | :? IOException -> Errors.reject path "must fit on its disk" (reason temporary e) "make room"
             | _ -> reraise ()
 
     /// Rejects a folder that cannot be written, or whose disk is full; `path` is what the error names.
@@ -135,7 +139,7 @@ module WholeFile =
                 stream.Write(Array.zeroCreate 65536, 0, 65536)
                 stream.Flush true
             with :? IOException as e ->
-                Errors.reject path "must fit on its disk" e.Message "make room"
+                Errors.reject path "must fit on its disk" (reason temporary e) "make room"
         finally
             discard temporary
 
