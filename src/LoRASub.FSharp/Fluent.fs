@@ -448,7 +448,7 @@ type Images =
             Decode = None
         }
 
-    /// Image files, which may differ in size: JPEG, PNG, WebP or BMP. They are decoded when they are needed, and kept in
+    /// Image files, which may differ in size: JPEG, PNG, WebP, BMP or GIF. They are decoded when they are needed, and kept in
     /// memory up to 2 GiB. `labels` holds one number per file.
     static member FromFiles(labels: IReadOnlyList<int>, paths: IReadOnlyList<string>) : ImageSet =
         Given.value "labels" labels

@@ -129,7 +129,13 @@ let tests =
                     Expect.equal (picture.Height, picture.Width) (1, 2) "size"
                     Expect.equal picture.Pixels [| 255uy; 0uy; 0uy; 255uy; 0uy; 0uy |] "pixels"
                     Expect.isNone (ImageFile.glance path) "nothing wrong"
-                    Expect.isSome (ImageFile.glance (written folder "cut.jpg" gif[..25])) "cut"))
+                    Expect.isSome (ImageFile.glance (written folder "cut.jpg" gif[..25])) "cut"
+
+                    // the first colour made transparent
+                    let control = Encoding.Latin1.GetBytes "\033\249\004\001\000\000\000\000"
+                    let transparent = Array.concat [ gif[..18]; control; gif[19..] ]
+                    let picture = ImageFile.read (written folder "transparent.gif" transparent)
+                    Expect.equal picture.Pixels (Array.zeroCreate 6) "transparent is black"))
 
             for extension in [ "png"; "bmp"; "jpg"; "webp" ] do
                 testCase $"a {extension} of this machine comes back" (fun () ->

@@ -141,7 +141,12 @@ module ImageFolder =
         : struct (ClassFolder[] * Finding[]) =
         let struct (found, findings) = classFolders name root folder
         let full, empty = found |> Array.partition (fun one -> one.Files.Length > 0)
-        struct (full, Array.append findings (Array.map emptyClass empty))
+        // what cannot be read is a problem already
+        let unexplained =
+            empty
+            |> Array.filter (fun one -> Array.isEmpty (ImageListing.problems one.Findings))
+
+        struct (full, Array.append findings (Array.map emptyClass unexplained))
 
     /// Images that train of a class of n, so that both splits have one where n allows.
     let private trained (ratio: float) (n: int) =
