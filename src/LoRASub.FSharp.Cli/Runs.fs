@@ -79,22 +79,44 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Lear
 let private saved (shell: Shell) (folder: string) =
     Shell.say shell [ $"saved in           {folder}" ]
 
-// What ends a run but for a request says what is kept.
-let private keeping (folder: string) (work: unit -> 'T) : 'T =
+/// Runs `work` on the run in a folder; an error that ends it names the checkpoint that is kept, and how to resume.
+let keeping (folder: string) (work: unit -> 'T) : 'T =
+    let checkpoint () =
+        if SeedFolders.holdsSeeds folder then
+            SeedFolders.seeds folder |> Array.map (SeedFolders.folderOf folder)
+        else
+            [| folder |]
+        |> Array.filter Checkpoint.exists
+        |> Array.tryLast
+
+    let message (e: exn) =
+        checkpoint ()
+        |> Option.map Checkpoint.path
+        // an error about the checkpoint itself says what to do
+        |> Option.filter (e.Message.Contains >> not)
+        |> Option.map (fun path ->
+            $"{e.Message}; the last checkpoint, {path}, is kept: resume with lorasub run --resume {folder}")
+
     try
         work ()
-    with :? InputException as e when Checkpoint.exists folder ->
-        raise (InputException($"{e.Message}; the last checkpoint is kept, resume with --resume {folder}", e))
+    with
+    | :? MemoryException as e ->
+        match message e with
+        | Some message -> raise (MemoryException(message, e))
+        | None -> reraise ()
+    | :? InputException as e ->
+        match message e with
+        | Some message -> raise (InputException(message, e))
+        | None -> reraise ()
 
 // ---------------------------------------------------------------------------------------------- fresh
 
 let private fresh (shell: Shell) (plan: Plan) inputs (config: MergedConfig) folder =
     let from = Session.start folder
 
-    keeping folder (fun () ->
-        one shell plan (Some folder) (fun learner listen stopping ->
-            Json.write (RunFiles.sources folder) (Config.toJson config)
-            shell.Interruption.Guard(fun () -> from learner plan inputs listen stopping)))
+    one shell plan (Some folder) (fun learner listen stopping ->
+        Json.write (RunFiles.sources folder) (Config.toJson config)
+        shell.Interruption.Guard(fun () -> from learner plan inputs listen stopping))
 
 let private unsaved (shell: Shell) (plan: Plan) =
     one shell plan None (fun learner listen _ -> Experiment.run learner plan listen)
@@ -110,27 +132,6 @@ let private stoppingIn folder (work: unit -> unit) =
         work ()
     with :? RunStoppedException ->
         raise (RunStoppedException folder)
-
-/// Runs `work` on the run in a folder; where memory runs out, says which checkpoint is kept and how to resume.
-let keeping (folder: string) (work: unit -> unit) =
-    let checkpoint () =
-        if SeedFolders.holdsSeeds folder then
-            SeedFolders.seeds folder |> Array.map (SeedFolders.folderOf folder)
-        else
-            [| folder |]
-        |> Array.filter Checkpoint.exists
-        |> Array.tryLast
-
-    try
-        work ()
-    with :? MemoryException as e ->
-        match checkpoint () with
-        | Some where ->
-            let kept =
-                $"the last checkpoint, {Checkpoint.path where}, is kept: with more free memory, resume with the same settings by lorasub run --resume {folder}"
-
-            raise (MemoryException($"{e.Message}; {kept}", e))
-        | None -> reraise ()
 
 // Rejects an output folder that cannot be used, or whose runs would be someone else's.
 let private check overwrite (config: MergedConfig) (folder: string) =
@@ -304,9 +305,8 @@ let private takeUp (shell: Shell) (plan: Plan) inputs folder =
                 $"starts again: no checkpoint yet in {folder}"
         ]
 
-    keeping folder (fun () ->
-        one shell plan (Some folder) (fun learner listen stopping ->
-            shell.Interruption.Guard(fun () -> Session.resume folder learner plan inputs listen stopping)))
+    one shell plan (Some folder) (fun learner listen stopping ->
+        shell.Interruption.Guard(fun () -> Session.resume folder learner plan inputs listen stopping))
 
 let private takeUpSeed (shell: Shell) (plan: Plan) inputs (folder: string) (seed: int64) =
     let mine = SeedFolders.folderOf folder seed
@@ -326,9 +326,8 @@ let private takeUpSeed (shell: Shell) (plan: Plan) inputs (folder: string) (seed
         if File.Exists sources then
             WholeFile.writeText (RunFiles.sources mine) (File.ReadAllText sources)
 
-        keeping mine (fun () ->
-            one shell plan (Some mine) (fun learner listen stopping ->
-                shell.Interruption.Guard(fun () -> Session.start mine learner plan inputs listen stopping)))
+        one shell plan (Some mine) (fun learner listen stopping ->
+            shell.Interruption.Guard(fun () -> Session.start mine learner plan inputs listen stopping))
         |> ignore
 
 let private isFinished folder =
