@@ -375,7 +375,7 @@ let private badInput =
         backbone
             "header longer than the file"
             (editBytes (fun b -> b[3] <- 1uy))
-            [ "must have a header of at most" ]
+            [ "must hold its header of"; "cut short" ]
         backbone "no JSON header" (jsonTensors "{\"a\":") [ "JSON" ]
         backbone
             "overlapping tensors"
@@ -429,7 +429,10 @@ let private badInput =
         flags "rank 0" [ "--rank"; "0" ] [ "rank"; "found 0" ]
         flags "rank above the width" [ "--rank"; "9" ] [ "rank"; "8"; "found 9" ]
         flags "more tasks than classes" [ "--tasks"; "11" ] [ "tasks"; "at most 10"; "found 11" ]
-        flags "tasks that do not divide" [ "--tasks"; "3" ] [ "tasks"; "divide the 10 classes"; "found 3" ]
+        flags
+            "tasks that leave one empty"
+            [ "--tasks"; "6" ]
+            [ "the 10 classes into equal tasks"; "found 6"; "use 5 or 10 tasks" ]
         flags "no task" [ "--tasks"; "0" ] [ "tasks"; "at least 1"; "found 0" ]
         flags
             "first classes that do not fit"

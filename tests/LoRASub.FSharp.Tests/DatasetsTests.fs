@@ -241,8 +241,17 @@ let tests =
                         match a, b with
                         | [], rest
                         | rest, [] -> rest.Length
-                        | x :: a', y :: b' when x = y -> distance a' b'
-                        | _ :: a', _ :: b' -> 1 + List.min [ distance a' b; distance a b'; distance a' b' ]
+                        | x :: a', y :: b' ->
+                            let swapped =
+                                match a', b' with
+                                | x2 :: a2, y2 :: b2 when x = y2 && x2 = y -> [ 1 + distance a2 b2 ]
+                                | _ -> []
+
+                            let change = if x = y then 0 else 1
+
+                            List.min (
+                                change + distance a' b' :: 1 + distance a' b :: 1 + distance a b' :: swapped
+                            )
 
                     let cut (text: string) =
                         text.Substring(0, min 5 text.Length).ToLowerInvariant()

@@ -51,6 +51,8 @@ let tests =
                         options, "--versoin", "--version"
                         Datasets.names, "cub", "cub200"
                         Datasets.names, "MNIST", "mnist"
+                        Datasets.names, "minst", "mnist"
+                        commands, "dtaa", "data"
                         Datasets.names, "cifar-100", "cifar100"
                     ] do
                     Expect.equal (Errors.didYouMean known given) $"did you mean {meant}?" given

@@ -21,7 +21,7 @@ let private unescaped (markdown: string) =
     Regex.Replace(markdown, @"\\([!-/:-@\[-`{-~])", "$1")
 
 let private oneLine (text: string) =
-    Text.visible (text.ReplaceLineEndings " ")
+    Markup.clean (text.ReplaceLineEndings " ")
 
 let private cells (row: string) = Regex.Split(row, @"(?<!\\)(?:\\\\)*\|")
 

@@ -23,8 +23,9 @@ module Errors =
     let reject (subject: string) (rule: string) (received: string) (fix: string) : 'a =
         raise (InputException(message subject rule received fix))
 
-    /// Changes of one letter from one name to another (Levenshtein distance).
+    /// Changes of one letter and swaps of neighbours from one name to another (optimal string alignment).
     let private distance (name: string) (other: string) : int =
+        let mutable before = [||]
         let mutable row = Array.init (other.Length + 1) id
 
         for i in 1 .. name.Length do
@@ -34,6 +35,11 @@ module Errors =
             for j in 1 .. other.Length do
                 let change = if name[i - 1] = other[j - 1] then 0 else 1
                 row[j] <- min (previous[j - 1] + change) (1 + min previous[j] row[j - 1])
+
+                if i > 1 && j > 1 && name[i - 1] = other[j - 2] && name[i - 2] = other[j - 1] then
+                    row[j] <- min row[j] (before[j - 2] + 1)
+
+            before <- previous
 
         row[other.Length]
 
