@@ -110,6 +110,26 @@ let tests =
                     [ "folder: must load; found /x/y.so: invalid ELF header; advice" ]
                     (refuse "/x/y.so: invalid ELF header"))
 
+            testCase
+                "too little address space for LibTorch is reported before it is loaded"
+                (inFolder (fun folder ->
+                    let file = Path.Combine(folder, "libtorch_cpu.so")
+                    File.WriteAllBytes(file, Array.zeroCreate (1 <<< 20))
+
+                    let require left () =
+                        NativeBackend.requireMemory "folder" left [ file ]
+
+                    require None ()
+                    require (Some(257L <<< 20)) ()
+
+                    Expect.throwsC (require (Some(100L <<< 20))) (fun e ->
+                        Expect.isTrue (e :? MemoryException) "type"
+
+                        Expect.stringStarts
+                            e.Message
+                            "out of memory while loading LibTorch (folder): 257.0 MiB requested, 100.0 MiB free; "
+                            "message")))
+
             testCase "weakening changes one flag and nothing else" (fun () ->
                 let original = File.ReadAllBytes(wrapper ())
                 let changed = Array.copy original

@@ -396,6 +396,28 @@ module NativeBackend =
         |> Seq.map _.Groups[1].Value
         |> Set.ofSeq
 
+    // LibTorch's own start and the first computations; 130 MB were measured
+    let private start = 256L <<< 20
+
+    /// Raises a MemoryException where a limit of address space leaves too little for these files: C++ would end the
+    /// process in the middle of loading them.
+    let internal requireMemory (subject: string) (left: int64 option) (files: string list) : unit =
+        let needed = start + List.sumBy (fun file -> FileInfo(target file).Length) files
+
+        match left with
+        | Some left when left < needed ->
+            let shortage =
+                {
+                    Kind = MemoryKind.Main
+                    Requested = Some needed
+                    Free = Some left
+                }
+
+            raise (
+                NativeError.memory $"while loading LibTorch ({subject})" NativeError.moreMemory shortage null
+            )
+        | _ -> ()
+
     let private load (chosen: (string * string) option) : NativeLoad =
         let nothing =
             {
@@ -461,12 +483,19 @@ module NativeBackend =
                 requireVersion strict subject version
 
             // The linker knows a loaded library by its own name, wherever the file that needs it lies.
-            let libraries =
+            let present =
                 parts
                 |> List.filter (fun name ->
                     List.contains name [ "libc10.so"; "libtorch_cpu.so" ]
                     || File.Exists(under libTorch name))
-                |> List.collect (openPart subject version libTorch Set.empty)
+
+            present
+            |> List.map (under libTorch)
+            |> List.filter File.Exists
+            |> requireMemory subject (NativeError.addressSpaceLeft ())
+
+            let libraries =
+                present |> List.collect (openPart subject version libTorch Set.empty)
 
             shadow subject version libTorch
             keepFreedMemory ()

@@ -170,6 +170,12 @@ module NativeError =
         else
             None
 
+    /// Address space that this process has left; None without a limit (ulimit -v).
+    let addressSpaceLeft () : int64 option =
+        match addressSpace (), kilobytes "/proc/self/status" "VmSize" with
+        | Some limit, Some size -> Some(max 0L (limit - size))
+        | _ -> None
+
     /// Main memory that this process had left when it used the most, as far as the system tells: of its limit of address
     /// space (ulimit -v), else of the machine.
     let private free () : int64 option =
