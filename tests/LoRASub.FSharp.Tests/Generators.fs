@@ -158,6 +158,9 @@ let device: torch.Device =
 
 let onCpu = device.``type`` = DeviceType.CPU
 
+/// LibTorch's lazy device lacks some kernels of a CPU and of CUDA.
+let hasKernels = onCpu || device.``type`` = DeviceType.CUDA
+
 /// The device by the name that settings and `--device` know; the CPU in place of the lazy device.
 let deviceName =
     if device.``type`` = DeviceType.CUDA then
@@ -189,7 +192,7 @@ let labelTensor (labels: int[]) : torch.Tensor =
 
 /// The numbers of a float64 tensor, row by row.
 let numbers (t: torch.Tensor) : float[] =
-    Scope.run (fun () -> t.detach().cpu().contiguous().data<float>().ToArray())
+    Scope.run (fun () -> t.detach().cpu().flatten().contiguous().data<float>().ToArray())
 
 /// The numbers of an int64 tensor, row by row.
 let wholeNumbers (t: torch.Tensor) : int64[] =

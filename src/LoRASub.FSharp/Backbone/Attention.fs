@@ -105,7 +105,7 @@ module Attention =
     /// [B, N, d].
     let forward (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora option) (x: torch.Tensor) =
         checkInput heads qkv x
-        let parts = (project qkv lora x).chunk(3L, dim = -1L) // 3 × [B, N, d]
+        let parts = Fused.parts 3L (project qkv lora x) // 3 × [B, N, d]
         mix heads projection parts[0] parts[1] parts[2]
 
     /// `forward` for the first token alone, from the keys and values of all: [B, N, d] -> [B, 1, d].
@@ -119,5 +119,5 @@ module Attention =
         checkInput heads qkv x
         let d = qkv.Weight.shape[1]
         let q = Linear.forward (rows 0L d qkv) (x.narrow (1L, 0L, 1L))
-        let parts = (project (rows d (2L * d) qkv) lora x).chunk(2L, dim = -1L) // 2 × [B, N, d]
+        let parts = Fused.parts 2L (project (rows d (2L * d) qkv) lora x) // 2 × [B, N, d]
         mix heads projection q parts[0] parts[1]

@@ -29,6 +29,11 @@ module internal Fused =
             let weights = torch.einsum("bhnd,bhmd->bhnm", q, k).mul(scale).softmax -1L
             torch.einsum ("bhnm,bhmd->bhnd", weights, v)
 
+        let parts (count: int64) (x: torch.Tensor) =
+            let axis = x.dim () - 1L
+            let width = x.shape[int axis] / count
+            Array.init (int count) (fun i -> x.narrow (axis, int64 i * width, width))
+
         let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) =
             left.unsqueeze(1L).sub(right.unsqueeze 0L).norm(2, p = float32 order)
 
@@ -43,6 +48,13 @@ module internal Fused =
             torch.nn.functional.layer_norm (x, [| x.shape[x.shape.Length - 1] |], weight, bias, epsilon)
         else
             Composed.layerNorm weight bias epsilon x
+
+    /// Equal parts of the last axis, as views; one kernel joins their gradients.
+    let parts (count: int64) (x: torch.Tensor) : torch.Tensor[] =
+        if isFused x then
+            x.chunk (count, dim = -1L)
+        else
+            Composed.parts count x
 
     /// softmax(q·kᵀ/√d)·v over [B, h, N, d], in float32 inside where bfloat16 is on a CPU.
     let attention (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) : torch.Tensor =
