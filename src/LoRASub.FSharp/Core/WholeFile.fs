@@ -18,8 +18,12 @@ module WholeFile =
     [<Literal>]
     let private Pattern = ".lorasub-*.tmp"
 
-    let private rejectFolder (path: string) (e: exn) =
-        Errors.reject path "must lie in a folder that can be written" e.Message ""
+    // The system's reason without the name of the temporary file, which no longer exists when it is read.
+    let private reason (temporary: string) (e: exn) =
+        e.Message.Replace($" : '{temporary}'", "").Replace($" '{temporary}'", "")
+
+    let private rejectFolder (path: string) (temporary: string) (e: exn) =
+        Errors.reject path "must lie in a folder that can be written" (reason temporary e) ""
 
     // A temporary file and its name. The system locks it for as long as it is open, which a killed process's is not.
     let rec private create (path: string) (folder: string) : struct (FileStream * string) =
@@ -33,7 +37,7 @@ module WholeFile =
             with
             | :? IOException as e when isLocked e -> None
             | :? UnauthorizedAccessException
-            | :? IOException as e -> rejectFolder path e
+            | :? IOException as e -> rejectFolder path temporary e
 
         match opened with
         | Some stream when File.Exists temporary -> struct (stream, temporary)
@@ -41,10 +45,6 @@ module WholeFile =
             // removed as a killed process's before it was locked
             taken |> Option.iter _.Dispose()
             create path folder
-
-    // The system's word without the name of the temporary file, which is gone when it is read.
-    let private reason (temporary: string) (e: exn) =
-        e.Message.Replace($" : '{temporary}'", "")
 
     // Whether a second handle is refused, as it is not on every network file system.
     let private isProtected (temporary: string) =
