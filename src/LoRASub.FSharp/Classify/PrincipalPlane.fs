@@ -22,12 +22,13 @@ module PrincipalPlane =
     // The sign of the largest entry, of the first among those that only rounding tells apart.
     let private orientation (axis: torch.Tensor) =
         let sizes = axis.abs ()
-        let largest = sizes.ge (sizes.max().mul(Scalar.op_Implicit (1.0 - 1e-9)))
-        axis[largest.``to``(torch.ScalarType.Int64).argmax()].sign()
+        let isSmaller = sizes.lt (sizes.max().mul(Scalar.op_Implicit (1.0 - 1e-9)))
+        let first = Fused.firstSmallest (isSmaller.``to``(torch.ScalarType.Int64).unsqueeze 0L)
+        axis[first[0]].sign()
 
     /// The first two principal components of points [n, d], n ≥ 1, in float64 (Pearson 1901). The largest entry of each
-    /// axis, the first where several are equal up to rounding, is positive. Two points span one axis, equal points none. Borrows; owned by
-    /// the caller. Rejects points that are not finite.
+    /// axis, the first where several are equal up to rounding, is positive. Two points span one axis, equal points none.
+    /// Borrows; owned by the caller. Rejects points that are not finite.
     let fit (points: torch.Tensor) : PrincipalPlane =
         Shape.expect "points" [ Axis.Any "points"; Axis.Any "width" ] points
 

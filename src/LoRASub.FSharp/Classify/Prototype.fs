@@ -113,4 +113,4 @@ module Prototype =
         if Array.isEmpty prototypes.Classes then
             Errors.reject "prediction" "needs at least one learned class" "none" "learn a task first"
 
-        Scope.noGrad Leaves.tensor (fun () -> (distances prototypes features).argmin 1L)
+        Scope.noGrad Leaves.tensor (fun () -> Fused.firstSmallest (distances prototypes features))
