@@ -319,7 +319,7 @@ type ContinualClassifier
 
                 // |a − b|² = 2 − 2·cos for unit vectors
                 let distances = Prototype.distances state.Prototypes features
-                let at = distances.argmin 1L // the first of equal ones, which `min` does not promise
+                let at = Prototype.closest distances
 
                 let squared =
                     (distances.amin [| 1L |]).cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
