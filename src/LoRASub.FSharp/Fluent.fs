@@ -323,7 +323,7 @@ type ContinualClassifier
 
                 // |a − b|² = 2 − 2·cos for unit vectors
                 let distances = Prototype.distances state.Prototypes features
-                let at = Fused.firstSmallest distances
+                let at = Prototype.closest distances
 
                 let squared =
                     (distances.amin [| 1L |]).cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()

@@ -97,7 +97,7 @@ module Prototype =
             }
 
     /// Squared distances between features scaled by 1/(‖f‖ + 1e-8) and prototypes scaled to unit length, [n, c]:
-    /// smaller is closer. Equal prototypes have equal distances. Borrows; owned by the caller.
+    /// smaller is closer. Borrows; owned by the caller.
     let distances (prototypes: Prototypes) (features: torch.Tensor) : torch.Tensor =
         Shape.expect "features" [ Axis.Any "batch"; Axis.Is prototypes.Means.shape[1] ] features
         Shape.expectLike "features" prototypes.Means features
@@ -105,12 +105,23 @@ module Prototype =
         Scope.noGrad Leaves.tensor (fun () ->
             let f = features.div (features.norm(1, keepdim = true).add(Scalar.op_Implicit 1e-8))
             let p = prototypes.Means.div (prototypes.Means.norm (1, keepdim = true))
-            (Fused.distances 2.0 f p).square())
+            let squares (t: torch.Tensor) = t.mul(t).sum 1L
+            // |f|² + |p|² − 2fp: one product for all classes
+            (squares f).unsqueeze(1L).add(squares p).sub(f.mm(p.t ()).mul(Scalar.op_Implicit 2.0)))
 
-    /// Position of the nearest prototype of each feature row, [n] int64, the first where several tie. Owned by the
-    /// caller. Rejects an empty set of prototypes.
+    /// Position of the smallest of each row of `distances`, [n, c] -> [n] int64: the first of those that rounding cannot
+    /// tell from it. Borrows; owned by the caller.
+    let closest (distances: torch.Tensor) : torch.Tensor =
+        Scope.noGrad Leaves.tensor (fun () ->
+            // a matrix product gives equal prototypes unequal last digits, other ones on other processors
+            let rounding = Scalar.op_Implicit (32.0 * Precision.epsilon distances.dtype)
+            let isFarther = distances.gt ((distances.amin ([| 1L |], keepdim = true)).add rounding)
+            Fused.firstSmallest (isFarther.``to`` torch.ScalarType.Int64))
+
+    /// Position of the nearest prototype of each feature row, [n] int64, the first where several tie, as equal
+    /// prototypes do. Owned by the caller. Rejects an empty set of prototypes.
     let nearest (prototypes: Prototypes) (features: torch.Tensor) : torch.Tensor =
         if Array.isEmpty prototypes.Classes then
             Errors.reject "prediction" "needs at least one learned class" "none" "learn a task first"
 
-        Scope.noGrad Leaves.tensor (fun () -> Fused.firstSmallest (distances prototypes features))
+        Scope.noGrad Leaves.tensor (fun () -> closest (distances prototypes features))

@@ -72,12 +72,10 @@ module internal Fused =
             else
                 attend q k v
 
-    /// Distances between the rows of two matrices in a norm, [n, d] and [c, d] -> [n, c]. Each pair is measured by
-    /// itself, so that equal rows have equal distances on every processor; a matrix product gives them unequal last
-    /// digits.
+    /// Distances between the rows of two matrices in a norm, [n, d] and [c, d] -> [n, c].
     let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) : torch.Tensor =
         if isFused left then
-            torch.cdist (left, right, order, compute_mode.donot_use_mm_for_euclid_dist)
+            torch.cdist (left, right, order)
         else
             Composed.distances order left right
 

@@ -26,3 +26,10 @@ module Precision =
         | Precision.Float64 -> torch.ScalarType.Float64
         | Precision.Float32
         | Precision.BFloat16 -> torch.ScalarType.Float32
+
+    /// Distance from 1 to the next number of a master format.
+    let epsilon (master: torch.ScalarType) : float =
+        if master = torch.ScalarType.Float64 then
+            2.0 ** -52.0
+        else
+            2.0 ** -23.0

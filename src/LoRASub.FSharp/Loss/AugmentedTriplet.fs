@@ -9,16 +9,19 @@ module AugmentedTriplet =
 
     let private number (x: float) = Scalar.op_Implicit x
 
-    // At least 1e-6, the published clamp, below which there is no slope.
+    // Rows are unit vectors: |a|² + |b|² − 2ab, clamped under the root where its slope is infinite.
     let private pairwise (rows: torch.Tensor) =
-        Fused.atLeast 1e-6 (Fused.distances 2.0 rows rows) // [n, n]
+        let squares = rows.pow(number 2.0).sum(1L, keepdim = true) // [n, 1]
+        let squared = squares.add(squares.t ()).sub(rows.mm(rows.t ()).mul(number 2.0))
+        (Fused.atLeast 1e-12 squared).sqrt() // [n, n]
 
     /// mean over i of max(0, d⁺ᵢ − d⁻ᵢ + margin).
     /// `features` [n, d], unit rows, borrowed; `labels` [n] int64; `prototypes` [c, d], raw, c may be 0;
     /// `normOrder` is the order of the norm between features and prototypes, at least 1.
     /// d⁺ᵢ is the largest distance to the same class; d⁻ᵢ the smallest to another class of the batch (d⁺ᵢ + margin
     /// where there is none) or to a prototype scaled to unit length. Distances that tie for the extreme share the
-    /// gradient evenly. Returns a scalar, owned by the caller.
+    /// gradient evenly; among duplicate rows rounding may choose, and their summed gradient is the same. Returns a scalar,
+    /// owned by the caller.
     let loss
         (margin: float)
         (normOrder: float)

@@ -59,13 +59,6 @@ module Projection =
                 $"{threshold}"
                 "1 switches the projection off"
 
-    // Largest difference that rounding alone makes between a share and the threshold that it equals.
-    let private rounding (dtype: torch.ScalarType) =
-        if dtype = torch.ScalarType.Float64 then
-            8.0 * 2.2e-16
-        else
-            8.0 * 1.2e-7
-
     /// Keeps the fewest leading eigenvectors whose share of the spectrum reaches `threshold`, up to rounding: of d equal
     /// eigenvalues, k hold a share of k/d on every processor. Liu & Chang 2025, eq. for P; by one symmetric eigendecomposition where the published code takes
     /// an SVD per parameter. Borrows the moment [d, d]; owned by the caller. Rejects a threshold outside (0, 1] and a
@@ -101,8 +94,9 @@ module Projection =
             let sums = Array.scan (+) 0.0 energies |> Array.tail
             let shares = sums |> Array.map (fun sum -> sum / Array.last sums)
 
-            let rank =
-                1 + Array.findIndex (fun s -> s >= threshold - rounding spectrum.dtype) shares
+            let rounding = 8.0 * Precision.epsilon spectrum.dtype
+
+            let rank = 1 + Array.findIndex (fun s -> s >= threshold - rounding) shares
 
             let basis = vectors.flip(1L).narrow(1L, 0L, int64 rank).contiguous() // [d, k]
 
