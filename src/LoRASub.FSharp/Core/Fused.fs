@@ -82,11 +82,10 @@ module internal Fused =
     /// Position of the smallest number of each row, the first where several tie, [n, c] -> [n] int64. A GPU's argmin
     /// gives any of them.
     let firstSmallest (x: torch.Tensor) : torch.Tensor =
-        let count = x.shape[1]
-        let positions = torch.arange (count, dtype = torch.ScalarType.Int64, device = x.device)
+        let positions = torch.arange (Scalar.op_Implicit x.shape[1], dtype = torch.ScalarType.Int64, device = x.device)
         let isSmallest = x.eq (x.amin ([| 1L |], keepdim = true))
         // a row of NaN has no smallest
-        torch.where(isSmallest, positions, torch.full_like (positions, count - 1L)).amin [| 1L |]
+        (torch.where (isSmallest, positions, positions[-1])).amin [| 1L |]
 
     /// max(x, low), with slope 1 at `low` as in torch's clamp.
     let atLeast (low: float) (x: torch.Tensor) : torch.Tensor =
