@@ -82,10 +82,14 @@ module internal Fused =
     /// Position of the smallest number of each row, the first where several tie, [n, c] -> [n] int64. A GPU's argmin
     /// gives any of them.
     let firstSmallest (x: torch.Tensor) : torch.Tensor =
-        let positions = torch.arange (Scalar.op_Implicit x.shape[1], dtype = torch.ScalarType.Int64, device = x.device)
-        let isSmallest = x.eq (x.amin ([| 1L |], keepdim = true))
+        let last = x.shape[1] - 1L
+
+        let positions =
+            torch.arange (Scalar.op_Implicit x.shape[1], dtype = torch.ScalarType.Int64, device = x.device)
+
+        let isLarger = x.ne (x.amin ([| 1L |], keepdim = true))
         // a row of NaN has no smallest
-        (torch.where (isSmallest, positions, positions[-1])).amin [| 1L |]
+        positions.expand(x.shape).masked_fill(isLarger, Scalar.op_Implicit last).amin [| 1L |]
 
     /// max(x, low), with slope 1 at `low` as in torch's clamp.
     let atLeast (low: float) (x: torch.Tensor) : torch.Tensor =
