@@ -2,14 +2,13 @@ namespace LoRASub.Reports
 
 open System
 open System.Globalization
-open System.Text
 
-/// Texts and numbers on their way into HTML and SVG.
+/// Texts and numbers as reports show them.
 [<RequireQualifiedAccess>]
-module internal Markup =
+module internal Text =
 
-    // invisible characters that turn the direction of all that follows
-    let private turnsText (c: char) =
+    // invisible characters that reverse the direction of what follows
+    let private reversesText (c: char) =
         (c >= '\u202A' && c <= '\u202E') || (c >= '\u2066' && c <= '\u2069')
 
     let private isForbidden (text: string) (i: int) =
@@ -23,45 +22,13 @@ module internal Markup =
             (Char.IsControl c && c <> '\n' && c <> '\t')
             || c = '\uFFFE'
             || c = '\uFFFF'
-            || turnsText c
+            || reversesText c
 
-    /// The text with every character that XML forbids, and every one that turns the direction of other text, shown
-    /// as U+FFFD.
+    /// The text with U+FFFD for each character that XML forbids or that reverses the direction of other text.
     let clean (text: string) : string =
         String.mapi (fun i c -> if isForbidden text i then '\uFFFD' else c) text
 
-    /// A text as the content of an element or a quoted attribute.
-    let escape (text: string) : string =
-        let escaped = StringBuilder(text.Length + 16)
-
-        for c in clean text do
-            match c with
-            | '&' -> escaped.Append "&amp;"
-            | '<' -> escaped.Append "&lt;"
-            | '>' -> escaped.Append "&gt;"
-            | '"' -> escaped.Append "&quot;"
-            | '\'' -> escaped.Append "&#39;"
-            | c -> escaped.Append c
-            |> ignore
-
-        string escaped
-
-    /// An element around children that are markup already; attribute values are escaped here.
-    let element (name: string) (attributes: (string * string) list) (children: string seq) : string =
-        let attributes =
-            String.concat "" [ for key, value in attributes -> $" {key}=\"{escape value}\"" ]
-
-        let inner = String.concat "" children
-        $"<{name}{attributes}>{inner}</{name}>"
-
-    /// An element without content, closed as XML wants and HTML allows.
-    let lone (name: string) (attributes: (string * string) list) : string =
-        let attributes =
-            String.concat "" [ for key, value in attributes -> $" {key}=\"{escape value}\"" ]
-
-        $"<{name}{attributes}/>"
-
-    /// At most `length` characters, the middle left out.
+    /// At most `length` characters; the middle of a longer text is left out.
     let shorten (length: int) (text: string) : string =
         // whole characters as people see them: a cut must not leave half of one
         let letters = StringInfo text
@@ -79,7 +46,7 @@ module internal Markup =
     /// What is shown where there is no number.
     let none = "–"
 
-    /// A number with a fixed count of decimals and a true minus sign, for people.
+    /// A number with a fixed number of decimals and a true minus sign.
     let fixedPoint (decimals: int) (value: float) : string =
         if Double.IsFinite value then
             // no minus before a rounded zero
@@ -88,9 +55,18 @@ module internal Markup =
         else
             none
 
-    /// A number with about `digits` significant digits, for axes and hovers.
+    /// A number with about `digits` significant digits, for axes and tooltips.
     let significant (digits: int) (value: float) : string =
         if Double.IsFinite value then
             value.ToString("G" + string digits, CultureInfo.InvariantCulture)
         else
             none
+
+    /// A camel-case name as words: "memoryBytes" is "memory bytes".
+    let words (name: string) : string =
+        name
+        |> String.collect (fun c ->
+            if Char.IsUpper c then
+                $" {Char.ToLowerInvariant c}"
+            else
+                string c)
