@@ -220,7 +220,9 @@ let tests =
 
                     json["correctAndTotal"] <- JsonNode.Parse "[]"
                     File.WriteAllText(RunFiles.summary out, json.ToJsonString())
-                    Probe.refused [ "summary.json"; "at least one task" ] (fun () -> evaluate out settings |> ignore)))
+
+                    Probe.refused [ "summary.json"; "at least one task" ] (fun () ->
+                        evaluate out settings |> ignore)))
 
             testCase
                 "a finished run is not overwritten"

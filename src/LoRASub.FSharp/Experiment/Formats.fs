@@ -40,7 +40,8 @@ module SummaryFile =
     /// Reads summary.json, with the measures that it holds. Rejects as `Json.read`, and an invalid accuracy matrix.
     let load (path: string) : struct (SummaryFile * Measures) =
         let struct (summary, measures) =
-            Json.read purpose path (fun root -> struct (Json.toRecord<SummaryFile> root, Metrics.ofMembers root))
+            Json.read purpose path (fun root ->
+                struct (Json.toRecord<SummaryFile> root, Metrics.ofMembers root))
 
         try
             Metrics.check summary.CorrectAndTotal

@@ -269,13 +269,13 @@ module Statistics =
     let private shown (fraction: float) =
         (Math.Round(100.0 * fraction, 2) + 0.0).ToString("0.00", CultureInfo.InvariantCulture)
 
-    /// "69.40 +- 0.75 (68.65 to 70.15, standard deviation 0.30, n = 3)", in percent, where +- is half of the 95 %
-    /// interval, as in reports; "69.40 (n = 1)" for one value, "none" without.
+    /// "69.40 +- 0.75 (68.65 to 70.15, sd 0.30, n = 3)", in percent, where +- is half of the 95 % interval, as in
+    /// reports, and sd the standard deviation; "69.40 (n = 1)" for one value, "none" without.
     let text (estimate: Estimate) : string =
         match estimate.Mean, estimate.Deviation, estimate.Low, estimate.High with
         | None, _, _, _ -> "none"
         | Some mean, Some deviation, Some low, Some high ->
-            $"{shown mean} +- {shown (0.5 * (high - low))} ({shown low} to {shown high}, standard deviation {shown deviation}, n = {estimate.Count})"
+            $"{shown mean} +- {shown (0.5 * (high - low))} ({shown low} to {shown high}, sd {shown deviation}, n = {estimate.Count})"
         | Some mean, Some _, _, _ -> $"{shown mean} (the same for {estimate.Count} seeds)"
         | Some mean, _, _, _ -> $"{shown mean} (n = {estimate.Count})"
 

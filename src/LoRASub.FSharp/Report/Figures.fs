@@ -118,6 +118,25 @@ module Figures =
     let private finite (cells: float[][]) =
         cells |> Seq.concat |> Seq.filter Double.IsFinite
 
+    /// A heat map of these values, which `text` and `hover` describe; an undefined value has neither.
+    let private heatmap rows columns range unit text hover (values: float[][]) =
+        let cells describe =
+            values
+            |> Array.mapi (fun i row ->
+                row
+                |> Array.mapi (fun j value -> if Double.IsFinite value then describe i j value else ""))
+
+        Marks.Heatmap
+            {
+                Rows = rows
+                Columns = columns
+                Values = values
+                Texts = cells (fun _ _ value -> text value)
+                Hover = cells hover
+                Range = range
+                Unit = unit
+            }
+
     /// Ends of a ramp up to 100 %, the same for all matrices that are compared: it begins at the tens below the lowest.
     let private upToHundred (matrices: float[][][]) =
         let lowest = matrices |> Seq.collect finite |> Seq.fold min 100.0
@@ -133,6 +152,10 @@ module Figures =
 
     let private ofSeed (group: RunGroup) (run: RunData) =
         if group.Runs.Length = 1 then "" else $" Seed {run.Seed}."
+
+    /// Positions at which another task begins.
+    let private changes (tasks: int[]) =
+        [| 1 .. tasks.Length - 1 |] |> Array.filter (fun i -> tasks[i] <> tasks[i - 1])
 
     // ------------------------------------------------------------------------------------------ accuracy
 
@@ -150,6 +173,12 @@ module Figures =
             let air = 0.05 * (high - low) + 1e-3 * abs high
             Some(max lowest (low - air), min highest (high + air))
         | _ -> None
+
+    /// For values that are never negative, although their intervals can be.
+    let private fromZeroTo marks title =
+        { axis title with
+            Range = within 0.0 infinity marks |> Option.map (fun (_, high) -> 0.0, high)
+        }
 
     let private accuracyOverTasks (groups: RunGroup[]) : Figure =
         let marks =
@@ -203,20 +232,15 @@ module Figures =
                     Y = axis "after task"
                     Borders = [||]
                     Marks =
-                        Marks.Heatmap
-                            {
-                                Rows = numbered cells.Length
-                                Columns = numbered cells.Length
-                                Values = cells |> mapCells _.Mean
-                                Texts = cells |> mapCells (fun c -> if c.N = 0 then "" else points c.Mean)
-                                Hover =
-                                    cells
-                                    |> Array.mapi (fun t row ->
-                                        row
-                                        |> Array.mapi (fun j c -> $"task {j + 1} {afterTask percent t c}"))
-                                Range = range
-                                Unit = "accuracy (%)"
-                            }
+                        cells
+                        |> mapCells _.Mean
+                        |> heatmap
+                            (numbered cells.Length)
+                            (numbered cells.Length)
+                            range
+                            "accuracy (%)"
+                            points
+                            (fun t j _ -> $"task {j + 1} {afterTask percent t (cells[t][j])}")
                 })
             groups
             all
@@ -314,15 +338,13 @@ module Figures =
         let figure id title caption x unit hover values =
             let marks = compared groups hover values
 
-            let range = within 0.0 infinity marks |> Option.map (fun (_, high) -> 0.0, high)
-
             {
                 Id = id
                 Section = Section.drift
                 Title = title
                 Caption = $"{caption} Lower is better.{bands groups}"
                 X = whole x
-                Y = { axis unit with Range = range }
+                Y = fromZeroTo marks unit
                 Borders = [||]
                 Marks = marks
             }
@@ -482,20 +504,14 @@ module Figures =
                 Y = axis "block"
                 Borders = [||]
                 Marks =
-                    Marks.Heatmap
-                        {
-                            Rows = numbered cells.Length
-                            Columns = tasks |> Array.map (fun task -> string (task + 1))
-                            Values = cells
-                            Texts = cells |> mapCells text
-                            Hover =
-                                cells
-                                |> Array.mapi (fun b ->
-                                    Array.mapi (fun i value ->
-                                        $"block {b + 1}, task {tasks[i] + 1}: {text value}"))
-                            Range = range
-                            Unit = unit
-                        }
+                    cells
+                    |> heatmap
+                        (numbered cells.Length)
+                        (tasks |> Array.map (fun task -> string (task + 1)))
+                        range
+                        unit
+                        text
+                        (fun b i value -> $"block {b + 1}, task {tasks[i] + 1}: {text value}")
             })
 
     let private retainedRank (groups: RunGroup[]) : Figure[] =
@@ -612,24 +628,16 @@ module Figures =
             let later = pairs |> Array.map (ends >> snd) |> Array.distinct |> Array.sort
             let byPair = pairs |> Array.groupBy ends |> Map.ofArray
 
-            let cells =
-                later
-                |> Array.map (fun late ->
-                    earlier |> Array.map (fun early -> Map.tryFind (early, late) byPair))
+            let mean (f: DriftFile.Overlap -> float) i j =
+                match Map.tryFind (earlier[j], later[i]) byPair with
+                | Some blocks -> blocks |> Seq.map f |> meanOf
+                | None -> nan
 
-            let mean (f: DriftFile.Overlap -> float) blocks = blocks |> Seq.map f |> meanOf
+            let hover i j value =
+                let degrees f = Text.fixedPoint 0 (mean f i j)
+                $"tasks {later[i] + 1} and {earlier[j] + 1}: {Text.fixedPoint 3 value}, angles {degrees _.SmallestAngle}° to {degrees _.LargestAngle}°"
 
-            let hover late early =
-                function
-                | None -> ""
-                | Some(blocks: DriftFile.Overlap[]) ->
-                    let degrees f = Text.fixedPoint 0 (mean f blocks)
-
-                    $"tasks {late + 1} and {early + 1}: {Text.fixedPoint 3 (mean _.MeanSquaredCosine blocks)}, angles {degrees _.SmallestAngle}° to {degrees _.LargestAngle}°"
-
-            let values =
-                cells
-                |> mapCells (Option.map (mean _.MeanSquaredCosine) >> Option.defaultValue nan)
+            let names = Array.map (fun task -> string (task + 1))
 
             {
                 Id = idOf groups group "overlap"
@@ -641,20 +649,14 @@ module Figures =
                 Y = axis "later task"
                 Borders = [||]
                 Marks =
-                    Marks.Heatmap
-                        {
-                            Rows = later |> Array.map (fun task -> string (task + 1))
-                            Columns = earlier |> Array.map (fun task -> string (task + 1))
-                            Values = values
-                            Texts =
-                                values
-                                |> mapCells (fun v -> if Double.IsFinite v then Text.fixedPoint 2 v else "")
-                            Hover =
-                                cells
-                                |> Array.mapi (fun i -> Array.mapi (fun j -> hover later[i] earlier[j]))
-                            Range = 0.0, 1.0
-                            Unit = "mean squared cosine"
-                        }
+                    Array.init later.Length (fun i -> Array.init earlier.Length (mean _.MeanSquaredCosine i))
+                    |> heatmap
+                        (names later)
+                        (names earlier)
+                        (0.0, 1.0)
+                        "mean squared cosine"
+                        (Text.fixedPoint 2)
+                        hover
             })
 
     // ------------------------------------------------------------------------------------------ classes
@@ -685,11 +687,7 @@ module Figures =
             let short = names |> Array.map (Text.shorten 32)
 
             let starts =
-                file.Classes
-                |> Array.pairwise
-                |> Array.indexed
-                |> Array.filter (fun (_, (a, b)) -> a.Task <> b.Task)
-                |> Array.map (fun (i, _) -> float (i + 1))
+                file.Classes |> Array.map _.Task |> changes |> Array.map (fun i -> float i)
 
             // more lines than this would hide the cells
             let borders = if starts.Length <= 25 then starts else [||]
@@ -711,22 +709,15 @@ module Figures =
                 Y = axis "true class"
                 Borders = borders
                 Marks =
-                    Marks.Heatmap
-                        {
-                            Rows = names
-                            Columns = names
-                            Values = shares
-                            Texts =
-                                shares |> mapCells (fun s -> if s >= 0.5 then Text.fixedPoint 0 s else "")
-                            Hover =
-                                counts
-                                |> Array.mapi (fun i row ->
-                                    row
-                                    |> Array.mapi (fun j n ->
-                                        $"{short[i]} classified as {short[j]}: {n} of {Array.sum row} ({percent shares[i].[j]})"))
-                            Range = 0.0, 100.0
-                            Unit = "share of the true class (%)"
-                        }
+                    shares
+                    |> heatmap
+                        names
+                        names
+                        (0.0, 100.0)
+                        "share of the true class (%)"
+                        (fun s -> if s >= 0.5 then Text.fixedPoint 0 s else "")
+                        (fun i j share ->
+                            $"{short[i]} classified as {short[j]}: {counts[i].[j]} of {Array.sum counts[i]} ({percent share})")
             })
 
     /// Accuracy of each class for groups of the same classes, in the order of the first group: best first.
@@ -805,13 +796,9 @@ module Figures =
     let private losses (groups: RunGroup[]) : Figure =
         let epochs = groups |> Seq.collect _.Runs |> Seq.map _.Epochs |> Seq.maxBy _.Length
 
-        // the last epoch of each task but the last
+        // between the last epoch of a task and the first of the next
         let borders (epochs: EpochReport[]) =
-            epochs
-            |> Array.pairwise
-            |> Array.indexed
-            |> Array.filter (fun (_, (a, b)) -> a.Task <> b.Task)
-            |> Array.map (fun (i, _) -> float i + 1.5)
+            epochs |> Array.map _.Task |> changes |> Array.map (fun i -> float i + 0.5)
 
         // runs of other epochs per task have other borders
         let agree =
@@ -821,6 +808,16 @@ module Figures =
             |> Seq.forall (fun mine -> mine = Array.truncate mine.Length (borders epochs))
 
         let borders = if agree then borders epochs else [||]
+
+        let marks =
+            compared
+                groups
+                (fun i interval ->
+                    if agree then
+                        $"task {epochs[i].Task + 1}, epoch {epochs[i].Epoch + 1}: {described short interval}"
+                    else
+                        $"epoch {i + 1} of all tasks: {described short interval}")
+                (_.Epochs >> Array.map _.Loss)
 
         {
             Id = "loss"
@@ -834,17 +831,9 @@ module Figures =
                        "")
                 + bands groups
             X = whole "epochs of all tasks"
-            Y = fromZero "loss"
+            Y = fromZeroTo marks "loss"
             Borders = borders
-            Marks =
-                compared
-                    groups
-                    (fun i interval ->
-                        if agree then
-                            $"task {epochs[i].Task + 1}, epoch {epochs[i].Epoch + 1}: {described short interval}"
-                        else
-                            $"epoch {i + 1} of all tasks: {described short interval}")
-                    (_.Epochs >> Array.map _.Loss)
+            Marks = marks
         }
 
     let private timings (groups: RunGroup[]) : Figure option =

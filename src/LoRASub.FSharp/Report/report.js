@@ -239,7 +239,7 @@
     const legendLines = Math.ceil(entries.reduce((sum, d) => sum + 55 + 7.5 * d.name.length, 0) / width);
     const legendRoom = made.layout.showlegend ? 10 + 20 * legendLines : 0;
     const layout = Object.assign({}, made.layout, {
-      width, height: Math.round(Math.max(240, made.height(width)) + legendRoom),
+      width, height: Math.round(Math.max(printing ? 200 : 240, made.height(width) * (printing ? 0.8 : 1)) + legendRoom),
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 12.5, color: t.ink },
       paper_bgcolor: t.paper, plot_bgcolor: t.paper,
       // the toolbar lies in the top margin, the legend at the bottom
