@@ -74,20 +74,22 @@ module Json =
                                 raise (JsonException $"'{field.Name}' holds null")
                         | _ -> ()
 
+    // made when needed: a command that reads no record should not wait for reflection
     let private records =
-        let options =
-            JsonSerializerOptions(
-                PropertyNamingPolicy = JsonNamingPolicy.CamelCase,
-                RespectRequiredConstructorParameters = true,
-                TypeInfoResolver = DefaultJsonTypeInfoResolver().WithAddedModifier strict
-            )
+        lazy
+            (let options =
+                JsonSerializerOptions(
+                    PropertyNamingPolicy = JsonNamingPolicy.CamelCase,
+                    RespectRequiredConstructorParameters = true,
+                    TypeInfoResolver = DefaultJsonTypeInfoResolver().WithAddedModifier strict
+                )
 
-        options.Converters.Add(FloatConverter())
-        options
+             options.Converters.Add(FloatConverter())
+             options)
 
     /// A record as JSON, its fields in their order under camel-case names.
     let ofRecord (record: 'T) : JsonNode =
-        JsonSerializer.SerializeToNode(record, records)
+        JsonSerializer.SerializeToNode(record, records.Value)
 
     /// The inverse of `ofRecord`; members that the record lacks are ignored. Throws what `parse` rejects where a field
     /// is missing or of another kind.
@@ -95,7 +97,7 @@ module Json =
         if json.ValueKind = JsonValueKind.Null then
             raise (JsonException "null")
 
-        json.Deserialize<'T> records
+        json.Deserialize<'T> records.Value
 
     /// Writes a node as the whole of a file.
     let write (path: string) (node: JsonNode) : unit =

@@ -191,7 +191,7 @@ module Metrics =
             byReference "intransigence" "intransigence" Better.Lower "Chaudhry et al. 2018"
         ]
 
-    /// All measures that follow from a matrix alone. Rejects as `check`.
+    /// All measures that need nothing but a matrix. Rejects as `check`.
     let measure (matrix: AccuracyMatrix) : Measures =
         check matrix
 

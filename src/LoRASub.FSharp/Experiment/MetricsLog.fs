@@ -79,7 +79,7 @@ type LineHead = { Time: DateTimeOffset; Event: string }
 /// But for the measures, which lie flat beside it.
 type EndLine = { Seconds: float }
 
-/// What a run writes down while it goes on.
+/// An event of a run, logged when it happens.
 [<RequireQualifiedAccess>]
 type MetricsEvent =
     | Start of RunStart
@@ -218,8 +218,8 @@ module MetricsLog =
         WholeFile.writeText path ""
         new MetricsWriter(path, 0, encoded)
 
-    /// Cuts a file to its first `count` lines, whole, and opens it for more; a run that goes on from a checkpoint then
-    /// writes what followed again. Gives the lines that were kept. A missing file is one without lines. Rejects a file
+    /// Cuts a file to its first `count` lines, whole, and opens it for more; a run that resumes from a checkpoint
+    /// writes the later lines again. Returns the lines that were kept. A missing file is one without lines. Rejects a file
     /// of fewer whole lines and damage in those kept.
     let resume (path: string) (count: int) : struct (MetricsLine[] * MetricsWriter) =
         let lines =

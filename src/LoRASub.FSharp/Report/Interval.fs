@@ -38,7 +38,7 @@ module internal Interval =
     /// Over left − right.
     let paired (left: float[]) (right: float[]) : Interval = ofValues (Array.map2 (-) left right)
 
-    /// "56.5 ± 2.1", or the mean alone where there is no interval.
+    /// "56.5 ± 2.1", or only the mean where there is no interval.
     let text (decimals: int) (interval: Interval) : string =
         let mean = Text.fixedPoint decimals interval.Mean
 
