@@ -39,8 +39,8 @@ for row in outcome.Matrix do
     printfn ""
 
 let measures = Metrics.measure outcome.Matrix
-printfn "last %.1f, average %.1f" (100.0 * measures.Last) (100.0 * measures.Average)
-Option.iter (fun f -> printfn "forgetting %.1f" (100.0 * f)) measures.Forgetting
+printfn "last %.1f, average %.1f" (100.0 * measures["last"]) (100.0 * measures["average"])
+Option.iter (fun f -> printfn "forgetting %.1f" (100.0 * f)) (Map.tryFind "forgetting" measures)
 
 Scope.free TaskState.leaves outcome.State
 Scope.free Plan.leaves plan

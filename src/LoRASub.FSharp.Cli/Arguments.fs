@@ -190,7 +190,7 @@ type ReportFlag =
             match flag with
             | Folders _ -> "what --out named in the runs; several are compared"
             | Out _ -> "the page to write (default: report.html)"
-            | Figures _ -> "folder for figures: SVG, and PNG with a Chromium"
+            | Figures _ -> "folder for figures: SVG and PNG"
             | Tables _ -> "folder for tables: report.md and tables.tex"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]

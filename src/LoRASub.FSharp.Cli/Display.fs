@@ -437,7 +437,7 @@ let statistics (statistics: SeedStatistics) : string list =
     [
         ""
         let seeds = statistics.Seeds |> Array.map string |> String.concat ", "
-        $"over seeds {seeds}, in percent"
+        $"mean over seeds {seeds} in percent; +- is half of the 95%% interval"
         yield! Statistics.lines statistics
     ]
 
@@ -445,8 +445,10 @@ let statistics (statistics: SeedStatistics) : string list =
 let results (plan: Plan) (outcome: Outcome) : string list =
     let struct (measures, missing) = Results.measures plan outcome
 
-    let transfer name value =
-        match value, Map.tryFind name (Map.ofList missing) |> Option.flatten with
+    let value name = Map.tryFind name measures
+
+    let transfer name =
+        match value name, Map.tryFind name (Map.ofList missing) |> Option.flatten with
         | Some x, _ -> Some $"{percent x}%%"
         | None, Some reason when plan.References.Length > 0 -> Some reason
         | None, _ -> None
@@ -456,12 +458,12 @@ let results (plan: Plan) (outcome: Outcome) : string list =
 
     let differs =
         not (
-            same (Some measures.Last) (Some measures.LastByTask)
-            && same (Some measures.Average) (Some measures.AverageByTask)
+            same (value "last") (value "lastByTask")
+            && same (value "average") (value "averageByTask")
         )
 
-    let orNeeds value =
-        match value with
+    let orNeeds name =
+        match value name with
         | Some x -> $"{percent x}%%"
         | None -> "needs two tasks"
 
@@ -474,21 +476,21 @@ let results (plan: Plan) (outcome: Outcome) : string list =
         ""
         yield! matrixLines outcome.Matrix
         ""
-        $"last accuracy      {percent measures.Last}%%"
-        $"average accuracy   {percent measures.Average}%%"
+        $"""last accuracy      {percent measures["last"]}%%"""
+        $"""average accuracy   {percent measures["average"]}%%"""
 
         if differs then
-            $"  by task          last {percent measures.LastByTask}%%, average {percent measures.AverageByTask}%%"
+            $"""  by task          last {percent measures["lastByTask"]}%%, average {percent measures["averageByTask"]}%%"""
 
-        $"forgetting         {orNeeds measures.Forgetting}"
-        $"backward transfer  {orNeeds measures.BackwardTransfer}"
+        $"""forgetting         {orNeeds "forgetting"}"""
+        $"""backward transfer  {orNeeds "backwardTransfer"}"""
         yield!
-            transfer "forwardTransfer" measures.ForwardTransfer
+            transfer "forwardTransfer"
             |> Option.map (fun text -> $"forward transfer   {text}")
             |> Option.toList
 
         yield!
-            transfer "intransigence" measures.Intransigence
+            transfer "intransigence"
             |> Option.map (fun text -> $"intransigence      {text}")
             |> Option.toList
 
@@ -499,8 +501,7 @@ let results (plan: Plan) (outcome: Outcome) : string list =
     ]
 
 /// Whether a task's score is the one that was saved.
-let isReproduced (row: Recheck) =
-    abs (100.0 * Metrics.accuracy row.Now - row.SavedPercent) < 1e-9
+let isReproduced (row: Recheck) = row.Now = row.Saved
 
 /// Scores of a saved learner beside those that were saved.
 let evaluation (rows: Recheck[]) : string list =
@@ -515,7 +516,7 @@ let evaluation (rows: Recheck[]) : string list =
                 [
                     string (row.Task.Index + 1)
                     percent (Metrics.accuracy row.Now)
-                    number 2 row.SavedPercent
+                    percent (Metrics.accuracy row.Saved)
                     (if isReproduced row then "yes" else "no")
                 ]
 

@@ -1,4 +1,4 @@
-/// `lorasub report`: shows runs as an HTML page, figures and tables. Loads no LibTorch.
+/// `lorasub report`: shows runs as an HTML page, figures and tables. Does not load LibTorch.
 module LoRASub.Cli.ReportCommand
 
 open System.IO
@@ -16,10 +16,10 @@ let private size (bytes: int64) =
 
 /// Writes what is asked for and says what was written.
 let run (out: TextWriter) (request: ReportRequest) : int =
-    let studies = RunData.loadAll (Array.ofList request.Folders)
+    let groups = RunData.loadAll (Array.ofList request.Folders)
 
     request.Figures
-    |> Option.iter (fun folder -> Report.requireOutsideData folder studies)
+    |> Option.iter (fun folder -> Report.requireOutsideData folder groups)
 
     let say (what: string) (file: WrittenFile) =
         out.WriteLine $"{what, -18} {file.Path} ({size file.Bytes})"
@@ -29,21 +29,24 @@ let run (out: TextWriter) (request: ReportRequest) : int =
         let total = files |> Array.sumBy _.Bytes
         out.WriteLine $"{what, -18} {folder} ({files.Length} files, {size total})"
 
-    say "report" (Report.writeHtml request.Page studies)
+    say "report" (Report.writeHtml request.Page groups)
 
     match request.Tables with
-    | Some folder -> Report.writeTables folder studies |> Array.iter (say "tables")
+    | Some folder -> Report.writeTables folder groups |> Array.iter (say "tables")
     | None -> ()
 
     match request.Figures with
     | Some folder ->
-        let struct (files, note) = Report.writeFigures folder studies
+        let struct (files, note) = Report.writeFigures folder groups
         sayAll "figures" folder files
         note |> Option.iter (fun note -> out.WriteLine $"note               {note}")
     | None -> ()
 
-    for study in studies do
-        for run in study.Runs do
+    Report.warning groups
+    |> Option.iter (fun text -> out.WriteLine $"warning            {text}")
+
+    for group in groups do
+        for run in group.Runs do
             if not run.Finished then
                 out.WriteLine
                     $"""note               {run.Folder} is not finished: {run.Matrix.Length} of {run.Tasks} tasks"""

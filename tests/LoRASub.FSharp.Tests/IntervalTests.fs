@@ -47,8 +47,22 @@ let tests =
                 Expect.isTrue (Double.IsNaN interval.Low && Double.IsNaN interval.High) "no interval"
                 Expect.isTrue (Double.IsNaN (Interval.ofValues []).Mean) "no mean of nothing")
 
+            testCase "equal values have no interval, and no ±" (fun () ->
+                let interval = Interval.ofValues [ 54.8; 54.8; 54.8 ]
+                Expect.equal (interval.N, interval.Mean) (3, 54.8) "mean"
+                Expect.isFalse interval.HasEnds "no interval"
+                Expect.equal (Interval.text 1 interval) "54.8" "text")
+
+            testCase "± is half of the 95% interval" (fun () ->
+                // mean 3, deviation 2: 4.3027 · 2 / √3 = 4.968
+                Expect.equal (Interval.text 2 (Interval.ofValues [ 1.0; 3.0; 5.0 ])) "3.00 ± 4.97" "text")
+
             testCase "pairs cancel what they share" (fun () ->
                 let shared = [| 10.0; 70.0; 40.0 |]
-                let paired = Interval.paired (shared |> Array.map ((+) 2.0)) shared
-                Check.close "mean and ends" [ 2.0; 2.0; 2.0 ] [ paired.Mean; paired.Low; paired.High ])
+                let paired = Interval.paired [| 11.0; 72.0; 43.0 |] shared
+
+                Check.close
+                    "mean and half"
+                    [ 2.0; 4.3026527297494639 / sqrt 3.0 ]
+                    [ paired.Mean; paired.Half ])
         ]

@@ -107,12 +107,7 @@ type Events =
                     | 4 ->
                         let measures = Metrics.measure [| [| score () |] |]
 
-                        MetricsEvent.End(
-                            { measures with
-                                Forgetting = Some(random.NextDouble())
-                            },
-                            3.0
-                        )
+                        MetricsEvent.End(Map.add "forgetting" (random.NextDouble()) measures, 3.0)
                     | _ -> MetricsEvent.Notice $"line\n{i}: \u2028 \"quoted\", ä"
             })
 
@@ -308,10 +303,12 @@ let tests =
             damaged "no time" (line.Replace("time", "tame")) [ "a line of metrics" ]
             damaged "a time that is none" (line.Replace("2025-03-18", "2025-13-18")) [ "a line of metrics" ]
 
-            damaged
-                "an unknown event"
-                (line.Replace("\"event\":\"task\"", "\"event\":\"tusk\""))
-                [ "known event"; "tusk" ]
+            testCase "an event of a later version is skipped, but no run is resumed over it" (fun () ->
+                inFile (fun path ->
+                    let later = line.Replace("\"event\":\"task\"", "\"event\":\"tusk\"")
+                    File.WriteAllText(path, line + "\n" + later + "\n" + line + "\n")
+                    Expect.equal (encoded (MetricsLog.read path)) [| line; line |] "the others"
+                    refused [ $"{path}, line 2"; "known event" ] (fun () -> resumed path 3 |> ignore)))
 
             damaged "a missing member" (line.Replace("\"row\"", "\"raw\"")) [ "a line of metrics" ]
             damaged "another kind" (line.Replace("\"task\":1", "\"task\":\"1\"")) [ "a line of metrics" ]
@@ -323,9 +320,14 @@ let tests =
                 [ "a line of metrics" ]
 
             damaged "a short row" (line.Replace("[1,3],", "")) [ "2 scores"; "1" ]
-            damaged "more right than images" (line.Replace("[1,3]", "[4,3]")) [ "right answers"; "[4,3]" ]
-            damaged "half a score" (line.Replace("[1,3]", "[3]")) [ "right answers"; "[3]" ]
-            damaged "no image" (line.Replace("[1,3]", "[0,0]")) [ "right answers"; "[0,0]" ]
+
+            damaged
+                "more correct than images"
+                (line.Replace("[1,3]", "[4,3]"))
+                [ "correct answers"; "4 of 3" ]
+
+            damaged "half a score" (line.Replace("[1,3]", "[3]")) [ "[correct, total]" ]
+            damaged "no image" (line.Replace("[1,3]", "[0,0]")) [ "correct answers"; "0 of 0" ]
             damaged "nested too deep" (String('[', 5000)) [ "must be JSON" ]
 
             property "any one byte changed is refused by file and line, or read" (fun (c: Events) ->

@@ -72,30 +72,25 @@ let private slow (m: AccuracyMatrix) =
         Seq.average (seq { for j in 0..t -> acc m t j })
 
     let earlier f =
-        if tasks = 1 then
-            None
-        else
-            Some(Seq.average (seq { for j in 0 .. tasks - 2 -> f j }))
+        Seq.average (seq { for j in 0 .. tasks - 2 -> f j })
 
-    {
-        Last = seen (tasks - 1)
-        Average = Seq.average (seq { for t in 0 .. tasks - 1 -> seen t })
-        LastByTask = byTask (tasks - 1)
-        AverageByTask = Seq.average (seq { for t in 0 .. tasks - 1 -> byTask t })
-        Forgetting =
-            earlier (fun j -> Seq.max (seq { for t in j .. tasks - 2 -> acc m t j }) - acc m (tasks - 1) j)
-        BackwardTransfer = earlier (fun j -> acc m (tasks - 1) j - acc m j j)
-        ForwardTransfer = None
-        Intransigence = None
-    }
+    Map.ofList
+        [
+            "last", seen (tasks - 1)
+            "average", Seq.average (seq { for t in 0 .. tasks - 1 -> seen t })
+            "lastByTask", byTask (tasks - 1)
+            "averageByTask", Seq.average (seq { for t in 0 .. tasks - 1 -> byTask t })
+            if tasks > 1 then
+                "forgetting",
+                earlier (fun j ->
+                    Seq.max (seq { for t in j .. tasks - 2 -> acc m t j }) - acc m (tasks - 1) j)
+
+                "backwardTransfer", earlier (fun j -> acc m (tasks - 1) j - acc m j j)
+        ]
 
 let private sameMeasures (expected: Measures) (actual: Measures) =
-    let numbers (m: Measures) =
-        [ m.Last; m.Average; m.LastByTask; m.AverageByTask ]
-        @ Option.toList m.Forgetting
-        @ Option.toList m.BackwardTransfer
-
-    closeTo 1e-12 "measures" (numbers expected) (numbers actual)
+    Expect.equal (Seq.toList actual.Keys) (Seq.toList expected.Keys) "names"
+    closeTo 1e-12 "measures" (Seq.toList expected.Values) (Seq.toList actual.Values)
 
 [<Tests>]
 let tests =
@@ -104,16 +99,15 @@ let tests =
         [
             testCase "two tasks of different sizes, by hand" (fun () ->
                 sameMeasures
-                    {
-                        Last = 9.0 / 12.0
-                        Average = (0.9 + 0.75) / 2.0
-                        LastByTask = 0.65
-                        AverageByTask = (0.9 + 0.65) / 2.0
-                        Forgetting = Some 0.1
-                        BackwardTransfer = Some -0.1
-                        ForwardTransfer = None
-                        Intransigence = None
-                    }
+                    (Map.ofList
+                        [
+                            "last", 9.0 / 12.0
+                            "average", (0.9 + 0.75) / 2.0
+                            "lastByTask", 0.65
+                            "averageByTask", (0.9 + 0.65) / 2.0
+                            "forgetting", 0.1
+                            "backwardTransfer", -0.1
+                        ])
                     (Metrics.measure (matrix [ [ 9, 10 ]; [ 8, 10; 1, 2 ] ])))
 
             testCase "forgetting takes the best earlier accuracy, transfer the diagonal" (fun () ->
@@ -121,40 +115,30 @@ let tests =
                     Metrics.measure (matrix [ [ 2, 4 ]; [ 4, 4; 4, 8 ]; [ 3, 4; 2, 8; 1, 1 ] ])
 
                 // task 0: 1.0 -> 0.75 (diagonal 0.5); task 1: 0.5 -> 0.25
-                Expect.equal measures.Forgetting (Some 0.25) "forgetting"
-                Expect.equal measures.BackwardTransfer (Some 0.0) "backward transfer")
+                Expect.equal (Map.tryFind "forgetting" measures) (Some 0.25) "forgetting"
+                Expect.equal (Map.tryFind "backwardTransfer" measures) (Some 0.0) "backward transfer")
 
             testCase "one task has neither forgetting nor transfer" (fun () ->
                 let measures = Metrics.measure (matrix [ [ 3, 4 ] ])
 
                 Expect.equal
                     measures
-                    {
-                        Last = 0.75
-                        Average = 0.75
-                        LastByTask = 0.75
-                        AverageByTask = 0.75
-                        Forgetting = None
-                        BackwardTransfer = None
-                        ForwardTransfer = None
-                        Intransigence = None
-                    }
+                    (Map.ofList [ "last", 0.75; "average", 0.75; "lastByTask", 0.75; "averageByTask", 0.75 ])
                     "measures")
 
             for name, correct, accuracy in [ "a perfect run", 5, 1.0; "a run without a right answer", 0, 0.0 ] do
                 testCase name (fun () ->
                     Expect.equal
                         (Metrics.measure (matrix [ for t in 0..3 -> [ for _ in 0..t -> correct, 5 ] ]))
-                        {
-                            Last = accuracy
-                            Average = accuracy
-                            LastByTask = accuracy
-                            AverageByTask = accuracy
-                            Forgetting = Some 0.0
-                            BackwardTransfer = Some 0.0
-                            ForwardTransfer = None
-                            Intransigence = None
-                        }
+                        (Map.ofList
+                            [
+                                "last", accuracy
+                                "average", accuracy
+                                "lastByTask", accuracy
+                                "averageByTask", accuracy
+                                "forgetting", 0.0
+                                "backwardTransfer", 0.0
+                            ])
                         "measures")
 
             property "measures ≡ their definitions" (fun (c: Run) ->
@@ -166,23 +150,23 @@ let tests =
                 closeTo
                     1e-12
                     "backward transfer"
-                    (measures.Forgetting |> Option.map (~-) |> Option.toList)
-                    (Option.toList measures.BackwardTransfer))
+                    ((Map.tryFind "forgetting" measures) |> Option.map (~-) |> Option.toList)
+                    (Option.toList (Map.tryFind "backwardTransfer" measures)))
 
             property "images and tasks weigh the same where tasks are of one size" (fun (c: Run) ->
                 let measures = Metrics.measure { c with EqualSizes = true }.Matrix
-                closeTo 1e-12 "last" [ measures.LastByTask ] [ measures.Last ]
-                closeTo 1e-12 "average" [ measures.AverageByTask ] [ measures.Average ])
+                closeTo 1e-12 "last" [ measures["lastByTask"] ] [ measures["last"] ]
+                closeTo 1e-12 "average" [ measures["averageByTask"] ] [ measures["average"] ])
 
             property
                 "forgetting is at least −backward transfer, and all shares lie in [0, 1]"
                 (fun (c: Run) ->
                     let m = Metrics.measure c.Matrix
 
-                    for share in [ m.Last; m.Average; m.LastByTask; m.AverageByTask ] do
+                    for share in [ m["last"]; m["average"]; m["lastByTask"]; m["averageByTask"] ] do
                         Check.between "share" 0.0 1.0 share
 
-                    match m.Forgetting, m.BackwardTransfer with
+                    match (Map.tryFind "forgetting" m), (Map.tryFind "backwardTransfer" m) with
                     | Some forgetting, Some transfer -> atMost "−transfer" (forgetting + 1e-12) -transfer
                     | None, None -> Expect.equal c.Tasks 1 "one task"
                     | other -> failtest $"one without the other: {other}")
@@ -197,15 +181,15 @@ let tests =
                 let measures = Metrics.measure m
                 // over all 3 tasks instead of the 2 earlier ones
                 let falls = (1.0 - 0.75) + (0.5 - 0.25)
-                closeTo 1e-12 "forgetting" [ falls / 2.0 ] [ measures.Forgetting.Value ]
-                Expect.notEqual measures.Forgetting.Value (falls / 3.0) "not over all tasks"
+                closeTo 1e-12 "forgetting" [ falls / 2.0 ] [ measures["forgetting"] ]
+                Expect.notEqual measures["forgetting"] (falls / 3.0) "not over all tasks"
 
                 let m = matrix [ [ 2, 3 ]; [ 1, 3; 5, 7 ] ]
                 let measures = Metrics.measure m
-                closeTo 1e-12 "transfer" [ -1.0 / 3.0 ] [ measures.BackwardTransfer.Value ]
-                Expect.notEqual measures.BackwardTransfer.Value (-1.0 / 6.0) "not over all tasks"
-                closeTo 1e-12 "last, by images" [ 6.0 / 10.0 ] [ measures.Last ]
-                closeTo 1e-12 "last, by tasks" [ (1.0 / 3.0 + 5.0 / 7.0) / 2.0 ] [ measures.LastByTask ])
+                closeTo 1e-12 "transfer" [ -1.0 / 3.0 ] [ measures["backwardTransfer"] ]
+                Expect.notEqual measures["backwardTransfer"] (-1.0 / 6.0) "not over all tasks"
+                closeTo 1e-12 "last, by images" [ 6.0 / 10.0 ] [ measures["last"] ]
+                closeTo 1e-12 "last, by tasks" [ (1.0 / 3.0 + 5.0 / 7.0) / 2.0 ] [ measures["lastByTask"] ])
 
             testCase
                 "accuracy times images, cut to a whole number, loses right answers; integers do not"
@@ -227,17 +211,40 @@ let tests =
                 let curve = Metrics.curve c.Matrix
                 let measures = Metrics.measure c.Matrix
                 Expect.equal curve.Length c.Tasks "tasks"
-                closeTo 1e-12 "average" [ measures.Average ] [ Array.average curve ]
-                closeTo 1e-12 "ends" [ acc c.Matrix 0 0; measures.Last ] [ curve[0]; Array.last curve ])
+                closeTo 1e-12 "average" [ measures["average"] ] [ Array.average curve ]
+                closeTo 1e-12 "ends" [ acc c.Matrix 0 0; measures["last"] ] [ curve[0]; Array.last curve ])
 
-            testCase "every measure has a name of its own" (fun () ->
-                let named = Measures.named (Metrics.measure (matrix [ [ 9, 10 ]; [ 8, 10; 1, 2 ] ]))
-                Expect.equal (named |> Array.distinctBy fst) named "names"
+            testCase "every measure is one row: a name, a title and a source of its own" (fun () ->
+                let all = Metrics.all
+                Expect.hasLength (List.distinctBy (fun (m: Measure) -> m.Name) all) all.Length "names"
+                Expect.hasLength (List.distinctBy (fun (m: Measure) -> m.Title) all) all.Length "titles"
+                Expect.all all (fun m -> m.Source <> "") "sources"
+
+                let measures = Metrics.measure (matrix [ [ 9, 10 ]; [ 8, 10; 1, 2 ] ])
 
                 Expect.equal
-                    (named |> Array.filter (snd >> Option.isNone) |> Array.map fst)
-                    [| "forwardTransfer"; "intransigence" |]
+                    (all |> List.map _.Name |> List.filter (measures.ContainsKey >> not))
+                    [ "forwardTransfer"; "intransigence" ]
                     "what needs other runs")
+
+            testCase "measures lie flat in a JSON object, in percent, and come back" (fun () ->
+                let measures =
+                    Metrics.measure (matrix [ [ 9, 10 ]; [ 8, 10; 1, 2 ] ])
+                    |> Map.add "intransigence" -0.125
+
+                let node = Json.object (Metrics.members measures)
+                Expect.equal (node["last"].ToJsonString()) "75" "percent"
+                Expect.equal (node["intransigence"].ToJsonString()) "-12.5" "from other runs"
+                Expect.isTrue (isNull node["forwardTransfer"]) "null for none"
+                use document = System.Text.Json.JsonDocument.Parse(node.ToJsonString())
+                sameMeasures measures (Metrics.ofMembers document.RootElement))
+
+            property "forgetting is the mean over tasks of what is forgotten" (fun (c: Run) ->
+                match Metrics.forgotten c.Matrix with
+                | [||] -> Expect.equal c.Tasks 1 "one task"
+                | tasks ->
+                    Expect.equal tasks.Length (c.Tasks - 1) "tasks"
+                    closeTo 1e-12 "mean" [ (Metrics.measure c.Matrix)["forgetting"] ] [ Array.average tasks ])
 
             rejects "no task" [ "accuracy matrix"; "at least one task" ] (fun () -> Metrics.check [||])
 

@@ -66,14 +66,14 @@ let tests =
                     Expect.equal run.Resources.Value.TaskSeconds.Length 3 "seconds of tasks"
                     Expect.equal run.Classes.Value.Classes.Length 12 "classes"
                     Expect.equal run.Drift.Value.AfterTask.Length 3 "drift"
-                    Expect.equal run.Drift.Value.Overlaps.Length 6 "overlaps"
+                    Expect.equal run.Drift.Value.Overlap.Length 6 "overlaps"
 
                     Expect.equal
                         run.Notes
                         [| "The config's key 'workers' is not used by this method." |]
                         "notes"))
 
-            testCase "without optional files the rest is read, and what is missing is said" (fun () ->
+            testCase "without optional files the rest is read, and what is missing is noted" (fun () ->
                 let names =
                     [
                         "settings.json"
@@ -110,17 +110,22 @@ let tests =
                     Expect.isTrue (run.Notes |> Array.exists _.Contains("cut off")) "torn line"))
 
             testCase
-                "after a resume the later line counts, and unknown events are passed over"
+                "after a resume the later line counts, and unknown events are skipped"
                 (inSample small (fun folder ->
-                    let more =
-                        [
-                            """{"event":"epoch","task":2,"epoch":3,"loss":null}"""
-                            """{"event":"shutdown","why":1}"""
-                            """{"event":"notice","text":"slow disk"}"""
-                            ""
-                        ]
+                    let epoch =
+                        MetricsEvent.Epoch
+                            {
+                                Task = 2
+                                Epoch = 3
+                                Loss = nan
+                                Accuracy = 0.5
+                                LearningRate = 1e-3
+                                Seconds = 1.0
+                            }
 
-                    File.AppendAllText(under folder "metrics.jsonl", String.concat "\n" more)
+                    let later = """{"time":"2026-01-02T03:04:05.000Z","event":"shutdown","why":1}"""
+                    let more = line epoch + later + "\n" + line (MetricsEvent.Notice "slow disk")
+                    File.AppendAllText(under folder "metrics.jsonl", more)
                     let run = (load folder).Runs[0]
                     Expect.equal run.Epochs.Length 12 "still 12"
                     Expect.isTrue (Double.IsNaN (Array.last run.Epochs).Loss) "null is no number"
@@ -130,9 +135,9 @@ let tests =
                 Probe.inFolder (fun folder ->
                     writeSeeds folder [ 10L; 9L; 1L ] small
                     Directory.Delete(under folder "seed-9", true)
-                    let study = load folder
-                    Expect.equal (study.Runs |> Array.map _.Seed) [| 1L; 10L |] "seeds"
-                    Expect.stringContains (Array.exactlyOne study.Notes) "seed 9" "note"))
+                    let group = load folder
+                    Expect.equal (group.Runs |> Array.map _.Seed) [| 1L; 10L |] "seeds"
+                    Expect.stringContains (Array.exactlyOne group.Notes) "seed 9" "note"))
 
             testCase "names are the shortest ends of paths that differ" (fun () ->
                 Probe.inFolder (fun folder ->
@@ -170,9 +175,10 @@ let tests =
                         File.WriteAllBytes(path, spoiled)
 
                         try
-                            let studies = RunData.loadAll [| folder |]
-                            Figures.all studies |> Array.iter (Svg.render >> ignore)
-                            Tables.markdown studies |> ignore
+                            let groups = RunData.loadAll [| folder |]
+                            Page.html groups |> ignore
+                            Figures.all groups |> Array.iter (Drawing.svg >> ignore)
+                            Tables.markdown groups |> ignore
                         with :? InputException ->
                             ()
 
@@ -201,7 +207,7 @@ let tests =
                         load folder |> ignore)
                     spoiled "no JSON" [ "drift.json"; "JSON" ] (fun folder ->
                         File.WriteAllText(under folder "drift.json", "{\"classes\": [" + String('[', 5000)))
-                    spoiled "a bad line" [ "metrics.jsonl, line 1"; "remove the line" ] (fun folder ->
+                    spoiled "a bad line" [ "metrics.jsonl, line 1"; "'time'" ] (fun folder ->
                         let path = under folder "metrics.jsonl"
                         File.WriteAllText(path, "{\"event\":\"epoch\"}\n" + File.ReadAllText path))
                     json "no counts" "summary.json" [ "correctAndTotal" ] (fun root ->

@@ -39,7 +39,7 @@ let private sameScores (outcome: Outcome) (rechecks: Recheck[]) =
     Expect.equal (rechecks |> Array.map _.Now) (Array.last outcome.Matrix) "scores"
 
     for r in rechecks do
-        Expect.equal r.SavedPercent (percent (Metrics.accuracy r.Now)) "exactly the saved row"
+        Expect.equal r.Saved r.Now "exactly the saved row"
 
 [<Tests>]
 let tests =
@@ -59,15 +59,9 @@ let tests =
                     Expect.equal (number json "learnedTasks") 2.0 "learned tasks"
                     Expect.equal (number json "seed") (float settings.Seed) "seed"
 
-                    for name, value in
-                        [
-                            "last", measures.Last
-                            "average", measures.Average
-                            "lastByTask", measures.LastByTask
-                            "averageByTask", measures.AverageByTask
-                            "forgetting", measures.Forgetting.Value
-                            "backwardTransfer", measures.BackwardTransfer.Value
-                        ] do
+                    Expect.equal measures.Count 6 "all that need no other run"
+
+                    for KeyValue(name, value) in measures do
                         Expect.equal (number json name) (percent value) name
 
                     let rows (name: string) (read: JsonNode -> 'T) =
@@ -218,15 +212,17 @@ let tests =
                 "a row of another length is refused"
                 (withRun id (fun _ out settings _ ->
                     let json = summary out
-                    json["accuracyMatrix"] <- JsonNode.Parse "[[50]]"
+                    json["correctAndTotal"] <- JsonNode.Parse "[[[1,2]]]"
                     File.WriteAllText(RunFiles.summary out, json.ToJsonString())
 
                     Probe.refused [ "summary.json"; "2 tasks"; "1" ] (fun () ->
                         evaluate out settings |> ignore)
 
-                    json["accuracyMatrix"] <- JsonNode.Parse "[]"
+                    json["correctAndTotal"] <- JsonNode.Parse "[]"
                     File.WriteAllText(RunFiles.summary out, json.ToJsonString())
-                    Probe.refused [ "summary.json"; "empty" ] (fun () -> evaluate out settings |> ignore)))
+
+                    Probe.refused [ "summary.json"; "at least one task" ] (fun () ->
+                        evaluate out settings |> ignore)))
 
             testCase
                 "a finished run is not overwritten"

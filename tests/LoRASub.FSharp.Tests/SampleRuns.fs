@@ -2,10 +2,10 @@
 module LoRASub.Tests.SampleRuns
 
 open System
+open System.Collections.Generic
 open System.IO
 open System.IO.Compression
 open System.Text
-open System.Text.Json.Nodes
 open LoRASub
 
 type Sample =
@@ -116,17 +116,6 @@ let private picture (label: int) (n: int) =
         let distance = sqrt (dx * dx + dy * dy)
         byte (255.0 / (1.0 + exp (distance - petals - float (label % 3)))))
 
-// JSON, shorter than Json's names
-
-let private num (x: float) =
-    if Double.IsFinite x then Json.float x else null
-
-let private int' (n: int) = Json.int (int64 n)
-let private ints: int seq -> JsonNode = Json.array int'
-let private nums: float seq -> JsonNode = Json.array num
-let private text = Json.text
-let private obj' = Json.object
-
 /// Test images of a class.
 [<Literal>]
 let private TestImages = 100
@@ -185,246 +174,212 @@ let private confusion (sample: Sample) (random: Random) (right: int[]) : int[][]
 
         row)
 
-let private movement (scale: float) =
-    obj'
-        [
-            "euclidean", num (14.0 * scale)
-            "cosine", num (0.12 * scale * scale)
-            "relative", num scale
-        ]
+let private movement (scale: float) : DriftFile.Movement =
+    {
+        Euclidean = 14.0 * scale
+        Cosine = 0.12 * scale * scale
+        Relative = scale
+    }
 
-let private drift (sample: Sample) (random: Random) =
+let private ranks (sample: Sample) t =
+    if t = 0 then
+        [||]
+    else
+        Array.init sample.Blocks (fun b -> max 1 (24 + 3 * b - t))
+
+let private drift (sample: Sample) (random: Random) : DriftFile =
     let classes = sample.Learned * sample.ClassesPerTask
     let noise () = 0.85 + 0.3 * random.NextDouble()
     let taskOf position = position / sample.ClassesPerTask
-    // how far a class has gone by task t
-    let gone t position =
+    let seen t = (t + 1) * sample.ClassesPerTask
+    // how far a class has moved by task t
+    let far t position =
         (0.08 + 4.0 * sample.Decay * sqrt (float (t - taskOf position))) * noise ()
 
     let places =
         Array.init classes (fun _ ->
             struct (8.0 * random.NextDouble() - 4.0, 6.0 * random.NextDouble() - 3.0))
 
-    let place before position (x: float) (y: float) =
-        obj' [ yield! before; "position", int' position; "x", num x; "y", num y ]
+    let block task b : DriftFile.BlockSpectrum =
+        {
+            Rank = (ranks sample task)[b]
+            EnergyInside = 0.95 + 0.01 * float (b % 5)
+            EnergyOutside = 0.05 - 0.01 * float (b % 5)
+            Spectrum = Array.init 48 (fun i -> 0.3 * exp (-0.18 * float i / (1.0 + 0.15 * float b)))
+            SpectrumRest = 0.01
+        }
 
-    let blockOf task b =
-        let rank = if task = 0 then 0 else max 1 (24 + 3 * b - task)
+    {
+        Classes =
+            Array.init classes (fun position ->
+                {
+                    Position = position
+                    Name = sample.Name position
+                    Task = taskOf position
+                })
+        AfterTask =
+            Array.init sample.Learned (fun t ->
+                {
+                    Task = t
+                    Classes =
+                        Array.init (seen t) (fun position ->
+                            let far = far t position
 
-        let spectrum =
-            [ for i in 0..47 -> 0.3 * exp (-0.18 * float i / (1.0 + 0.15 * float b)) ]
+                            {
+                                Position = position
+                                Output = movement far
+                                OutputSinceLearned = movement (far - 0.05)
+                                Blocks =
+                                    Array.init sample.Blocks (fun b ->
+                                        movement (far * float (b + 1) / float sample.Blocks))
+                            })
+                })
+        Subspaces =
+            Array.init sample.Learned (fun t ->
+                {
+                    Task = t
+                    Blocks = Array.init (ranks sample t).Length (block t)
+                })
+        Overlap =
+            [|
+                for second in 1 .. sample.Learned - 1 do
+                    for first in 1 .. second - 1 do
+                        for b in 0 .. sample.Blocks - 1 do
+                            {
+                                Block = b
+                                First = first
+                                Second = second
+                                MeanSquaredCosine = 0.85 - 0.03 * float (second - first)
+                                SmallestAngle = 0.4
+                                LargestAngle = 88.0
+                            }
+            |]
+        Picture =
+            {
+                Explained = [| 0.41; 0.22 |]
+                Prototypes =
+                    places
+                    |> Array.mapi (fun position (struct (x, y)) ->
+                        ({ Position = position; X = x; Y = y }: DriftFile.Point))
+                Means =
+                    [|
+                        for t in 0 .. sample.Learned - 1 do
+                            for position in 0 .. seen t - 1 do
+                                let struct (x, y) = places[position]
+                                let far = 2.0 * far t position
 
-        obj'
+                                ({
+                                    AfterTask = t
+                                    Position = position
+                                    X = x + far * cos (float position)
+                                    Y = y + far * sin (float position)
+                                }
+                                : DriftFile.MeanPoint)
+                    |]
+            }
+    }
+
+let private resources (sample: Sample) (random: Random) : ResourcesFile =
+    let phases task =
+        dict
             [
-                "rank", int' rank
-                "energyInside", num (0.99 + 0.001 * float (b % 5))
-                "energyOutside", num (0.01 - 0.001 * float (b % 5))
-                "spectrum", nums spectrum
-                "spectrumRest", num 0.01
+                "observe", (if task = 0 then 0.0 else 2.0 + random.NextDouble())
+                "project", (if task = 0 then 0.0 else 0.6)
+                "train", 28.0 + 3.0 * random.NextDouble()
+                "prototypes", 3.0 + random.NextDouble()
+                "predict", 1.0 + 0.8 * float task
             ]
 
-    obj'
-        [
-            "classes",
-            Json.array
-                (fun position ->
-                    obj'
-                        [
-                            "position", int' position
-                            "name", text (sample.Name position)
-                            "task", int' (taskOf position)
-                        ])
-                [ 0 .. classes - 1 ]
-            "afterTask",
-            Json.array
-                (fun t ->
-                    obj'
-                        [
-                            "task", int' t
-                            "classes",
-                            Json.array
-                                (fun position ->
-                                    let far = gone t position
+    let tasks = Array.init sample.Learned phases
 
-                                    obj'
-                                        [
-                                            "position", int' position
-                                            "output", movement far
-                                            "outputSinceLearned", movement (far - 0.05)
-                                            "blocks",
-                                            Json.array
-                                                (fun b ->
-                                                    movement (far * float (b + 1) / float sample.Blocks))
-                                                [ 0 .. sample.Blocks - 1 ]
-                                        ])
-                                [ 0 .. (t + 1) * sample.ClassesPerTask - 1 ]
-                        ])
-                [ 0 .. sample.Learned - 1 ]
-            "subspaces",
-            Json.array
-                (fun t ->
-                    obj'
-                        [
-                            "task", int' t
-                            "blocks",
-                            Json.array
-                                (blockOf t)
-                                [
-                                    if t > 0 then
-                                        yield! [ 0 .. sample.Blocks - 1 ]
-                                ]
-                        ])
-                [ 0 .. sample.Learned - 1 ]
-            "overlap",
-            Json.array
-                id
+    let memory bytes : MemoryUse =
+        { Tensors = 91L; ResidentBytes = bytes }
+
+    {
+        PhaseSeconds =
+            Dictionary(
+                dict
+                    [
+                        for name in [ "observe"; "project"; "train"; "prototypes"; "predict" ] ->
+                            name, tasks |> Array.sumBy _.Item(name)
+                    ]
+            )
+        TaskSeconds = tasks |> Array.map Dictionary
+        PeakMemoryBytes = 1500000000L
+        Memory =
+            Array.init sample.Learned (fun t ->
+                {
+                    TaskStart = memory 340000000L
+                    TaskEnd = memory (1260000000L + 20000000L * int64 (min t 10))
+                })
+        Environment =
+            (Json.object
                 [
-                    for second in 1 .. sample.Learned - 1 do
-                        for first in 1 .. second - 1 do
-                            for b in 0 .. sample.Blocks - 1 do
-                                obj'
-                                    [
-                                        "block", int' b
-                                        "first", int' first
-                                        "second", int' second
-                                        "meanSquaredCosine", num (0.85 - 0.03 * float (second - first))
-                                        "smallestAngle", num 0.4
-                                        "largestAngle", num 88.0
-                                    ]
-                ]
-            "picture",
-            obj'
-                [
-                    "explained", nums [ 0.41; 0.22 ]
-                    "prototypes",
-                    Json.array id (places |> Seq.mapi (fun position (struct (x, y)) -> place [] position x y))
-                    "means",
-                    Json.array
-                        id
-                        [
-                            for t in 0 .. sample.Learned - 1 do
-                                for position in 0 .. (t + 1) * sample.ClassesPerTask - 1 do
-                                    let struct (x, y) = places[position]
-                                    let far = 2.0 * gone t position
-
-                                    place
-                                        [ "afterTask", int' t ]
-                                        position
-                                        (x + far * cos (float position))
-                                        (y + far * sin (float position))
-                        ]
-                ]
-        ]
-
-let private phases (task: int) (random: Random) =
-    obj'
-        [
-            "observe", num (if task = 0 then 0.0 else 2.0 + random.NextDouble())
-            "project", num (if task = 0 then 0.0 else 0.6)
-            "train", num (28.0 + 3.0 * random.NextDouble())
-            "prototypes", num (3.0 + random.NextDouble())
-            "predict", num (1.0 + 0.8 * float task)
-        ]
-
-let private resources (sample: Sample) (random: Random) =
-    let tasks = [ for t in 0 .. sample.Learned - 1 -> phases t random ]
-
-    let total (name: string) =
-        tasks |> List.sumBy (fun task -> (task[name]).GetValue<float>())
-
-    obj'
-        [
-            "phaseSeconds",
-            obj'
-                [
-                    for name in [ "observe"; "project"; "train"; "prototypes"; "predict" ] ->
-                        name, num (total name)
-                ]
-            "taskSeconds", JsonArray(Array.ofList tasks)
-            "peakMemoryBytes", Json.int 1500000000L
-            "memory",
-            Json.array
-                (fun t ->
-                    let memory (bytes: int) =
-                        obj' [ "tensors", int' 91; "residentBytes", int' bytes ]
-
-                    obj'
-                        [
-                            "taskStart", memory 340000000
-                            "taskEnd", memory (1260000000 + 20000000 * min t 10)
-                        ])
-                [ 0 .. sample.Learned - 1 ]
-            "environment",
-            obj'
-                [
-                    "program", text "0.1.0"
-                    "runtime", text ".NET 10.0.0"
-                    "torchSharp", text "0.107.0"
-                    "processor", text "AMD EPYC 9V74"
-                    "cores", int' 2
+                    "program", Json.text "0.1.0"
+                    "processor", Json.text "AMD EPYC 9V74"
+                    "cores", Json.int 2L
                     "memoryBytes", Json.int 25000000000L
-                    "system", text "Debian GNU/Linux 12"
-                    "threads", int' 2
-                    "device", text "cpu"
-                ]
-            "startedUtc", text "2026-01-02T03:04:05Z"
-            "finishedUtc", text "2026-01-02T03:09:17Z"
-        ]
+                    "device", Json.text "cpu"
+                ])
+                .AsObject()
+        StartedUtc = "2026-01-02T03:04:05Z"
+        FinishedUtc = "2026-01-02T03:09:17Z"
+    }
 
-let private ranks (sample: Sample) t =
+let private matrixOf (sample: Sample) (rows: int[][]) : AccuracyMatrix =
+    rows
+    |> Array.map (
+        Array.map (fun correct ->
+            {
+                Correct = correct
+                Total = TestImages * sample.ClassesPerTask
+            })
+    )
+
+let private events (sample: Sample) (random: Random) (matrix: AccuracyMatrix) =
     [
-        if t > 0 then
-            for b in 0 .. sample.Blocks - 1 -> max 1 (24 + 3 * b - t)
-    ]
-
-let private pairs (sample: Sample) (row: int[]) =
-    row
-    |> Json.array (fun correct -> ints [ correct; TestImages * sample.ClassesPerTask ])
-
-let private metrics (sample: Sample) (random: Random) (rows: int[][]) =
-    [
-        obj'
-            [
-                "event", text "start"
-                "method", text "lora-sub-drs"
-                "seed", Json.int sample.Seed
-            ]
+        MetricsEvent.Start
+            {
+                Method = "lora-sub-drs"
+                Variant = "official"
+                Data = "fashion-mnist"
+                Seed = sample.Seed
+                TaskSizes = Array.create sample.Tasks sample.ClassesPerTask
+            }
         for t in 0 .. sample.Learned - 1 do
             if t > 0 then
-                obj'
-                    [
-                        "event", text "retained"
-                        "task", int' t
-                        "ranks", ints (ranks sample t)
-                        "energies", nums [ for _ in ranks sample t -> 0.99 ]
-                    ]
+                MetricsEvent.Retained(t, ranks sample t, Array.create sample.Blocks 0.99)
 
             for epoch in 0 .. sample.Epochs - 1 do
-                obj'
-                    [
-                        "event", text "epoch"
-                        "task", int' t
-                        "epoch", int' epoch
-                        "loss", num (0.35 + 1.4 * exp (-0.7 * float epoch) + 0.05 * random.NextDouble())
-                        "accuracy", num (90.0 - 30.0 * exp (-0.7 * float epoch))
-                        "learningRate", num 5e-4
-                        "seconds", num 7.1
-                    ]
+                MetricsEvent.Epoch
+                    {
+                        Task = t
+                        Epoch = epoch
+                        Loss = 0.35 + 1.4 * exp (-0.7 * float epoch) + 0.05 * random.NextDouble()
+                        Accuracy = 0.9 - 0.3 * exp (-0.7 * float epoch)
+                        LearningRate = 5e-4
+                        Seconds = 7.1
+                    }
 
-            obj'
-                [
-                    "event", text "task"
-                    "task", int' t
-                    "row", pairs sample rows[t]
-                    "seconds", num 35.0
-                ]
+            MetricsEvent.Task
+                {
+                    Task = t
+                    Row = matrix[t]
+                    Seconds = 35.0
+                }
     ]
+
+/// A line of metrics.jsonl.
+let line (event: MetricsEvent) : string =
+    let time = DateTimeOffset(2026, 1, 2, 3, 4, 5, TimeSpan.Zero)
+    MetricsLog.encode { Time = time; Event = event } + "\n"
 
 let private settings (sample: Sample) =
     let base' =
         [
             "variant", "official"
             "data", "fashion-mnist"
+            "backbone", "somewhere/vit_micro.safetensors"
             "tasks", string sample.Tasks
             "class-order", "natural"
             "epochs", string sample.Epochs
@@ -443,119 +398,128 @@ let private settings (sample: Sample) =
     @ (sample.Settings
        |> List.filter (fun (name, _) -> base' |> List.forall (fst >> (<>) name)))
 
+let private sources (sample: Sample) : SourcesFile =
+    {
+        Settings =
+            [|
+                for name, value in settings sample ->
+                    {
+                        Name = name
+                        Value = value
+                        Source =
+                            if name = "seed" then
+                                "command line"
+                            else
+                                "default of official"
+                    }
+            |]
+        Notes = [| "The config's key 'workers' is not used by this method." |]
+    }
+
+let private classes (sample: Sample) (random: Random) (lastRow: int[]) : ClassesFile =
+    let correct = byClass sample random lastRow
+
+    {
+        Classes =
+            correct
+            |> Array.mapi (fun position correct ->
+                {
+                    Position = position
+                    Label = position
+                    Name = sample.Name position
+                    Task = position / sample.ClassesPerTask
+                    Correct = correct
+                    Total = TestImages
+                })
+        // the same images for every seed, of which each run gets others wrong
+        Samples =
+            Array.init 40 (fun n ->
+                let truth = n * 7 % correct.Length
+
+                {
+                    Task = truth / sample.ClassesPerTask
+                    True = truth
+                    Predicted =
+                        if (n + int sample.Seed) % 3 = 0 then
+                            (truth + 1 + n / 3) % correct.Length
+                        else
+                            truth
+                    Png = Convert.ToBase64String(picture truth n)
+                })
+        Confusion = confusion sample random correct
+    }
+
 /// Writes the folder of one run.
 let write (folder: string) (sample: Sample) : unit =
     Directory.CreateDirectory folder |> ignore
     // a seed and its ablation draw other numbers
     let random = Random(int sample.Seed + int (1e6 * sample.Decay))
     let rows = scores sample random
+    let matrix = matrixOf sample rows
     let path name = Path.Combine(folder, name)
 
-    let save name (node: unit -> JsonNode) =
+    let save name (record: unit -> 'T) =
         if not (List.contains name sample.Without) then
-            Json.write (path name) (node ())
+            Json.save (path name) (record ())
 
-    save "settings.json" (fun () -> obj' [ for name, value in settings sample -> name, text value ])
+    if not (List.contains "settings.json" sample.Without) then
+        Json.write
+            (path "settings.json")
+            (Json.object [ for name, value in settings sample -> name, Json.text value ])
 
-    save "sources.json" (fun () ->
-        obj'
-            [
-                "settings",
-                Json.array
-                    (fun (name, value) ->
-                        let source =
-                            if name = "seed" then
-                                "command line"
-                            else
-                                "default of official"
-
-                        obj' [ "name", text name; "value", text value; "source", text source ])
-                    (settings sample)
-                "notes", Json.array text [ "The config's key 'workers' is not used by this method." ]
-            ])
-
+    save "sources.json" (fun () -> sources sample)
     save "resources.json" (fun () -> resources sample random)
 
     if not (List.contains "metrics.jsonl" sample.Without) then
-        let lines =
-            metrics sample random rows |> List.map (fun line -> line.ToJsonString() + "\n")
-
-        File.WriteAllText(path "metrics.jsonl", String.concat "" lines)
+        File.WriteAllText(
+            path "metrics.jsonl",
+            events sample random matrix |> List.map line |> String.concat ""
+        )
 
     if sample.Learned > 0 then
-        let right = byClass sample random (Array.last rows)
-        let mistaken = confusion sample random right
-
-        save "classes.json" (fun () ->
-            obj'
-                [
-                    "classes",
-                    Json.array
-                        id
-                        (right
-                         |> Seq.mapi (fun position correct ->
-                             obj'
-                                 [
-                                     "position", int' position
-                                     "label", int' position
-                                     "name", text (sample.Name position)
-                                     "task", int' (position / sample.ClassesPerTask)
-                                     "correct", int' correct
-                                     "total", int' TestImages
-                                 ]))
-                    "confusion", Json.array ints mistaken
-                    "samples",
-                    Json.array
-                        (fun n ->
-                            let truth = n * 7 % right.Length
-
-                            let predicted =
-                                if n % 3 = 0 then
-                                    (truth + 1 + n / 3) % right.Length
-                                else
-                                    truth
-
-                            obj'
-                                [
-                                    "task", int' (truth / sample.ClassesPerTask)
-                                    "true", int' truth
-                                    "predicted", int' predicted
-                                    "png", text (Convert.ToBase64String(picture truth n))
-                                ])
-                        [ 0..39 ]
-                ])
-
+        save "classes.json" (fun () -> classes sample random (Array.last rows))
         save "drift.json" (fun () -> drift sample random)
 
-    if sample.Learned = sample.Tasks then
-        save "summary.json" (fun () ->
-            obj'
-                [
-                    "method", text "lora-sub-drs"
-                    "variant", text "official"
-                    "data", text "fashion-mnist"
-                    "tasks", int' sample.Tasks
-                    "learnedTasks", int' sample.Learned
-                    "seed", Json.int sample.Seed
-                    "forwardTransfer", null
-                    "forwardTransferNote", text "needs a reference run (--reference)"
-                    "intransigence", null
-                    "intransigenceNote", text "needs a reference run (--reference)"
-                    "correctAndTotal", Json.array (pairs sample) rows
-                    "retainedRank", Json.array ints [ for t in 0 .. sample.Tasks - 1 -> ranks sample t ]
-                    "threads", int' 2
-                ])
+    if
+        sample.Learned = sample.Tasks
+        || List.contains ("stop-after", string sample.Learned) sample.Settings
+    then
+        let retained f =
+            Array.init sample.Learned (ranks sample >> Array.map f)
+
+        SummaryFile.toJson
+            (Metrics.measure matrix)
+            {
+                Method = "lora-sub-drs"
+                Variant = "official"
+                Data =
+                    sample.Settings
+                    |> List.tryFind (fst >> (=) "data")
+                    |> Option.map snd
+                    |> Option.defaultValue "fashion-mnist"
+                Tasks = sample.Tasks
+                LearnedTasks = sample.Learned
+                Seed = sample.Seed
+                ForwardTransferNote = Some "needs a reference run (--reference)"
+                IntransigenceNote = Some "needs a reference run (--reference)"
+                AccuracyMatrix = matrix |> Array.map (Array.map (Metrics.accuracy >> Metrics.percent))
+                CorrectAndTotal = matrix
+                RetainedRank = retained id
+                RetainedEnergy = retained (fun _ -> 0.99)
+                ConditionNumber = retained (fun _ -> infinity)
+                Threads = 2
+            }
+        |> Json.write (path "summary.json")
 
 /// Writes a folder of several seeds.
 let writeSeeds (folder: string) (seeds: int64 list) (sample: Sample) : unit =
     for seed in seeds do
         write (Path.Combine(folder, $"seed-{seed}")) { sample with Seed = seed }
 
-    Json.write
+    Json.save
         (Path.Combine(folder, "statistics.json"))
-        (obj'
-            [
-                "seeds", Json.array Json.int seeds
-                "measures", obj' []
-                "curve", JsonArray()
-            ])
+        {
+            Seeds = Array.ofList seeds
+            Measures = Dictionary()
+            Curve = [||]
+        }

@@ -156,7 +156,9 @@ let private result seed last =
     Statistics.ofMatrix seed (matrix [ [ 90, 100 ]; [ last - 70, 100; 70, 100 ] ])
 
 let private measure name (statistics: SeedStatistics) =
-    statistics.Measures |> Array.find (fst >> (=) name) |> snd
+    statistics.Measures
+    |> Array.find (fun (measure, _) -> measure.Name = name)
+    |> snd
 
 [<Tests>]
 let tests =
@@ -246,16 +248,17 @@ let tests =
                 let none = Statistics.estimate [| None |]
                 Expect.equal (none.Count, none.Mean, none.Deviation) (0, None, None) "none")
 
-            testCase "equal numbers have no spread and an interval of a point" (fun () ->
-                let estimate = Statistics.estimate (Array.create 4 (Some 0.7))
+            testCase "equal numbers have no interval: the seed decides nothing" (fun () ->
+                let estimate = Statistics.estimate (Array.create 3 (Some 0.548))
                 Expect.equal estimate.Deviation (Some 0.0) "deviation"
-                Expect.equal (estimate.Low, estimate.High) (Some 0.7, Some 0.7) "interval")
+                Expect.equal (estimate.Low, estimate.High) (None, None) "interval"
+                Expect.equal (Statistics.text estimate) "54.80 (the same for 3 seeds)" "text")
 
             property "the interval is centred on the mean and wider at a higher level" (fun (c: Sample) ->
                 let moments = Moments.ofValues c.Values
 
                 match Statistics.interval 0.9 moments, Statistics.interval 0.99 moments with
-                | None, None -> atMost "n" 1.0 (float c.Count)
+                | None, None -> atMost "values" 1.0 (c.Values |> Array.distinct |> Array.length |> float)
                 | Some struct (low, high), Some struct (lower, higher) ->
                     closeTo 1e-12 "centre" [ moments.Mean ] [ 0.5 * (low + high) ]
                     Expect.isTrue (lower <= low && high <= higher) "wider"
@@ -269,17 +272,17 @@ let tests =
                 Expect.equal statistics.Curve.Length 2 "tasks"
                 closeTo 1e-12 "curve" [ 0.9; 0.775 ] (statistics.Curve |> Array.map _.Mean.Value)
 
-                // half width 12.7062 · 0.0353553 / √2 = 0.317655
+                // ± is half of the 95 % interval: 12.7062 · 0.0353553 / √2 = 0.317655
                 Expect.contains
                     (Statistics.lines statistics)
-                    "last               77.50 +- 3.54 (95% 45.73 to 109.27, n = 2)"
+                    "last accuracy                    77.50 +- 31.77 (45.73 to 109.27, sd 3.54, n = 2)"
                     "lines"
 
                 Expect.isFalse
                     (Statistics.lines statistics |> Array.exists _.Contains("intransigence"))
                     "without what no seed has"
 
-                let json = Statistics.toJson statistics
+                let json = Json.ofRecord (Statistics.toFile statistics)
                 let last = json["measures"]["last"]
                 Expect.equal (json["seeds"].ToJsonString()) "[1,7]" "seeds"
                 Expect.equal (last["n"].GetValue<int64>()) 2L "n"
@@ -298,7 +301,11 @@ let tests =
 
             testCase "one seed: no deviation, no interval, said so" (fun () ->
                 let statistics = Statistics.ofSeeds [| result 3L 150 |]
-                Expect.contains (Statistics.lines statistics) "last               75.00 (n = 1)" "line")
+
+                Expect.contains
+                    (Statistics.lines statistics)
+                    "last accuracy                    75.00 (n = 1)"
+                    "line")
 
             testCase "no minus stands before a zero that rounding leaves" (fun () ->
                 let line = Statistics.text (Statistics.estimate [| Some -0.00001 |])
@@ -311,41 +318,8 @@ let tests =
                 Expect.equal (statistics.Curve |> Array.map _.Count) [| 2; 1 |] "n"
                 Expect.equal (measure "forgetting" statistics).Values[0] None "no forgetting of one task")
 
-            testCase "pairs by seed: the differences of common seeds" (fun () ->
-                let first = [| result 1L 150; result 2L 140; result 9L 100 |]
-                let second = [| result 2L 148; result 5L 120; result 1L 154 |]
-                let paired = Statistics.paired first second
-                Expect.equal paired.Differences.Seeds [| 1L; 2L |] "pairs"
-                Expect.equal (paired.OnlyFirst, paired.OnlySecond) ([| 9L |], [| 5L |]) "unpaired"
-                let last = measure "last" paired.Differences
-                closeTo 1e-12 "second − first" [ 0.02; 0.04 ] (last.Values |> Array.map Option.get)
-                closeTo 1e-12 "mean" [ 0.03 ] [ last.Mean.Value ]
-                closeTo 1e-12 "curve" [ 0.0; 0.03 ] (paired.Differences.Curve |> Array.map _.Mean.Value))
-
-            property
-                "a group paired with itself differs by nothing; swapped, by the opposite"
-                (fun (c: Sample) ->
-                    let group shift =
-                        integers (c.Seed + shift) 100 (c.Count + 1)
-                        |> Array.mapi (fun seed last -> result (int64 seed) (80 + last % 60))
-
-                    let means (paired: PairedStatistics) =
-                        paired.Differences.Measures |> Array.choose (fun (_, estimate) -> estimate.Mean)
-
-                    let a, b = group 0, group 1
-                    Expect.all (means (Statistics.paired a a)) ((=) 0.0) "itself"
-
-                    closeTo
-                        1e-12
-                        "swapped"
-                        (means (Statistics.paired a b) |> Array.map (~-))
-                        (means (Statistics.paired b a)))
-
             rejects "no run" [ "at least one"; "none" ] (fun () -> Statistics.ofSeeds [||] |> ignore)
 
             rejects "a seed that stands twice" [ "seed 4"; "one run"; "2 runs" ] (fun () ->
                 Statistics.ofSeeds [| result 4L 150; result 4L 151 |] |> ignore)
-
-            rejects "nothing to pair" [ "seed in common" ] (fun () ->
-                Statistics.paired [| result 1L 150 |] [| result 2L 150 |] |> ignore)
         ]

@@ -21,7 +21,7 @@ let private unescaped (markdown: string) =
     Regex.Replace(markdown, @"\\([!-/:-@\[-`{-~])", "$1")
 
 let private oneLine (text: string) =
-    Markup.clean (text.ReplaceLineEndings " ")
+    Format.clean (text.ReplaceLineEndings " ")
 
 let private cells (row: string) = Regex.Split(row, @"(?<!\\)(?:\\\\)*\|")
 
@@ -61,8 +61,8 @@ let tests =
                             Settings = [ "projection", "false" ]
                         }
 
-                    let studies = RunData.loadAll [| a; b |]
-                    let differences = (Tables.differences studies).Value
+                    let groups = RunData.loadAll [| a; b |]
+                    let differences = (Tables.differences groups).Value
 
                     let forgetting =
                         differences.Rows |> Array.find (fun row -> row[0].StartsWith "forgetting")
@@ -70,29 +70,36 @@ let tests =
                     Expect.stringContains forgetting[1] "n = 2" "seeds in common"
                     Expect.stringStarts forgetting[1] "+" "more decay forgets more"
 
-                    let settings = (Tables.settingDifferences studies).Value
+                    let settings = (Tables.settingDifferences groups).Value
 
                     Expect.equal
                         settings.Rows
                         [| [| "projection"; "true"; "false" |]; [| "seed"; "1, 2, 3"; "2, 3, 4" |] |]
                         "settings that differ"
 
-                    let all = (Tables.settings studies).Value
-                    Expect.equal (Array.filter id all.Marked).Length 2 "marked"
+                    let all = (Tables.settings groups).Value
+                    Expect.equal all.Marked.Count 2 "marked"
 
                     Expect.isTrue
                         (all.Rows |> Array.exists (fun row -> row[0] = "≠ projection"))
                         "not by colour alone"
 
-                    let markdown = Tables.markdown studies
+                    let markdown = Tables.markdown groups
                     Expect.stringContains markdown @"b\|2" "escaped names"
                     Expect.stringContains markdown "±" "intervals"
+                    Expect.stringContains markdown "**" "best values"
                     let rows = markdown.Split '\n' |> Array.filter _.StartsWith("| ")
                     Expect.all rows (fun row -> row.EndsWith " |") "closed rows"
 
-                    let latex = Tables.latex studies
+                    let latex = Tables.latex groups
                     Expect.stringContains latex @"a\_1 & b\textbar{}2 \\" "header"
                     Expect.stringContains latex @"$\pm$" "intervals"
+                    Expect.stringContains latex @"\textbf{" "best values"
+
+                    Expect.stringContains
+                        latex
+                        @"\caption{Differences from ``a\_1'', paired by seed."
+                        "a caption in English"
 
                     Expect.equal
                         (Regex.Matches(latex, @"\\begin")).Count
@@ -100,15 +107,15 @@ let tests =
                         "ends"))
 
             testCase "every row of every table is as long as its header" (fun () ->
-                let other = FiguresTests.studiesOf [ "other", small ] id
+                let other = FiguresTests.groupsOf [ "other", small ] id
 
-                for name, studies in FiguresTests.shapeStudies.Value do
-                    for studies in [ studies; Array.append studies other ] do
+                for name, groups in FiguresTests.shapeGroups.Value do
+                    for groups in [ groups; Array.append groups other ] do
                         let tables =
                             [
-                                yield! Tables.forPapers studies
-                                yield! Option.toList (Tables.settings studies)
-                                yield! Option.toList (Tables.environment studies)
+                                yield! Tables.forPapers groups
+                                yield! Option.toList (Tables.settings groups)
+                                yield! Option.toList (Tables.environment groups)
                             ]
 
                         for table in tables do
@@ -117,7 +124,7 @@ let tests =
 
             testCase "runs of other lengths and seeds are not paired" (fun () ->
                 let paired other =
-                    FiguresTests.studiesOf [ "a", small; "b", other ] Tables.differences
+                    FiguresTests.groupsOf [ "a", small; "b", other ] Tables.differences
 
                 Expect.isNone (paired { small with Tasks = 2; Learned = 2 }) "fewer tasks"
                 Expect.isNone (paired { small with Seed = 2L }) "another seed"
@@ -125,22 +132,115 @@ let tests =
                 let row = same.Rows[0]
                 Expect.equal (row[1]) "0.00 (n = 1)" "no difference to itself")
 
-            testCase "one line says what came out" (fun () ->
-                FiguresTests.studiesOf [ "run", small ] (fun studies ->
-                    let verdict = Tables.verdict studies[0]
-                    Expect.stringContains verdict "lora-sub-drs on fashion-mnist" "what ran"
-                    Expect.stringContains verdict "after 3 tasks" "tasks")
+            testCase "one sentence names method, protocol and result" (fun () ->
+                FiguresTests.groupsOf [ "run", small ] (fun groups ->
+                    let verdict = Tables.verdict groups[0]
 
-                FiguresTests.studiesOf [ "run", { small with Learned = 0 } ] (fun studies ->
-                    Expect.equal (Tables.verdict studies[0]) "No task is finished yet." "nothing yet"))
+                    Expect.stringStarts
+                        verdict
+                        "lora-sub-drs on fashion-mnist, 3 tasks of 4 classes, backbone vit_micro: "
+                        "what ran"
 
-            testCase "why a measure is missing is said" (fun () ->
-                FiguresTests.studiesOf [ "run", small ] (fun studies ->
-                    let table = Tables.results studies
+                    Expect.stringContains verdict " % accuracy after 3 tasks, " "result"
+                    Expect.isFalse (verdict.Contains "±") "one seed has no interval")
+
+                FiguresTests.groupsOf
+                    [
+                        "run",
+                        { small with
+                            Tasks = 9
+                            Settings = [ "stop-after", "3" ]
+                        }
+                    ]
+                    (fun groups ->
+                        Expect.stringContains
+                            (Tables.verdict groups[0])
+                            "after 3 of 9 tasks (stopped early)"
+                            "stopped")
+
+                FiguresTests.groupsOf [ "run", { small with Learned = 0 } ] (fun groups ->
+                    Expect.equal (Tables.verdict groups[0]) "No task is finished yet." "nothing yet"))
+
+            testCase "several seeds have an interval, the same run under several seeds has none" (fun () ->
+                let verdict seeds =
+                    Probe.inFolder (fun folder ->
+                        writeSeeds folder seeds small
+                        let groups = RunData.loadAll [| folder |]
+                        Tables.verdict groups[0], Tables.results groups)
+
+                let verdict', results = verdict [ 1L; 2L; 3L ]
+                Expect.stringContains verdict' "% accuracy (95% interval ± " "labelled"
+                Expect.stringEnds verdict' "; mean of 3 seeds." "seeds"
+                Expect.stringContains results.Note "± is half of the 95% interval" "its meaning"
+
+                Probe.inFolder (fun folder ->
+                    // no seed is used: each run gives the same numbers
+                    for seed in [ 1L; 2L; 3L ] do
+                        let one = IO.Path.Combine(folder, $"seed-{seed}")
+                        write one small
+                        let path = IO.Path.Combine(one, "summary.json")
+                        let struct (summary, measures) = SummaryFile.load path
+                        Json.write path (SummaryFile.toJson measures { summary with Seed = seed })
+
+                    let groups = RunData.loadAll [| folder |]
+                    let results = Tables.results groups
+                    Expect.stringEnds (Tables.verdict groups[0]) "; the same for 3 seeds." "said so"
+
+                    Expect.isFalse
+                        (results.Rows |> Array.exists (Array.exists _.Contains("±")))
+                        "no interval"
+
+                    Expect.stringContains results.Note "the same for all seeds" "note"))
+
+            testCase "the best value of each row is bold, by its measure's direction" (fun () ->
+                let bold samples =
+                    FiguresTests.groupsOf samples (fun groups ->
+                        let table = Tables.results groups
+
+                        Map.ofSeq
+                            [
+                                for row, column in table.Bold ->
+                                    (table.Rows[row][0]).Split(' ')[0], table.Header[column]
+                            ])
+
+                let found = bold [ "worse", { small with Decay = 0.2 }; "better", small ]
+                Expect.equal found["last"] "better" "higher is better"
+                Expect.equal found["forgetting"] "better" "lower is better"
+                Expect.equal found["backward"] "better" "higher is better, below zero"
+                Expect.isEmpty (bold [ "run", small ]) "nothing to compare"
+                Expect.isEmpty (bold [ "a", small; "b", { small with ClassesPerTask = 2 } ]) "not comparable")
+
+            testCase "what is only recorded is no setting that differs" (fun () ->
+                let differences (more: (string * string) list) =
+                    let other =
+                        { small with
+                            Settings = ("lr", "0.1") :: more
+                        }
+
+                    FiguresTests.groupsOf [ "a", small; "b", other ] (fun groups ->
+                        (Tables.settingDifferences groups).Value.Rows |> Array.map (fun row -> row[0]))
+
+                let recording =
+                    [
+                        "tensorboard", "true"
+                        "checkpoint-minutes", "1"
+                        "backbone", "elsewhere/vit_micro.safetensors"
+                    ]
+
+                Expect.equal (differences recording) [| "lr" |] "the learning rate only"
+
+                Expect.equal
+                    (differences [ "backbone", "vit_b.safetensors" ])
+                    [| "backbone"; "lr" |]
+                    "another network")
+
+            testCase "why a measure is missing is noted" (fun () ->
+                FiguresTests.groupsOf [ "run", small ] (fun groups ->
+                    let table = Tables.results groups
 
                     Expect.isFalse
                         (table.Rows |> Array.exists (fun row -> row[0].StartsWith "forward"))
                         "no row"
 
-                    Expect.stringContains table.Note "Forward transfer: needs a reference run" "note"))
+                    Expect.stringContains table.Note "No forward transfer: needs a reference run" "note"))
         ]

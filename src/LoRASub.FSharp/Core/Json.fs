@@ -5,6 +5,28 @@ open System.Collections.Generic
 open System.IO
 open System.Text.Json
 open System.Text.Json.Nodes
+open System.Text.Json.Serialization
+open System.Text.Json.Serialization.Metadata
+open System.Text.RegularExpressions
+
+/// JSON has neither NaN nor infinity: null there, NaN here. Numbers too large to be a measurement become NaN as well,
+/// because their sums and squares would overflow.
+type private FloatConverter() =
+    inherit JsonConverter<float>()
+    override _.HandleNull = true
+
+    override _.Read(reader, _, _) =
+        if reader.TokenType = JsonTokenType.Null then
+            nan
+        else
+            let value = reader.GetDouble()
+            if abs value < 1e100 then value else nan
+
+    override _.Write(writer, value, _) =
+        if Double.IsFinite value then
+            writer.WriteNumberValue(value + 0.0) // no minus zero
+        else
+            writer.WriteNullValue()
 
 /// JSON files: built from small pieces, written whole, and read with errors that name the file.
 [<RequireQualifiedAccess>]
@@ -23,9 +45,76 @@ module Json =
     let object (members: (string * JsonNode) seq) : JsonNode =
         JsonObject(members |> Seq.map KeyValuePair)
 
+    /// An object with more members before those from a position on.
+    let insert (at: int) (members: (string * JsonNode) list) (object: JsonNode) : JsonNode =
+        members
+        |> List.iteri (fun i (name, value) -> object.AsObject().Insert(at + i, name, value))
+
+        object
+
+    // Records as JSON: every field must be there, and only options may be null.
+    let private strict (info: JsonTypeInfo) =
+        let mayBeNull (field: Type) =
+            field.IsValueType
+            || field.IsGenericType && field.GetGenericTypeDefinition() = typedefof<option<_>>
+
+        let fields =
+            info.Properties
+            |> Seq.filter (fun field -> not (isNull field.AssociatedParameter))
+            |> Array.ofSeq
+
+        if info.Kind = JsonTypeInfoKind.Object && fields.Length > 0 then
+            info.OnDeserialized <-
+                fun record ->
+                    for field in fields do
+                        match field.Get.Invoke record with
+                        | null when not (mayBeNull field.PropertyType) ->
+                            raise (JsonException $"'{field.Name}' is null")
+                        | :? Array as items when not (mayBeNull (items.GetType().GetElementType())) ->
+                            if items |> Seq.cast<obj> |> Seq.exists isNull then
+                                raise (JsonException $"'{field.Name}' holds null")
+                        | _ -> ()
+
+    // made when needed: a command that reads no record should not wait for reflection
+    let private records =
+        lazy
+            (let options =
+                JsonSerializerOptions(
+                    PropertyNamingPolicy = JsonNamingPolicy.CamelCase,
+                    RespectRequiredConstructorParameters = true,
+                    TypeInfoResolver = DefaultJsonTypeInfoResolver().WithAddedModifier strict
+                )
+
+             options.Converters.Add(FloatConverter())
+             options)
+
+    /// A record as JSON, its fields in their order under camel-case names.
+    let ofRecord (record: 'T) : JsonNode =
+        JsonSerializer.SerializeToNode(record, records.Value)
+
+    /// The inverse of `ofRecord`; members that the record lacks are ignored. Throws what `parse` rejects where a field
+    /// is missing or of another kind.
+    let toRecord<'T> (json: JsonElement) : 'T =
+        if json.ValueKind = JsonValueKind.Null then
+            raise (JsonException "null")
+
+        json.Deserialize<'T> records.Value
+
     /// Writes a node as the whole of a file.
     let write (path: string) (node: JsonNode) : unit =
         WholeFile.writeText path (node.ToJsonString(JsonSerializerOptions(WriteIndented = true)) + "\n")
+
+    // The serializer's messages name our types; people know the file's fields.
+    let private mismatch (e: JsonException) =
+        let missing =
+            Regex.Match(e.Message, "missing required properties including: (.*)\\.")
+
+        if missing.Success then
+            $"no {missing.Groups[1].Value}"
+        elif e.Message.StartsWith "The JSON value could not be converted" then
+            $"a value of another kind at {e.Path}"
+        else
+            e.Message
 
     /// What a parser's error says to the writer of the text: without the position, and without advice to the
     /// program's own programmer.
@@ -68,6 +157,9 @@ module Json =
             use document = JsonDocument.Parse bytes
             read document.RootElement
         with
+        // the serializer throws JsonException itself; the parser throws a type derived from it
+        | :? JsonException as e when e.GetType() = typeof<JsonException> ->
+            Errors.reject subject $"must be {what}" (mismatch e) ""
         | :? JsonException as e ->
             let text = bytes.Span.TrimEnd(ReadOnlySpan [| 32uy; 9uy; 10uy; 13uy |])
             let subject = if text.IndexOf 10uy >= 0 then place subject e else subject
@@ -91,3 +183,9 @@ module Json =
     /// Reads a file. Rejects as `bytes` and `parse`.
     let read (what: string) (path: string) (read: JsonElement -> 'T) : 'T =
         parse what path (ReadOnlyMemory(bytes what path)) read
+
+    /// Writes a record as the whole of a file.
+    let save (path: string) (record: 'T) : unit = write path (ofRecord record)
+
+    /// Reads the file of a record. Rejects as `read`.
+    let load<'T> (what: string) (path: string) : 'T = read what path toRecord<'T>

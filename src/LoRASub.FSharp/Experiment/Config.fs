@@ -3,6 +3,13 @@ namespace LoRASub
 open System
 open System.Text.Json.Nodes
 
+/// sources.json.
+type SourcesFile =
+    {
+        Settings: SettingSource[]
+        Notes: string[]
+    }
+
 /// Command line, file and preset in one.
 type MergedConfig =
     {
@@ -264,16 +271,10 @@ module Config =
 
     /// `sources.json`: every setting with its text and source, and the notes.
     let toJson (merged: MergedConfig) : JsonNode =
-        Json.object
-            [
-                "settings",
-                merged.Sources
-                |> Json.array (fun s ->
-                    Json.object
-                        [
-                            "name", Json.text s.Name
-                            "value", Json.text s.Value
-                            "source", Json.text s.Source
-                        ])
-                "notes", Json.array Json.text merged.Notes
-            ]
+        Json.ofRecord (
+            {
+                Settings = merged.Sources
+                Notes = merged.Notes
+            }
+            : SourcesFile
+        )

@@ -4,12 +4,11 @@ open System
 open System.Text.Json.Nodes
 open TorchSharp
 
-/// How far the true means of learned classes move, measured on test images, which no training ever sees; and how the
-/// retained spaces of tasks lie to each other. docs/drift.md has the formulas.
+/// The parts of drift.json, docs/drift.md. Numbers that are undefined are null there and NaN here.
 [<RequireQualifiedAccess>]
-module Drift =
+module DriftFile =
 
-    /// A class mean's way from an anchor to where it lies now. NaN stands for what is undefined.
+    /// A class mean's way from an anchor to where it lies now. NaN where it is undefined.
     [<Struct>]
     type Movement =
         {
@@ -33,6 +32,79 @@ module Drift =
             /// The same after each block.
             Blocks: Movement[]
         }
+
+    type ClassOfTask =
+        {
+            Position: int
+            Name: string
+            Task: int
+        }
+
+    /// Every class seen, after a task.
+    type AfterTask = { Task: int; Classes: ClassDrift[] }
+
+    /// The second moment of a task's inputs to one block, as shares of its trace.
+    type BlockSpectrum =
+        {
+            Rank: int
+            EnergyInside: float
+            EnergyOutside: float
+            /// The largest eigenvalues, descending.
+            Spectrum: float[]
+            /// Sum of the others.
+            SpectrumRest: float
+        }
+
+    /// Empty for a task that retains nothing.
+    type TaskSubspaces = { Task: int; Blocks: BlockSpectrum[] }
+
+    /// How the retained subspaces of two tasks lie to each other; angles in degrees.
+    type Overlap =
+        {
+            Block: int
+            First: int
+            Second: int
+            MeanSquaredCosine: float
+            SmallestAngle: float
+            LargestAngle: float
+        }
+
+    type Point = { Position: int; X: float; Y: float }
+
+    type MeanPoint =
+        {
+            AfterTask: int
+            Position: int
+            X: float
+            Y: float
+        }
+
+    /// Prototypes and test means in the plane of the prototypes' two largest principal components.
+    type Picture =
+        {
+            /// Share of the prototypes' variance along x and y.
+            Explained: float[]
+            Prototypes: Point[]
+            Means: MeanPoint[]
+        }
+
+/// drift.json.
+type DriftFile =
+    {
+        Classes: DriftFile.ClassOfTask[]
+        AfterTask: DriftFile.AfterTask[]
+        Subspaces: DriftFile.TaskSubspaces[]
+        Overlap: DriftFile.Overlap[]
+        Picture: DriftFile.Picture
+    }
+
+/// How far the true means of learned classes move, measured on test images, which no training ever sees; and how the
+/// retained spaces of tasks lie to each other. docs/drift.md has the formulas.
+[<RequireQualifiedAccess>]
+module Drift =
+
+    type Movement = DriftFile.Movement
+    type ClassDrift = DriftFile.ClassDrift
 
     /// Means over the old classes: those learned before the last task.
     type Summary =
@@ -294,7 +366,7 @@ module Drift =
 
         Array.init (int t.shape[0]) (fun i -> Array.init b (fun j -> Array.sub numbers ((i * b + j) * c) c))
 
-    let private movementOf (numbers: float[]) =
+    let private movementOf (numbers: float[]) : Movement =
         {
             Euclidean = numbers[0]
             Cosine = numbers[1]
@@ -338,7 +410,7 @@ module Drift =
             let old =
                 classes last state |> Array.take (int state.Tasks[last - 1].Means.shape[0])
 
-            let over (pick: ClassDrift -> Movement) =
+            let over (pick: ClassDrift -> Movement) : Movement =
                 let mean (number: Movement -> float) = mean (Seq.map (pick >> number) old)
 
                 {
@@ -376,116 +448,89 @@ module Drift =
 
     // ---- drift.json
 
-    /// Eigenvalues that drift.json tells one by one; the share of the others is one number.
+    /// Eigenvalues that drift.json lists; the share of the others is one number.
     [<Literal>]
     let SpectrumHead = 64
 
-    // JSON has neither NaN nor infinity; −0 + 0 = 0
-    let private number (value: float) : JsonNode =
-        Json.option Json.float (if Double.IsFinite value then Some(value + 0.0) else None)
-
-    let private index (value: int) = Json.int (int64 value)
-
-    let private movementJson (m: Movement) =
-        Json.object
-            [
-                "euclidean", number m.Euclidean
-                "cosine", number m.Cosine
-                "relative", number m.Relative
-            ]
-
-    let private classJson (c: ClassDrift) =
-        Json.object
-            [
-                "position", index c.Position
-                "output", movementJson c.Output
-                "outputSinceLearned", movementJson c.OutputSinceLearned
-                "blocks", Json.array movementJson c.Blocks
-            ]
-
-    let private subspaceJson (subspace: Subspace) =
+    let private spectrum (subspace: Subspace) : DriftFile.BlockSpectrum =
         let shares = Subspace.shares subspace
         let inside, outside = Array.splitAt subspace.Rank shares
         let head, rest = Array.splitAt (min SpectrumHead shares.Length) shares
 
-        Json.object
-            [
-                "rank", index subspace.Rank
-                "energyInside", number (Array.sum inside)
-                "energyOutside", number (Array.sum outside)
-                "spectrum", Json.array number head
-                "spectrumRest", number (Array.sum rest)
-            ]
+        {
+            Rank = subspace.Rank
+            EnergyInside = Array.sum inside
+            EnergyOutside = Array.sum outside
+            Spectrum = head
+            SpectrumRest = Array.sum rest
+        }
 
-    let private overlapsJson (tasks: Finished[]) =
-        Json.array
-            id
-            [
-                for second, task in Array.indexed tasks do
-                    for first, blocks in Array.indexed (cube task.Overlaps) do
-                        for block, numbers in Array.indexed blocks do
-                            if not (Double.IsNaN numbers[0]) then
-                                Json.object
-                                    [
-                                        "block", index block
-                                        "first", index first
-                                        "second", index second
-                                        "meanSquaredCosine", number numbers[0]
-                                        "smallestAngle", number numbers[1]
-                                        "largestAngle", number numbers[2]
-                                    ]
-            ]
+    let private overlapsOf (tasks: Finished[]) : DriftFile.Overlap[] =
+        [|
+            for second, task in Array.indexed tasks do
+                for first, blocks in Array.indexed (cube task.Overlaps) do
+                    for block, numbers in Array.indexed blocks do
+                        if not (Double.IsNaN numbers[0]) then
+                            {
+                                Block = block
+                                First = first
+                                Second = second
+                                MeanSquaredCosine = numbers[0]
+                                SmallestAngle = numbers[1]
+                                LargestAngle = numbers[2]
+                            }
+        |]
 
-    let private pictureJson (picture: Picture) =
-        let point (task: int option) position struct (x, y) =
-            Json.object
-                [
-                    match task with
-                    | Some task -> "afterTask", index task
-                    | None -> ()
+    let private pictureOf (picture: Picture) : DriftFile.Picture =
+        {
+            Explained = picture.Explained
+            Prototypes =
+                picture.Prototypes
+                |> Array.mapi (fun position (struct (x, y)) ->
+                    ({ Position = position; X = x; Y = y }: DriftFile.Point))
+            Means =
+                picture.Means
+                |> Array.mapi (fun task ->
+                    Array.mapi (fun position (struct (x, y)) ->
+                        {
+                            AfterTask = task
+                            Position = position
+                            X = x
+                            Y = y
+                        }
+                        : DriftFile.MeanPoint))
+                |> Array.concat
+        }
 
-                    "position", index position
-                    "x", number x
-                    "y", number y
-                ]
-
-        let points task = Array.mapi (point task)
-
-        Json.object
-            [
-                "explained", Json.array number picture.Explained
-                "prototypes", Json.array id (points None picture.Prototypes)
-                "means", picture.Means |> Array.mapi (Some >> points) |> Array.concat |> Json.array id
-            ]
-
-    /// drift.json, docs/drift.md. `names` are those of the classes by position, at least of the learned ones. Rejects a
-    /// state without a finished task, and fewer names than classes.
-    let toJson (names: string[]) (state: State) : JsonNode =
+    /// The measurement as it is saved. `names` are those of the classes by position, at least of the learned ones.
+    /// Rejects a state without a finished task, and fewer names than classes.
+    let toFile (names: string[]) (state: State) : DriftFile =
         let learned = learnedIn state
 
         if names.Length < learned.Length then
             Errors.reject "class names" $"must be at least {learned.Length}" $"{names.Length}" ""
 
-        let perTask name (node: int -> JsonNode) =
-            Json.array
-                (fun t -> Json.object [ "task", index t; name, node t ])
-                [ 0 .. state.Tasks.Length - 1 ]
-
         Scope.run (fun () ->
-            Json.object
-                [
-                    "classes",
+            {
+                Classes =
                     learned
-                    |> Seq.mapi (fun position task ->
-                        Json.object
-                            [
-                                "position", index position
-                                "name", Json.text names[position]
-                                "task", index task
-                            ])
-                    |> Json.array id
-                    "afterTask", perTask "classes" (fun t -> Json.array classJson (classes t state))
-                    "subspaces", perTask "blocks" (fun t -> Json.array subspaceJson state.Tasks[t].Subspaces)
-                    "overlap", overlapsJson state.Tasks
-                    "picture", pictureJson (picture state)
-                ])
+                    |> Array.mapi (fun position task ->
+                        {
+                            Position = position
+                            Name = names[position]
+                            Task = task
+                        })
+                AfterTask = Array.init state.Tasks.Length (fun t -> { Task = t; Classes = classes t state })
+                Subspaces =
+                    state.Tasks
+                    |> Array.mapi (fun t task ->
+                        {
+                            Task = t
+                            Blocks = Array.map spectrum task.Subspaces
+                        })
+                Overlap = overlapsOf state.Tasks
+                Picture = pictureOf (picture state)
+            })
+
+    /// drift.json. Rejects as `toFile`.
+    let toJson (names: string[]) (state: State) : JsonNode = Json.ofRecord (toFile names state)

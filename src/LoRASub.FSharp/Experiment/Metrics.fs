@@ -1,7 +1,12 @@
 namespace LoRASub
 
-/// Right answers among the test images of some task.
-[<Struct>]
+open System
+open System.Text.Json
+open System.Text.Json.Nodes
+open System.Text.Json.Serialization
+
+/// Correctly classified test images of some task; [correct, total] in files.
+[<Struct; JsonConverter(typeof<ScoreConverter>)>]
 type Score =
     {
         Correct: int
@@ -14,53 +19,53 @@ type Score =
             Total = left.Total + right.Total
         }
 
+/// The one reader and writer of scores.
+and ScoreConverter() =
+    inherit JsonConverter<Score>()
+
+    override _.Read(reader, _, options) =
+        match JsonSerializer.Deserialize<int[]>(&reader, options) with
+        | [| correct; total |] -> { Correct = correct; Total = total }
+        | _ -> raise (JsonException "a score that is not [correct, total]")
+
+    override _.Write(writer, score, _) =
+        writer.WriteStartArray()
+        writer.WriteNumberValue score.Correct
+        writer.WriteNumberValue score.Total
+        writer.WriteEndArray()
+
 /// Row t, column j: the score on task j's test images after learning task t, for j ≤ t.
 type AccuracyMatrix = Score[][]
 
-/// The field's measures of a class-incremental run, as fractions.
-type Measures =
+[<RequireQualifiedAccess>]
+type Better =
+    | Higher
+    | Lower
+
+/// A measure of a class-incremental run: one row of `Metrics.all`.
+type Measure =
     {
-        /// Right / all test images seen, after the last task.
-        Last: float
-        /// Mean over tasks t of right / all seen after t.
-        Average: float
-        /// As Last, every task weighing the same.
-        LastByTask: float
-        /// As Average, every task weighing the same.
-        AverageByTask: float
-        /// Chaudhry et al. 2018; none for one task.
-        Forgetting: float option
-        /// Backward transfer, Lopez-Paz & Ranzato 2017; none for one task.
-        BackwardTransfer: float option
-        /// Lopez-Paz & Ranzato 2017; none without a reference run, see `Transfer.measure`.
-        ForwardTransfer: float option
-        /// Chaudhry et al. 2018, of the last task; none without a reference run, see `Transfer.measure`.
-        Intransigence: float option
+        /// In files.
+        Name: string
+        Title: string
+        /// `%`, or `points` for differences of percentages.
+        Unit: string
+        Better: Better
+        /// As a fraction; none where the matrix is too small, or does not decide it.
+        Of: AccuracyMatrix -> float option
+        Source: string
     }
 
-[<RequireQualifiedAccess>]
-module Measures =
-
-    /// Every measure under its name in files, in their order.
-    let named (measures: Measures) : (string * float option)[] =
-        [|
-            "last", Some measures.Last
-            "average", Some measures.Average
-            "lastByTask", Some measures.LastByTask
-            "averageByTask", Some measures.AverageByTask
-            "forgetting", measures.Forgetting
-            "backwardTransfer", measures.BackwardTransfer
-            "forwardTransfer", measures.ForwardTransfer
-            "intransigence", measures.Intransigence
-        |]
+/// The measures that a run has, by name, as fractions.
+type Measures = Map<string, float>
 
 [<RequireQualifiedAccess>]
 module Metrics =
 
     let accuracy (score: Score) = float score.Correct / float score.Total
 
-    /// A fraction as it stands in files: in percent, rounded where only the noise of floating point is left.
-    let percent (fraction: float) = System.Math.Round(100.0 * fraction, 10)
+    /// A fraction in percent, rounded where only floating-point noise is left.
+    let percent (fraction: float) = Math.Round(100.0 * fraction, 10)
 
     /// The score on all tasks of a row together.
     let seen (row: Score[]) : Score = Array.reduce (+) row
@@ -78,7 +83,7 @@ module Metrics =
             row
             |> Array.iteri (fun j score ->
                 if score.Total < 1 || score.Correct < 0 || score.Correct > score.Total then
-                    let rule = "must count right answers among at least one test image"
+                    let rule = "must count correct answers among at least one test image"
 
                     Errors.reject
                         $"accuracy matrix, row {t}, task {j}"
@@ -88,6 +93,13 @@ module Metrics =
 
     /// Accuracy on all classes seen so far, after each task.
     let curve (matrix: AccuracyMatrix) : float[] = matrix |> Array.map (seen >> accuracy)
+
+    /// Accuracy lost on each task but the last since its best (Chaudhry et al. 2018).
+    let forgotten (matrix: AccuracyMatrix) : float[] =
+        let last = matrix.Length - 1
+        let at t j = accuracy (matrix[t][j])
+
+        Array.init (max 0 last) (fun j -> Seq.max (seq { for t in j .. last - 1 -> at t j }) - at last j)
 
     /// Forward transfer (Lopez-Paz & Ranzato 2017): the mean over the tasks but the first of accuracy right
     /// before learning the task minus `baseline`, its accuracy before any learning. Both hold one fraction for each of
@@ -102,32 +114,115 @@ module Metrics =
         else
             Some(Array.average (Array.map2 (-) before baseline))
 
-    /// All measures that follow from a matrix alone; forward transfer and intransigence are none.
+    let private byTask (matrix: AccuracyMatrix) =
+        matrix |> Array.map (Array.averageBy accuracy)
+
+    let private backward (matrix: AccuracyMatrix) =
+        let last = matrix.Length - 1
+        Array.init last (fun j -> accuracy (matrix[last][j]) - accuracy (matrix[j][j]))
+
+    // the mean over the earlier tasks, which one task does not have
+    let private overEarlier values =
+        if Array.isEmpty values then
+            None
+        else
+            Some(Array.average values)
+
+    let private measured name title unit better source f =
+        {
+            Name = name
+            Title = title
+            Unit = unit
+            Better = better
+            Of = f
+            Source = source
+        }
+
+    let last =
+        measured "last" "last accuracy" "%" Better.Higher "Rebuffi et al. 2017" (fun m ->
+            Some(Array.last (curve m)))
+
+    let average =
+        measured "average" "average accuracy" "%" Better.Higher "Rebuffi et al. 2017" (fun m ->
+            Some(Array.average (curve m)))
+
+    let forgetting =
+        measured
+            "forgetting"
+            "forgetting"
+            "points"
+            Better.Lower
+            "Chaudhry et al. 2018"
+            (forgotten >> overEarlier)
+
+    let private byReference name title better source =
+        measured name title "points" better source (fun _ -> None)
+
+    /// Every measure, in the order of files and tables. A new one is one row.
+    let all: Measure list =
+        [
+            last
+            average
+            // every task weighs the same, however many images it has
+            measured
+                "lastByTask"
+                "last accuracy, mean of tasks"
+                "%"
+                Better.Higher
+                "Lopez-Paz & Ranzato 2017"
+                (fun m -> Some(Array.last (byTask m)))
+            measured
+                "averageByTask"
+                "average accuracy, mean of tasks"
+                "%"
+                Better.Higher
+                "Chaudhry et al. 2018"
+                (fun m -> Some(Array.average (byTask m)))
+            forgetting
+            measured
+                "backwardTransfer"
+                "backward transfer"
+                "points"
+                Better.Higher
+                "Lopez-Paz & Ranzato 2017"
+                (backward >> overEarlier)
+            // these need reference runs: see Transfer
+            byReference "forwardTransfer" "forward transfer" Better.Higher "Lopez-Paz & Ranzato 2017"
+            byReference "intransigence" "intransigence" Better.Lower "Chaudhry et al. 2018"
+        ]
+
+    /// All measures that need nothing but a matrix. Rejects as `check`.
     let measure (matrix: AccuracyMatrix) : Measures =
         check matrix
-        let rows = matrix |> Array.map (Array.map accuracy)
-        let seen = curve matrix
-        let byTask = rows |> Array.map Array.average
-        let last = matrix.Length - 1
 
-        // the mean over the earlier tasks, which one task does not have
-        let overEarlier (f: int -> float) =
-            if last = 0 then
-                None
-            else
-                Some(Seq.averageBy f (seq { 0 .. last - 1 }))
+        Map.ofList
+            [
+                for one in all do
+                    match one.Of matrix with
+                    | Some value -> one.Name, value
+                    | None -> ()
+            ]
 
-        let final j = rows[last][j]
+    /// Measures completed by those of `stored` that no matrix decides.
+    let complete (stored: Measures) (measures: Measures) : Measures =
+        stored
+        |> Map.fold
+            (fun all name value -> if all.ContainsKey name then all else all.Add(name, value))
+            measures
 
-        {
-            Last = seen[last]
-            Average = Array.average seen
-            LastByTask = byTask[last]
-            AverageByTask = Array.average byTask
-            Forgetting =
-                overEarlier (fun j ->
-                    (seq { j .. last - 1 } |> Seq.map (fun t -> rows[t][j]) |> Seq.max) - final j)
-            BackwardTransfer = overEarlier (fun j -> final j - rows[j][j])
-            ForwardTransfer = None
-            Intransigence = None
-        }
+    /// The measures as members of a JSON object, in percent; null where there is none.
+    let members (measures: Measures) : (string * JsonNode) list =
+        [
+            for one in all -> one.Name, Map.tryFind one.Name measures |> Json.option (percent >> Json.float)
+        ]
+
+    /// The inverse of `members`: what an object holds under the names of measures.
+    let ofMembers (root: JsonElement) : Measures =
+        Map.ofList
+            [
+                for one in all do
+                    match root.TryGetProperty one.Name with
+                    | true, value when value.ValueKind <> JsonValueKind.Null ->
+                        one.Name, value.GetDouble() / 100.0
+                    | _ -> ()
+            ]

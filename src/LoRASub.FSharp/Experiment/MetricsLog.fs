@@ -6,8 +6,20 @@ open System.IO
 open System.Text.Encodings.Web
 open System.Text.Json
 open System.Text.Json.Nodes
+open System.Text.Json.Serialization
 
-/// What a run is, said once before its first batch.
+/// A fraction that files hold in percent.
+type private PercentConverter() =
+    inherit JsonConverter<float>()
+    override _.HandleNull = true
+
+    override _.Read(reader, _, options) =
+        JsonSerializer.Deserialize<float>(&reader, options) / 100.0
+
+    override _.Write(writer, value, options) =
+        JsonSerializer.Serialize(writer, Metrics.percent value, options)
+
+/// What a run is; written once before its first batch.
 type RunStart =
     {
         Method: string
@@ -26,6 +38,7 @@ type EpochReport =
         /// Mean over the epoch's batches.
         Loss: float
         /// On the training batches as they were learned, a fraction.
+        [<JsonConverter(typeof<PercentConverter>)>]
         Accuracy: float
         /// Base rate of the pairs in this epoch.
         LearningRate: float
@@ -40,10 +53,33 @@ type TaskReport =
         /// The accuracy matrix's row: a score for each task so far.
         Row: Score[]
         /// Wall time of this task.
+        [<JsonPropertyOrder(1)>]
         Seconds: float
     }
 
-/// What a run writes down while it goes on.
+    /// Accuracy on all classes seen so far, in percent.
+    member this.Seen = Metrics.percent (Metrics.accuracy (Metrics.seen this.Row))
+
+    /// Accuracy on the classes of this task, in percent.
+    member this.New = Metrics.percent (Metrics.accuracy (Array.last this.Row))
+
+/// Rank kept and its share of energy, per block.
+type RetainedLine =
+    {
+        Task: int
+        Ranks: int[]
+        Energies: float[]
+    }
+
+type NoticeLine = { Text: string }
+
+/// What every line begins with; the fields of the event's own record follow.
+type LineHead = { Time: DateTimeOffset; Event: string }
+
+/// But for the measures, which lie flat beside it.
+type EndLine = { Seconds: float }
+
+/// An event of a run, logged when it happens.
 [<RequireQualifiedAccess>]
 type MetricsEvent =
     | Start of RunStart
@@ -86,58 +122,23 @@ module MetricsLog =
 
     let private purpose = "a line of metrics that lorasub wrote"
 
-    let private number (value: float) =
-        if Double.IsFinite value then Json.float value else null
-
-    let private percent (fraction: float) = number (Metrics.percent fraction)
-
-    let private integers: int[] -> _ = Json.array (int64 >> Json.int)
-
-    let private members (event: MetricsEvent) : (string * JsonNode) list =
+    /// An event's name and its record.
+    let private record (event: MetricsEvent) : string * JsonNode =
         match event with
-        | MetricsEvent.Start start ->
-            [
-                "event", Json.text "start"
-                "method", Json.text start.Method
-                "variant", Json.text start.Variant
-                "data", Json.text start.Data
-                "seed", Json.int start.Seed
-                "taskSizes", integers start.TaskSizes
-            ]
+        | MetricsEvent.Start start -> "start", Json.ofRecord start
         | MetricsEvent.Retained(task, ranks, energies) ->
-            [
-                "event", Json.text "retained"
-                "task", Json.int (int64 task)
-                "ranks", integers ranks
-                "energies", Json.array number energies
-            ]
-        | MetricsEvent.Epoch epoch ->
-            [
-                "event", Json.text "epoch"
-                "task", Json.int (int64 epoch.Task)
-                "epoch", Json.int (int64 epoch.Epoch)
-                "loss", number epoch.Loss
-                "accuracy", percent epoch.Accuracy
-                "learningRate", number epoch.LearningRate
-                "seconds", number epoch.Seconds
-            ]
-        | MetricsEvent.Task task ->
-            [
-                "event", Json.text "task"
-                "task", Json.int (int64 task.Task)
-                "row", Json.array (fun (score: Score) -> integers [| score.Correct; score.Total |]) task.Row
-                "seen", percent (Metrics.accuracy (Metrics.seen task.Row))
-                "new", percent (Metrics.accuracy (Array.last task.Row))
-                "seconds", number task.Seconds
-            ]
+            "retained",
+            Json.ofRecord
+                {
+                    Task = task
+                    Ranks = ranks
+                    Energies = energies
+                }
+        | MetricsEvent.Epoch epoch -> "epoch", Json.ofRecord epoch
+        | MetricsEvent.Task task -> "task", Json.ofRecord task
         | MetricsEvent.End(measures, seconds) ->
-            [
-                "event", Json.text "end"
-                for name, value in Measures.named measures do
-                    name, Json.option percent value
-                "seconds", number seconds
-            ]
-        | MetricsEvent.Notice text -> [ "event", Json.text "notice"; "text", Json.text text ]
+            "end", Json.ofRecord { Seconds = seconds } |> Json.insert 0 (Metrics.members measures)
+        | MetricsEvent.Notice text -> "notice", Json.ofRecord { Text = text }
 
     // readable where a browser never reads: quotes and control characters are escaped all the same
     let private options =
@@ -145,115 +146,50 @@ module MetricsLog =
 
     let private timeFormat = "yyyy-MM-dd'T'HH:mm:ss.fff'Z'"
 
-    /// A line as it stands in the file, without its end.
+    /// A line of the file, without its end.
     let encode (line: MetricsLine) : string =
         let time = line.Time.UtcDateTime.ToString(timeFormat, CultureInfo.InvariantCulture)
-        let node = Json.object [ "time", Json.text time; yield! members line.Event ]
+        let name, node = record line.Event
+        let node = Json.insert 0 [ "time", Json.text time; "event", Json.text name ] node
         // what is invisible is escaped as well, so that the file is safe to print
         Text.visible (node.ToJsonString options)
 
     let private encoded (line: MetricsLine) =
         Text.UTF8Encoding(false).GetBytes(encode line + "\n")
 
-    // The other way; what System.Text.Json throws for other kinds of values is `Json.parse`'s to reject.
-
-    let private items (read: JsonElement -> 'T) (element: JsonElement) =
-        [| for item in element.EnumerateArray() -> read item |]
-
-    let private toInt (element: JsonElement) = element.GetInt32()
-
-    let private toFloat (element: JsonElement) =
-        if element.ValueKind = JsonValueKind.Null then
-            nan
-        else
-            element.GetDouble()
-
-    let private decodeEvent (subject: string) (root: JsonElement) : MetricsEvent =
-        let get (name: string) = root.GetProperty name
-        let text name = (get name).GetString()
-        let int = get >> toInt
-        let float = get >> toFloat
-        let fraction name = float name / 100.0
-
-        let row task =
-            let score (element: JsonElement) =
-                match items toInt element with
-                | [| correct; total |] when correct >= 0 && total > 0 && correct <= total ->
-                    { Correct = correct; Total = total }
-                | _ -> Errors.reject subject "must count right answers among all" $"{element.GetRawText()}" ""
-
-            let scores = items score (get "row")
-
-            if scores.Length <> task + 1 then
-                Errors.reject subject $"must hold {task + 1} scores" $"{scores.Length}" ""
-
-            scores
-
-        match text "event" with
-        | "start" ->
-            MetricsEvent.Start
-                {
-                    Method = text "method"
-                    Variant = text "variant"
-                    Data = text "data"
-                    Seed = (get "seed").GetInt64()
-                    TaskSizes = items toInt (get "taskSizes")
-                }
+    let private event (subject: string) (name: string) (root: JsonElement) : MetricsEvent option =
+        match name with
+        | "start" -> Some(MetricsEvent.Start(Json.toRecord root))
         | "retained" ->
-            MetricsEvent.Retained(int "task", items toInt (get "ranks"), items toFloat (get "energies"))
-        | "epoch" ->
-            MetricsEvent.Epoch
-                {
-                    Task = int "task"
-                    Epoch = int "epoch"
-                    Loss = float "loss"
-                    Accuracy = fraction "accuracy"
-                    LearningRate = float "learningRate"
-                    Seconds = float "seconds"
-                }
+            let line = Json.toRecord<RetainedLine> root
+            Some(MetricsEvent.Retained(line.Task, line.Ranks, line.Energies))
+        | "epoch" -> Some(MetricsEvent.Epoch(Json.toRecord root))
         | "task" ->
-            MetricsEvent.Task
-                {
-                    Task = int "task"
-                    Row = row (int "task")
-                    Seconds = float "seconds"
-                }
-        | "end" ->
-            let optional name =
-                if (get name).ValueKind = JsonValueKind.Null then
-                    None
-                else
-                    Some(fraction name)
+            let task = Json.toRecord<TaskReport> root
 
-            MetricsEvent.End(
-                {
-                    Last = fraction "last"
-                    Average = fraction "average"
-                    LastByTask = fraction "lastByTask"
-                    AverageByTask = fraction "averageByTask"
-                    Forgetting = optional "forgetting"
-                    BackwardTransfer = optional "backwardTransfer"
-                    ForwardTransfer = optional "forwardTransfer"
-                    Intransigence = optional "intransigence"
-                },
-                float "seconds"
-            )
-        | "notice" -> MetricsEvent.Notice(text "text")
-        | other ->
-            Errors.reject
-                subject
-                "must be a known event"
-                $"'{other}'"
-                "read it with the program that wrote it"
+            if task.Row.Length <> task.Task + 1 then
+                Errors.reject subject $"must hold {task.Task + 1} scores" $"{task.Row.Length}" ""
 
-    let private decode (subject: string) (bytes: ReadOnlyMemory<byte>) : MetricsLine =
+            for score in task.Row do
+                if score.Correct < 0 || score.Total < 1 || score.Correct > score.Total then
+                    Errors.reject
+                        subject
+                        "must count correct answers among at least one image"
+                        $"{score.Correct} of {score.Total}"
+                        ""
+
+            Some(MetricsEvent.Task task)
+        | "end" -> Some(MetricsEvent.End(Metrics.ofMembers root, (Json.toRecord<EndLine> root).Seconds))
+        | "notice" -> Some(MetricsEvent.Notice (Json.toRecord<NoticeLine> root).Text)
+        // of a later version
+        | _ -> None
+
+    let private decode (subject: string) (bytes: ReadOnlyMemory<byte>) : MetricsLine option =
         Json.parse purpose subject bytes (fun root ->
-            let time = (root.GetProperty "time").GetDateTimeOffset()
+            let head = Json.toRecord<LineHead> root
 
-            {
-                Time = time
-                Event = decodeEvent subject root
-            })
+            event subject head.Event root
+            |> Option.map (fun event -> { Time = head.Time; Event = event }))
 
     // the bytes of each whole line, its end included; a torn last line is left out
     let private wholeLines (bytes: byte[]) : ReadOnlyMemory<byte>[] =
@@ -264,13 +200,16 @@ module MetricsLog =
 
         from 0 [] |> List.rev |> Array.ofList
 
-    let private decodeAll path (lines: ReadOnlyMemory<byte>[]) =
+    let private decodeAll path (lines: ReadOnlyMemory<byte>[]) : MetricsLine option[] =
         lines |> Array.mapi (fun i line -> decode $"{path}, line {i + 1}" line)
 
-    /// Every whole line of a file. A last line without its end, as a crash leaves it, is dropped; rejects any other
-    /// damage by file and line.
+    /// Every whole line of a file, but for events that this version does not know. Drops a last line without its end,
+    /// as a crash leaves it. Rejects any other damage by file and line.
     let read (path: string) : MetricsLine[] =
-        Json.bytes "the metrics of a run" path |> wholeLines |> decodeAll path
+        Json.bytes "the metrics of a run" path
+        |> wholeLines
+        |> decodeAll path
+        |> Array.choose id
 
     /// Opens a new file. Rejects one that exists and a folder that cannot be written.
     let start (path: string) : MetricsWriter =
@@ -280,8 +219,8 @@ module MetricsLog =
         WholeFile.writeText path ""
         new MetricsWriter(path, 0, encoded)
 
-    /// Cuts a file to its first `count` lines, whole, and opens it for more; a run that goes on from a checkpoint then
-    /// writes what followed again. Gives the lines that were kept. A missing file is one without lines. Rejects a file
+    /// Cuts a file to its first `count` lines, whole, and opens it for more; a run that resumes from a checkpoint
+    /// writes the later lines again. Returns the lines that were kept. A missing file is one without lines. Rejects a file
     /// of fewer whole lines and damage in those kept.
     let resume (path: string) (count: int) : struct (MetricsLine[] * MetricsWriter) =
         let lines =
@@ -298,6 +237,18 @@ module MetricsLog =
                 "start the run again"
 
         let kept = Array.truncate count lines
-        let decoded = decodeAll path kept
+
+        let decoded =
+            decodeAll path kept
+            |> Array.mapi (fun i line ->
+                match line with
+                | Some line -> line
+                | None ->
+                    Errors.reject
+                        $"{path}, line {i + 1}"
+                        "must be a known event"
+                        "another"
+                        "resume with the program that wrote it")
+
         WholeFile.write path (fun stream -> kept |> Array.iter (fun line -> stream.Write line.Span))
         struct (decoded, new MetricsWriter(path, count, encoded))

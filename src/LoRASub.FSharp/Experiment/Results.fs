@@ -1,27 +1,14 @@
 namespace LoRASub
 
 open System
+open System.Collections.Generic
 open System.Text.Json.Nodes
 open TorchSharp
 
-/// What a finished run tells, as JSON: everything that the same settings give again in summary.json, and what
-/// depends on the machine and its mood in resources.json.
+/// The results of a finished run as JSON: summary.json holds what the same settings reproduce, resources.json what
+/// depends on the machine.
 [<RequireQualifiedAccess>]
 module Results =
-
-    // rounded where only the noise of floating point is left
-    let private percent (fraction: float) = Math.Round(100.0 * fraction, 10)
-
-    let private percents = percent >> Json.float
-
-    let private rows (node: 'T -> JsonNode) = Json.array (Json.array node)
-
-    // JSON has no infinity
-    let private finite x =
-        Some x |> Option.filter Double.IsFinite |> Json.option Json.float
-
-    let private counts (score: Score) =
-        Json.array (int64 >> Json.int) [ score.Correct; score.Total ]
 
     let private answers (plan: Plan) = TaskStream.answers plan.Stream
 
@@ -32,7 +19,7 @@ module Results =
 
         Confusion.ofPredictions (all _.Truth) (all _.Predicted) (TaskState.classes outcome.State)
 
-    /// The classes learned, with what the last state got right of each.
+    /// The classes learned, with their scores after the last task.
     let classScores (plan: Plan) (outcome: Outcome) : ClassScore[] =
         let order = plan.Stream.Order
 
@@ -69,86 +56,83 @@ module Results =
                     "intransigence", Transfer.note transfer.Intransigence
                 ])
 
-    /// classes.json: what became of each class's test images.
+    /// classes.json.
     let classes (plan: Plan) (outcome: Outcome) : JsonNode =
-        let ofClass (one: ClassScore) =
-            Json.object
-                [
-                    "position", Json.int (int64 one.Position)
-                    "label", Json.int (int64 one.Label)
-                    "name", Json.text one.Name
-                    "task", Json.int (int64 one.Task)
-                    "correct", Json.int (int64 one.Score.Correct)
-                    "total", Json.int (int64 one.Score.Total)
-                ]
+        Json.ofRecord
+            {
+                Classes =
+                    classScores plan outcome
+                    |> Array.map (fun one ->
+                        {
+                            Position = one.Position
+                            Label = one.Label
+                            Name = one.Name
+                            Task = one.Task
+                            Correct = one.Score.Correct
+                            Total = one.Score.Total
+                        })
+                Samples =
+                    Samples.choose plan.Stream outcome.Predictions
+                    |> Array.map (fun sample ->
+                        {
+                            Task = sample.Task
+                            True = sample.Truth
+                            Predicted = sample.Predicted
+                            Png = Convert.ToBase64String sample.Png
+                        })
+                Confusion = (confusion outcome).Counts
+            }
 
-        Json.object
-            [
-                "classes", Json.array ofClass (classScores plan outcome)
-                "samples",
-                Samples.choose plan.Stream outcome.Predictions
-                |> Json.array (fun sample ->
-                    Json.object
-                        [
-                            "task", Json.int (int64 sample.Task)
-                            "true", Json.int (int64 sample.Truth)
-                            "predicted", Json.int (int64 sample.Predicted)
-                            "png", Json.text (Convert.ToBase64String sample.Png)
-                        ])
-                "confusion", rows (int64 >> Json.int) (confusion outcome).Counts
-            ]
-
-    /// summary.json: no clock and no address in it, so that two runs of the same settings agree byte for byte.
+    /// summary.json: no time and no path in it, so that two runs of the same settings agree byte for byte.
     let summary (plan: Plan) (outcome: Outcome) : JsonNode =
         let struct (measures, notes) = measures plan outcome
         let settings = plan.Settings
 
-        Json.object
-            [
-                "method", Json.text outcome.Method
-                "variant", Json.text ((string settings.Variant).ToLowerInvariant())
-                "data", Json.text settings.Data
-                "tasks", Json.int plan.Stream.Tasks.LongLength
-                "learnedTasks", Json.int outcome.Matrix.LongLength
-                "seed", Json.int settings.Seed
-                for name, value in Measures.named measures do
-                    name, Json.option percents value
+        let note name =
+            notes |> List.find (fst >> (=) name) |> snd
 
-                for name, note in notes do
-                    $"{name}Note", Json.option Json.text note
-                "accuracyMatrix", rows (Metrics.accuracy >> percents) outcome.Matrix
-                "correctAndTotal", rows counts outcome.Matrix
-                "retainedRank", rows (fun (r: Retained) -> Json.int r.Rank) outcome.Retained
-                "retainedEnergy", rows (fun (r: Retained) -> Json.float r.Energy) outcome.Retained
-                "conditionNumber", rows (_.Condition >> finite) outcome.Retained
-                "threads", Json.int (torch.get_num_threads ())
-            ]
+        let retained f =
+            outcome.Retained |> Array.map (Array.map f)
+
+        SummaryFile.toJson
+            measures
+            {
+                Method = outcome.Method
+                Variant = (string settings.Variant).ToLowerInvariant()
+                Data = settings.Data
+                Tasks = plan.Stream.Tasks.Length
+                LearnedTasks = outcome.Matrix.Length
+                Seed = settings.Seed
+                ForwardTransferNote = note "forwardTransfer"
+                IntransigenceNote = note "intransigence"
+                AccuracyMatrix = outcome.Matrix |> Array.map (Array.map (Metrics.accuracy >> Metrics.percent))
+                CorrectAndTotal = outcome.Matrix
+                RetainedRank = retained _.Rank
+                RetainedEnergy = retained _.Energy
+                ConditionNumber = retained _.Condition
+                Threads = torch.get_num_threads ()
+            }
 
     let private seconds (spent: Map<Phase, float>) =
-        Json.object [ for phase in Phase.all -> Phase.name phase, Json.float spent[phase] ]
+        Dictionary(dict [ for phase in Phase.all -> Phase.name phase, spent[phase] ])
 
-    let private memory (task: TaskRecord) =
-        let at (use': MemoryUse) =
-            Json.object
-                [
-                    "tensors", Json.int use'.Tensors
-                    "residentBytes", Json.int use'.ResidentBytes
-                ]
-
-        Json.object [ "taskStart", at task.MemoryBefore; "taskEnd", at task.MemoryAfter ]
-
-    /// resources.json: time, memory and the machine.
+    /// resources.json.
     let resources (plan: Plan) (started: DateTime) (outcome: Outcome) : JsonNode =
-        let time (at: DateTime) =
-            Json.text (at.ToString "yyyy-MM-ddTHH:mm:ssZ")
+        let time (at: DateTime) = at.ToString "yyyy-MM-ddTHH:mm:ssZ"
 
-        Json.object
-            [
-                "phaseSeconds", seconds outcome.PhaseSeconds
-                "taskSeconds", outcome.Tasks |> Json.array (_.Seconds >> seconds)
-                "peakMemoryBytes", Json.int (MemoryUse.peakBytes ())
-                "memory", Json.array memory outcome.Tasks
-                "environment", Machine.describe plan.Settings.Device
-                "startedUtc", time started
-                "finishedUtc", time DateTime.UtcNow
-            ]
+        Json.ofRecord
+            {
+                PhaseSeconds = seconds outcome.PhaseSeconds
+                TaskSeconds = outcome.Tasks |> Array.map (_.Seconds >> seconds)
+                PeakMemoryBytes = MemoryUse.peakBytes ()
+                Memory =
+                    outcome.Tasks
+                    |> Array.map (fun task ->
+                        {
+                            TaskStart = task.MemoryBefore
+                            TaskEnd = task.MemoryAfter
+                        })
+                Environment = (Machine.describe plan.Settings.Device).AsObject()
+                StartedUtc = time started
+                FinishedUtc = time DateTime.UtcNow
+            }

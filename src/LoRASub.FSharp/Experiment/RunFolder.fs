@@ -8,8 +8,7 @@ type Recheck =
     {
         Task: LearningTask
         Now: Score
-        /// In percent, as saved in summary.json.
-        SavedPercent: float
+        Saved: Score
     }
 
 /// The folder of one run: settings.json before the first batch, a checkpoint and metrics.jsonl while it goes on, then
@@ -178,17 +177,10 @@ module RunFolder =
         let path = RunFiles.settings folder
         Json.read "the settings of a run" path (Settings.ofJson path)
 
-    /// The last row of a saved run's accuracy matrix, in percent.
-    let lastRow (folder: string) : float[] =
-        Json.read "the summary of a finished run" (RunFiles.summary folder) (fun root ->
-            match
-                (root.GetProperty "accuracyMatrix").EnumerateArray()
-                |> List.ofSeq
-                |> List.tryLast
-            with
-            | Some row -> [| for entry in row.EnumerateArray() -> entry.GetDouble() |]
-            | None ->
-                Errors.reject (RunFiles.summary folder) "must hold an accuracy matrix" "an empty one" "")
+    /// The last row of a saved run's accuracy matrix.
+    let lastRow (folder: string) : Score[] =
+        let struct (summary, _) = SummaryFile.load (RunFiles.summary folder)
+        Array.last summary.CorrectAndTotal
 
     /// Scores a saved learner again on every task it has learned, under `settings` (the saved ones, but for what
     /// belongs to the machine: paths, device, batch). `listen` counts test batches.
@@ -233,5 +225,5 @@ module RunFolder =
                 {
                     Task = tasks[i]
                     Now = score
-                    SavedPercent = row[i]
+                    Saved = row[i]
                 }))

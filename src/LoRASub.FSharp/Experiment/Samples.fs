@@ -13,7 +13,7 @@ type SamplePrediction =
         Png: byte[]
     }
 
-/// Test images that show what a run gets right and wrong.
+/// A few test images with their predictions, for reports.
 [<RequireQualifiedAccess>]
 module Samples =
 
@@ -22,7 +22,7 @@ module Samples =
     let private Side = 96
 
     /// Tasks that are shown at most, and images of each.
-    let private tasks, right, wrong = 10, 2, 4
+    let private tasks, images = 10, 6
 
     let private small (picture: Picture) : Picture =
         let longer = max picture.Height picture.Width
@@ -57,32 +57,22 @@ module Samples =
         else
             Array.init most (fun i -> all[i * (all.Length - 1) / (most - 1)])
 
-    let private ofTask
-        (stream: TaskStream)
-        (answers: int[])
-        (predictions: TaskPredictions)
-        : SamplePrediction[] =
-        let images = TaskStream.testIndices stream predictions.Task
-
-        let isRight i =
-            answers[predictions.Truth[i]] = answers[predictions.Predicted[i]]
-
-        let good, bad = Array.partition isRight [| 0 .. images.Length - 1 |]
-
-        Array.append (some right good) (some wrong bad)
-        |> Array.map (fun i ->
-            {
-                Task = predictions.Task.Index
-                Truth = predictions.Truth[i]
-                Predicted = predictions.Predicted[i]
-                Png = ImageSet.picture stream.Dataset.Test images[i] |> small |> png
-            })
-
-    /// Two right and four wrong ones of a task, of ten tasks at most, always the same for the same predictions;
-    /// none where this system has no Skia.
+    /// Six images of each of ten tasks at most, spread over them; none where this system has no Skia. Predictions do not
+    /// decide which, so that runs on the same tasks show the same images.
     let choose (stream: TaskStream) (predictions: TaskPredictions[]) : SamplePrediction[] =
+        let ofTask (predictions: TaskPredictions) =
+            TaskStream.testIndices stream predictions.Task
+            |> Array.indexed
+            |> some images
+            |> Array.map (fun (i, image) ->
+                {
+                    Task = predictions.Task.Index
+                    Truth = predictions.Truth[i]
+                    Predicted = predictions.Predicted[i]
+                    Png = ImageSet.picture stream.Dataset.Test image |> small |> png
+                })
+
         if ImageFile.isAvailable () then
-            some tasks predictions
-            |> Array.collect (ofTask stream (TaskStream.answers stream))
+            some tasks predictions |> Array.collect ofTask
         else
             [||]

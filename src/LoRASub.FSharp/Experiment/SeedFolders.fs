@@ -2,7 +2,10 @@ namespace LoRASub
 
 open System.IO
 
-/// A folder of runs that differ in their seed alone: `seeds.json` and, in `seed-N`, a run's folder for each, then
+/// seeds.json.
+type SeedsFile = { Seeds: int64[] }
+
+/// A folder of runs that differ only in their seed: `seeds.json` and, in `seed-N`, a run's folder for each, then
 /// `statistics.json`, whose presence means that all are finished.
 [<RequireQualifiedAccess>]
 module SeedFolders =
@@ -20,14 +23,11 @@ module SeedFolders =
 
     /// The seeds, in the order in which they run.
     let seeds (folder: string) : int64[] =
-        let path = RunFiles.seeds folder
-
-        Json.read "the seeds of a folder of runs" path (fun root ->
-            [| for seed in (root.GetProperty "seeds").EnumerateArray() -> seed.GetInt64() |])
+        (Json.load<SeedsFile> "the seeds of a folder of runs" (RunFiles.seeds folder)).Seeds
 
     /// Begins such a folder: the seeds, and the settings, whose own seed does not count.
     let start (folder: string) (seeds: int64[]) (settings: RunSettings) =
-        Json.write (RunFiles.seeds folder) (Json.object [ "seeds", Json.array Json.int seeds ])
+        Json.save (RunFiles.seeds folder) { Seeds = seeds }
         Json.write (RunFiles.settings folder) (Settings.toJson settings)
 
     /// The runs of the seeds that a folder names; others beside them are someone else's.
@@ -73,25 +73,17 @@ module SeedFolders =
 
     /// The measures of a finished run of a seed.
     let result (folder: string) (seed: int64) : SeedResult =
-        let one = folderOf folder seed
-        let result = Statistics.ofMatrix seed (Reference.read one).Matrix
+        let struct (summary, stored) =
+            SummaryFile.load (RunFiles.summary (folderOf folder seed))
 
-        let optional name =
-            Json.read "the summary of a finished run" (RunFiles.summary one) (fun root ->
-                match root.GetProperty(name: string) with
-                | number when number.ValueKind = System.Text.Json.JsonValueKind.Null -> None
-                | number -> Some(number.GetDouble() / 100.0))
+        let result = Statistics.ofMatrix seed summary.CorrectAndTotal
 
         { result with
-            Measures =
-                { result.Measures with
-                    ForwardTransfer = optional "forwardTransfer"
-                    Intransigence = optional "intransigence"
-                }
+            Measures = Metrics.complete stored result.Measures
         }
 
     /// The statistics over all seeds, once each is finished; writes statistics.json.
     let finish (folder: string) : SeedStatistics =
         let statistics = seeds folder |> Array.map (result folder) |> Statistics.ofSeeds
-        Json.write (statisticsPath folder) (Statistics.toJson statistics)
+        Json.save (statisticsPath folder) (Statistics.toFile statistics)
         statistics

@@ -1,6 +1,7 @@
 namespace LoRASub
 
 open System
+open System.Collections.Generic
 open System.Globalization
 
 /// Count, mean and sum of squared deviations of numbers. A monoid under +, with `Moments.zero` (the pairwise update of
@@ -60,7 +61,7 @@ module Moments =
         else
             Some(sqrt (moments.SquaredDeviations / float (moments.Count - 1L)))
 
-/// A mean over seeds and how sure it is.
+/// A mean over seeds with its 95 % interval.
 type Estimate =
     {
         /// Seeds that have a value.
@@ -69,7 +70,8 @@ type Estimate =
         Mean: float option
         /// Of the sample, with n − 1; none for fewer than two values.
         Deviation: float option
-        /// Ends of the 95 % interval of the mean by Student's t; none for fewer than two values.
+        /// Ends of the 95 % interval of the mean by Student's t; none for fewer than two values, and where all values
+        /// are equal: then the seed decides nothing.
         Low: float option
         High: float option
         /// In the order of the seeds.
@@ -89,19 +91,41 @@ type SeedResult =
 type SeedStatistics =
     {
         Seeds: int64[]
-        /// By their names in files, in their order.
-        Measures: (string * Estimate)[]
+        /// In the order of `Metrics.all`.
+        Measures: (Measure * Estimate)[]
         /// After each task.
         Curve: Estimate[]
     }
 
-/// The second of two groups of runs minus the first, seed by seed.
-type PairedStatistics =
+/// A measure in statistics.json, in percent.
+type MeasureEstimate =
     {
-        /// Over the seeds that both have.
-        Differences: SeedStatistics
-        OnlyFirst: int64[]
-        OnlySecond: int64[]
+        N: int
+        Mean: float option
+        Deviation: float option
+        Low: float option
+        High: float option
+        Values: float option[]
+    }
+
+/// The accuracy after a task in statistics.json, in percent.
+type TaskEstimate =
+    {
+        Task: int
+        N: int
+        Mean: float option
+        Deviation: float option
+        Low: float option
+        High: float option
+    }
+
+/// statistics.json; see docs/metrics.md.
+type StatisticsFile =
+    {
+        Seeds: int64[]
+        /// By name.
+        Measures: Dictionary<string, MeasureEstimate>
+        Curve: TaskEstimate[]
     }
 
 /// Means over seeds, with their spread and 95 % intervals.
@@ -150,9 +174,11 @@ module Statistics =
 
         sqrt (float freedom) * tan (bisect 0.0 (0.5 * Math.PI))
 
-    /// The ends of the interval that holds the mean at a level, by Student's t; none below two numbers.
+    /// The ends of the interval that holds the mean at a level, by Student's t; none below two numbers, and where all
+    /// are equal.
     let interval (level: float) (moments: Moments) : struct (float * float) option =
         Moments.deviation moments
+        |> Option.filter (fun deviation -> deviation > 0.0)
         |> Option.map (fun deviation ->
             let half =
                 studentT level (int moments.Count - 1) * deviation / sqrt (float moments.Count)
@@ -181,135 +207,86 @@ module Statistics =
             Curve = Metrics.curve matrix
         }
 
-    let private requireDistinct (results: SeedResult[]) =
-        match results |> Array.countBy _.Seed |> Array.tryFind (fun (_, count) -> count > 1) with
-        | Some(seed, count) -> Errors.reject $"seed {seed}" "must stand for one run" $"{count} runs" ""
-        | None -> ()
-
-    // one column per measure or task from one row per seed
-    let private summarise (seeds: int64[]) (measures: (string * float option)[][]) (curves: float[][]) =
-        let tasks = curves |> Array.map _.Length |> Array.max
-
-        {
-            Seeds = seeds
-            Measures =
-                measures[0]
-                |> Array.mapi (fun i (name, _) ->
-                    name, estimate (measures |> Array.map (fun row -> snd row[i])))
-            Curve = Array.init tasks (fun t -> estimate (curves |> Array.map (Array.tryItem t)))
-        }
-
     /// Statistics over the runs of several seeds, at least one. Where a run ended early, later tasks count the others.
-    /// Rejects no run and a seed that stands twice.
+    /// Rejects no run and a repeated seed.
     let ofSeeds (results: SeedResult[]) : SeedStatistics =
         if Array.isEmpty results then
             Errors.reject "runs of several seeds" "must be at least one" "none" ""
 
-        requireDistinct results
+        match results |> Array.countBy _.Seed |> Array.tryFind (fun (_, count) -> count > 1) with
+        | Some(seed, count) -> Errors.reject $"seed {seed}" "must be that of one run" $"{count} runs" ""
+        | None -> ()
 
-        summarise
-            (results |> Array.map _.Seed)
-            (results |> Array.map (fun result -> Measures.named result.Measures))
-            (results |> Array.map _.Curve)
-
-    /// The second group minus the first over the seeds that both have: what is common to a seed (its class order, its
-    /// random numbers) drops out. Rejects groups without a common seed and a seed that stands twice.
-    let paired (first: SeedResult[]) (second: SeedResult[]) : PairedStatistics =
-        requireDistinct first
-        requireDistinct second
-        let bySeed = second |> Seq.map (fun result -> result.Seed, result) |> Map.ofSeq
-        let common = first |> Array.filter (fun result -> bySeed.ContainsKey result.Seed)
-
-        if Array.isEmpty common then
-            Errors.reject "runs to pair" "must have a seed in common" "none" "compare runs of the same seeds"
-
-        let seeds = common |> Array.map _.Seed
-        let pairs = common |> Array.map (fun result -> result, bySeed[result.Seed])
-
-        let minus (name, before) (_, after) = name, Option.map2 (-) after before
-
-        let without (others: int64[]) (results: SeedResult[]) =
-            results |> Array.map _.Seed |> Array.except others
+        let tasks = results |> Array.map _.Curve.Length |> Array.max
 
         {
-            Differences =
-                summarise
-                    seeds
-                    (pairs
-                     |> Array.map (fun (a, b) ->
-                         Array.map2 minus (Measures.named a.Measures) (Measures.named b.Measures)))
-                    (pairs
-                     |> Array.map (fun (a, b) ->
-                         Array.map2
-                             (-)
-                             (Array.truncate a.Curve.Length b.Curve)
-                             (Array.truncate b.Curve.Length a.Curve)))
-            OnlyFirst = without seeds first
-            OnlySecond = without seeds second
+            Seeds = results |> Array.map _.Seed
+            Measures =
+                [|
+                    for measure in Metrics.all ->
+                        measure, estimate (results |> Array.map (_.Measures >> Map.tryFind measure.Name))
+                |]
+            Curve = Array.init tasks (fun t -> estimate (results |> Array.map (_.Curve >> Array.tryItem t)))
         }
 
-    let private percents: float option -> _ =
-        Json.option (Metrics.percent >> Json.float)
+    /// The statistics as they are saved.
+    let toFile (statistics: SeedStatistics) : StatisticsFile =
+        let percent = Option.map Metrics.percent
 
-    let private members (estimate: Estimate) =
-        [
-            "n", Json.int (int64 estimate.Count)
-            "mean", percents estimate.Mean
-            "deviation", percents estimate.Deviation
-            "low", percents estimate.Low
-            "high", percents estimate.High
-        ]
-
-    /// statistics.json, in percent; see docs/metrics.md.
-    let toJson (statistics: SeedStatistics) =
-        Json.object
-            [
-                "seeds", Json.array Json.int statistics.Seeds
-                "measures",
-                Json.object
-                    [
-                        for name, estimate in statistics.Measures ->
-                            name,
-                            Json.object
-                                [ yield! members estimate; "values", Json.array percents estimate.Values ]
-                    ]
-                "curve",
+        {
+            Seeds = statistics.Seeds
+            Measures =
+                Dictionary(
+                    dict
+                        [
+                            for measure, e in statistics.Measures ->
+                                measure.Name,
+                                ({
+                                    N = e.Count
+                                    Mean = percent e.Mean
+                                    Deviation = percent e.Deviation
+                                    Low = percent e.Low
+                                    High = percent e.High
+                                    Values = Array.map percent e.Values
+                                }
+                                : MeasureEstimate)
+                        ]
+                )
+            Curve =
                 statistics.Curve
-                |> Array.indexed
-                |> Json.array (fun (task, estimate) ->
-                    Json.object [ "task", Json.int (int64 task); yield! members estimate ])
-            ]
+                |> Array.mapi (fun task e ->
+                    {
+                        Task = task
+                        N = e.Count
+                        Mean = percent e.Mean
+                        Deviation = percent e.Deviation
+                        Low = percent e.Low
+                        High = percent e.High
+                    })
+        }
 
     // + 0 turns a −0 that rounding leaves into 0
     let private shown (fraction: float) =
         (Math.Round(100.0 * fraction, 2) + 0.0).ToString("0.00", CultureInfo.InvariantCulture)
 
-    // "lastByTask" as people read it
-    let private words (name: string) =
-        name
-        |> String.collect (fun c ->
-            if Char.IsUpper c then
-                $" {Char.ToLowerInvariant c}"
-            else
-                string c)
-
-    /// "69.40 +- 0.30 (95% 68.65 to 70.15, n = 3)", in percent; "69.40 (n = 1)" for one value, "none" without.
+    /// "69.40 +- 0.75 (68.65 to 70.15, sd 0.30, n = 3)", in percent, where +- is half of the 95 % interval, as in
+    /// reports, and sd the standard deviation; "69.40 (n = 1)" for one value, "none" without.
     let text (estimate: Estimate) : string =
         match estimate.Mean, estimate.Deviation, estimate.Low, estimate.High with
         | None, _, _, _ -> "none"
         | Some mean, Some deviation, Some low, Some high ->
-            $"{shown mean} +- {shown deviation} (95%% {shown low} to {shown high}, n = {estimate.Count})"
+            $"{shown mean} +- {shown (0.5 * (high - low))} ({shown low} to {shown high}, sd {shown deviation}, n = {estimate.Count})"
+        | Some mean, Some _, _, _ -> $"{shown mean} (the same for {estimate.Count} seeds)"
         | Some mean, _, _, _ -> $"{shown mean} (n = {estimate.Count})"
 
-    // the measures that some seed has
-    let private present (statistics: SeedStatistics) =
-        statistics.Measures |> Array.filter (fun (_, estimate) -> estimate.Count > 0)
-
-    /// One aligned line per measure: "last  69.40 +- 0.30 (95% 68.65 to 70.15, n = 3)".
+    /// One aligned line for each measure that some seed has.
     let lines (statistics: SeedStatistics) : string[] =
         let rows =
-            present statistics
-            |> Array.map (fun (name, estimate) -> words name, text estimate)
+            [|
+                for measure, estimate in statistics.Measures do
+                    if estimate.Count > 0 then
+                        measure.Title, text estimate
+            |]
 
-        let width = rows |> Array.map (fun (name, _) -> name.Length) |> Array.max
-        rows |> Array.map (fun (name, text) -> $"{name.PadRight width}  {text}")
+        let width = rows |> Array.map (fun (title, _) -> title.Length) |> Array.max
+        rows |> Array.map (fun (title, text) -> $"{title.PadRight width}  {text}")

@@ -103,10 +103,14 @@ module Transfer =
 
     /// Measures completed by those that need other runs.
     let complete (transfer: Transfer) (measures: Measures) : Measures =
-        { measures with
-            ForwardTransfer = Result.toOption transfer.ForwardTransfer
-            Intransigence = Result.toOption transfer.Intransigence
-        }
+        let add name value measures =
+            match value with
+            | Ok value -> Map.add name value measures
+            | Error _ -> measures
+
+        measures
+        |> add "forwardTransfer" transfer.ForwardTransfer
+        |> add "intransigence" transfer.Intransigence
 
     /// Why a measure is missing; none where it is there.
     let note (value: Result<float, string>) : string option =

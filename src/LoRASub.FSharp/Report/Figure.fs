@@ -1,22 +1,39 @@
 namespace LoRASub.Reports
 
-/// What a mark's colour says.
-[<RequireQualifiedAccess>]
+open System.Text.Json
+open System.Text.Json.Serialization
+
+/// What a mark's colour means.
+[<RequireQualifiedAccess; JsonConverter(typeof<InkConverter>)>]
 type Ink =
-    /// One of several things without an order, counted from 0.
+    /// One of several things without an order, from 0.
     | Kind of int
     /// A place in an order, from 0 to 1.
     | Along of float
+
+/// Inks and marks are unions, which JSON lacks: an object with one member, named after the case.
+and internal InkConverter() =
+    inherit JsonConverter<Ink>()
+    override _.Read(_, _, _) = invalidOp "figures are only written"
+
+    override _.Write(writer, ink, _) =
+        writer.WriteStartObject()
+
+        match ink with
+        | Ink.Kind i -> writer.WriteNumber("kind", i)
+        | Ink.Along at -> writer.WriteNumber("along", at)
+
+        writer.WriteEndObject()
 
 type PlotAxis =
     {
         Title: string
         Log: bool
-        /// Ticks at whole numbers alone.
+        /// Ticks at whole numbers only.
         Whole: bool
-        /// Begins at 0, so that lengths compare, unless values lie below.
+        /// Begins at 0 unless values lie below, so that lengths can be compared.
         FromZero: bool
-        /// Ends of the axis, where the data shall not choose them.
+        /// Ends of the axis; without them the data decides.
         Range: (float * float) option
     }
 
@@ -29,9 +46,9 @@ type Curve =
         Y: float[]
         Low: float[]
         High: float[]
-        /// What pointing at each point says.
+        /// The tooltip of each point.
         Hover: string[]
-        /// The x of the one point that carries a dot; without it every point of a short curve does.
+        /// The x of the only point with a marker; without it every point of a short curve has one.
         DotAt: float option
     }
 
@@ -54,24 +71,22 @@ type Bars =
         Stacked: bool
     }
 
-/// A heat map; the first row is on top, NaN cells are empty.
-type Grid =
+/// The first row is on top; NaN cells are empty.
+type Heatmap =
     {
         Rows: string[]
         Columns: string[]
         Values: float[][]
-        /// What stands in each cell, where there is room for it.
+        /// The text of each cell, shown where there is room.
         Texts: string[][]
         Hover: string[][]
         /// Values at the ends of the colour ramp.
         Range: float * float
         /// Name and unit of the values.
         Unit: string
-        /// Rows and columns before which a group begins.
-        Breaks: int[]
     }
 
-/// A point, and where it went.
+/// A point, and where it moved.
 type Arrow =
     {
         From: float * float
@@ -87,29 +102,48 @@ type ArrowGroup =
         Arrows: Arrow[]
     }
 
-[<RequireQualifiedAccess>]
+[<RequireQualifiedAccess; JsonConverter(typeof<MarksConverter>)>]
 type Marks =
     | Curves of Curve[]
     | Bars of Bars
-    | Grid of Grid
-    /// Both axes have one scale.
+    | Heatmap of Heatmap
+    /// Both axes have the same scale.
     | Arrows of ArrowGroup[]
 
-/// A figure as a value, whatever draws it.
+and internal MarksConverter() =
+    inherit JsonConverter<Marks>()
+    override _.Read(_, _, _) = invalidOp "figures are only written"
+
+    override _.Write(writer, marks, options) =
+        let write (name: string) value =
+            writer.WriteStartObject()
+            writer.WritePropertyName name
+            JsonSerializer.Serialize(writer, value, options)
+            writer.WriteEndObject()
+
+        match marks with
+        | Marks.Curves curves -> write "curves" curves
+        | Marks.Bars bars -> write "bars" bars
+        | Marks.Heatmap heatmap -> write "heatmap" heatmap
+        | Marks.Arrows groups -> write "arrows" groups
+
+/// A figure as a value, independent of what draws it.
 type Figure =
     {
         /// Lower-case words joined by dashes, unique in a report: the name of its files.
         Id: string
         Section: string
         Title: string
-        /// How to read it, and what is better.
+        /// How to read it, and which direction is better.
         Caption: string
         X: PlotAxis
         Y: PlotAxis
+        /// Where a task begins: x values of curves, rows and columns of a heat map.
+        Borders: float[]
         Marks: Marks
     }
 
-/// Colours that people with colour-blindness tell apart as well; each has at least 3:1 against its background.
+/// Colours that colour-blind people can distinguish; each has a contrast of at least 3:1 with its background.
 [<RequireQualifiedAccess>]
 module internal Palette =
 
@@ -171,8 +205,19 @@ module internal Palette =
         let c = channels colour |> Array.map linear
         0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]
 
-    /// A curve that stands for a place in an order keeps clear of the background's end of the ramp.
+    /// Text on a colour: black or white, whichever has the higher contrast.
+    let textOn (colour: string) : string =
+        if luminance colour > 0.179 then "#000000" else "#ffffff"
+
+    /// The colour of an ink; places in an order keep away from the background's end of the ramp.
     let ink (kinds: string[]) (ramp: string[]) (ink: Ink) : string =
         match ink with
         | Ink.Kind i -> kinds[i % kinds.Length]
         | Ink.Along at -> along ramp (0.4 + 0.6 * at)
+
+    /// What the page's script needs of each theme.
+    let themes =
+        {|
+            Light = {| Kinds = light; Ramp = lightRamp |}
+            Dark = {| Kinds = dark; Ramp = darkRamp |}
+        |}

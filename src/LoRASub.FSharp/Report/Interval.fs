@@ -3,7 +3,8 @@ namespace LoRASub.Reports
 open System
 open LoRASub
 
-/// A mean over runs and its 95% interval; low and high are NaN for fewer than two values.
+/// A mean over runs and its 95% interval by Student's t. The ends are NaN for fewer than two values, and where all
+/// values are equal: then the seed decides nothing, and an interval would promise a precision that is not there.
 type internal Interval =
     {
         N: int
@@ -12,10 +13,11 @@ type internal Interval =
         High: float
     }
 
-    /// Half of the interval's width.
+    member this.HasEnds = Double.IsFinite this.Low
+
+    /// What ± means in every report: half of the interval's width.
     member this.Half = (this.High - this.Low) / 2.0
 
-/// Student's t intervals, with NaN for what is missing, as figures want them.
 [<RequireQualifiedAccess>]
 module internal Interval =
 
@@ -35,3 +37,12 @@ module internal Interval =
 
     /// Over left − right.
     let paired (left: float[]) (right: float[]) : Interval = ofValues (Array.map2 (-) left right)
+
+    /// "56.5 ± 2.1", or only the mean where there is no interval.
+    let text (decimals: int) (interval: Interval) : string =
+        let mean = Format.fixedPoint decimals interval.Mean
+
+        if interval.HasEnds then
+            $"{mean} ± {Format.fixedPoint decimals interval.Half}"
+        else
+            mean

@@ -4,7 +4,7 @@ open System
 open System.Text
 open LoRASub
 
-/// A table as a value, whatever prints it.
+/// A table as a value, independent of what prints it.
 type Table =
     {
         /// Lower-case words joined by dashes, unique in a report.
@@ -16,64 +16,14 @@ type Table =
         /// As long as the header each; the first column names the row.
         Rows: string[][]
         /// Rows that stand out.
-        Marked: bool[]
+        Marked: Set<int>
+        /// Cells in bold, by row and column: the best values.
+        Bold: Set<int * int>
     }
 
 /// The tables of a report, and their text in Markdown and LaTeX.
 [<RequireQualifiedAccess>]
 module Tables =
-
-    /// A measure of a run in percent or points of percent; NaN where the run has none.
-    type internal Measure =
-        {
-            Title: string
-            HigherIsBetter: bool
-            Of: RunData -> float
-        }
-
-    let internal measures: Measure list =
-        let measured (f: Measures -> float option) (run: RunData) =
-            if run.Matrix.Length = 0 then
-                nan
-            else
-                f (Metrics.measure run.Matrix)
-                |> Option.map ((*) 100.0)
-                |> Option.defaultValue nan
-
-        let measure title higher f =
-            {
-                Title = title
-                HigherIsBetter = higher
-                Of = f
-            }
-
-        [
-            measure "last accuracy (%)" true (measured (_.Last >> Some))
-            measure "average accuracy (%)" true (measured (_.Average >> Some))
-            measure "last accuracy, mean of tasks (%)" true (measured (_.LastByTask >> Some))
-            measure "average accuracy, mean of tasks (%)" true (measured (_.AverageByTask >> Some))
-            measure "forgetting (points)" false (measured _.Forgetting)
-            measure "backward transfer (points)" true (measured _.BackwardTransfer)
-            measure "forward transfer (points)" true _.ForwardTransfer.Points
-            measure "intransigence (points)" false _.Intransigence.Points
-        ]
-
-    /// The runs whose measures compare: the finished ones, or what there is.
-    let internal counted (study: Study) : RunData[] =
-        match study.Runs |> Array.filter _.Finished with
-        | [||] -> study.Runs |> Array.filter (fun run -> run.Matrix.Length > 0)
-        | finished -> finished
-
-    let internal overSeeds (measure: Measure) (study: Study) : Interval =
-        counted study |> Seq.map measure.Of |> Interval.ofValues
-
-    let internal estimate (decimals: int) (interval: Interval) : string =
-        let mean = Markup.fixedPoint decimals interval.Mean
-
-        if interval.N < 2 then
-            mean
-        else
-            $"{mean} ± {Markup.fixedPoint decimals interval.Half}"
 
     let private table id title note header rows =
         {
@@ -82,147 +32,198 @@ module Tables =
             Note = note
             Header = header
             Rows = rows
-            Marked = rows |> Array.map (fun _ -> false)
+            Marked = Set.empty
+            Bold = Set.empty
         }
 
-    let private arrow (measure: Measure) =
-        if measure.HigherIsBetter then "↑" else "↓"
+    let private names (groups: RunGroup[]) = groups |> Array.map _.Name
 
-    let private unfinished (studies: Study[]) =
+    // ------------------------------------------------------------------------------------------ measures
+
+    let private valueOf (measure: Measure) (run: RunData) =
+        Map.tryFind measure.Name run.Measures
+        |> Option.map ((*) 100.0)
+        |> Option.defaultValue nan
+
+    let internal overSeeds (measure: Measure) (group: RunGroup) : Interval =
+        Protocol.counted group |> Seq.map (valueOf measure) |> Interval.ofValues
+
+    let private rowName (measure: Measure) =
+        let arrow =
+            match measure.Better with
+            | Better.Higher -> "↑"
+            | Better.Lower -> "↓"
+
+        $"{measure.Title} ({measure.Unit}) {arrow}"
+
+    /// The columns of the best means; those that round alike are equally good.
+    let private best (measure: Measure) (intervals: Interval[]) =
+        let rounded = intervals |> Array.map (fun i -> Math.Round(i.Mean, 2))
+
+        match rounded |> Array.filter Double.IsFinite with
+        | [||]
+        | [| _ |] -> [||]
+        | known ->
+            let top =
+                match measure.Better with
+                | Better.Higher -> Array.max known
+                | Better.Lower -> Array.min known
+
+            [| 0 .. rounded.Length - 1 |] |> Array.filter (fun i -> rounded[i] = top)
+
+    let private unfinished (groups: RunGroup[]) =
         [
-            for study in studies do
-                for run in study.Runs do
+            for group in groups do
+                for run in group.Runs do
                     if not run.Finished then
-                        $" {study.Name}, seed {run.Seed}, is not finished."
+                        $" {group.Name}, seed {run.Seed}, is not finished."
         ]
         |> String.concat ""
 
     /// Why measures that need a reference run have no number.
-    let private referenceNote (studies: Study[]) =
-        studies
+    let private missing (groups: RunGroup[]) =
+        groups
         |> Seq.collect _.Runs
-        |> Seq.collect (fun run ->
-            [ "Forward transfer", run.ForwardTransfer; "Intransigence", run.Intransigence ])
-        |> Seq.choose (fun (name, referred) ->
-            referred.Note |> Option.map (fun note -> $" {name}: {note.TrimEnd '.'}."))
+        |> Seq.collect _.Missing
+        |> Seq.map (fun (name, why) -> $" No {name}: {why.TrimEnd '.'}.")
         |> Seq.distinct
         |> String.concat ""
 
-    /// Every measure that some run has, with intervals over seeds.
-    let results (studies: Study[]) : Table =
+    /// Every measure that some run has, with intervals over seeds; the best of comparable runs in bold.
+    let results (groups: RunGroup[]) : Table =
         let rows =
             [|
-                for measure in measures do
-                    let intervals = studies |> Array.map (overSeeds measure)
+                for measure in Metrics.all do
+                    let intervals = groups |> Array.map (overSeeds measure)
 
                     if intervals |> Array.exists (fun i -> i.N > 0) then
-                        [|
-                            $"{measure.Title} {arrow measure}"
-                            yield! intervals |> Array.map (estimate 2)
-                        |]
-                [|
-                    "seeds"
-                    for study in studies do
-                        match counted study with
-                        | [||] -> "none"
-                        | runs -> runs |> Array.map (fun run -> string run.Seed) |> String.concat ", "
-                |]
+                        measure, intervals
             |]
 
-        let intervals =
-            if studies |> Array.exists (fun s -> (counted s).Length > 1) then
-                " ± is half of the 95% interval of the mean over seeds (Student's t)."
+        let bold =
+            if (Protocol.differences groups).Length > 0 then
+                Set.empty
             else
-                ""
+                Set.ofSeq
+                    [
+                        for i, (measure, intervals) in Array.indexed rows do
+                            for column in best measure intervals -> i, column + 1
+                    ]
+
+        let intervals condition =
+            rows |> Array.exists (snd >> Array.exists condition)
+
+        let seeds group =
+            match Protocol.counted group with
+            | [||] -> "none"
+            | runs -> runs |> Array.map (fun run -> string run.Seed) |> String.concat ", "
 
         let note =
-            $"↑ higher is better, ↓ lower is better.{intervals}{unfinished studies}{referenceNote studies}"
+            String.concat
+                ""
+                [
+                    "↑ higher is better, ↓ lower is better."
+                    if not bold.IsEmpty then
+                        " Bold: best value of a row."
+                    if intervals (fun i -> i.HasEnds) then
+                        " ± is half of the 95% interval of the mean over seeds (Student's t)."
+                    if intervals (fun i -> i.N > 1 && not i.HasEnds) then
+                        " A value without ± is the same for all seeds."
+                    unfinished groups
+                    missing groups
+                ]
 
-        table "measures" "Measures" note [| "measure"; yield! studies |> Array.map _.Name |] rows
+        { table
+              "measures"
+              "Measures"
+              note
+              [| "measure"; yield! names groups |]
+              [|
+                  for measure, intervals in rows do
+                      [| rowName measure; yield! intervals |> Array.map (Interval.text 2) |]
+                  [| "seeds"; yield! groups |> Array.map seeds |]
+              |] with
+            Bold = bold
+        }
 
-    /// Differences to the first study, seed by seed; none where no other study shares a seed with it.
-    let differences (studies: Study[]) : Table option =
-        let bySeed study =
-            counted study |> Array.map (fun run -> run.Seed, run) |> Map.ofArray
+    /// Differences from the first group, seed by seed; none where no other group shares a seed and the tasks with it.
+    let differences (groups: RunGroup[]) : Table option =
+        let bySeed group =
+            Protocol.counted group |> Array.map (fun run -> run.Seed, run) |> Map.ofArray
 
-        let first = bySeed studies[0]
+        let first = bySeed groups[0]
 
-        let pairs (study: Study) =
+        let pairs (group: RunGroup) =
             [|
-                for seed, run in Map.toArray (bySeed study) do
+                for seed, run in Map.toArray (bySeed group) do
                     match Map.tryFind seed first with
-                    // measures of fewer tasks are others
-                    | Some baseline when baseline.Matrix.Length = run.Matrix.Length -> baseline, run
+                    | Some baseline when
+                        baseline.TaskSizes = run.TaskSizes && baseline.Matrix.Length = run.Matrix.Length
+                        ->
+                        baseline, run
                     | _ -> ()
             |]
 
-        let others =
-            studies
-            |> Array.skip 1
-            |> Array.map (fun study -> study, pairs study)
-            |> Array.filter (fun (_, pairs) -> pairs.Length > 0)
-
-        let cell (measure: Measure) (pairs: (RunData * RunData)[]) =
+        let cell (pairs: (RunData * RunData)[]) (measure: Measure) =
             let difference =
                 Interval.paired
-                    (pairs |> Array.map (snd >> measure.Of))
-                    (pairs |> Array.map (fst >> measure.Of))
+                    (pairs |> Array.map (snd >> valueOf measure))
+                    (pairs |> Array.map (fst >> valueOf measure))
 
             let signed (x: float) =
-                (if Math.Round(x, 2) > 0.0 then "+" else "") + Markup.fixedPoint 2 x
+                (if Math.Round(x, 2) > 0.0 then "+" else "") + Format.fixedPoint 2 x
 
-            match difference.N with
-            | 0 -> Markup.none
-            | 1 -> $"{signed difference.Mean} (n = 1)"
-            | n -> $"{signed difference.Mean} ({signed difference.Low} to {signed difference.High}, n = {n})"
+            if difference.N = 0 then
+                Format.none
+            elif difference.HasEnds then
+                $"{signed difference.Mean} ({signed difference.Low} to {signed difference.High}, n = {difference.N})"
+            else
+                $"{signed difference.Mean} (n = {difference.N})"
 
-        if others.Length = 0 then
-            None
-        else
-            let rows =
+        match
+            groups
+            |> Array.skip 1
+            |> Array.map (fun group -> group, pairs group)
+            |> Array.filter (fun (_, pairs) -> pairs.Length > 0)
+        with
+        | [||] -> None
+        | others ->
+            table
+                "differences"
+                $"Differences from “{groups[0].Name}”, paired by seed"
+                "Mean over seeds of the run minus the run of the same seed, with its 95% interval (Student's t, n seeds). An interval that excludes 0 is a difference beyond seed variation."
+                [| "measure"; yield! others |> Array.map (fun (group, _) -> group.Name) |]
                 [|
-                    for measure in measures do
-                        let cells = others |> Array.map (snd >> cell measure)
+                    for measure in Metrics.all do
+                        let cells = others |> Array.map (fun (_, pairs) -> cell pairs measure)
 
-                        if cells |> Array.exists ((<>) Markup.none) then
-                            [| $"{measure.Title} {arrow measure}"; yield! cells |]
+                        if cells |> Array.exists ((<>) Format.none) then
+                            [| rowName measure; yield! cells |]
                 |]
+            |> Some
 
-            let note =
-                "Each seed's run minus the same seed's, then the mean with its 95% interval (Student's t, n seeds). An interval that leaves out 0 is a difference that the seeds do not explain."
-
-            Some(
-                table
-                    "differences"
-                    $"Paired differences to {studies[0].Name}"
-                    note
-                    [| "measure"; yield! others |> Array.map (fun (study, _) -> study.Name) |]
-                    rows
-            )
-
-    /// The accuracy matrix of one study in percent, averaged over seeds.
-    let matrix (studies: Study[]) (study: Study) : Table =
-        let tasks = study.Runs |> Array.map _.Matrix.Length |> Array.max
+    /// The accuracy matrix of one group in percent, averaged over seeds.
+    let matrix (groups: RunGroup[]) (group: RunGroup) : Table =
+        let tasks = group.Runs |> Array.map _.Matrix.Length |> Array.max
 
         let cell t j =
             if j > t then
                 ""
             else
-                [
-                    for run in study.Runs do
-                        if t < run.Matrix.Length then
-                            let row = run.Matrix[t]
-                            100.0 * Metrics.accuracy (row[j])
-                ]
+                group.Runs
+                |> Seq.choose (fun run -> Array.tryItem t run.Matrix)
+                |> Seq.map (fun row -> 100.0 * Metrics.accuracy row[j])
                 |> Interval.ofValues
-                |> estimate 1
+                |> Interval.text 1
 
         let id, title =
-            if studies.Length = 1 then
+            if groups.Length = 1 then
                 "matrix", "Accuracy matrix"
             else
-                $"matrix-{1 + Array.findIndex (fun (other: Study) -> other.Name = study.Name) studies}",
-                $"Accuracy matrix: {study.Name}"
+                let number =
+                    1 + Array.findIndex (fun (other: RunGroup) -> other.Name = group.Name) groups
+
+                $"matrix-{number}", $"Accuracy matrix of “{group.Name}”"
 
         table
             id
@@ -231,249 +232,231 @@ module Tables =
             [| "after task"; yield! Array.init tasks (fun j -> string (j + 1)) |]
             (Array.init tasks (fun t -> [| string (t + 1); yield! Array.init tasks (cell t) |]))
 
-    // A setting of a study: that of its runs, or all of them where seeds differ.
-    let private settingOf (study: Study) (name: string) =
-        study.Runs
-        |> Array.map (fun run ->
-            run.Settings
-            |> Array.tryFind (fst >> (=) name)
-            |> Option.map snd
-            |> Option.defaultValue Markup.none)
-        |> Array.distinct
-        |> String.concat ", "
+    // ------------------------------------------------------------------------------------------ settings
 
-    let private settingNames (studies: Study[]) =
-        studies
+    /// These decide what is recorded, not what comes out.
+    let private recording =
+        set [ "tensorboard"; "checkpoint-minutes"; "drift"; "reference" ]
+
+    /// Each setting with its text in each group, or all texts where seeds differ.
+    let private settingRows (groups: RunGroup[]) : (string * string[])[] =
+        let textIn name (group: RunGroup) =
+            group.Runs
+            |> Array.map (fun run ->
+                run.Settings
+                |> Array.tryFind (fst >> (=) name)
+                |> Option.map snd
+                |> Option.defaultValue Format.none)
+            |> Array.distinct
+            |> String.concat ", "
+
+        groups
         |> Seq.collect _.Runs
         |> Seq.collect (_.Settings >> Seq.map fst)
         |> Seq.distinct
+        |> Seq.map (fun name -> name, groups |> Array.map (textIn name))
         |> Array.ofSeq
 
-    let private settingRows (studies: Study[]) =
-        settingNames studies
-        |> Array.map (fun name -> name, studies |> Array.map (fun study -> settingOf study name))
+    /// Where files lie is no difference; which files are is one.
+    let private differ (name: string, values: string[]) =
+        let values =
+            match name with
+            | "data-path"
+            | "backbone"
+            | "class-order" -> values |> Array.map Protocol.fileName
+            | _ -> values
 
-    let private differs (values: string[]) = (Array.distinct values).Length > 1
+        not (recording.Contains name) && (Array.distinct values).Length > 1
 
-    /// The settings in which the studies differ; none for one study and where all are the same.
-    let settingDifferences (studies: Study[]) : Table option =
-        match settingRows studies |> Array.filter (snd >> differs) with
+    /// The settings in which the groups differ, but for those that cannot change a result; none where there are none.
+    let settingDifferences (groups: RunGroup[]) : Table option =
+        match settingRows groups |> Array.filter differ with
         | [||] -> None
         | rows ->
             table
                 "setting-differences"
                 "Settings that differ"
                 ""
-                [| "setting"; yield! studies |> Array.map _.Name |]
-                (rows |> Array.map (fun (name, values) -> Array.append [| name |] values))
+                [| "setting"; yield! names groups |]
+                (rows |> Array.map (fun (name, values) -> [| name; yield! values |]))
             |> Some
 
-    /// Every setting; of one study with its source, of several side by side with the differing rows marked.
-    let settings (studies: Study[]) : Table option =
-        match settingRows studies, studies with
-        | [||], _ -> None
-        | rows, [| study |] ->
-            let source name =
-                study.Runs[0].Sources |> Map.tryFind name |> Option.defaultValue ""
-
-            let known = study.Runs[0].Sources.Count > 0
+    /// Every setting; with its source for one group, side by side with the differing rows marked for several.
+    let settings (groups: RunGroup[]) : Table option =
+        match settingRows groups with
+        | [||] -> None
+        | rows when groups.Length = 1 ->
+            let sources = groups[0].Runs[0].Sources
 
             table
                 "settings"
                 "Settings"
                 ""
-                [|
-                    "setting"
-                    "value"
-                    if known then
-                        "from"
-                |]
+                [| "setting"; "value"; "from" |]
                 (rows
                  |> Array.map (fun (name, values) ->
-                     [|
-                         name
-                         values[0]
-                         if known then
-                             source name
-                     |]))
+                     [| name; values[0]; Map.tryFind name sources |> Option.defaultValue "" |]))
             |> Some
-        | rows, _ ->
+        | rows ->
             { table
                   "settings"
                   "Settings"
-                  "Rows in which runs differ are marked with ≠."
-                  [| "setting"; yield! studies |> Array.map _.Name |]
+                  "≠ marks settings in which the runs differ."
+                  [| "setting"; yield! names groups |]
                   (rows
-                   |> Array.map (fun (name, values) ->
-                       Array.append [| (if differs values then $"≠ {name}" else name) |] values)) with
-                Marked = rows |> Array.map (snd >> differs)
+                   |> Array.map (fun row -> [| (if differ row then "≠ " else "") + fst row; yield! snd row |])) with
+                Marked =
+                    Set.ofSeq (
+                        seq {
+                            for i, row in Array.indexed rows do
+                                if differ row then
+                                    i
+                        }
+                    )
             }
             |> Some
 
-    // "memoryBytes" as people read it
-    let private words (name: string) =
-        name
-        |> String.collect (fun c ->
-            if Char.IsUpper c then
-                $" {Char.ToLowerInvariant c}"
-            else
-                string c)
+    // ------------------------------------------------------------------------------------------ machine
+
+    let private resourcesOf (group: RunGroup) = group.Runs |> Array.choose _.Resources
 
     let private gibibytes (bytes: float) =
-        Markup.fixedPoint 2 (bytes / 1073741824.0) + " GiB"
+        Format.fixedPoint 2 (bytes / 1073741824.0) + " GiB"
 
-    let private fact (name: string, value: string) =
-        match Double.TryParse(value, Globalization.CultureInfo.InvariantCulture) with
-        | true, bytes when name.EndsWith("Bytes", StringComparison.Ordinal) ->
-            words (name.Substring(0, name.Length - "Bytes".Length)), gibibytes bytes
-        | _ -> words name, value
+    /// The machine and software of the first run of each group that recorded them.
+    let environment (groups: RunGroup[]) : Table option =
+        let fact (name: string, value: string) =
+            match Double.TryParse(value, Globalization.CultureInfo.InvariantCulture) with
+            | true, bytes when name.EndsWith("Bytes", StringComparison.Ordinal) ->
+                Format.words name[.. name.Length - 6], gibibytes bytes
+            | _ -> Format.words name, value
 
-    let private resourcesOf (study: Study) = study.Runs |> Array.choose _.Resources
-
-    /// The machine and software of each study's first run that says so.
-    let environment (studies: Study[]) : Table option =
-        let facts (study: Study) =
-            match resourcesOf study |> Array.tryHead with
+        let facts group =
+            match Array.tryHead (resourcesOf group) with
             | None -> [||]
             | Some r ->
                 [|
-                    yield! r.Environment |> Array.map fact
-                    if Double.IsFinite r.PeakMemoryBytes then
-                        "peak memory", gibibytes r.PeakMemoryBytes
-                    if r.Started <> "" then
-                        "started (UTC)", r.Started
-                    if r.Finished <> "" then
-                        "finished (UTC)", r.Finished
+                    for pair in r.Environment do
+                        fact (pair.Key, (if isNull pair.Value then Format.none else string pair.Value))
+                    "peak memory", gibibytes (float r.PeakMemoryBytes)
+                    "started (UTC)", r.StartedUtc
+                    "finished (UTC)", r.FinishedUtc
                 |]
 
-        let all = studies |> Array.map facts
-        let names = all |> Seq.collect (Seq.map fst) |> Seq.distinct |> Array.ofSeq
+        let all = groups |> Array.map (facts >> Map.ofArray)
 
-        let value name facts =
-            facts
-            |> Array.tryFind (fst >> (=) name)
-            |> Option.map snd
-            |> Option.defaultValue Markup.none
-
-        if names.Length = 0 then
-            None
-        else
+        match groups |> Seq.collect facts |> Seq.map fst |> Seq.distinct |> Array.ofSeq with
+        | [||] -> None
+        | facts ->
             table
                 "environment"
                 "Environment"
                 ""
-                [|
-                    "fact"
-                    if studies.Length = 1 then
-                        "value"
-                    else
-                        yield! studies |> Array.map _.Name
-                |]
-                (names
-                 |> Array.map (fun name -> [| name; yield! all |> Array.map (value name) |]))
+                [| "fact"; yield! names groups |]
+                (facts
+                 |> Array.map (fun name ->
+                     [|
+                         name
+                         yield! all |> Array.map (Map.tryFind name >> Option.defaultValue Format.none)
+                     |]))
             |> Some
 
-    /// Wall seconds of each phase, all tasks together.
-    let seconds (studies: Study[]) : Table option =
-        let names =
-            studies
+    /// Wall time of each phase, all tasks together.
+    let seconds (groups: RunGroup[]) : Table option =
+        let phases =
+            groups
             |> Seq.collect resourcesOf
-            |> Seq.collect (_.PhaseSeconds >> Seq.map fst)
+            |> Seq.collect _.PhaseSeconds.Keys
             |> Seq.distinct
             |> Array.ofSeq
 
-        let of' (pick: (string * float)[] -> float) study =
-            resourcesOf study
-            |> Seq.map (_.PhaseSeconds >> pick)
-            |> Interval.ofValues
-            |> estimate 1
+        let row (name: string) (pick: ResourcesFile -> float) =
+            [|
+                name
+                for group in groups do
+                    resourcesOf group |> Seq.map pick |> Interval.ofValues |> Interval.text 1
+            |]
 
-        let phase name phases =
-            phases
-            |> Array.tryFind (fst >> (=) name)
-            |> Option.map snd
-            |> Option.defaultValue nan
-
-        if names.Length = 0 then
+        if phases.Length = 0 then
             None
         else
             table
                 "seconds"
-                "Seconds per phase"
-                "Wall time of all tasks together, in seconds."
-                [| "phase"; yield! studies |> Array.map _.Name |]
+                "Time of each phase"
+                "Wall time of all tasks together, in seconds. Compare timings only on the same idle machine."
+                [| "phase"; yield! names groups |]
                 [|
-                    for name in names do
-                        [| name; yield! studies |> Array.map (of' (phase name)) |]
-                    [| "all"; yield! studies |> Array.map (of' (Array.sumBy snd)) |]
+                    for name in phases do
+                        row name (fun r ->
+                            match r.PhaseSeconds.TryGetValue name with
+                            | true, seconds -> seconds
+                            | _ -> nan)
+                    row "all" (_.PhaseSeconds.Values >> Seq.sum)
                 |]
             |> Some
+
+    // ------------------------------------------------------------------------------------------ whole reports
 
     // wider tables fit no page; the figure shows them
     [<Literal>]
     let private MostColumns = 20
 
-    /// What a paper needs: measures, paired differences, accuracy matrices, settings that differ, seconds.
-    let forPapers (studies: Study[]) : Table[] =
+    /// What a paper needs: measures, paired differences, accuracy matrices, settings that differ, time.
+    let forPapers (groups: RunGroup[]) : Table[] =
         [|
-            results studies
-            if studies.Length > 1 then
-                yield! Option.toArray (differences studies)
-            for study in studies do
-                let tasks = study.Runs |> Array.map _.Matrix.Length |> Array.max
+            results groups
+            yield! Option.toArray (differences groups)
+            for group in groups do
+                let tasks = group.Runs |> Array.map _.Matrix.Length |> Array.max
 
                 if tasks > 0 && tasks <= MostColumns then
-                    matrix studies study
-            if studies.Length > 1 then
-                yield! Option.toArray (settingDifferences studies)
-            yield! Option.toArray (seconds studies)
+                    matrix groups group
+            if groups.Length > 1 then
+                yield! Option.toArray (settingDifferences groups)
+            yield! Option.toArray (seconds groups)
         |]
 
-    /// What all reports begin with: one line on what a study reached.
-    let verdict (study: Study) : string =
-        let shown title =
-            let measure = measures |> List.find (fun m -> m.Title = title)
-            overSeeds measure study
+    /// One sentence: method, protocol and result of a group.
+    let verdict (group: RunGroup) : string =
+        match Protocol.counted group with
+        | [||] -> "No task is finished yet."
+        | runs ->
+            let run = runs |> Array.maxBy _.Matrix.Length
+            let method = if run.Method = "" then "run" else run.Method
 
-        let runs = counted study
+            let shown unit label (interval: Interval) =
+                let half =
+                    if interval.HasEnds then
+                        $" ({label}± {Format.fixedPoint 1 interval.Half})"
+                    else
+                        ""
 
-        if runs.Length = 0 then
-            "No task is finished yet."
-        else
-            let run = runs[0]
-            let tasks = runs |> Array.map _.Matrix.Length |> Array.max
+                $"{Format.fixedPoint 1 interval.Mean} {unit}{half}"
 
-            let seeds =
-                if runs.Length = 1 then
-                    ""
-                else
-                    $", mean of {runs.Length} seeds"
+            let last = overSeeds Metrics.last group
+            let average = overSeeds Metrics.average group
+            let forgetting = overSeeds Metrics.forgetting group
 
-            let method = if run.Method = "" then "the run" else run.Method
-            let data = if run.Data = "" then "" else $" on {run.Data}"
-            let average = shown "average accuracy (%)"
-            let forgetting = shown "forgetting (points)"
-
-            let lost =
+            let forgotten =
                 if forgetting.N = 0 then
                     ""
                 else
-                    $"; {estimate 1 forgetting} points forgotten"
+                    $""", {shown "points" "" forgetting} forgotten"""
 
-            let learned =
-                if tasks = 1 then "1 task"
-                elif runs |> Array.forall _.Finished then $"{tasks} tasks"
-                else $"{tasks} of {run.Tasks} tasks"
+            let seeds =
+                if runs.Length = 1 then ""
+                elif last.HasEnds then $"; mean of {runs.Length} seeds"
+                else $"; the same for {runs.Length} seeds"
 
-            let last = shown "last accuracy (%)"
-            $"{method}{data}: {estimate 1 last} %% right after {learned} ({estimate 1 average} %% on average{seeds}){lost}."
+            let accuracy = shown "% accuracy" "95% interval " last
+            $"""{method} {Protocol.describe run}: {accuracy} after {Protocol.learned run}, {shown "%" "" average} on average{forgotten}{seeds}."""
 
-    // Text forms
+    // ------------------------------------------------------------------------------------------ Markdown and LaTeX
 
     let private oneLine (text: string) =
-        Text.visible (text.ReplaceLineEndings " ")
+        Format.clean (text.ReplaceLineEndings " ")
 
-    /// A text that Markdown shows as it is, in one line.
+    /// A text that Markdown shows literally, in one line.
     let markdownText (text: string) : string =
         let escaped = StringBuilder()
 
@@ -509,16 +492,25 @@ module Tables =
         | '↓' -> @"$\downarrow$"
         | '≠' -> @"$\neq$"
         | '−' -> "$-$"
+        | '“' -> "``"
+        | '”' -> "''"
         | '–' -> "--"
         | '…' -> @"\dots{}"
         | c -> string c
 
-    /// A text that LaTeX sets as it is, in one line. Letters outside the preamble's fonts need a Unicode engine.
+    /// A text that LaTeX prints literally, in one line. Letters outside the preamble's fonts need a Unicode engine.
     let latexText (text: string) : string = String.collect latexOf (oneLine text)
 
+    let private cells (bold: string -> string) (text: string -> string) (table: Table) (row: int) =
+        table.Rows[row]
+        |> Array.mapi (fun column cell ->
+            if table.Bold.Contains(row, column) then
+                bold (text cell)
+            else
+                text cell)
+
     let private markdownTable (table: Table) =
-        let row (cells: string seq) =
-            "| " + String.concat " | " (Seq.map markdownText cells) + " |"
+        let line (cells: string seq) = "| " + String.concat " | " cells + " |"
 
         [
             $"## {markdownText table.Title}"
@@ -526,50 +518,57 @@ module Tables =
             if table.Note <> "" then
                 markdownText table.Note
                 ""
-            row table.Header
+            line (Seq.map markdownText table.Header)
             "|---|" + String.replicate (table.Header.Length - 1) "---:|"
-            yield! table.Rows |> Array.map row
+            for row in 0 .. table.Rows.Length - 1 do
+                line (cells (fun text -> $"**{text}**") markdownText table row)
             ""
         ]
 
-    let private title (studies: Study[]) =
-        if studies.Length = 1 then
-            $"Run {studies[0].Name}"
-        else
-            $"Comparison of {studies.Length} runs"
-
     /// The tables for papers as one Markdown text.
-    let markdown (studies: Study[]) : string =
+    let markdown (groups: RunGroup[]) : string =
+        let title =
+            if groups.Length = 1 then
+                $"Run {groups[0].Name}"
+            else
+                $"Comparison of {groups.Length} runs"
+
         [
-            $"# {markdownText (title studies)}"
+            $"# {markdownText title}"
             ""
-            for study in studies do
-                if studies.Length = 1 then
-                    markdownText (verdict study)
+            match Protocol.warning groups with
+            | Some warning ->
+                "**Warning:** " + markdownText warning
+                ""
+            | None -> ()
+            for group in groups do
+                if groups.Length = 1 then
+                    markdownText (verdict group)
                 else
-                    $"- {markdownText study.Name}: {markdownText (verdict study)}"
+                    $"- {markdownText group.Name}: {markdownText (verdict group)}"
             ""
-            yield! forPapers studies |> Seq.collect markdownTable
+            yield! forPapers groups |> Seq.collect markdownTable
         ]
         |> String.concat "\n"
 
     let private latexTable (table: Table) =
-        let row (cells: string seq) =
-            "    " + String.concat " & " (Seq.map latexText cells) + @" \\"
+        let line (cells: string seq) =
+            "    " + String.concat " & " cells + @" \\"
 
         let columns = "l" + String.replicate (table.Header.Length - 1) "r"
         let caption = $"{table.Title}. {table.Note}".TrimEnd()
 
         [
             @"\begin{table}"
-            @"  \centering"
+            @"  \centering\small"
             $@"  \caption{{{latexText caption}}}"
             $@"  \label{{tab:{table.Id}}}"
             $@"  \begin{{tabular}}{{{columns}}}"
             @"    \toprule"
-            row table.Header
+            line (Seq.map latexText table.Header)
             @"    \midrule"
-            yield! table.Rows |> Array.map row
+            for row in 0 .. table.Rows.Length - 1 do
+                line (cells (fun text -> $@"\textbf{{{text}}}") latexText table row)
             @"    \bottomrule"
             @"  \end{tabular}"
             @"\end{table}"
@@ -577,10 +576,13 @@ module Tables =
         ]
 
     /// The tables for papers in LaTeX, for a document that loads booktabs.
-    let latex (studies: Study[]) : string =
+    let latex (groups: RunGroup[]) : string =
         [
             "% Needs \\usepackage{booktabs}; \\input this file."
+            match Protocol.warning groups with
+            | Some warning -> "% Warning: " + oneLine warning
+            | None -> ()
             ""
-            yield! forPapers studies |> Seq.collect latexTable
+            yield! forPapers groups |> Seq.collect latexTable
         ]
         |> String.concat "\n"

@@ -1,8 +1,7 @@
-module LoRASub.Tests.MarkupTests
+module LoRASub.Tests.FormatTests
 
 open System
 open System.Globalization
-open System.Xml.Linq
 open Expecto
 open FsCheck
 open FsCheck.FSharp
@@ -20,29 +19,22 @@ let private law name (property: string -> unit) : Test =
                 ArbMap.defaults |> ArbMap.generate<NonNull<string>> |> Gen.map _.Get
             ]
 
-    Check.propertyWith (Arb.fromGen texts) 200 "Markup" name property
+    Check.propertyWith (Arb.fromGen texts) 200 "Format" name property
 
 [<Tests>]
 let tests =
     testList
-        "Markup"
+        "Format"
         [
-            law "an XML reader gives back the cleaned text, as content and as attribute" (fun text ->
-                let element = Markup.element "p" [ "title", text ] [ Markup.escape text ]
-                let read = XElement.Parse(element, LoadOptions.PreserveWhitespace)
-                let clean = Markup.clean text
-                Expect.equal read.Value clean "content"
-
-                // in attributes XML reads every white space as a blank
-                let blank = clean.Replace('\n', ' ').Replace('\t', ' ')
-                Expect.equal ((read.Attribute(XName.Get "title")).Value) blank "attribute")
+            law "a cleaned text is one that XML can hold" (fun text ->
+                Format.clean text |> System.Xml.XmlConvert.VerifyXmlChars |> ignore)
 
             law "cleaning twice changes nothing more" (fun text ->
-                Expect.equal (Markup.clean (Markup.clean text)) (Markup.clean text) "twice")
+                Expect.equal (Format.clean (Format.clean text)) (Format.clean text) "twice")
 
             law "a shortened text is short, whole, and keeps its ends" (fun text ->
                 let letters = (StringInfo text).LengthInTextElements
-                let short = Markup.shorten 7 text
+                let short = Format.shorten 7 text
                 Expect.equal (StringInfo short).LengthInTextElements (min 7 letters) "length in letters"
 
                 if letters <= 7 then
@@ -55,15 +47,19 @@ let tests =
 
             testCase "texts that turn the direction of others are shown as such" (fun () ->
                 Expect.equal
-                    (Markup.clean ("a\u202Eb\u2066c\u0000" + string '\uD800' + "\nאב"))
+                    (Format.clean ("a\u202Eb\u2066c\u0000" + string '\uD800' + "\nאב"))
                     "a\\u202Eb\\u2066c\\u0000\\uD800\nאב"
                     "clean")
 
             testCase "numbers as people read them" (fun () ->
-                Expect.equal (Markup.fixedPoint 2 -1.005) "−1.00" "a true minus"
-                Expect.equal (Markup.fixedPoint 1 -0.01) "0.0" "no minus zero"
-                Expect.equal (Markup.fixedPoint 1 nan) "–" "none"
-                Expect.equal (Markup.fixedPoint 0 1234567.0) "1234567" "no grouping"
-                Expect.equal (Markup.significant 3 0.0012345) "0.00123" "digits"
-                Expect.equal (Markup.significant 3 infinity) "–" "infinite")
+                Expect.equal (Format.fixedPoint 2 -1.005) "−1.00" "a true minus"
+                Expect.equal (Format.fixedPoint 1 -0.01) "0.0" "no minus zero"
+                Expect.equal (Format.fixedPoint 1 nan) "–" "none"
+                Expect.equal (Format.fixedPoint 0 1234567.0) "1234567" "no grouping"
+                Expect.equal (Format.significant 3 0.0012345) "0.00123" "digits"
+                Expect.equal (Format.significant 3 infinity) "–" "infinite")
+
+            testCase "names of fields as words" (fun () ->
+                Expect.equal (Format.words "peakMemory") "peak memory" "camel case"
+                Expect.equal (Format.words "seeds") "seeds" "one word")
         ]
