@@ -1,5 +1,5 @@
 // How far the first task's class means move while a second task is learned, as published and with parts of the method
-// switched off. Run after a build: dotnet fsi scripts/ablation.fsx
+// disabled. Run after a build: dotnet fsi scripts/ablation.fsx
 
 #load "load.fsx"
 
@@ -14,7 +14,7 @@ let settings =
         Epochs = 1
         Batch = 16
         PrototypeTransform = PrototypeTransform.Test
-        // ten times the published rate, so that a few steps show it
+        // ten times the published rate, so that a few steps show an effect
         Method =
             { preset.Method with
                 LearningRate = 5e-3
@@ -71,7 +71,7 @@ let classMeans (state: TaskState) : torch.Tensor =
 let distance (left: torch.Tensor) (right: torch.Tensor) =
     Scope.run (fun () -> (left.sub right).norm(1).mean().item<single>())
 
-// The first task is the same in all three: nothing is projected yet. States are values, so each starts from this one.
+// The first task is the same in all three, because nothing is projected yet. Each starts from this state.
 let learner = LoRASubDrs.learner plan.Backbone settings.Method
 let start = learner.Start(Rng.ofSeed settings.Seed)
 let afterFirst = learn settings.Method start first

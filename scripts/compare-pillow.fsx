@@ -2,8 +2,8 @@
 //
 //     dotnet fsi scripts/compare-pillow.fsx [PYTHON]
 //
-// Needs the library's build (dotnet fsi build.fsx -t Build) and a Python 3 with Pillow and numpy; PYTHON is its
-// program, python3 where it is not given.
+// Needs the library's build (dotnet fsi build.fsx -t Build) and a Python 3 with Pillow and numpy. PYTHON is its
+// executable; the default is python3.
 
 #load "load.fsx"
 
@@ -41,7 +41,7 @@ let difference (expected: byte[]) (actual: byte[]) : struct (float * int) =
 
     struct (Array.averageBy float differences, Array.max differences)
 
-/// The way of sets held in memory: whole batches, not rounded between the axes; to bytes at the end.
+/// As for data sets in memory: whole batches, not rounded between the axes, to bytes at the end.
 let asBatch (size: int) (picture: Picture) : byte[] =
     Scope.run (fun () ->
         let shape = [| 1L; int64 picture.Height; int64 picture.Width; 3L |]

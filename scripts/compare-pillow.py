@@ -1,4 +1,4 @@
-# Makes 20 images of different sizes and kinds in a folder and, beside each, what Pillow gives for it, as raw RGB:
+# Makes 20 images of different sizes and kinds in a folder and, beside each, Pillow's result as raw RGB:
 # NAME.rgb (decoded), NAME.224 (resized to 224 x 224), NAME.centre (shorter side 256, middle 224 x 224).
 # compare-pillow.fsx runs it; it needs Pillow and numpy.
 import struct

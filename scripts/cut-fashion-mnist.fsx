@@ -1,9 +1,9 @@
-// Cuts the bundled part of Fashion-MNIST: the first 300 training and 100 test images of each class, in the original
+// Cuts the bundled subset of Fashion-MNIST: the first 300 training and 100 test images of each class, in the original
 // order (which mixes the classes), as the four gzip IDX files of the full set. The same input gives the same bytes.
 //
 //   dotnet fsi scripts/cut-fashion-mnist.fsx FOLDER
 //
-// FOLDER holds the full set; Debian's package dataset-fashion-mnist puts it in /usr/share/datasets/fashion-mnist.
+// FOLDER has the full set. Debian's package dataset-fashion-mnist installs it in /usr/share/datasets/fashion-mnist.
 
 open System
 open System.Buffers.Binary
@@ -35,7 +35,7 @@ let pack (path: string) (bytes: byte[]) =
 
     File.Move(temporary, path, overwrite = true)
 
-/// The elements at some positions, below a header with the new count; `size` bytes each.
+/// The elements at some positions, `size` bytes each, after a header with the new count.
 let pick (file: byte[]) (headerBytes: int) (size: int) (positions: int[]) =
     let header = Array.sub file 0 headerBytes
     BinaryPrimitives.WriteInt32BigEndian(Span(header, 4, 4), positions.Length)

@@ -1,5 +1,5 @@
 // How far do the true class means move from their prototypes, with the update confined to the retained space and without?
-// Two runs of seconds on a cut of the program's own data, then a report of both to look at.
+// Two short runs on a subset of the bundled data, then a report of both.
 //
 //     dotnet fsi scripts/drift.fsx [REPORT.html]
 
@@ -23,20 +23,23 @@ let withMethod change (settings: RunSettings) =
         Method = change settings.Method
     }
 
-/// A run in a folder of its own, and what its drift comes to over the old classes.
+/// A run in its own folder, and its drift over the old classes.
 let measure (folder: string) (settings: RunSettings) =
     use _ = RunFolder.hold folder
     let plan = smallPlan settings.Tasks settings
     let learner = LoRASubDrs.learner plan.Backbone settings.Method
     let began = System.DateTime.UtcNow
-    let outcome = Session.start folder learner plan (Checkpoint.inputs plan) ignore (fun () -> false)
+
+    let outcome =
+        Session.start folder learner plan (Checkpoint.inputs plan) ignore (fun () -> false)
+
     RunFolder.save folder plan began outcome
     (Drift.summary outcome.Drift.Value).Value
 
 let runs = Directory.CreateTempSubdirectory("lorasub-drift-").FullName
 let folder name = Path.Combine(runs, name)
 
-// a rate at which so few images move the features at all
+// a rate high enough that so few images move the features
 let quick = settings |> withMethod (fun m -> { m with LearningRate = 5e-3 })
 
 let confined = measure (folder "confined") quick

@@ -3,10 +3,10 @@
 //     dotnet fsi scripts/interrupt.fsx runs [KILLS] [TERMINATIONS] [SEED]
 //     dotnet fsi scripts/interrupt.fsx classifier [KILLS] [SEED]
 //
-// `runs` ends short runs and resumes them: each must end as the run that nobody disturbed, byte for byte. 20 kills and 5
-// terminations take some five minutes. `classifier` kills a process that saves classifiers over each other: one of the
-// two must load, and the next save must remove what the killed process left. 20 kills take some three minutes. The
-// program has to be built (`dotnet fsi build.fsx -t Build`).
+// `runs` ends short runs and resumes them. The results must be byte-identical to an uninterrupted run. 20 kills and 5
+// terminations take about five minutes. `classifier` kills a process that saves classifiers over each other. One of the
+// two must load, and the next save must remove what the killed process left. 20 kills take about three minutes. Build the
+// program first (`dotnet fsi build.fsx -t Build`).
 
 #load "load.fsx"
 
@@ -45,7 +45,7 @@ let start (program: string) (words: string list) =
     child.BeginErrorReadLine()
     child
 
-/// What a killed process left in a folder, beside the files that belong there.
+/// What a killed process left in a folder, apart from the expected files.
 let leftovers (folder: string) (expected: string list) =
     Directory.GetFiles folder
     |> Array.map Path.GetFileName
@@ -58,7 +58,7 @@ let counted (names: string seq) =
     |> String.concat ", "
     |> fun text -> if text = "" then "none" else text
 
-/// Ends the script with the number of what was lost; keeps the folder then.
+/// Ends the script with the number of losses, and keeps the folder if there are any.
 let conclude (folder: string) (lost: int) =
     if lost = 0 then
         Directory.Delete(folder, true)
@@ -149,7 +149,7 @@ let interruptRuns () =
         child.WaitForExit()
         child.ExitCode
 
-    // what a run has to leave, whatever happened to it
+    // what a run must leave, whatever happened to it
     let names =
         [
             "summary.json"
@@ -207,7 +207,7 @@ let interruptRuns () =
             child.WaitForExit()
             compared name run after (child.ExitCode = expectedCode) i
 
-    /// Whether a run that was ended comes out as the undisturbed one when it is resumed.
+    /// Whether a resumed run ends like the uninterrupted one.
     and compared (name: string) (run: string) (after: float) asExpected i =
         let begun = File.Exists(under run "settings.json")
         let checkpoint = File.Exists(under run "checkpoint.json")
@@ -265,7 +265,7 @@ let options = ClassifierOptions(Epochs = 1, BatchSize = 16, Augment = false)
 let load (folder: string) =
     ContinualClassifier.Load(folder, Load.microVit, options)
 
-/// The killed process: says that it begins, then saves two classifiers in turn until it is killed.
+/// The process to kill: prints that it begins, then saves two classifiers in turn until it is killed.
 let saveForEver (folder: string) =
     use first = load (under folder "first")
     use second = load (under folder "second")
@@ -302,7 +302,7 @@ let interruptClassifier () =
     let left = ResizeArray<string>()
     let after = ResizeArray<string>()
     let files = [ "learner.json"; "learner.safetensors" ]
-    // they start while the one before is looked at
+    // they start while the previous one is checked
     let mutable next = child ()
 
     let killed i =
@@ -332,7 +332,7 @@ let interruptClassifier () =
         | Ok which -> printfn $"kill {i + 1}: {which}; left: {counted mine}"
         | Error why -> printfn $"kill {i + 1}: LOST: {why}"
 
-        // the next save removes what was left
+        // the next save must remove what was left
         (use first = load (under folder "first")
          first.Save kept)
 

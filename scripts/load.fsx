@@ -1,5 +1,5 @@
 // Opens the library in F# Interactive: native backend, paths of the small data set and backbone, a printer for tensors.
-// Build first (dotnet fsi build.fsx -t Build; #r fails without it), then: dotnet fsi --load:scripts/load.fsx; open Load
+// Build first (dotnet fsi build.fsx -t Build), or #r fails; then: dotnet fsi --load:scripts/load.fsx; open Load
 
 #r "../src/LoRASub.FSharp/bin/Release/net10.0/TorchSharp.dll"
 #r "../src/LoRASub.FSharp/bin/Release/net10.0/LoRASub.FSharp.dll"
@@ -10,7 +10,7 @@ open TorchSharp
 
 NativeBackend.ensureLoaded () |> ignore
 
-/// What comes with the program.
+/// The bundled data set and backbone.
 let assets =
     Path.GetFullPath(Path.Combine(__SOURCE_DIRECTORY__, "..", "src", "LoRASub.FSharp.Cli", "assets"))
 
@@ -20,7 +20,7 @@ let fashionMnist = Path.Combine(assets, "fashion-mnist")
 /// A small Vision Transformer for RGB images of 32 x 32.
 let microVit = Path.Combine(assets, "vit_micro_patch4_32.safetensors")
 
-/// Shape, type and first values of a tensor, as F# Interactive shows it.
+/// How F# Interactive shows a tensor: type, shape and first values.
 let show (tensor: torch.Tensor) =
     Scope.run (fun () ->
         let few = tensor.detach().flatten().narrow(0L, 0L, min 6L (tensor.numel ()))

@@ -3,7 +3,7 @@
 //
 //     dotnet fsi scripts/read-data-sets.fsx [IMAGES]
 //
-// Needs the library's build (dotnet fsi build.fsx -t Build). IMAGES training images a layout, 300 where not given.
+// Needs the library's build (dotnet fsi build.fsx -t Build). IMAGES: training images per layout; the default is 300.
 
 #load "load.fsx"
 #r "../src/LoRASub.FSharp/bin/Release/net10.0/SkiaSharp.dll"
@@ -22,10 +22,10 @@ let images =
     | [] -> 300
     | count :: _ -> int count
 
-/// A few classes suffice: the time is that of the images.
+/// A few classes are enough: the time depends on the images.
 let classes = 10
 
-/// A photograph of sorts: a slope, discs of colour, and noise, which keeps the files as large as photographs.
+/// A synthetic photograph: a gradient, coloured discs, and noise, which makes the files as large as photographs.
 let draw (random: Random) (width: int) (height: int) : SKBitmap =
     let bitmap = new SKBitmap(width, height, SKColorType.Rgba8888, SKAlphaType.Opaque)
 
@@ -77,7 +77,7 @@ let write (random: Random) (path: string) (width: int) (height: int) =
     use data = bitmap.Encode(format, 90)
     File.WriteAllBytes(path, data.ToArray())
 
-/// About 500 x 375, on either side, each image another size.
+/// About 500 x 375; each image has another size.
 let photograph random path =
     let across, down = 460 + (random: Random).Next 80, 345 + random.Next 60
 
@@ -180,7 +180,7 @@ let options: BatchOptions =
         Dtype = torch.ScalarType.Float32
     }
 
-/// Runs `f`; its result, seconds, and seconds of all cores together.
+/// Runs `f`. Returns its result, wall seconds, and processor seconds.
 let timed (f: unit -> 'T) =
     let cores () =
         Process.GetCurrentProcess().TotalProcessorTime.TotalSeconds

@@ -13,7 +13,7 @@ let number (x: float) = Scalar.op_Implicit x
 let normal shape i =
     Rng.normal shape float64 torch.CPU (Rng.fold i (Rng.ofSeed 1L))
 
-/// Largest absolute entry: 0 up to rounding where an invariant holds.
+/// Largest absolute entry: 0 up to rounding if an invariant holds.
 let largest (t: torch.Tensor) = t.abs().max().item<float>()
 
 let check name (residual: float) =
@@ -24,7 +24,7 @@ let check name (residual: float) =
 
 let d, r = 12L, 3L
 
-// Inputs that lie near 4 of 12 directions.
+// Inputs close to 4 of 12 directions.
 let inputs =
     let near = (normal [| 600L; 4L |] 0L).mm(normal [| 4L; d |] 1L)
     near.add ((normal [| 600L; d |] 2L).mul(number 0.01))
