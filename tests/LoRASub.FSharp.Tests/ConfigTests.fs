@@ -236,9 +236,7 @@ let tests =
 
                 Expect.equal
                     (notes (lib []) [ "epochs", "1" ])
-                    [|
-                        "the first task keeps its 9 epochs, unless --initial-epochs says otherwise"
-                    |]
+                    [| "the first task keeps its 9 epochs, unless --initial-epochs is given" |]
                     "the file's"
 
                 Expect.hasLength (notes None [ "data", "imagenet-r"; "epochs", "1" ]) 1 "the preset's"
@@ -283,7 +281,7 @@ let tests =
 
                 Expect.equal
                     (assumed None [] (Map.ofList [ "input", "x\u001B[31m" ]))
-                    [ @"input-range 0,1 is a default; the weights' file says 'x\u001B[31m'" ]
+                    [ @"input-range 0,1 is a default; the weights file states 'x\u001B[31m'" ]
                     "as the file says"
 
                 Expect.isEmpty (assumed None [ "input-range", "0,1" ] Map.empty) "given"

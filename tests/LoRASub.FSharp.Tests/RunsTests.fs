@@ -170,7 +170,7 @@ let tests =
                     while stops < 15 do
                         let again = interrupted 130 [ "run"; "--resume"; out ]
                         Expect.equal again.Code 130 again.Error
-                        Expect.stringContains again.Out "goes on from the checkpoint" "where from"
+                        Expect.stringContains again.Out "Resuming from the checkpoint" "where from"
                         stops <- stops + 1
 
                     good (inside [ "run"; "--resume"; out ])
@@ -181,7 +181,7 @@ let tests =
                     let finished = listing out
                     let again = inside [ "run"; "--resume"; out ]
                     good again
-                    Expect.stringContains again.Out "finished already" "a finished run"
+                    Expect.stringContains again.Out "already finished" "a finished run"
                     Expect.equal (listing out) finished "nothing is done"))
 
             testCase
@@ -193,7 +193,7 @@ let tests =
                     Checkpoint.delete out
                     let ended = inside [ "run"; "--resume"; out ]
                     good ended
-                    Expect.stringContains ended.Out "starts again" "said"
+                    Expect.stringContains ended.Out "Starting again" "said"
                     Expect.equal (results out) (results (under world "whole")) "results"
                     Expect.equal (events out) (events (under world "whole")) "metrics"))
 
@@ -303,7 +303,7 @@ let tests =
                         "mean"
 
                     let again = inside [ "run"; "--resume"; out ]
-                    Expect.stringContains again.Out "finished already" "finished"
+                    Expect.stringContains again.Out "already finished" "finished"
                     refused [ out; "must not hold a run" ] (inside (five world []))
                     good (inside (five world [ "--overwrite" ]))
                     Expect.isFalse (Directory.Exists(under out "seed-2")) "replaced"))
@@ -367,7 +367,7 @@ let tests =
                         error.Result
 
                     let error = terminated 1
-                    Expect.stringContains error "saving after this step" "on the signal"
+                    Expect.stringContains error "Saving after this step" "on the signal"
                     Expect.stringContains error $"--resume {out}" "how to go on"
                     Expect.isTrue (Checkpoint.exists out) "a checkpoint"
                     terminated 2 |> ignore

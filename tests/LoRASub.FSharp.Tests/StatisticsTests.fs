@@ -272,7 +272,7 @@ let tests =
                 // half width 12.7062 · 0.0353553 / √2 = 0.317655
                 Expect.contains
                     (Statistics.lines statistics)
-                    "last               77.50 +- 3.54 (95% 45.73 to 109.27, n = 2)"
+                    "last               77.50 ± 31.77 (45.73 to 109.27, n = 2)"
                     "lines"
 
                 Expect.isFalse

@@ -113,7 +113,7 @@ module internal FileNames =
 
         resolve 0 (Path.GetFullPath(path).TrimEnd '/')
 
-    /// Where a link leads, or why it leads nowhere. None for what is not a link.
+    /// The target of a link, or why it has none. None if it is not a link.
     let link (path: string) : Result<string, string> option =
         match FileInfo(path).LinkTarget with
         | null -> None

@@ -5,11 +5,11 @@ open System.Text.Json.Nodes
 open TorchSharp
 
 /// How far the true means of learned classes move, measured on test images, which no training ever sees; and how the
-/// retained spaces of tasks lie to each other. docs/drift.md has the formulas.
+/// retained spaces of tasks overlap. docs/drift.md has the formulas.
 [<RequireQualifiedAccess>]
 module Drift =
 
-    /// A class mean's way from an anchor to where it lies now. NaN stands for what is undefined.
+    /// The movement of a class mean from an anchor to now. NaN: undefined.
     [<Struct>]
     type Movement =
         {
@@ -376,7 +376,7 @@ module Drift =
 
     // ---- drift.json
 
-    /// Eigenvalues that drift.json tells one by one; the share of the others is one number.
+    /// The number of eigenvalues that drift.json lists; the share of the others is one number.
     [<Literal>]
     let SpectrumHead = 64
 

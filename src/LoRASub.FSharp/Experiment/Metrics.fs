@@ -59,7 +59,7 @@ module Metrics =
 
     let accuracy (score: Score) = float score.Correct / float score.Total
 
-    /// A fraction as it stands in files: in percent, rounded where only the noise of floating point is left.
+    /// A fraction as written in files: in percent, rounded where only the noise of floating point is left.
     let percent (fraction: float) = System.Math.Round(100.0 * fraction, 10)
 
     /// The score on all tasks of a row together.
@@ -91,7 +91,7 @@ module Metrics =
 
     /// Forward transfer (Lopez-Paz & Ranzato 2017): the mean over the tasks but the first of accuracy right
     /// before learning the task minus `baseline`, its accuracy before any learning. Both hold one fraction for each of
-    /// these later tasks; none where there is no later task. Rejects arrays of different lengths.
+    /// these later tasks; none without a later task. Rejects arrays of different lengths.
     let forwardTransfer (before: float[]) (baseline: float[]) : float option =
         if before.Length <> baseline.Length then
             let rule = $"must hold {before.Length} tasks, as the accuracies before learning do"
@@ -102,7 +102,7 @@ module Metrics =
         else
             Some(Array.average (Array.map2 (-) before baseline))
 
-    /// All measures that follow from a matrix alone; forward transfer and intransigence are none.
+    /// All measures of one matrix; forward transfer and intransigence are None.
     let measure (matrix: AccuracyMatrix) : Measures =
         check matrix
         let rows = matrix |> Array.map (Array.map accuracy)

@@ -7,7 +7,7 @@ open System.Text.Encodings.Web
 open System.Text.Json
 open System.Text.Json.Nodes
 
-/// What a run is, said once before its first batch.
+/// Description of a run, written once before its first batch.
 type RunStart =
     {
         Method: string
@@ -43,7 +43,7 @@ type TaskReport =
         Seconds: float
     }
 
-/// What a run writes down while it goes on.
+/// An event of a run.
 [<RequireQualifiedAccess>]
 type MetricsEvent =
     | Start of RunStart
@@ -139,17 +139,17 @@ module MetricsLog =
             ]
         | MetricsEvent.Notice text -> [ "event", Json.text "notice"; "text", Json.text text ]
 
-    // readable where a browser never reads: quotes and control characters are escaped all the same
+    // readable where a browser never reads: quotes and control characters are still escaped
     let private options =
         JsonSerializerOptions(Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping)
 
     let private timeFormat = "yyyy-MM-dd'T'HH:mm:ss.fff'Z'"
 
-    /// A line as it stands in the file, without its end.
+    /// A line of the file, without its end.
     let encode (line: MetricsLine) : string =
         let time = line.Time.UtcDateTime.ToString(timeFormat, CultureInfo.InvariantCulture)
         let node = Json.object [ "time", Json.text time; yield! members line.Event ]
-        // what is invisible is escaped as well, so that the file is safe to print
+        // invisible characters are escaped as well, so that the file is safe to print
         Text.visible (node.ToJsonString options)
 
     let private encoded (line: MetricsLine) =
@@ -280,7 +280,7 @@ module MetricsLog =
         WholeFile.writeText path ""
         new MetricsWriter(path, 0, encoded)
 
-    /// Cuts a file to its first `count` lines, whole, and opens it for more; a run that goes on from a checkpoint then
+    /// Cuts a file to its first `count` lines, whole, and opens it for more; a run resumed from a checkpoint then
     /// writes what followed again. Gives the lines that were kept. A missing file is one without lines. Rejects a file
     /// of fewer whole lines and damage in those kept.
     let resume (path: string) (count: int) : struct (MetricsLine[] * MetricsWriter) =

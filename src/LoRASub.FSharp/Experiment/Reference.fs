@@ -36,7 +36,7 @@ module Reference =
                     Score = score (number "correct" one) (number "total" one)
                 }))
 
-    /// Reads what a finished run's folder tells of its scores. Rejects a folder without a finished run, and damage.
+    /// Reads the scores of a finished run. Rejects a folder without a finished run, and damage.
     let read (folder: string) : RunScores =
         let path = RunFiles.settings folder
 

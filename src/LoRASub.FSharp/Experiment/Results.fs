@@ -4,8 +4,8 @@ open System
 open System.Text.Json.Nodes
 open TorchSharp
 
-/// What a finished run tells, as JSON: everything that the same settings give again in summary.json, and what
-/// depends on the machine and its mood in resources.json.
+/// The results of a finished run as JSON: everything that the same settings reproduce in summary.json, and what
+/// depends on the machine and its load in resources.json.
 [<RequireQualifiedAccess>]
 module Results =
 

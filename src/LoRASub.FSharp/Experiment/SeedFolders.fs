@@ -2,7 +2,7 @@ namespace LoRASub
 
 open System.IO
 
-/// A folder of runs that differ in their seed alone: `seeds.json` and, in `seed-N`, a run's folder for each, then
+/// A folder of runs that differ only in their seed: `seeds.json` and, in `seed-N`, a run's folder for each, then
 /// `statistics.json`, whose presence means that all are finished.
 [<RequireQualifiedAccess>]
 module SeedFolders =

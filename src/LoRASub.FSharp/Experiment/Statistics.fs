@@ -60,7 +60,7 @@ module Moments =
         else
             Some(sqrt (moments.SquaredDeviations / float (moments.Count - 1L)))
 
-/// A mean over seeds and how sure it is.
+/// Mean over seeds with its confidence interval.
 type Estimate =
     {
         /// Seeds that have a value.
@@ -131,12 +131,12 @@ module Statistics =
         else
             sin angle * sum 1.0 2
 
-    /// The t with P(|T| < t) = level for Student's T of so many degrees of freedom, to 12 digits at levels up to
+    /// The t with P(|T| < t) = level for Student's T with that many degrees of freedom, to 12 digits at levels up to
     /// 0.999. Bisection of the finite sums of Abramowitz & Stegun 1964, 26.7.3 and 26.7.4. Rejects a level outside
     /// (0, 1) and no degree of freedom.
     let studentT (level: float) (freedom: int) : float =
         if not (level > 0.0 && level < 1.0) then
-            Errors.reject "level of an interval" "must lie between 0 and 1" $"{level}" ""
+            Errors.reject "level of an interval" "must be between 0 and 1" $"{level}" ""
 
         if freedom < 1 then
             Errors.reject "degrees of freedom" "must be at least 1" $"{freedom}" ""
@@ -183,7 +183,7 @@ module Statistics =
 
     let private requireDistinct (results: SeedResult[]) =
         match results |> Array.countBy _.Seed |> Array.tryFind (fun (_, count) -> count > 1) with
-        | Some(seed, count) -> Errors.reject $"seed {seed}" "must stand for one run" $"{count} runs" ""
+        | Some(seed, count) -> Errors.reject $"seed {seed}" "must name one run" $"{count} runs" ""
         | None -> ()
 
     // one column per measure or task from one row per seed
@@ -200,7 +200,7 @@ module Statistics =
         }
 
     /// Statistics over the runs of several seeds, at least one. Where a run ended early, later tasks count the others.
-    /// Rejects no run and a seed that stands twice.
+    /// Rejects an empty list and a repeated seed.
     let ofSeeds (results: SeedResult[]) : SeedStatistics =
         if Array.isEmpty results then
             Errors.reject "runs of several seeds" "must be at least one" "none" ""
@@ -213,7 +213,7 @@ module Statistics =
             (results |> Array.map _.Curve)
 
     /// The second group minus the first over the seeds that both have: what is common to a seed (its class order, its
-    /// random numbers) drops out. Rejects groups without a common seed and a seed that stands twice.
+    /// random numbers) drops out. Rejects groups without a common seed and a repeated seed.
     let paired (first: SeedResult[]) (second: SeedResult[]) : PairedStatistics =
         requireDistinct first
         requireDistinct second
@@ -293,19 +293,20 @@ module Statistics =
             else
                 string c)
 
-    /// "69.40 +- 0.30 (95% 68.65 to 70.15, n = 3)", in percent; "69.40 (n = 1)" for one value, "none" without.
+    /// Mean ± half of the 95 % interval in percent, "69.40 ± 0.75 (68.65 to 70.15, n = 3)"; "69.40 (n = 1)" for one
+    /// value, "none" without.
     let text (estimate: Estimate) : string =
-        match estimate.Mean, estimate.Deviation, estimate.Low, estimate.High with
-        | None, _, _, _ -> "none"
-        | Some mean, Some deviation, Some low, Some high ->
-            $"{shown mean} +- {shown deviation} (95%% {shown low} to {shown high}, n = {estimate.Count})"
-        | Some mean, _, _, _ -> $"{shown mean} (n = {estimate.Count})"
+        match estimate.Mean, estimate.Low, estimate.High with
+        | None, _, _ -> "none"
+        | Some mean, Some low, Some high ->
+            $"{shown mean} ± {shown (0.5 * (high - low))} ({shown low} to {shown high}, n = {estimate.Count})"
+        | Some mean, _, _ -> $"{shown mean} (n = {estimate.Count})"
 
     // the measures that some seed has
     let private present (statistics: SeedStatistics) =
         statistics.Measures |> Array.filter (fun (_, estimate) -> estimate.Count > 0)
 
-    /// One aligned line per measure: "last  69.40 +- 0.30 (95% 68.65 to 70.15, n = 3)".
+    /// One aligned line per measure: "last  69.40 ± 0.75 (68.65 to 70.15, n = 3)".
     let lines (statistics: SeedStatistics) : string[] =
         let rows =
             present statistics

@@ -1,6 +1,6 @@
 namespace LoRASub
 
-/// What a run's results say of it when it is compared with another.
+/// The results of a run compared with a reference run.
 type RunScores =
     {
         /// False for prototypes of the frozen backbone.
@@ -87,7 +87,7 @@ module Transfer =
 
     /// Forward transfer and intransigence of a run against the reference runs at hand. `before` holds, for every task
     /// after the first, the score on its test images right before learning it, with prototypes of its classes under
-    /// the network as it stood; empty where that was not measured.
+    /// the network at that time; empty if not measured.
     ///
     /// Forward transfer takes its baseline from the diagonal of a reference without training and of the same tasks.
     /// Intransigence takes a*_k from a trained reference that learned the same classes as one task: that is joint

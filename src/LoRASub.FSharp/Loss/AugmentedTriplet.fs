@@ -9,7 +9,7 @@ module AugmentedTriplet =
 
     let private number (x: float) = Scalar.op_Implicit x
 
-    // At least 1e-6, the published clamp, below which there is no slope.
+    // At least 1e-6, the published clamp, below which the gradient is zero.
     let private pairwise (rows: torch.Tensor) =
         Fused.atLeast 1e-6 (Fused.distances 2.0 rows rows) // [n, n]
 

@@ -55,11 +55,11 @@ module Projection =
         if not (threshold > 0.0 && threshold <= 1.0) then
             Errors.reject
                 "energy threshold"
-                "must lie in (0, 1]"
+                "must be in (0, 1]"
                 $"{threshold}"
                 "1 switches the projection off"
 
-    // Largest difference that rounding alone makes between a share and the threshold that it equals.
+    // Largest rounding error between a share and the threshold that it equals.
     let private rounding (dtype: torch.ScalarType) =
         if dtype = torch.ScalarType.Float64 then
             8.0 * 2.2e-16
