@@ -83,7 +83,7 @@ type private VisibleWriter(inner: TextWriter) =
 [<RequireQualifiedAccess>]
 module Shell =
 
-    /// Writes a line to standard error; a closed or full one is ignored, so that the exit code stands for the command.
+    /// Writes a line to standard error; a closed or full one is ignored, so that the exit code is the command's.
     let complain (error: TextWriter) (text: string) : unit =
         try
             error.WriteLine text

@@ -375,7 +375,7 @@ let private badInput =
         backbone
             "header longer than the file"
             (editBytes (fun b -> b[3] <- 1uy))
-            [ "must hold its header of"; "cut short" ]
+            [ "must hold its header of"; "truncated" ]
         backbone "no JSON header" (jsonTensors "{\"a\":") [ "JSON" ]
         backbone
             "overlapping tensors"
@@ -516,7 +516,7 @@ let private badInput =
             Arguments = fun world -> [ "run"; "--dry-run"; "--config"; under world "config.yaml" ]
             Words = [ "tasks"; "the 100 classes into equal tasks"; "--initial-classes 13" ]
         }
-        flags "seeds beside a seed" [ "--seed"; "1"; "--seeds"; "1,2" ] [ "--seeds"; "beside --seed" ]
+        flags "seeds beside a seed" [ "--seed"; "1"; "--seeds"; "1,2" ] [ "--seeds"; "combined with --seed" ]
         flags "a seed twice" [ "--seeds"; "1,1" ] [ "--seeds"; "each seed once" ]
 
         // output
@@ -959,6 +959,10 @@ let private line' =
                 let run = outside [] (arguments world [ "--libtorch"; lib; "--no-training" ])
                 Expect.equal (run.Code, run.Error) (0, "") "run"
                 Expect.stringContains run.Out "note: LibTorch 2.11.0+cu130" "run"
+
+                let note = run.Out.Split '\n' |> Array.find _.StartsWith("note: LibTorch")
+                Expect.isLessThanOrEqual note.Length 80 "columns of the note"
+
                 let record = File.ReadAllText(RunFiles.resources (under world "out"))
                 let environment = (JsonNode.Parse record)["environment"]
                 Expect.equal (environment["libTorch"].GetValue<string>()) "2.11.0+cu130" "record"
@@ -1100,7 +1104,7 @@ let private runs =
                 File.WriteAllText(path, wrong)
                 let differs = inside [ "evaluate"; out; "--data-path"; under world "moved" ]
                 Expect.equal differs.Code 1 "another score"
-                Expect.stringContains differs.Error "differ from those saved" "another score"))
+                Expect.stringContains differs.Error "differ from the saved scores" "another score"))
 
         testCase
             "a terminal shows the run in place and gets its cursor back"
@@ -1177,8 +1181,8 @@ let private runs =
                 for word in
                     [
                         "not used by this method: prefix"
-                        "width 768, but the backbone has 8, which counts"
-                        "heads 12, but the backbone has 2, which counts"
+                        "gives width 768; the backbone's 8 is used"
+                        "gives heads 12; the backbone's 2 is used"
                         "task 3/3"
                     ] do
                     Expect.stringContains ended.Out word "output"

@@ -187,7 +187,7 @@ let tests =
                 Expect.equal (seeds (own "seed: 5") [] None) [| 5L |] "seed"
                 Expect.equal (seeds (own "seeds: [5, 6]") [] None) [| 5L; 6L |] "seeds"
 
-                refused [ "--seeds"; "beside --seed" ] (fun () ->
+                refused [ "--seeds"; "combined with --seed" ] (fun () ->
                     Config.merge None [ "seed", "1" ] (Some [| 2L |]) |> ignore))
 
             rejects
@@ -261,8 +261,8 @@ let tests =
                 Expect.equal
                     (Config.backboneNotes expected 192 3)
                     [
-                        "off.json: width 768, but the backbone has 192, which counts"
-                        "off.json: heads 12, but the backbone has 3, which counts"
+                        "off.json gives width 768; the backbone's 192 is used"
+                        "off.json gives heads 12; the backbone's 3 is used"
                     ]
                     "notes"
 

@@ -206,7 +206,7 @@ let tests =
                     Directory.Move(under world "data", moved)
 
                     refused
-                        [ out; "lr: 0.0005, 0.1"; "rank: 2, 3" ]
+                        [ out; "lr = 0.0005, not 0.1"; "rank = 2, not 3"; "remove these options" ]
                         (inside [ "run"; "--resume"; out; "--lr"; "0.1"; "--rank"; "3" ])
 
                     refused [ "data" ] (inside [ "run"; "--resume"; out ])
@@ -273,7 +273,11 @@ let tests =
                     Expect.equal stopped.Code 130 stopped.Error
                     let ended = inside [ "run"; "--resume"; out ]
                     good ended
-                    Expect.stringContains ended.Out "over seeds 1, 2, 3" "statistics"
+
+                    Expect.stringContains
+                        ended.Out
+                        "seeds 1, 2, 3: mean ± half of the 95% interval"
+                        "statistics"
 
                     Expect.equal
                         (results (under out "seed-2"))
@@ -374,6 +378,31 @@ let tests =
                     Expect.isTrue (File.Exists(RunFiles.settings out)) "the run is there"))
 
             testCase
+                "a terminated process without a folder reports that nothing was saved"
+                (inWorld (fun world ->
+                    let unsaved =
+                        arguments world [ "--epochs"; "100000" ]
+                        |> List.filter (fun word -> word <> "--out" && word <> under world "out")
+
+                    use child = processOf [] unsaved
+                    let error = child.StandardError.ReadToEndAsync()
+
+                    while not (child.StandardOutput.ReadLine().StartsWith "task 1/2: epoch") do
+                        ()
+
+                    let rest = child.StandardOutput.ReadToEndAsync()
+                    use kill = Process.Start("kill", [ "-TERM"; string child.Id ])
+                    kill.WaitForExit()
+                    Expect.isTrue (child.WaitForExit 30_000) "it ends"
+                    rest.Wait()
+                    Expect.equal child.ExitCode 143 "exit code"
+
+                    Expect.equal
+                        error.Result
+                        "lorasub: interrupted; nothing was saved (run with --out DIR to save)\n"
+                        "the message"))
+
+            testCase
                 "files of others under a run's names are refused and kept, with --overwrite as well"
                 (inWorld (fun world ->
                     let out = under world "out"
@@ -456,7 +485,7 @@ let tests =
 
                     Expect.equal (message out) "out of memory" "no run yet"
                     interrupted 130 (five world []) |> ignore
-                    Expect.stringStarts (message out) "out of memory; the last checkpoint, " "message"
+                    Expect.stringStarts (message out) "out of memory; the last checkpoint is " "message"
                     Expect.stringContains (message out) (Checkpoint.path out) "checkpoint"
                     Expect.stringEnds (message out) $"lorasub run --resume {out}" "resume"
                     let several = under world "several"

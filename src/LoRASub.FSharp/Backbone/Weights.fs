@@ -415,11 +415,11 @@ module Weights =
 
             if others.Length > 0 then
                 let tensors = Text.counted others.Length "tensor" "tensors"
-                $"{header.Path}: not read, as without the prefix: {tensors}, such as '{Safetensors.shown others[0]}'"
+                $"{header.Path}: ignored without the prefix: {tensors}, such as '{Safetensors.shown others[0]}'"
 
             match options.Heads, width |> Option.bind (fun width -> Map.tryFind width timmHeads) with
             | None, Some heads when not (header.Metadata.ContainsKey "heads") ->
-                $"{header.Path}: the number of attention heads is a guess, {heads}, as timm has for width {width.Value}; other networks of this width have other numbers, and --heads N gives one"
+                $"{header.Path}: the weights do not state the number of attention heads; assuming {heads}, as timm at width {width.Value} (--heads N sets another)"
             | _ -> ()
         ]
 

@@ -27,7 +27,7 @@ type DataReport =
         Broken: BrokenFile[]
         /// What a run on this folder reports: the role of each folder, and what was skipped.
         Notes: string[]
-        /// What keeps the set from being used; empty where all is well.
+        /// Problems that prevent the use of the set; empty without problems.
         Problems: string[]
     }
 

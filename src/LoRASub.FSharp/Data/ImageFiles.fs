@@ -69,7 +69,7 @@ module FileScan =
 
             raise (InputException $"{several[0]}; and {rest} (see data check)")
 
-    /// The scan with a note of the classes without test images, where there are some.
+    /// The scan with a note of the classes without test images, if any.
     let internal noteUntested (scan: FileScan) : FileScan =
         let tested = scan.Test |> Array.map _.Label |> Set.ofArray
 
@@ -253,7 +253,7 @@ module internal ScanFiles =
         | Some(twice, n) -> Errors.reject list "must have each identifier once" $"{twice} {n} times" ""
         | None -> ids
 
-    /// The files of a list that are there, and the problem of those that are not, with the first few and their number.
+    /// The existing files of a list, and a problem with the number and first few of the missing ones.
     let present (list: string) (files: LabelledFile[]) : struct (LabelledFile[] * string[]) =
         let present, absent =
             files |> Array.partition (fun file -> FileNames.isFile file.Path)

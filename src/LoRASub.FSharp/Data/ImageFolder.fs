@@ -339,7 +339,7 @@ module ImageFolder =
             | [| one |] when listing.Folders.Length > 1 && not (holdsFolders one) ->
                 whole
                     [
-                        $"{one}/ is read as a class, because no folder of the other split is beside it"
+                        $"{one}/ is read as a class, because there is no folder of the other split beside it"
                     ]
             | [| one |] when listing.Folders.Length = 1 ->
                 refuse $"only {one}/" $"give {one}/ itself to have it split"

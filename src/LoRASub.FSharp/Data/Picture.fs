@@ -31,7 +31,7 @@ module Picture =
     [<Literal>]
     let private Precision = 22
 
-    /// Interpolation weights of some output positions of one axis: those of output i stand at i·Taps and belong to the
+    /// Interpolation weights of some output positions of one axis: those of output i start at i·Taps and belong to the
     /// source pixels from First[i] on.
     [<Struct>]
     type private Weights =
@@ -108,7 +108,7 @@ module Picture =
             result[at + 3 * x + 1] <- byte (sums.GetElement 1)
             result[at + 3 * x + 2] <- byte (sums.GetElement 2)
 
-    /// One output row, of rows of `row` bytes that stand one after another, of which the weights' first is row `low`.
+    /// One output row from consecutive rows of `row` bytes, the first of which is row `low` of the source.
     let private down (w: Weights) (y: int) (low: int) (row: int) (source: byte[]) (result: byte[]) =
         let first = (w.First[y] - low) * row
         let weights = ReadOnlySpan(w.Fixed, y * w.Taps, w.Count[y])

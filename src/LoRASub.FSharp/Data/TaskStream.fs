@@ -57,7 +57,7 @@ module Batch =
 [<RequireQualifiedAccess>]
 module TaskStream =
 
-    /// So many classes in tasks of equal size, of which the last may be smaller; None where a task would be empty.
+    /// A number of classes in tasks of equal size, of which the last may be smaller; None if a task would be empty.
     let private equalSizes (tasks: int) (classes: int) : int[] option =
         let size = (classes + tasks - 1) / tasks
         let last = classes - (tasks - 1) * size

@@ -8,7 +8,7 @@ type MergedConfig =
     {
         /// Under the first of the seeds.
         Settings: RunSettings
-        /// Every setting that is not left open; `seeds` in place of `seed` where there are several.
+        /// Every setting that is set; `seeds` instead of `seed` if there are several.
         Sources: SettingSource[]
         Notes: string[]
         /// One run for each; at least one.
@@ -66,7 +66,7 @@ module Config =
             ]
         | _ -> settings, []
 
-    /// The first task's epochs where they are not those that the command line asks for.
+    /// The first task's epochs if they differ from the command line's epochs.
     let private otherInitialEpochs (given: SettingSource list) (settings: RunSettings) =
         let asked name =
             lastOf name given |> Option.exists (fun s -> s.Source = commandLine)

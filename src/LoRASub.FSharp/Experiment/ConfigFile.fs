@@ -26,7 +26,7 @@ type ConfigFormat =
 /// Data and backbone of a published configuration, to be checked once they are read.
 type Expectations =
     {
-        /// The configuration file; empty where there is none.
+        /// The configuration file; empty if there is none.
         File: string
         Classes: int option
         Width: int option
@@ -292,7 +292,7 @@ module ConfigFile =
     let private elsewhere (found: Found option) : string list =
         found
         |> Option.map (fun f ->
-            $"{f.Source}: '{shortened (text f)}' is a folder of the machine that the file was written for; --data-path names another")
+            $"{f.Source}: '{shortened (text f)}' is a folder on the machine of the file's author; set yours with --data-path")
         |> Option.toList
 
     /// One note with all keys without effect.
@@ -381,7 +381,7 @@ module ConfigFile =
                 if (Array.distinct numbers).Length > 1 then
                     Errors.reject
                         found.Source
-                        "must be the same for every channel: one black and one white level (input-range) is what is possible"
+                        "must be the same for every channel: only one black and one white level (input-range) is supported"
                         (shortened (listed (Array.map show numbers)))
                         "write one number three times"
 

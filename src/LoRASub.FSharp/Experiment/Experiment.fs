@@ -73,8 +73,8 @@ type TaskPredictions =
 [<RequireQualifiedAccess>]
 module TaskPredictions =
 
-    /// A prediction is correct if its answer is the true class's; `answers` gives the one that each position stands
-    /// for.
+    /// A prediction is correct if its answer is the true class's; `answers` gives that of each
+    /// position.
     let score (answers: int[]) (predictions: TaskPredictions) : Score =
         {
             Correct =
@@ -89,8 +89,8 @@ type TaskRecord =
     {
         /// Scores on all tasks so far.
         Row: Score[]
-        /// On its own test images right before it was learned, with prototypes of its classes under the network as it
-        /// stood; where a reference asks for it, and none for the first task.
+        /// On its own test images right before it was learned, with prototypes of its classes from the network at
+        /// that time. Some if a reference needs it; None for the first task.
         Before: Score option
         /// What observing led to, per block; empty for a task that was not observed.
         Retained: Retained[]
@@ -261,7 +261,7 @@ type PhaseClock(initial: Map<Phase, float>) =
     /// The phase in progress, or the one that an exception ended.
     member _.Current: Phase option = Option.map fst running
 
-    /// Every phase up to now, 0 for those that did not run.
+    /// Every phase so far, 0 for a phase that did not run.
     member _.Seconds: Map<Phase, float> = read ()
 
 /// Sums over an epoch, kept on the device so that a step need not wait for them.
@@ -434,7 +434,7 @@ module Experiment =
         else
             "use less memory with " + String.concat ", or with " options
 
-    // `next` replaces `previous`, whose other leaves nothing needs any more.
+    // `next` replaces `previous`, whose other leaves are no longer needed.
     let private replacing leaves (previous: 'S) (next: 'S) =
         Scope.supersede leaves [ next ] previous
         next

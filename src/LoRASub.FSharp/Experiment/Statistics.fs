@@ -159,7 +159,7 @@ module Statistics =
 
             struct (moments.Mean - half, moments.Mean + half))
 
-    /// The estimate from one value per seed, some of which may be missing.
+    /// The estimate from one value per seed; some may be missing.
     let estimate (values: float option[]) : Estimate =
         let moments = values |> Seq.choose id |> Moments.ofValues
         let interval = interval 0.95 moments

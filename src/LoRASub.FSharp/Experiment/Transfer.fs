@@ -48,7 +48,7 @@ module Transfer =
         | Some _ when not (measured run before) ->
             Error "the test images of the later tasks were not scored before learning them"
         | Some reference when reference.Matrix.Length < tasks ->
-            Error $"the reference run holds {reference.Matrix.Length} of the {tasks} tasks"
+            Error $"the reference run has {reference.Matrix.Length} of the {tasks} tasks"
         | Some reference ->
             match seq { 0 .. tasks - 1 } |> Seq.tryFind (agree run reference >> not) with
             | Some task -> Error $"the reference run has other classes or test images in task {task + 1}"
@@ -101,7 +101,7 @@ module Transfer =
             Intransigence = intransigence run references
         }
 
-    /// Measures completed by those that need other runs.
+    /// Measures completed with those that need other runs.
     let complete (transfer: Transfer) (measures: Measures) : Measures =
         { measures with
             ForwardTransfer = Result.toOption transfer.ForwardTransfer
