@@ -5,133 +5,140 @@ open System
 open Argu
 open LoRASub
 
-/// Every case but those from Out on is a setting of the library's under the same name.
+/// The options of `lorasub run`, in the order of its help; those that `--help` leaves to `--help-all` are hidden. Every
+/// one but Seeds, Config, Out, Resume, Overwrite, Dry_Run and Libtorch is a setting of the library under the same name.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type RunFlag =
+    // data
     | [<Unique>] Data of NAME: string
     | [<Unique>] Data_Path of DIR: string
     | [<Unique>] Backbone of FILE: string
-    | [<Unique>] Variant of NAME: string
-    | [<Unique>] Tasks of N: string
-    | [<Unique>] Initial_Classes of N: string
-    | [<Unique>] Class_Order of ORDER: string
-    | [<Unique>] Stop_After of N: string
-    | [<Unique>] Epochs of N: string
-    | [<Unique>] Initial_Epochs of N: string
-    | [<Unique>] Schedule_Epochs of N: string
-    | [<Unique>] Batch of N: string
-    | [<Unique>] Rank of N: string
-    | [<Unique>] B_Init of KIND: string
-    | [<Unique>] Lr of X: string
-    | [<Unique>] Head_Lr of X: string
-    | [<Unique>] Weight_Decay of X: string
-    | [<Unique>] Adam_Beta1 of X: string
-    | [<Unique>] Adam_Beta2 of X: string
-    | [<Unique>] Adam_Epsilon of X: string
-    | [<Unique>] Amsgrad of BOOLEAN: string
-    | [<Unique>] Margin of X: string
-    | [<Unique>] Triplet_Weight of X: string
-    | [<Unique>] Norm_Order of X: string
-    | [<Unique>] Energy of X: string
-    | [<Unique>] Update_Scale of KIND: string
-    | [<Unique>] No_Projection
-    | [<Unique>] No_Subtraction
-    | [<Unique>] No_Triplet
-    | [<Unique>] No_Training
-    | [<Unique>] Heads of N: string
-    | [<Unique>] Image_Size of N: string
-    | [<Unique>] Norm_Epsilon of X: string
     | [<Unique>] Input_Range of RANGE: string
-    | [<Unique>] Augment of KIND: string
-    | [<Unique>] Crop_Scale of RANGE: string
-    | [<Unique>] Crop_Ratio of RANGE: string
-    | [<Unique>] Test_Resize of N: string
-    | [<Unique>] Split_Ratio of X: string
-    | [<Unique>] Split_Seed of N: string
-    | [<Unique>] Skip_Broken
-    | [<Unique>] Prototype_Transform of KIND: string
-    | [<Unique>] Seeding of KIND: string
-    | [<Unique>] Seed of N: string
-    | [<Unique>] Precision of KIND: string
-    | [<Unique>] Checkpoint_Activations
-    | [<Unique>] Device of NAME: string
-    | [<Unique>] Threads of N: string
-    | [<Unique>] Checkpoint_Minutes of X: string
-    | [<Unique>] No_Drift
-    | [<Unique>] Tensorboard
-    | [<Unique>] Reference of DIR: string
-    | [<Unique>] Out of DIR: string
-    | [<Unique>] Overwrite
-    | [<Unique>] Resume of DIR: string
-    | [<Unique>] Config of FILE: string
+    | [<Unique; Hidden>] Augment of KIND: string
+    | [<Unique; Hidden>] Crop_Scale of RANGE: string
+    | [<Unique; Hidden>] Crop_Ratio of RANGE: string
+    | [<Unique; Hidden>] Test_Resize of N: string
+    | [<Unique; Hidden>] Split_Ratio of X: string
+    | [<Unique; Hidden>] Split_Seed of N: string
+    | [<Unique; Hidden>] Skip_Broken
+    | [<Unique; Hidden>] Heads of N: string
+    | [<Unique; Hidden>] Image_Size of N: string
+    | [<Unique; Hidden>] Norm_Epsilon of X: string
+    // protocol
+    | [<Unique>] Tasks of N: string
     | [<Unique>] Seeds of LIST: string
-    | [<Unique>] Dry_Run
-    | [<Unique>] Libtorch of DIR: string
+    | [<Unique>] Config of FILE: string
+    | [<Unique; Hidden>] Initial_Classes of N: string
+    | [<Unique; Hidden>] Class_Order of ORDER: string
+    | [<Unique; Hidden>] Stop_After of N: string
+    | [<Unique; Hidden>] Seed of N: string
+    // method
+    | [<Unique>] Rank of N: string
+    | [<Unique; Hidden>] Variant of NAME: string
+    | [<Unique; Hidden>] B_Init of KIND: string
+    | [<Unique; Hidden>] Margin of X: string
+    | [<Unique; Hidden>] Triplet_Weight of X: string
+    | [<Unique; Hidden>] Norm_Order of X: string
+    | [<Unique; Hidden>] Energy of X: string
+    | [<Unique; Hidden>] Update_Scale of KIND: string
+    | [<Unique; Hidden>] Prototype_Transform of KIND: string
+    | [<Unique; Hidden>] No_Projection
+    | [<Unique; Hidden>] No_Subtraction
+    | [<Unique; Hidden>] No_Triplet
+    | [<Unique; Hidden>] No_Training
+    // training
+    | [<Unique>] Epochs of N: string
+    | [<Unique>] Lr of X: string
+    | [<Unique; Hidden>] Batch of N: string
+    | [<Unique; Hidden>] Head_Lr of X: string
+    | [<Unique; Hidden>] Initial_Epochs of N: string
+    | [<Unique; Hidden>] Schedule_Epochs of N: string
+    | [<Unique; Hidden>] Weight_Decay of X: string
+    | [<Unique; Hidden>] Adam_Beta1 of X: string
+    | [<Unique; Hidden>] Adam_Beta2 of X: string
+    | [<Unique; Hidden>] Adam_Epsilon of X: string
+    | [<Unique; Hidden>] Amsgrad of BOOLEAN: string
+    | [<Unique; Hidden>] Seeding of KIND: string
+    // output
+    | [<Unique>] Out of DIR: string
+    | [<Unique>] Resume of DIR: string
+    | [<Unique; Hidden>] Overwrite
+    | [<Unique; Hidden>] Dry_Run
+    | [<Unique; Hidden>] Checkpoint_Minutes of X: string
+    | [<Unique; Hidden>] No_Drift
+    | [<Unique; Hidden>] Tensorboard
+    | [<Unique; Hidden>] Reference of DIR: string
+    // machine
+    | [<Unique>] Device of NAME: string
+    | [<Unique; Hidden>] Threads of N: string
+    | [<Unique; Hidden>] Precision of KIND: string
+    | [<Unique; Hidden>] Checkpoint_Activations
+    | [<Unique; Hidden>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Data _ -> "fashion-mnist (default) or another: lorasub data list"
-            | Data_Path _ -> "folder with the published files of the data set"
-            | Backbone _ -> "ViT weights: a safetensors file in timm's names"
-            | Variant _ -> "defaults as in: official (default) or libcontinual"
+            | Data _ -> "fashion-mnist (default); others: lorasub data list"
+            | Data_Path _ -> "folder with the data set's files"
+            | Backbone _ -> "timm ViT as safetensors (default: bundled ViT)"
+            | Input_Range _ -> "LOW,HIGH: pixel range of the network (default 0,1)"
+            | Augment _ -> "none, flip (default) or crop-flip (cifar100)"
+            | Crop_Scale _ -> "LOW,HIGH: area of random crops (default 0.08,1)"
+            | Crop_Ratio _ -> "LOW,HIGH: width/height of crops (default 3/4,4/3)"
+            | Test_Resize _ -> "shorter side of test images before centre crop"
+            | Split_Ratio _ -> "training fraction of unsplit data (default 0.8)"
+            | Split_Seed _ -> "seed of that split (default 1993)"
+            | Skip_Broken -> "skip images that cannot be decoded"
+            | Heads _ -> "attention heads (default: from the weights)"
+            | Image_Size _ -> "image side in pixels (default: from the weights)"
+            | Norm_Epsilon _ -> "layer-norm epsilon: BLOCKS or BLOCKS,FINAL"
             | Tasks _ -> "number of tasks (default 2; cifar100: 10)"
-            | Initial_Classes _ -> "classes of the first task, if not like the rest"
+            | Seeds _ -> "run once per seed, such as 1,2,3"
+            | Config _ -> "settings from YAML or JSON, also published ones"
+            | Initial_Classes _ -> "classes in the first task, if different"
             | Class_Order _ -> "natural, seed1993 or a JSON file"
-            | Stop_After _ -> "stop after this many tasks"
-            | Epochs _ -> "epochs of a task (default 4; cifar100: 20)"
-            | Initial_Epochs _ -> "epochs of the first task, if not like the rest"
-            | Schedule_Epochs _ -> "epochs the schedule is cut for (default: epochs)"
-            | Batch _ -> "images in a batch (default 128)"
-            | Rank _ -> "rank of each low-rank pair (default 10)"
-            | B_Init _ -> "B at the start of a task: zeros or sparse"
-            | Lr _ -> "learning rate of the low-rank pairs (default 5e-4)"
-            | Head_Lr _ -> "learning rate of the heads (default 2e-3)"
-            | Weight_Decay _ -> "added to the gradient (default 0)"
-            | Adam_Beta1 _ -> "decay of Adam's first moment (default 0.9)"
-            | Adam_Beta2 _ -> "decay of Adam's second moment (default 0.999)"
-            | Adam_Epsilon _ -> "added to Adam's root (default 1e-8)"
-            | Amsgrad _ -> "largest second moment so far: true or false"
+            | Stop_After _ -> "stop after N tasks"
+            | Seed _ -> "random seed (default 1993)"
+            | Rank _ -> "rank of the low-rank updates (default 10)"
+            | Variant _ -> "official (default) or libcontinual defaults"
+            | B_Init _ -> "initial B of each task: zeros or sparse"
             | Margin _ -> "margin of the triplet loss (default 1)"
             | Triplet_Weight _ -> "weight of the triplet loss (default 0.05)"
             | Norm_Order _ -> "norm of prototype distances (default 2)"
-            | Energy _ -> "energy share the projection retains (default 0.99)"
+            | Energy _ -> "energy share the projection keeps (default 0.99)"
             | Update_Scale _ -> "norm of the projection: frobenius (1) or none"
+            | Prototype_Transform _ -> "image transform for prototypes: train or test"
             | No_Projection -> "do not project updates"
             | No_Subtraction -> "observe with the old tasks' weights added"
-            | No_Triplet -> "train with cross-entropy alone"
-            | No_Training -> "prototypes of the frozen backbone"
-            | Heads _ -> "attention heads, where the weights do not say"
-            | Image_Size _ -> "pixels of an image's side, resampling positions"
-            | Norm_Epsilon _ -> "layer-norm epsilon: BLOCKS or BLOCKS,FINAL"
-            | Input_Range _ -> "LO,HI: black and white for the net (default 0,1)"
-            | Augment _ -> "none, flip (default) or crop-flip (cifar100)"
-            | Crop_Scale _ -> "LO,HI: area of random crops (default 0.08,1)"
-            | Crop_Ratio _ -> "LO,HI: width / height of crops (default 3/4,4/3)"
-            | Test_Resize _ -> "shorter side before the test images' centre crop"
-            | Split_Ratio _ -> "share that trains, where unsplit (default 0.8)"
-            | Split_Seed _ -> "decides that split (default 1993)"
-            | Skip_Broken -> "leave out images that cannot be decoded"
-            | Prototype_Transform _ -> "images for prototypes as in: train or test"
+            | No_Triplet -> "train with cross-entropy only"
+            | No_Training -> "use the frozen backbone with class prototypes"
+            | Epochs _ -> "epochs per task (default 4; cifar100: 20)"
+            | Lr _ -> "learning rate of the low-rank pairs (default 5e-4)"
+            | Batch _ -> "batch size (default 128)"
+            | Head_Lr _ -> "learning rate of the heads (default 2e-3)"
+            | Initial_Epochs _ -> "epochs of the first task, if different"
+            | Schedule_Epochs _ -> "length of the learning-rate schedule, in epochs"
+            | Weight_Decay _ -> "weight decay, added to the gradient (default 0)"
+            | Adam_Beta1 _ -> "Adam's beta1 (default 0.9)"
+            | Adam_Beta2 _ -> "Adam's beta2 (default 0.999)"
+            | Adam_Epsilon _ -> "Adam's epsilon (default 1e-8)"
+            | Amsgrad _ -> "use AMSGrad: true or false"
             | Seeding _ -> "restart random numbers: every-epoch or once"
-            | Seed _ -> "root of all random numbers (default 1993)"
-            | Precision _ -> "of the network: float32, bfloat16 or float64"
-            | Checkpoint_Activations -> "compute activations again for the gradient: slower, in less memory"
-            | Device _ -> "cpu (default) or cuda:N"
-            | Threads _ -> "threads of LibTorch (default: LibTorch's choice)"
-            | Checkpoint_Minutes _ -> "time between checkpoints (default 10; 0: per task)"
-            | No_Drift -> "do not measure how far class means move"
-            | Tensorboard -> "write TensorBoard event files as well"
-            | Reference _ -> "finished run to measure transfer against"
             | Out _ -> "folder for the results (default: not saved)"
-            | Overwrite -> "replace the run that --out's folder holds"
-            | Resume _ -> "go on with the run in this folder"
-            | Config _ -> "settings from YAML or JSON, also published ones"
-            | Seeds _ -> "a run for each seed: 1,2,3"
-            | Dry_Run -> "print the merged settings and their sources"
-            | Libtorch _ -> "folder of another LibTorch, as for CUDA"
+            | Resume _ -> "resume the run in this folder"
+            | Overwrite -> "replace an existing run in the --out folder"
+            | Dry_Run -> "print the settings and their sources, then stop"
+            | Checkpoint_Minutes _ -> "minutes between checkpoints (default 10)"
+            | No_Drift -> "do not measure how far class means move"
+            | Tensorboard -> "also write TensorBoard event files"
+            | Reference _ -> "finished run to measure transfer against"
+            | Device _ -> "cpu (default) or cuda:N"
+            | Threads _ -> "LibTorch threads (default: LibTorch's choice)"
+            | Precision _ -> "float32 (default), bfloat16 or float64"
+            | Checkpoint_Activations -> "recompute activations: slower, less memory"
+            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
 
-/// What may differ between the machine that ran and the one that evaluates.
+/// The options of `lorasub evaluate`: what may differ from the machine of the run.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type EvaluateFlag =
     | [<MainCommand; Unique>] Folder of DIR: string
@@ -145,27 +152,27 @@ type EvaluateFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Folder _ -> "what --out named in the run"
-            | Data_Path _ -> "folder with the data set, if moved"
-            | Backbone _ -> "the backbone's weights, if moved"
-            | Batch _ -> "images in a batch"
+            | Folder _ -> "run folder (from run --out)"
+            | Data_Path _ -> "folder with the data set, if it moved"
+            | Backbone _ -> "backbone weights, if they moved"
+            | Batch _ -> "batch size"
             | Device _ -> "cpu or cuda:N"
-            | Threads _ -> "threads of LibTorch"
-            | Libtorch _ -> "folder of another LibTorch, as for CUDA"
+            | Threads _ -> "LibTorch threads"
+            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type DoctorFlag =
     | [<Unique>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
-        member _.Usage = "folder of another LibTorch, as for CUDA"
+        member _.Usage = "folder of another LibTorch, such as a CUDA build"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type CheckFlag =
     | [<MainCommand; Unique>] Name_And_Folder of NAME_DIR: string list
 
     interface IArgParserTemplate with
-        member _.Usage = "data set, and the folder that should hold it"
+        member _.Usage = "name of the data set and its folder"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type DataFlag =
@@ -175,8 +182,8 @@ type DataFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | List -> "the known data sets, where they are published, their files"
-            | Check _ -> "what a folder holds of a data set, and what is wrong"
+            | List -> "list the data sets with their sources and files"
+            | Check _ -> "validate a data set folder"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type ReportFlag =
@@ -188,8 +195,8 @@ type ReportFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Folders _ -> "what --out named in the runs; several are compared"
-            | Out _ -> "the page to write (default: report.html)"
+            | Folders _ -> "run folders (from run --out), compared if several"
+            | Out _ -> "HTML file to write (default: report.html)"
             | Figures _ -> "folder for figures: SVG and PNG"
             | Tables _ -> "folder for tables: report.md and tables.tex"
 
@@ -205,26 +212,26 @@ type Flag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Run _ -> "learn the classes of a data set, task by task"
-            | Evaluate _ -> "score a saved learner again"
-            | DataSets _ -> "list the data sets, check a folder for one"
-            | Report _ -> "show runs as an HTML page, figures and tables"
-            | Doctor _ -> "check this installation and measure its speed"
+            | Run _ -> "learn a data set's classes task by task"
+            | Evaluate _ -> "test a saved learner again"
+            | DataSets _ -> "list data sets or check a folder"
+            | Report _ -> "make an HTML page, figures and tables of runs"
+            | Doctor _ -> "check the installation and measure its speed"
             | Version -> "print the version"
 
-/// What `lorasub run` is asked for.
+/// The arguments of `lorasub run`.
 type RunCommand =
     {
         Config: MergedConfig
         /// Folder for the results.
         Out: string option
-        /// Whether a run that stands there is replaced.
+        /// Whether an existing run in that folder is replaced.
         Overwrite: bool
         LibTorch: string option
         DryRun: bool
     }
 
-/// The runs to report on, and where to.
+/// The runs to report on and the files to write.
 type ReportRequest =
     {
         Folders: string list
@@ -233,16 +240,16 @@ type ReportRequest =
         Tables: string option
     }
 
-/// What to do.
+/// One command with its arguments.
 [<RequireQualifiedAccess>]
 type Command =
-    /// Show this text.
+    /// Print this text.
     | Help of string
     | Version
     | Run of RunCommand
-    /// A run's folder and the settings that say where its files lie now.
+    /// A run folder, and settings with the new paths of its files.
     | Resume of folder: string * changes: (string * string) list * libTorch: string option
-    /// A run's folder and the settings that replace its own.
+    /// A run folder, and settings that replace the saved ones.
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
     | DataList
     | DataCheck of name: string * folder: string
@@ -255,7 +262,7 @@ let private splitEquals (argument: string) =
     | at when at > 0 && argument.StartsWith "--" -> [| argument[.. at - 1]; argument[at + 1 ..] |]
     | _ -> [| argument |]
 
-// The tests check the structure: here it would cost every command a third of its start.
+// A test checks the structure: here it would add a third to every start.
 let private parser =
     lazy
         ArgumentParser.Create<Flag>(
@@ -267,17 +274,181 @@ let private parser =
 let private names (parser: ArgumentParser) =
     parser.GetArgumentCases() |> List.collect _.CommandLineNames.Value
 
-/// Rejects the first argument that nobody knows, with the nearest known one.
-let private refuseUnknown (parser: ArgumentParser) (what: string) (unknown: string list) =
+// ---------------------------------------------------------------------------------------------- help
+
+/// What the help of a command shows beside its flags, which describe themselves.
+type private Page =
+    {
+        Usage: string
+        About: string
+        Examples: string list
+        /// First flag and title of each group.
+        Groups: (string * string) list
+    }
+
+let private pageOf (path: string list) : Page =
+    let page usage about examples =
+        {
+            Usage = usage
+            About = about
+            Examples = examples
+            Groups = []
+        }
+
+    match path with
+    | "run" :: _ ->
+        { page
+              "run [OPTIONS]"
+              "Learn a data set's classes task by task and print the accuracy."
+              [
+                  "lorasub run                                    # bundled data, about a minute"
+                  "lorasub run --data folder --data-path photos --out results"
+                  "lorasub run --data cifar100 --data-path cifar --seeds 1,2,3"
+                  "lorasub run --resume results"
+              ] with
+            Groups =
+                [
+                    "--data", "Data"
+                    "--tasks", "Protocol"
+                    "--rank", "Method"
+                    "--epochs", "Training"
+                    "--out", "Output"
+                    "--device", "Machine"
+                ]
+        }
+    | "evaluate" :: _ ->
+        page
+            "evaluate DIR [OPTIONS]"
+            "Test a saved learner again and compare with the saved accuracy."
+            [
+                "lorasub evaluate results"
+                "lorasub evaluate results --data-path /new/place"
+            ]
+    | "report" :: _ ->
+        page
+            "report DIR... [OPTIONS]"
+            "Make an HTML page, figures and tables of one or more runs."
+            [
+                "lorasub report results"
+                "lorasub report with without --out compare.html --tables tables"
+            ]
+    | "doctor" :: _ ->
+        page
+            "doctor [OPTIONS]"
+            "Check the installation, suggest fixes and measure the speed."
+            [ "lorasub doctor" ]
+    | "data" :: "check" :: _ ->
+        page
+            "data check NAME DIR"
+            "Validate a data set folder."
+            [ "lorasub data check cifar100 cifar"; "lorasub data check folder photos" ]
+    | "data" :: _ ->
+        page
+            "data COMMAND"
+            "List data sets or check a folder."
+            [ "lorasub data list"; "lorasub data check folder photos" ]
+    | _ ->
+        page
+            "COMMAND [OPTIONS]"
+            "Learn new image classes over time without keeping the old images."
+            [
+                "lorasub run --out results                      # bundled data, about a minute"
+                "lorasub report results"
+                "lorasub run --help"
+            ]
+
+/// Longer flags have their text on the next line.
+[<Literal>]
+let private FlagColumn = 21
+
+let private flagLines (groups: (string * string) list) (flag: ArgumentCaseInfo) : string list =
+    let name =
+        if flag.IsMainCommand then
+            ""
+        else
+            flag.CommandLineNames.Value.Head
+
+    let value =
+        match flag.UnionCaseInfo.GetFields() with
+        | [| field |] when flag.ArgumentType <> ArgumentType.SubCommand -> field.Name.Replace('_', ' ')
+        | _ -> ""
+
+    let group =
+        match groups with
+        | [] -> "  "
+        | _ ->
+            groups
+            |> List.tryFind (fun (first, _) -> first = name)
+            |> Option.map snd
+            |> Option.defaultValue ""
+            |> _.PadRight(9)
+
+    let flag', text = String.Concat(name, " ", value).Trim(), flag.Description.Value
+
+    if flag'.Length < FlagColumn then
+        [ String.Concat(group, flag'.PadRight FlagColumn, text) ]
+    else
+        [ group + flag'; String.Concat("".PadRight(group.Length + FlagColumn), text) ]
+
+/// The help of the command that `path` names, at most 80 columns wide; without `all`, common flags only.
+let private help (all: bool) (path: string list) : string =
+    let page = pageOf path
+
+    let parser =
+        (parser.Value :> ArgumentParser, path)
+        ||> List.fold (fun parser word ->
+            parser.GetSubCommandParsers()
+            |> List.tryFind (fun p ->
+                p.ParentInfo
+                |> Option.exists (fun c -> List.contains word c.CommandLineNames.Value))
+            |> Option.defaultValue parser)
+
+    let shown, hidden =
+        parser.GetArgumentCases()
+        |> List.partition (fun c -> all || not c.IsHidden.Value)
+
+    String.concat
+        "\n"
+        [
+            "Usage: lorasub " + page.Usage
+            page.About
+            ""
+            "Examples:"
+            for example in page.Examples do
+                "  " + example
+            ""
+            yield! List.collect (flagLines page.Groups) shown
+            if not hidden.IsEmpty then
+                "All options: lorasub run --help-all"
+            elif path.IsEmpty then
+                "  --help               show this help"
+                ""
+                "Help for a command: lorasub COMMAND --help"
+        ]
+
+/// Rejects the first unknown argument of a command, with the nearest known name.
+let private refuseUnknown (parser: ArgumentParser) (command: string) (unknown: string list) =
     match unknown with
     | [] -> ()
     | name :: _ ->
-        let known =
-            names parser |> List.filter (fun n -> n.StartsWith '-' = name.StartsWith '-')
+        let isOption = name.StartsWith '-'
 
-        Errors.reject name $"must be {what}" "no such name" (Errors.didYouMean known name)
+        let what =
+            if isOption then "option"
+            elif parser.GetSubCommandParsers().IsEmpty then "argument"
+            else "command"
 
-/// A flag as the command line has it: its name without dashes, and its value; --X switches X on and --no-X off.
+        let known = names parser |> List.filter (fun n -> n.StartsWith '-' = isOption)
+        let place = if command = "lorasub" then "" else " of " + command
+
+        let hint =
+            match Errors.didYouMean known name with
+            | "" -> String.Concat("see ", command, " --help")
+            | meant -> meant
+
+        raise (InputException(String.Concat [| "unknown "; what; " '"; name; "'"; place; "; "; hint |]))
+
+/// A flag's setting and value: --X is true, --no-X is X = false.
 let private pair (results: ParseResults<'Flag>) (flag: 'Flag) =
     match results.Parser.PrintCommandLineArguments [ flag ] with
     | [| name; value |] -> name.TrimStart '-', value
@@ -289,7 +460,7 @@ let private pairsWithout (shellOnly: 'Flag -> bool) (results: ParseResults<'Flag
     |> List.filter (shellOnly >> not)
     |> List.map (pair results)
 
-// A run that goes on has its folder and settings already.
+// A resumed run has its folder and settings already.
 let private refuseBesideResume (flags: ParseResults<RunFlag>) =
     let given =
         [
@@ -307,15 +478,14 @@ let private refuseBesideResume (flags: ParseResults<RunFlag>) =
 
     match given with
     | [] -> ()
-    | name :: _ ->
-        Errors.reject "--resume" "goes on with the run as it was saved" $"{name} as well" $"leave {name} out"
+    | name :: _ -> raise (InputException $"--resume cannot be combined with {name}; remove {name}")
 
 let private command (results: ParseResults<Flag>) : Command =
-    refuseUnknown results.Parser "a command or option of lorasub" results.UnrecognizedCliParams
+    refuseUnknown results.Parser "lorasub" results.UnrecognizedCliParams
 
     match results.TryGetSubCommand() with
     | Some(Run flags) ->
-        refuseUnknown flags.Parser "an option of lorasub run" flags.UnrecognizedCliParams
+        refuseUnknown flags.Parser "lorasub run" flags.UnrecognizedCliParams
 
         let pairs =
             flags
@@ -348,7 +518,7 @@ let private command (results: ParseResults<Flag>) : Command =
                     DryRun = flags.Contains Dry_Run
                 }
     | Some(Evaluate flags) ->
-        refuseUnknown flags.Parser "an option of lorasub evaluate" flags.UnrecognizedCliParams
+        refuseUnknown flags.Parser "lorasub evaluate" flags.UnrecognizedCliParams
 
         let changes =
             flags
@@ -359,27 +529,33 @@ let private command (results: ParseResults<Flag>) : Command =
 
         match flags.TryGetResult Folder with
         | Some folder -> Command.Evaluate(folder, changes, flags.TryGetResult EvaluateFlag.Libtorch)
-        | None -> Errors.reject "lorasub evaluate" "needs the folder of a run" "none" ""
+        | None ->
+            raise (InputException "lorasub evaluate needs the folder of a run; see lorasub evaluate --help")
     | Some(DataSets flags) ->
-        refuseUnknown flags.Parser "a command of lorasub data" flags.UnrecognizedCliParams
+        refuseUnknown flags.Parser "lorasub data" flags.UnrecognizedCliParams
 
         match flags.TryGetSubCommand() with
         | Some List -> Command.DataList
         | Some(Check check) ->
-            refuseUnknown check.Parser "an option of lorasub data check" check.UnrecognizedCliParams
+            refuseUnknown check.Parser "lorasub data check" check.UnrecognizedCliParams
 
             match check.GetResult(Name_And_Folder, []) with
             | [ name; folder ] -> Command.DataCheck(name, folder)
             | other ->
                 let given = if other.IsEmpty then "none" else String.concat " " other
-                Errors.reject "lorasub data check" "needs a data set and a folder" given ""
-        | None -> Command.Help(flags.Parser.PrintUsage())
+
+                Errors.reject
+                    "lorasub data check"
+                    "needs a data set and a folder"
+                    given
+                    "see lorasub data list"
+        | None -> Command.Help(help false [ "data" ])
     | Some(Report flags) ->
-        // a list of folders takes all that follows, misspelt options too
+        // the list of folders also takes misspelt options
         let options, folders =
             flags.GetResults Folders |> List.concat |> List.partition _.StartsWith('-')
 
-        refuseUnknown flags.Parser "an option of lorasub report" (flags.UnrecognizedCliParams @ options)
+        refuseUnknown flags.Parser "lorasub report" (flags.UnrecognizedCliParams @ options)
 
         Command.Report
             {
@@ -389,40 +565,45 @@ let private command (results: ParseResults<Flag>) : Command =
                 Tables = flags.TryGetResult Tables
             }
     | Some(Doctor flags) ->
-        refuseUnknown flags.Parser "an option of lorasub doctor" flags.UnrecognizedCliParams
+        refuseUnknown flags.Parser "lorasub doctor" flags.UnrecognizedCliParams
         Command.Doctor(flags.TryGetResult DoctorFlag.Libtorch)
     | Some Version
     | None when results.GetAllResults() |> List.exists _.IsVersion -> Command.Version
-    | _ -> Command.Help(results.Parser.PrintUsage())
+    | _ -> Command.Help(help false [])
 
-/// The command that the arguments ask for. Rejects what is unknown, given twice or without its value, and values of
-/// the wrong kind.
+/// The command that the arguments ask for. Rejects unknown and repeated arguments, missing values, and values of the
+/// wrong kind.
 let parse (argv: string[]) : Command =
-    // F# Interactive takes --help for itself, so that build.fsx could not pass it on
+    // F# Interactive takes --help for itself, so build.fsx passes help on as a word
     let argv =
-        match argv with
-        | [| "help" |] -> [| "--help" |]
-        | [| "version" |] -> [| "--version" |]
-        | [| "help"; command |] -> [| command; "--help" |]
-        | [| "help"; command; part |] -> [| command; part; "--help" |]
+        match List.ofArray argv with
+        | "help" :: words -> Array.ofList (List.filter ((<>) "help") words @ [ "--help" ])
+        | [ "version" ] -> [| "--version" |]
         | _ -> argv
 
-    // help for a command that is not there would be the help for all
+    // Argu would show the general help for an unknown command with --help
     match Array.tryHead argv with
     | Some first when not (first.StartsWith '-') ->
         [ first ]
         |> List.filter (fun name -> not (List.contains name (names parser.Value)))
-        |> refuseUnknown parser.Value "a command or option of lorasub"
+        |> refuseUnknown parser.Value "lorasub"
     | _ -> ()
 
-    try
-        // Parse would look for an app.config as well, with all of System.Configuration
-        parser.Value.ParseCommandLine(Array.collect splitEquals argv, ignoreUnrecognized = true)
-        |> command
-    with :? ArguParseException as e ->
-        match e.ErrorCode with
-        | ErrorCode.HelpText -> Command.Help e.Message
-        | _ ->
-            // the first line says what is wrong, the rest is the usage
-            let said = e.Message.Split('\n')[0]
-            raise (InputException(said.Replace("ERROR: ", ""), e))
+    let helpOf all =
+        let words = argv |> Array.takeWhile (fun word -> not (word.StartsWith '-'))
+        Command.Help(help all (List.ofArray words))
+
+    if Array.contains "--help-all" argv then
+        helpOf true
+    else
+        try
+            // Parse would look for an app.config as well, with all of System.Configuration
+            parser.Value.ParseCommandLine(Array.collect splitEquals argv, ignoreUnrecognized = true)
+            |> command
+        with :? ArguParseException as e ->
+            match e.ErrorCode with
+            | ErrorCode.HelpText -> helpOf false
+            | _ ->
+                // the first line names the error, the rest is the usage
+                let error = e.Message.Split('\n')[0]
+                raise (InputException(error.Replace("ERROR: ", ""), e))

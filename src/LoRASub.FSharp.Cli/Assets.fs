@@ -1,4 +1,4 @@
-/// The small data set and backbone that come with the program, for runs that name none.
+/// The bundled data set and backbone, for runs that name none.
 module LoRASub.Cli.Assets
 
 open System
@@ -17,10 +17,11 @@ let backbone = Path.Combine(folder, "vit_micro_patch4_32.safetensors")
 let private orAsset exists flag path given =
     match given with
     | Some name when String.IsNullOrWhiteSpace name ->
-        Errors.reject flag "must name a file or folder" "an empty name" ""
+        Errors.reject $"--{flag}" "must name a file or folder" "an empty name" ""
     | Some _ -> given
     | None when exists path -> Some path
-    | None -> Errors.reject path "must lie beside the program" "nothing" $"install it again, or give --{flag}"
+    | None ->
+        Errors.reject path "must be beside the program" "nothing" $"reinstall the program or pass --{flag}"
 
 // saved settings must name the same file from any folder
 let private absolute (path: string) =
@@ -36,10 +37,10 @@ let fill (settings: RunSettings) : RunSettings =
         match settings.DataPath with
         | None when settings.Data <> DataName ->
             Errors.reject
-                "data-path"
+                "--data-path"
                 $"must name the folder with the files of {settings.Data}"
                 "none"
-                "give --data-path"
+                "pass --data-path DIR"
         | given -> orAsset Directory.Exists "data-path" dataPath given
 
     { settings with

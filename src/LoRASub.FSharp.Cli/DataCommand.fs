@@ -1,4 +1,4 @@
-/// `lorasub data`: which data sets are known, and what a folder holds of one.
+/// `lorasub data`: lists the data sets and validates the folder of one.
 module LoRASub.Cli.DataCommand
 
 open System
@@ -7,7 +7,7 @@ open LoRASub
 let private classes (known: KnownDataset) =
     match known.Classes with
     | Some n -> $"{n} classes"
-    | None -> "any classes"
+    | None -> "any number of classes"
 
 /// Name, classes, address and layout of every known data set.
 let list () : string list =
@@ -21,7 +21,7 @@ let list () : string list =
 [<Literal>]
 let private Listed = 20
 
-/// How much of a published set is there, where it is not all of it.
+/// The share of a published data set, if the folder has only a subset.
 let private subset (report: DataReport) : string list =
     let images = report.TrainingImages + report.TestImages
 
@@ -39,7 +39,7 @@ let private subset (report: DataReport) : string list =
     | some when images > 0 && not some.IsEmpty -> [ "subset     " + String.concat ", " some ]
     | _ -> []
 
-/// What is there, what is broken or missing, and where the set is published.
+/// The classes and images found, the problems, and where the set is published.
 let lines (report: DataReport) : string list =
     let known = report.Dataset
 
@@ -71,10 +71,10 @@ let lines (report: DataReport) : string list =
         yield! subset report
 
         if Array.isEmpty report.Problems then
-            "what is there is well"
+            "No problems found"
     ]
 
-/// Checks a folder; 0 where all is well, 2 with problems.
+/// Checks a folder; 0 without problems, 2 with problems.
 let check (say: string list -> unit) (name: string) (folder: string) : int =
     let report =
         Datasets.check name (IO.Path.GetFullPath(folder, Environment.CurrentDirectory))

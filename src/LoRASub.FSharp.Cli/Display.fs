@@ -1,4 +1,4 @@
-/// What a run shows: one live block on a terminal, plain lines elsewhere, and the results at the end.
+/// The display of a run: a live block on a terminal, plain lines elsewhere, then the results.
 module LoRASub.Cli.Display
 
 open System
@@ -26,6 +26,13 @@ let duration (seconds: float) =
         $"{int t.TotalHours}:{t.Minutes:D2}:{t.Seconds:D2}"
     else
         $"{t.Minutes}:{t.Seconds:D2}"
+
+/// 13 s below a minute, else as `duration`.
+let private short (seconds: float) =
+    if Math.Round seconds < 60.0 then
+        $"{Math.Round seconds} s"
+    else
+        duration seconds
 
 /// The visible text, cut to a width with dots at its end.
 let fit (width: int) (text: string) = Text.cut "..." width text
@@ -67,15 +74,15 @@ module Workload =
                     Phase.Predict, Array.sum tests[.. task.Index]
                 ])
 
-/// All that a display needs to know, as a value: what was heard so far.
+/// The state of a display: the progress so far.
 type View =
     {
         /// Since the run began.
         Now: TimeSpan
         Task: LearningTask option
-        /// Where the newest step stands.
+        /// The latest step.
         Step: Step option
-        /// Newest mean loss and accuracy of the task's training.
+        /// Latest mean loss and accuracy of the task's training.
         Loss: float option
         Accuracy: float option
         Retained: Retained[]
@@ -97,9 +104,9 @@ module View =
             Spent = Map.empty
         }
 
-    /// The view after one more message, which came at a time since the run began. The time since the message before
-    /// goes to the phase that used it: training tells of a step after it, the other phases before it.
-    let hear (now: TimeSpan) (progress: Progress) (view: View) : View =
+    /// The view after one more progress report at a time since the run began. The time since the previous report
+    /// counts for the phase that used it: training reports a step after it, the other phases before it.
+    let update (now: TimeSpan) (progress: Progress) (view: View) : View =
         let spend phase =
             let before = Map.tryFind phase view.Spent |> Option.defaultValue 0.0
             Map.add phase (before + (now - view.Now).TotalSeconds) view.Spent
@@ -168,8 +175,8 @@ module View =
     let private weight phase =
         if phase = Phase.Train then 3.0 else 1.0
 
-    /// Seconds still to go: each phase's steps to do at the mean cost of its steps done. A phase that has not been
-    /// reached costs what the others did, by weight. None before the first step.
+    /// Seconds left: the remaining steps of each phase times their mean cost so far. A phase without a finished step
+    /// is estimated from the others by weight. None before the first step.
     let secondsLeft (workload: Workload) (view: View) : float option =
         let phases =
             [ Phase.Observe; Phase.Train; Phase.Prototypes; Phase.Predict ]
@@ -202,7 +209,7 @@ module View =
 
 // ---------------------------------------------------------------------------------------------- the run
 
-/// The lines that tell what is about to run.
+/// The header of a run: data, tasks, method, backbone and machine.
 let header (plan: Plan) (threads: int) : string list =
     let settings, stream, vit = plan.Settings, plan.Stream, plan.Backbone
     let data = stream.Dataset
@@ -235,9 +242,9 @@ let private taskEnd (tasks: int) (task: LearningTask) (row: Score[]) (seconds: f
     let news = Array.last row |> Metrics.accuracy |> percent
     let classes = task.FirstClass + task.Classes.Length
 
-    $"{taskOf tasks task}: {seen}%% right over the {classes} classes seen, {news}%% on the new; {duration seconds}"
+    $"{taskOf tasks task}: accuracy {seen}%% on {classes} classes so far (new classes {news}%%), {short seconds}"
 
-/// What is listened with while `work` runs.
+/// Shows the progress of `work` while it runs.
 type Show = (((Progress -> unit) -> Outcome) -> Outcome)
 
 /// Plain lines, for files and pipes: at most one for each phase and epoch of a task, without control characters.
@@ -280,23 +287,23 @@ let private bar (width: int) (share: float) =
     let rest = width - full
     $"[green]{String('━', full)}[/][grey]{String('─', rest)}[/]"
 
-/// The live block: what runs now, how far it is and what it has told.
+/// The live block: the current task and phase, the latest loss and the time left.
 let private block (width: int) (workload: Workload) (plan: Plan) (view: View) : Rendering.IRenderable =
     let line (text: string) = Markup text :> Rendering.IRenderable
     let safe (text: string) = Markup.Escape(fit (width - 12) text)
 
-    let gone = view.Now.TotalSeconds
+    let elapsed = view.Now.TotalSeconds
     let left = View.secondsLeft workload view
 
     let share =
         left
-        |> Option.map (fun s -> gone / max 1e-9 (gone + s))
+        |> Option.map (fun s -> elapsed / max 1e-9 (elapsed + s))
         |> Option.defaultValue 0.0
 
     let time =
         match left with
-        | Some seconds -> $"{duration gone} gone, about {duration seconds} left"
-        | None -> $"{duration gone} gone"
+        | Some seconds -> $"{duration elapsed} elapsed, {duration seconds} left"
+        | None -> $"{duration elapsed} elapsed"
 
     Rows(
         [
@@ -335,7 +342,7 @@ let private block (width: int) (workload: Workload) (plan: Plan) (view: View) : 
 /// How often the live block is drawn at most.
 let private redraw = TimeSpan.FromSeconds 0.2
 
-/// A block that is drawn again and again below a growing list of finished tasks, for terminals.
+/// For terminals: a live block below the list of finished tasks.
 let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
     fun work ->
         let clock = Diagnostics.Stopwatch.StartNew()
@@ -358,7 +365,7 @@ let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
 
             work (fun progress ->
                 let now = clock.Elapsed
-                view <- View.hear now progress view
+                view <- View.update now progress view
 
                 match progress with
                 | TaskBegins _ -> began <- now
@@ -373,7 +380,7 @@ let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
 
 // ---------------------------------------------------------------------------------------------- results
 
-/// Most tasks whose columns fit.
+/// The largest number of tasks whose columns fit.
 [<Literal>]
 let private MatrixTasks = 10
 
@@ -414,7 +421,7 @@ let matrixLines (matrix: AccuracyMatrix) : string list =
             $"({MatrixTasks} of the {n} tasks; summary.json has all)"
     ]
 
-// What prediction meets at the output, in the last row of the measurement.
+// The movement of the class means at the output, after the last task.
 let private driftLine (drift: Drift.State) =
     match Drift.summary drift with
     | None -> []
@@ -424,12 +431,12 @@ let private driftLine (drift: Drift.State) =
         // a class of one test image has no spread
         let far =
             if Double.IsFinite moved.Relative then
-                $"{number 3 moved.Relative} spreads"
+                $"{number 3 moved.Relative} class spreads"
             else
-                $"{number 3 moved.Euclidean} in features"
+                $"{number 3 moved.Euclidean} in feature space"
 
         [
-            $"drift              {far} since learned, over {summary.Classes} old classes"
+            $"drift              old class means moved {far} ({summary.Classes} classes)"
         ]
 
 /// The statistics over several seeds.
@@ -437,11 +444,11 @@ let statistics (statistics: SeedStatistics) : string list =
     [
         ""
         let seeds = statistics.Seeds |> Array.map string |> String.concat ", "
-        $"mean over seeds {seeds} in percent; +- is half of the 95%% interval"
+        $"seeds {seeds}: mean ± half of the 95%% interval, in percent"
         yield! Statistics.lines statistics
     ]
 
-/// Everything that a finished run tells, as lines of text.
+/// The results of a finished run as lines of text.
 let results (plan: Plan) (outcome: Outcome) : string list =
     let struct (measures, missing) = Results.measures plan outcome
 
@@ -500,16 +507,16 @@ let results (plan: Plan) (outcome: Outcome) : string list =
         $"peak memory        {Bytes.text (MemoryUse.peakBytes ())}"
     ]
 
-/// Whether a task's score is the one that was saved.
+/// Whether a task's score equals the saved one.
 let isReproduced (row: Recheck) = row.Now = row.Saved
 
-/// Scores of a saved learner beside those that were saved.
+/// The scores of a saved learner now and as saved.
 let evaluation (rows: Recheck[]) : string list =
     let cells (texts: string list) =
         texts |> List.map _.PadLeft(10) |> String.concat ""
 
     [
-        cells [ "task"; "now"; "saved"; "equal" ]
+        cells [ "task"; "now %"; "saved %"; "equal" ]
 
         for row in rows do
             cells
@@ -521,15 +528,15 @@ let evaluation (rows: Recheck[]) : string list =
                 ]
 
         let seen = rows |> Array.map _.Now |> Array.reduce (+)
-        cells [ "seen"; percent (Metrics.accuracy seen) ]
+        cells [ "all"; percent (Metrics.accuracy seen) ]
     ]
 
-/// Counts the batches of `work` on a terminal while it runs.
+/// Shows the number of batches of `work` on a terminal while it runs.
 let counting (console: IAnsiConsole) (work: (unit -> unit) -> 'T) : 'T =
     console
         .Status()
         .Start(
-            "reading",
+            "reading the data",
             fun context ->
                 let mutable batches = 0
 

@@ -1,4 +1,4 @@
-/// Looks over the installation: what is there, what is missing and how to mend it.
+/// Checks the installation and suggests fixes.
 module LoRASub.Cli.Doctor
 
 open System
@@ -10,12 +10,12 @@ open System.Runtime.Intrinsics.X86
 open TorchSharp
 open LoRASub
 
-/// One fact; a broken one says how to mend it.
+/// The result of one check.
 type private Finding =
     | Fact of name: string * value: string
     | Broken of name: string * why: string
 
-/// What a check finds, or why it could not.
+/// The findings of a check; an exception becomes a problem.
 let private guarded (name: string) (check: unit -> Finding list) : Finding list =
     try
         check ()
@@ -33,7 +33,7 @@ let private program () =
     ]
 
 let private machine () =
-    // .NET knows the older sets; bfloat16's stand in Linux's list
+    // .NET does not report the bfloat16 instructions; Linux lists them
     let flags =
         if File.Exists "/proc/cpuinfo" then
             File.ReadLines "/proc/cpuinfo"
@@ -85,17 +85,16 @@ let private native (libTorch: string option) =
 let private devices () =
     let cuda =
         if torch.cuda_is_available () then
-            $"{torch.cuda.device_count ()} CUDA devices"
+            $"""{Text.counted (torch.cuda.device_count ()) "CUDA device" "CUDA devices"}"""
         else
-            "no CUDA device that this LibTorch can use"
+            "no CUDA device (none found, or LibTorch without CUDA)"
 
     [
         Fact("devices", $"cpu; {cuda}")
         Fact("threads", $"{torch.get_num_threads ()}")
     ]
 
-/// Billions of multiplications and additions in a second: the best of the square products that fit into half a
-/// second, since other programs can only slow them down.
+/// GFLOP/s of a square matrix product: the best of half a second, because other programs only slow it down.
 let private speed (route: ProductRoute) (dtype: torch.ScalarType) =
     let n = 1024L
 
@@ -118,7 +117,7 @@ let private speed (route: ProductRoute) (dtype: torch.ScalarType) =
         2.0 * float n ** 3.0 / best / 1e9)
 
 let private speeds () =
-    // LibTorch gives nothing to oneDNN with one thread
+    // LibTorch does not use oneDNN with one thread
     let several = torch.get_num_threads () > 1
     let used = if several then Product.route () else ProductRoute.Blas
     let blas = speed ProductRoute.Blas torch.ScalarType.Float32
@@ -148,14 +147,14 @@ let private speeds () =
         if half > 1.2 * single then
             "--precision bfloat16 is faster here"
         else
-            "--precision bfloat16 gains nothing here"
+            "--precision bfloat16 is not faster here"
 
     [
         Fact("products", $"{single:F0} GFLOP/s in float32, {half:F0} in bfloat16: {advice}")
         Fact("float32 by", $"{name}{maker}: {rates} ({Product.Variable}=blas or onednn)")
     ]
 
-/// Prints every finding; 0 if nothing is broken, else 1.
+/// Prints every finding; 0 without problems, else 1.
 let run (out: TextWriter) (libTorch: string option) : int =
     let mutable broken = 0
 
@@ -165,7 +164,7 @@ let run (out: TextWriter) (libTorch: string option) : int =
             | Fact(name, value) -> out.WriteLine $"{name, -13} {value}"
             | Broken(name, why) ->
                 broken <- broken + 1
-                out.WriteLine $"{name, -13} BROKEN: {why}"
+                out.WriteLine $"{name, -13} PROBLEM: {why}"
 
             out.Flush()
 
@@ -183,8 +182,8 @@ let run (out: TextWriter) (libTorch: string option) : int =
     out.WriteLine()
 
     match broken with
-    | 0 -> out.WriteLine "all is well"
-    | 1 -> out.WriteLine "1 thing is broken"
-    | n -> out.WriteLine $"{n} things are broken"
+    | 0 -> out.WriteLine "No problems found"
+    | 1 -> out.WriteLine "1 problem"
+    | n -> out.WriteLine $"{n} problems"
 
     min 1 broken

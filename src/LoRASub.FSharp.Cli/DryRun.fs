@@ -1,4 +1,4 @@
-/// What a run would do, as far as that is known without images, weights and LibTorch.
+/// The plan of a run, as far as it is known without images, weights and LibTorch.
 module LoRASub.Cli.DryRun
 
 open System.IO
@@ -12,7 +12,7 @@ let private table (rows: (string * string * string) list) : string list =
 
     [ for a, b, c in rows -> $"{a.PadRight first}  {b.PadRight second}  {c}" ]
 
-/// The classes of each task; counted in the data's folder where it is here and only it says how many there are.
+/// The number of classes of each task, counted in the data folder if it is needed and exists.
 let private taskSizes (config: MergedConfig) : int[] option =
     let count (folder: string) =
         Datasets.classes ReadOptions.standard config.Settings.Data folder
@@ -26,18 +26,19 @@ let private taskSizes (config: MergedConfig) : int[] option =
 let private tasks (config: MergedConfig) (sizes: int[] option) : string =
     match sizes with
     | Some sizes -> $"{TaskStream.describeSizes sizes} ({Array.sum sizes} in all)"
-    | None -> $"""{Text.counted config.Settings.Tasks "task" "tasks"}; the data says how many classes"""
+    | None ->
+        $"""{Text.counted config.Settings.Tasks "task" "tasks"}; the number of classes depends on the data"""
 
-/// What a run still needs on the command line.
+/// Settings that the command line still lacks.
 let private missing (settings: RunSettings) =
     [
         if settings.DataPath.IsNone && settings.Data <> Assets.DataName then
             "a run needs --data-path DIR"
         if settings.Backbone.IsNone then
-            "without --backbone FILE a run takes the small backbone that comes with the program"
+            "without --backbone FILE a run uses the small bundled backbone"
     ]
 
-/// What the readers say of a folder of image files that is there, which a run would repeat.
+/// Notes of the readers about an existing folder of image files, as in a run.
 let private dataNotes (settings: RunSettings) : string[] =
     match settings.DataPath with
     | Some folder when Directory.Exists folder ->
@@ -46,7 +47,7 @@ let private dataNotes (settings: RunSettings) : string[] =
         |> Option.defaultValue [||]
     | _ -> [||]
 
-/// A source with the file's name alone, so that lines stay readable.
+/// A source with the file's name instead of its path, so that lines stay short.
 let private brief (config: MergedConfig) (source: string) =
     match config.Expected.File with
     | "" -> source
@@ -81,5 +82,5 @@ let lines (config: MergedConfig) : string list =
             $"note: {brief config note}"
         tasks config sizes
         if config.Seeds.Length > 1 then
-            $"{config.Seeds.Length} runs, one for each seed"
+            $"{config.Seeds.Length} runs, one per seed"
     ]

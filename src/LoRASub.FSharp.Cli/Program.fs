@@ -19,11 +19,11 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
     Settings.check settings
     Shell.loadNative shell libTorch settings
 
-    let score listen =
+    let score onBatch =
         NativeError.during
             (fun () -> $"while scoring the learner in {folder}")
-            $"less memory is needed with --batch below {settings.Batch}"
-            (fun () -> RunFolder.evaluate folder settings listen)
+            $"use less memory with --batch below {settings.Batch}"
+            (fun () -> RunFolder.evaluate folder settings onBatch)
 
     let rows =
         match Shell.canvas shell with
@@ -35,10 +35,10 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
     if Array.forall Display.isReproduced rows then
         0
     else
-        Shell.complain shell.Error $"lorasub: the scores differ from those saved in {folder}"
+        Shell.complain shell.Error $"lorasub: the scores differ from the saved scores in {folder}"
         1
 
-// Whether a command leaves its results in a folder, so that it needs no standard output.
+// Whether a command saves its results in a folder and can do without standard output.
 let private isSaved (command: Arguments.Command) =
     match command with
     | Arguments.Command.Run run -> run.Out.IsSome && not run.DryRun
@@ -70,8 +70,8 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
     | Arguments.Command.Report request -> ReportCommand.run shell.Out request
     | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
 
-/// Runs the command of `argv` to its exit code: 0 done, 1 failed, 2 refused usage or input. A run that is saved does
-/// without standard output where that cannot be written; other commands fail then.
+/// Runs the command of `argv` and returns its exit code: 0 done, 1 failed, 2 invalid arguments or input. If standard
+/// output cannot be written, a run with a folder continues; other commands fail.
 let start (shell: Shell) (argv: string[]) : int =
     let shell = Shell.visible shell
 
@@ -81,7 +81,7 @@ let start (shell: Shell) (argv: string[]) : int =
             fun why ->
                 Shell.complain
                     shell.Error
-                    $"lorasub: standard output cannot be written ({why}); what follows is not shown"
+                    $"lorasub: cannot write to standard output ({why}); further output is not shown"
         )
 
     try
@@ -108,13 +108,13 @@ let start (shell: Shell) (argv: string[]) : int =
         | :? InputException -> 2
         | _ -> 1
 
-/// Ends the process at once: LibTorch's threads may be at work, under which an orderly exit takes their memory away.
+/// Ends the process at once: an orderly exit would free memory that LibTorch's threads still use.
 [<DllImport("libc", EntryPoint = "_exit")>]
 extern void private leave(int code)
 
 [<EntryPoint>]
 let main argv =
-    // the console is not made where nothing can be drawn
+    // no console if nothing can be drawn
     let terminal =
         if Console.IsOutputRedirected then
             None
@@ -127,13 +127,13 @@ let main argv =
         context.Cancel <- true
 
         if interruption.Request code then
-            Shell.complain Console.Error "lorasub: saving after this step; once more to stop at once"
+            Shell.complain Console.Error "lorasub: Saving after this step; press Ctrl-C again to quit now"
         else
             lock Runs.saving (fun () ->
                 if terminal.IsSome then
                     Shell.complain Console.Out "\x1b[?25h"
 
-                Shell.complain Console.Error "lorasub: interrupted"
+                Shell.complain Console.Error $"lorasub: {interruption.Message}"
                 leave code)
 
     use _ = PosixSignalRegistration.Create(PosixSignal.SIGINT, stop 130)

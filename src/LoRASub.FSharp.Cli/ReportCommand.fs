@@ -14,7 +14,7 @@ let private size (bytes: int64) =
 
         $"{megabytes} MB"
 
-/// Writes what is asked for and says what was written.
+/// Writes the report and prints the files written.
 let run (out: TextWriter) (request: ReportRequest) : int =
     let groups = RunData.loadAll (Array.ofList request.Folders)
 
@@ -24,7 +24,7 @@ let run (out: TextWriter) (request: ReportRequest) : int =
     let say (what: string) (file: WrittenFile) =
         out.WriteLine $"{what, -18} {file.Path} ({size file.Bytes})"
 
-    // one line for many files
+    // one line for all files
     let sayAll (what: string) folder (files: WrittenFile[]) =
         let total = files |> Array.sumBy _.Bytes
         out.WriteLine $"{what, -18} {folder} ({files.Length} files, {size total})"

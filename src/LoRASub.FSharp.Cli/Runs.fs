@@ -1,4 +1,4 @@
-/// `lorasub run`: fresh runs, runs that are taken up again, and runs of several seeds.
+/// `lorasub run`: new runs, resumed runs, and runs of several seeds.
 module LoRASub.Cli.Runs
 
 open System
@@ -10,25 +10,25 @@ open LoRASub
 /// Held while results are written: an interruption waits for it.
 let saving = obj ()
 
-/// How a run is carried out: it hears of the progress and is asked whether to stop.
+/// Executes a run, given a progress callback and whether to stop.
 type private Carry = (Progress -> unit) -> (unit -> bool) -> Outcome
 
-// A terminal can go away during a run, which has to be saved all the same.
+// A run must be saved even if its terminal disappears.
 let private despite (shell: Shell) (show: Display.Show) (carry: (Progress -> unit) -> Outcome) : Outcome =
     let mutable ended: Result<Outcome, ExceptionDispatchInfo> option = None
     let mutable shown = true
 
-    let quietly (listen: Progress -> unit) progress =
+    let quietly (onProgress: Progress -> unit) progress =
         if shown then
             try
-                listen progress
+                onProgress progress
             with :? IOException as e ->
                 shown <- false
-                Shell.complain shell.Error $"lorasub: progress cannot be shown ({e.Message})"
+                Shell.complain shell.Error $"lorasub: cannot show progress ({e.Message})"
 
-    let work listen =
+    let work onProgress =
         try
-            let outcome = carry (quietly listen)
+            let outcome = carry (quietly onProgress)
             ended <- Some(Ok outcome)
             outcome
         with e ->
@@ -56,12 +56,13 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Lear
         | None -> Display.plain shell.Out workload plan
 
     let outcome =
-        despite shell show (fun listen -> carry learner listen (fun () -> shell.Interruption.IsRequested))
+        despite shell show (fun onProgress ->
+            carry learner onProgress (fun () -> shell.Interruption.IsRequested))
 
     use _ = Scope.own Outcome.leaves outcome
     let results = Display.results plan outcome
 
-    // saved before anything is printed: a closed pipe must not cost a run, nor a full disk its results
+    // save before printing, so that a closed pipe does not lose the run; print even if saving fails
     try
         folder
         |> Option.iter (fun folder -> lock saving (fun () -> RunFolder.save folder plan began outcome))
@@ -79,7 +80,7 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Lear
 let private saved (shell: Shell) (folder: string) =
     Shell.say shell [ $"saved in           {folder}" ]
 
-/// Runs `work` on the run in a folder; an error that ends it names the checkpoint that is kept, and how to resume.
+/// Runs `work` on the run in a folder; adds the last checkpoint and how to resume to an error.
 let keeping (folder: string) (work: unit -> 'T) : 'T =
     let checkpoint () =
         if SeedFolders.holdsSeeds folder then
@@ -92,10 +93,10 @@ let keeping (folder: string) (work: unit -> 'T) : 'T =
     let message (e: exn) =
         checkpoint ()
         |> Option.map Checkpoint.path
-        // an error about the checkpoint itself says what to do
+        // an error about the checkpoint itself has its own advice
         |> Option.filter (e.Message.Contains >> not)
         |> Option.map (fun path ->
-            $"{e.Message}; the last checkpoint, {path}, is kept: resume with lorasub run --resume {folder}")
+            $"{e.Message}; the last checkpoint is {path}; resume with: lorasub run --resume {folder}")
 
     try
         work ()
@@ -109,31 +110,33 @@ let keeping (folder: string) (work: unit -> 'T) : 'T =
         | Some message -> raise (InputException(message, e))
         | None -> reraise ()
 
-// ---------------------------------------------------------------------------------------------- fresh
+// ---------------------------------------------------------------------------------------------- new runs
 
 let private fresh (shell: Shell) (plan: Plan) inputs (config: MergedConfig) folder =
     let from = Session.start folder
 
-    one shell plan (Some folder) (fun learner listen stopping ->
+    one shell plan (Some folder) (fun learner onProgress stopping ->
         Json.write (RunFiles.sources folder) (Config.toJson config)
-        shell.Interruption.Guard(fun () -> from learner plan inputs listen stopping))
+        shell.Interruption.Guard(fun () -> from learner plan inputs onProgress stopping))
 
 let private unsaved (shell: Shell) (plan: Plan) =
-    one shell plan None (fun learner listen _ -> Experiment.run learner plan listen)
+    shell.Interruption.Message <- "interrupted; nothing was saved (run with --out DIR to save)"
+
+    one shell plan None (fun learner onProgress _ -> Experiment.run learner plan onProgress)
 
 let private ofSeed (plan: Plan) seed =
     { plan with
         Settings = { plan.Settings with Seed = seed }
     }
 
-// What is taken up again is the whole, not the one seed.
+// The whole series is resumed, not one seed.
 let private stoppingIn folder (work: unit -> unit) =
     try
         work ()
     with :? RunStoppedException ->
         raise (RunStoppedException folder)
 
-// Rejects an output folder that cannot be used, or whose runs would be someone else's.
+// Rejects an output folder that cannot be used or that holds other runs.
 let private check overwrite (config: MergedConfig) (folder: string) =
     if overwrite then
         RunFolder.checkNames folder
@@ -155,7 +158,7 @@ let private inFolder (shell: Shell) overwrite (plan: Plan) inputs (config: Merge
     if overwrite then
         SeedFolders.clear folder
     else
-        // of a run that was killed before its settings were saved
+        // a run was killed before its settings were saved
         SeedFolders.forget folder
 
     keeping folder (fun () ->
@@ -175,7 +178,7 @@ let private inFolder (shell: Shell) overwrite (plan: Plan) inputs (config: Merge
 
     saved shell folder
 
-// Rejects to replace what the run itself reads, under whatever name.
+// Rejects replacing a file that the run itself reads, under any name.
 let private requireKept (config: MergedConfig) (folder: string) =
     let replaced = SeedFolders.files folder
 
@@ -198,12 +201,12 @@ let private requireKept (config: MergedConfig) (folder: string) =
     for reference in Reference.folders settings.Reference do
         require "--reference" reference (RunFiles.summary reference)
 
-// Rejects an output folder among the images that a run reads.
+// Rejects an output folder inside the images of the run.
 let private requireOutside (plan: Plan) (folder: string) =
     for set in [ plan.Stream.Dataset.Train; plan.Stream.Dataset.Test ] do
         ImageSet.requireOutside set.Source folder
 
-// What was found out or taken for granted when data and backbone were read.
+// Notes about data and backbone, after reading them.
 let private planNotes (config: MergedConfig) (plan: Plan) : string list =
     let settings, vit = plan.Settings, plan.Backbone
     let header = Safetensors.header settings.Backbone.Value
@@ -233,7 +236,7 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     | None -> ()
 
     Shell.loadNative shell command.LibTorch config.Settings
-    // so that it is the same wherever the run is taken up again
+    // saved, so that a resumed run uses as many threads
     let threads = Some(torch.get_num_threads ())
 
     let settings =
@@ -250,7 +253,7 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     let found = planNotes config plan
     Shell.notes shell found
 
-    // what is saved of the run says it too
+    // saved with the run as well
     let config =
         { config with
             Notes = Array.append config.Notes (Array.ofList found)
@@ -272,13 +275,13 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
         if results.Length > 1 then
             Shell.say shell (Display.statistics (Statistics.ofSeeds results))
 
-        Shell.say shell [ "not saved          give --out DIR to keep results and learner" ]
+        Shell.say shell [ "not saved          use --out DIR to save the results and the learner" ]
 
     0
 
-// ---------------------------------------------------------------------------------------------- taken up again
+// ---------------------------------------------------------------------------------------------- resumed runs
 
-// What the command line says beside --resume may move files, but not change the run.
+// Arguments beside --resume may give new paths of files, but not change the run.
 let private moved (folder: string) (changes: (string * string) list) =
     let saved = RunFolder.settings folder
     let now = List.fold (fun s (name, text) -> Settings.set name text s) saved changes
@@ -286,48 +289,50 @@ let private moved (folder: string) (changes: (string * string) list) =
     match Checkpoint.differences saved now with
     | [] -> Assets.fill now
     | some ->
-        let told = String.concat "; " some
+        let differences =
+            some
+            |> List.map (fun d -> $"{d.Name} = {d.Left}, not {d.Right}")
+            |> String.concat "; "
 
-        Errors.reject
-            folder
-            "goes on with its own settings"
-            $"{told} (saved, given)"
-            "leave them out, or start another run"
+        raise (
+            InputException
+                $"--resume uses the saved settings of {folder} ({differences}); remove these options or start a new run"
+        )
 
-// From the checkpoint of a run's folder, or from its beginning where it has got no further.
-let private takeUp (shell: Shell) (plan: Plan) inputs folder =
+// From the checkpoint of a run folder, or from the start if there is none.
+let private continueRun (shell: Shell) (plan: Plan) inputs folder =
     Shell.say
         shell
         [
             if Checkpoint.exists folder then
-                $"goes on from the checkpoint in {folder}"
+                $"Resuming from the checkpoint in {folder}"
             else
-                $"starts again: no checkpoint yet in {folder}"
+                $"Starting again: there is no checkpoint in {folder} yet"
         ]
 
-    one shell plan (Some folder) (fun learner listen stopping ->
-        shell.Interruption.Guard(fun () -> Session.resume folder learner plan inputs listen stopping))
+    one shell plan (Some folder) (fun learner onProgress stopping ->
+        shell.Interruption.Guard(fun () -> Session.resume folder learner plan inputs onProgress stopping))
 
-let private takeUpSeed (shell: Shell) (plan: Plan) inputs (folder: string) (seed: int64) =
+let private continueSeed (shell: Shell) (plan: Plan) inputs (folder: string) (seed: int64) =
     let mine = SeedFolders.folderOf folder seed
     let plan = ofSeed plan seed
     use _ = RunFolder.hold mine
     Shell.say shell [ ""; $"seed {seed}" ]
 
     if RunFolder.isFinished mine then
-        // a process killed right after its last file leaves it
+        // left by a process that was killed right after its last file
         Checkpoint.delete mine
-        Shell.say shell [ "finished already" ]
+        Shell.say shell [ "already finished" ]
     elif RunFolder.holdsRun mine then
-        takeUp shell plan inputs mine |> ignore
+        continueRun shell plan inputs mine |> ignore
     else
         let sources = RunFiles.sources folder
 
         if File.Exists sources then
             WholeFile.writeText (RunFiles.sources mine) (File.ReadAllText sources)
 
-        one shell plan (Some mine) (fun learner listen stopping ->
-            shell.Interruption.Guard(fun () -> Session.start mine learner plan inputs listen stopping))
+        one shell plan (Some mine) (fun learner onProgress stopping ->
+            shell.Interruption.Guard(fun () -> Session.start mine learner plan inputs onProgress stopping))
         |> ignore
 
 let private isFinished folder =
@@ -336,14 +341,10 @@ let private isFinished folder =
     else
         RunFolder.isFinished folder
 
-/// Goes on with the run, or the runs of several seeds, in a folder.
+/// Resumes the run, or the runs of several seeds, in a folder.
 let resume (shell: Shell) (folder: string) (changes: (string * string) list) (libTorch: string option) =
     if not (RunFolder.holdsRun folder) then
-        Errors.reject
-            folder
-            "must hold a run"
-            "no settings.json"
-            "name the folder that --out named in the run"
+        Errors.reject folder "must hold a run" "no settings.json" "give the folder of the run's --out"
 
     use _ = RunFolder.hold folder
     let settings = moved folder changes
@@ -351,7 +352,7 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
 
     if isFinished folder then
         Checkpoint.delete folder
-        Shell.say shell [ $"finished already   {folder}" ]
+        Shell.say shell [ $"already finished   {folder}" ]
     else
         Shell.loadNative shell libTorch settings
         let plan = Plan.load settings
@@ -364,11 +365,11 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
             if SeedFolders.holdsSeeds folder then
                 SeedFolders.seeds folder
                 |> Array.iter (fun seed ->
-                    stoppingIn folder (fun () -> takeUpSeed shell plan inputs folder seed))
+                    stoppingIn folder (fun () -> continueSeed shell plan inputs folder seed))
 
                 Shell.say shell (Display.statistics (SeedFolders.finish folder))
             else
-                takeUp shell plan inputs folder |> ignore)
+                continueRun shell plan inputs folder |> ignore)
 
         saved shell folder
 

@@ -6,12 +6,12 @@ open Spectre.Console
 open TorchSharp
 open LoRASub
 
-/// Requests to stop, as signals make them. Mutable: signals come on threads of their own.
+/// Requests to stop, made by signals. Mutable: signals arrive on their own threads.
 type Interruption() =
     let mutable guarded = false
     let mutable code = 0
 
-    /// While `work` runs, the first request is left to it.
+    /// While `work` runs, it handles the first request itself.
     member _.Guard(work: unit -> 'T) : 'T =
         guarded <- true
 
@@ -20,7 +20,7 @@ type Interruption() =
         finally
             guarded <- false
 
-    /// Asks to stop with an exit code; false where nobody will see to it, or nobody has.
+    /// Requests a stop with an exit code; false if no guarded work handles it.
     member _.Request(exitCode: int) : bool =
         let first = code = 0
         code <- exitCode
@@ -28,10 +28,13 @@ type Interruption() =
 
     member _.IsRequested = code <> 0
 
-    /// Of the last request.
+    /// Printed when the process ends at once.
+    member val Message = "interrupted" with get, set
+
+    /// The exit code of the last request.
     member _.Code = code
 
-/// Where a command writes to, whether that is a terminal to draw on, and what may stop it.
+/// The streams of a command, its terminal if it can draw on one, and requests to stop it.
 type Shell =
     {
         Out: TextWriter
@@ -40,8 +43,7 @@ type Shell =
         Interruption: Interruption
     }
 
-/// Standard output, which may lie on a full disk or end in a closed pipe. The first failure is reported; later text is
-/// left out. Mutable.
+/// Standard output that survives a full disk or a closed pipe: reports the first failure and drops later text. Mutable.
 type Output(inner: TextWriter, report: string -> unit) =
     inherit TextWriter()
     let mutable failed = false
@@ -67,8 +69,8 @@ type Output(inner: TextWriter, report: string -> unit) =
     override _.WriteLine(text: string) = guard (fun () -> inner.WriteLine text)
     override _.Flush() = guard inner.Flush
 
-/// Hands on what is written as visible text, so that no name from a file or folder can act on the terminal. A line end
-/// comes from WriteLine only.
+/// Escapes control characters, so that names of files and folders cannot act on the terminal. Only WriteLine ends a
+/// line.
 type private VisibleWriter(inner: TextWriter) =
     inherit TextWriter()
     override _.Encoding = inner.Encoding
@@ -81,7 +83,7 @@ type private VisibleWriter(inner: TextWriter) =
 [<RequireQualifiedAccess>]
 module Shell =
 
-    /// Writes a line to standard error; one that is closed or full must not turn an exit code into a crash.
+    /// Writes a line to standard error; a closed or full one is ignored, so that the exit code is the command's.
     let complain (error: TextWriter) (text: string) : unit =
         try
             error.WriteLine text
@@ -90,7 +92,7 @@ module Shell =
         | :? UnauthorizedAccessException
         | :? ObjectDisposedException -> ()
 
-    /// The shell whose texts are all visible.
+    /// The shell with control characters escaped.
     let visible (shell: Shell) : Shell =
         { shell with
             Out = new VisibleWriter(shell.Out)
@@ -103,15 +105,14 @@ module Shell =
 
         shell.Out.Flush()
 
-    /// The terminal, where it is high enough to draw a block of lines on: some have no size at all.
+    /// The terminal, if it is high enough for the live block; some report no size at all.
     let canvas (shell: Shell) : IAnsiConsole option =
         shell.Terminal |> Option.filter (fun console -> console.Profile.Height >= 10)
 
     let notes (shell: Shell) (some: string seq) =
         say shell [ for note in some -> $"note: {note}" ]
 
-    /// Loads LibTorch, the named one or the program's own, under the threads that settings ask for. Notes a LibTorch
-    /// that is not the tested one.
+    /// Loads the given or bundled LibTorch and sets its threads. Prints a note if it is not the tested version.
     let loadNative (shell: Shell) (libTorch: string option) (settings: RunSettings) =
         Option.iter NativeBackend.useLibTorch libTorch
         NativeBackend.ensureLoaded().Note |> Option.toList |> notes shell

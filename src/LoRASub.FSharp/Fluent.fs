@@ -6,7 +6,7 @@ open System.IO
 open LoRASub
 open TorchSharp
 
-/// Where learning stands, for a progress bar.
+/// The progress of learning, for a progress bar.
 [<Struct>]
 type LearningProgress =
     {
@@ -47,9 +47,9 @@ type ClassifierOptions() =
     member val InputHigh = 1.0 with get, set
     /// Layer-norm epsilon that the backbone was trained with.
     member val NormEpsilon = 1e-6 with get, set
-    /// Attention heads; 0: as the file or its width tells.
+    /// Attention heads; 0: from the file or its width.
     member val Heads = 0 with get, set
-    /// Height and width of the backbone's images in pixels; 0: as its positions tell.
+    /// Height and width of the backbone's images in pixels; 0: from its positions.
     member val ImageSize = 0 with get, set
     /// "float32", "bfloat16" or "float64".
     member val Precision = "float32" with get, set
@@ -116,7 +116,7 @@ type Prediction =
         Similarity: float
     }
 
-/// A classifier that learns new classes from their images alone and forgets the images: the library's front door
+/// A classifier that learns new classes from their images and keeps none of the images: the library's front door
 /// from C#. Holds native memory: dispose it. Not safe for use from several threads at once.
 /// Throws InputException for input that breaks a rule, and MemoryException, an OutOfMemoryException, where memory runs
 /// out in main memory or on the GPU; the classifier then stays as it was.
@@ -181,7 +181,7 @@ type ContinualClassifier
             References = [||]
         }
 
-    // a classifier outlives whatever scope its caller has open
+    // a classifier outlives the scopes of its caller
     static let classifier (plan: Plan) options state names sizes =
         Scope.detach Plan.leaves plan |> ignore
 
@@ -211,7 +211,7 @@ type ContinualClassifier
         ContinualClassifier.Create(backbone, ClassifierOptions())
 
     /// A saved classifier, over the backbone file that it was trained on. The image size, input range, heads and
-    /// epsilon are the saved ones whatever `options` say.
+    /// epsilon are always the saved ones, not those of `options`.
     static member Load(folder: string, backbone: string, options: ClassifierOptions) : ContinualClassifier =
         Given.value "folder" folder
         Given.value "backbone" backbone
@@ -341,7 +341,7 @@ type ContinualClassifier
 
         NativeError.during
             (fun () -> "while predicting")
-            "less memory is needed with a smaller BatchSize"
+            "use less memory with a smaller BatchSize"
             (fun () ->
                 positions
                 |> Array.chunkBySize plan.Settings.Batch

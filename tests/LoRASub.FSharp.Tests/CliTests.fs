@@ -317,7 +317,7 @@ let private badInput =
             "label out of range"
             trainLabels
             (editBytes (fun b -> b[8 + 3] <- 10uy))
-            [ "labels must lie in 0 to 9"; "10 at position 3" ]
+            [ "labels must be in 0 to 9"; "10 at position 3" ]
         {
             Name = "a class without training images"
             Spoil =
@@ -344,7 +344,7 @@ let private badInput =
                         for i in 8 .. b.Length - 1 do
                             b[i] <- byte (i % 9))
             Arguments = fun world -> arguments world [ "--tasks"; "10"; "--class-order"; "natural" ]
-            Words = [ trainImages; "task 9"; "needs at least one training image"; "found none" ]
+            Words = [ trainImages; "task 10"; "needs at least one training image"; "found none" ]
         }
         {
             Name = "CIFAR file of a broken length"
@@ -362,7 +362,7 @@ let private badInput =
                     for file in [ "train.bin"; "test.bin" ] do
                         File.WriteAllBytes(under (under world "data") file, Array.create 3074 200uy)
             Arguments = fun world -> arguments world [ "--data"; "cifar100" ]
-            Words = [ "train.bin"; "labels must lie in 0 to 99"; "found 200" ]
+            Words = [ "train.bin"; "labels must be in 0 to 99"; "found 200" ]
         }
 
         // weights files
@@ -375,7 +375,7 @@ let private badInput =
         backbone
             "header longer than the file"
             (editBytes (fun b -> b[3] <- 1uy))
-            [ "must hold its header of"; "cut short" ]
+            [ "must hold its header of"; "truncated" ]
         backbone "no JSON header" (jsonTensors "{\"a\":") [ "JSON" ]
         backbone
             "overlapping tensors"
@@ -422,7 +422,7 @@ let private badInput =
             []
         |> fun bad ->
             { bad with
-                Words = [ "second moment of block 0, task 1"; "found" ]
+                Words = [ "second moment of block 0, task 2"; "found" ]
             }
 
         // settings
@@ -475,11 +475,11 @@ let private badInput =
         flags
             "a loss that is no number"
             [ "--head-lr"; "1e38"; "--epochs"; "4" ]
-            [ "loss of task 0"; "must stay finite"; "lower lr or head-lr" ]
+            [ "loss of task 1"; "must stay finite"; "lower lr or head-lr" ]
         flags
             "a last step that diverges"
             [ "--lr"; "1e38"; "--batch"; "1000"; "--epochs"; "1" ]
-            [ "after task 0"; "must stay finite"; "lower lr or head-lr" ]
+            [ "after task 1"; "must stay finite"; "lower lr or head-lr" ]
         flags "more threads than any machine has" [ "--threads"; "100000" ] [ "threads"; "at most 1024" ]
         flags "more epochs than can be counted" [ "--epochs"; "400000000" ] [ "epochs"; "at most 1000000" ]
 
@@ -516,7 +516,7 @@ let private badInput =
             Arguments = fun world -> [ "run"; "--dry-run"; "--config"; under world "config.yaml" ]
             Words = [ "tasks"; "the 100 classes into equal tasks"; "--initial-classes 13" ]
         }
-        flags "seeds beside a seed" [ "--seed"; "1"; "--seeds"; "1,2" ] [ "--seeds"; "beside --seed" ]
+        flags "seeds beside a seed" [ "--seed"; "1"; "--seeds"; "1,2" ] [ "--seeds"; "combined with --seed" ]
         flags "a seed twice" [ "--seeds"; "1,1" ] [ "--seeds"; "each seed once" ]
 
         // output
@@ -558,14 +558,22 @@ let private badInput =
         flags "repeated flag" [ "--seed"; "1"; "--seed=2" ] [ "--seed"; "more than once" ]
         flags "flag without its value" [ "--seed" ] [ "--seed"; "must be followed by" ]
         flags "switch with a value" [ "--no-triplet=maybe" ] [ "maybe" ]
-        line "unknown command" [ "rum" ] [ "rum"; "did you mean run?" ]
+        line "unknown command" [ "rum" ] [ "unknown command 'rum'"; "did you mean run?" ]
+        line
+            "a command that nothing resembles"
+            [ "predict" ]
+            [ "unknown command 'predict'; see lorasub --help" ]
+        line
+            "an option that nothing resembles"
+            [ "run"; "--frobnicate" ]
+            [ "unknown option '--frobnicate' of lorasub run; see lorasub run --help" ]
         line "help for an unknown command" [ "help"; "evalute" ] [ "evalute"; "did you mean evaluate?" ]
         line "an unknown command with help" [ "rum"; "--help" ] [ "rum"; "did you mean run?" ]
         line "unknown option" [ "--versoin" ] [ "--versoin"; "did you mean --version?" ]
         line
             "no data path"
             [ "run"; "--data"; "cifar100" ]
-            [ "data-path"; "files of cifar100"; "give --data-path" ]
+            [ "--data-path"; "files of cifar100"; "pass --data-path DIR" ]
         line "nothing to evaluate" [ "evaluate" ] [ "evaluate"; "folder of a run" ]
         line "evaluate what is not there" [ "evaluate"; "/no/run" ] [ "/no/run" ]
         line "evaluate two" [ "evaluate"; "a"; "b" ] [ "b" ]
@@ -631,18 +639,43 @@ let private line' =
             let bare = inside []
             Expect.equal bare.Code 0 "exit code"
 
-            for word in [ "USAGE: lorasub"; "run"; "evaluate"; "doctor"; "--version" ] do
+            for word in [ "Usage: lorasub COMMAND"; "run"; "evaluate"; "doctor"; "--version" ] do
                 Expect.stringContains bare.Out word "help"
 
             Expect.equal (inside [ "--help" ]) bare "the same on request"
             Expect.equal (inside [ "-h" ]).Code 0 "short"
             Expect.equal (inside [ "help" ]) bare "the same as a word, which build.fsx can pass on"
-            Expect.equal (inside [ "help"; "run" ]) (inside [ "run"; "--help" ]) "of a command"
+
+            for command in
+                [
+                    [ "run" ]
+                    [ "evaluate" ]
+                    [ "report" ]
+                    [ "doctor" ]
+                    [ "data" ]
+                    [ "data"; "check" ]
+                ] do
+                let help = inside (command @ [ "--help" ])
+                let name = String.concat " " command
+                Expect.equal help.Code 0 name
+                Expect.stringStarts help.Out $"Usage: lorasub {name} " name
+                Expect.equal (inside ("help" :: command)) help $"help {name}"
+                Expect.equal (inside (command @ [ "-h" ])) help $"{name} -h"
+
             Expect.equal (inside [ "version" ]) (inside [ "--version" ]) "the version as a word"
 
             let run = inside [ "run"; "--help" ]
             Expect.equal run.Code 0 "exit code"
+            // the first screen of 80 x 24 holds all of it and the next prompt
             Expect.isLessThanOrEqual (columns run.Out) 80 "columns"
+            Expect.isLessThanOrEqual (run.Out.Split('\n').Length) 24 "lines"
+
+            for word in [ "Examples:"; "  lorasub run --resume"; "Data "; "Machine "; "--help-all" ] do
+                Expect.stringContains run.Out word "the first screen"
+
+            let all = inside [ "run"; "--help-all" ]
+            Expect.equal all.Code 0 "exit code"
+            Expect.isLessThanOrEqual (columns all.Out) 80 "columns"
 
             // every setting of the library is a flag
             for setting in Settings.all do
@@ -658,9 +691,9 @@ let private line' =
                     then
                         $"--{setting.Name}"
                     else
-                        $"--{setting.Name} <"
+                        $"--{setting.Name} [A-Z]"
 
-                Expect.stringContains run.Out $"\n    {flag}" "the list of flags")
+                Expect.isMatch all.Out $@"(?m)^.{{9}}{flag}" "the list of flags")
 
         testCase "values may begin with a dash and follow an equals sign" (fun () ->
             let settingsOf arguments =
@@ -738,7 +771,11 @@ let private line' =
             Expect.stringContains cifar.Out "10 tasks x 10 classes (100 in all)\n2 runs" "tasks and runs"
             Expect.isMatch cifar.Out @"\nseeds +3,4 +command line\n" "seeds"
             let folder = dry [ "--data"; "folder"; "--tasks"; "1" ]
-            Expect.stringContains folder.Out "1 task; the data says how many classes" "unknown classes")
+
+            Expect.stringContains
+                folder.Out
+                "1 task; the number of classes depends on the data"
+                "unknown classes")
 
         testCase "every default that help and documentation show is taken, and is the default" (fun () ->
             let quick = Preset.quick Variant.Official
@@ -800,8 +837,8 @@ let private line' =
 
             let helped =
                 [
-                    for line in (inside [ "run"; "--help" ]).Out.Split '\n' do
-                        let flag = Regex.Match(line, @"^\s+--([a-z0-9-]+)")
+                    for line in (inside [ "run"; "--help-all" ]).Out.Split '\n' do
+                        let flag = Regex.Match(line, @"^.{9}--([a-z0-9-]+)")
                         let name = flag.Groups[1].Value
 
                         if flag.Success then
@@ -839,7 +876,11 @@ let private line' =
                 Expect.equal wrong.Code 2 "refused"
                 Expect.stringContains wrong.Error "--initial-classes 5" "advice"
                 let elsewhere = dry "6" [ "--data-path"; under folder "elsewhere" ]
-                Expect.stringContains elsewhere.Out "6 tasks; the data says how many" "not here"))
+
+                Expect.stringContains
+                    elsewhere.Out
+                    "6 tasks; the number of classes depends on the data"
+                    "not here"))
 
         testCase "help, version and wrong arguments need no LibTorch" (fun () ->
             let help = outside noLibTorch [ "--help" ]
@@ -891,7 +932,7 @@ let private line' =
         testCase "the doctor finds what is broken" (fun () ->
             let ended = outside noLibTorch [ "doctor" ]
             Expect.equal ended.Code 1 "exit code"
-            Expect.stringContains ended.Out "BROKEN: LORASUB_LIBTORCH /no/such/folder" "the reason"
+            Expect.stringContains ended.Out "PROBLEM: LORASUB_LIBTORCH /no/such/folder" "the reason"
             Expect.stringContains ended.Out "cores" "the rest"
             let well = inside [ "doctor" ]
             Expect.stringContains well.Out "GFLOP/s" "speed"
@@ -913,11 +954,18 @@ let private line' =
                 let doctor = outside [ "LORASUB_LIBTORCH", lib ] [ "doctor" ]
                 Expect.equal (doctor.Code, doctor.Error) (0, "") "doctor"
 
-                Expect.isMatch doctor.Out @"untested +LibTorch 2\.11\.0\+cu130 .* 2\.10 is tested" "doctor"
+                Expect.isMatch
+                    doctor.Out
+                    @"untested +LibTorch 2\.11\.0\+cu130 is untested \(tested: 2\.10\)"
+                    "doctor"
 
                 let run = outside [] (arguments world [ "--libtorch"; lib; "--no-training" ])
                 Expect.equal (run.Code, run.Error) (0, "") "run"
                 Expect.stringContains run.Out "note: LibTorch 2.11.0+cu130" "run"
+
+                let note = run.Out.Split '\n' |> Array.find _.StartsWith("note: LibTorch")
+                Expect.isLessThanOrEqual note.Length 80 "columns of the note"
+
                 let record = File.ReadAllText(RunFiles.resources (under world "out"))
                 let environment = (JsonNode.Parse record)["environment"]
                 Expect.equal (environment["libTorch"].GetValue<string>()) "2.11.0+cu130" "record"
@@ -1069,7 +1117,7 @@ let private runs =
                 Json.write path (SummaryFile.toJson measures summary)
                 let differs = inside [ "evaluate"; out; "--data-path"; under world "moved" ]
                 Expect.equal differs.Code 1 "another score"
-                Expect.stringContains differs.Error "differ from those saved" "another score"))
+                Expect.stringContains differs.Error "differ from the saved scores" "another score"))
 
         testCase
             "a terminal shows the run in place and gets its cursor back"
@@ -1090,7 +1138,7 @@ let private runs =
                 Expect.equal (ended.Code, ended.Error) (0, "") "run"
                 endsWithCursor ended
 
-                for word in [ "task 1/2"; "% right over the 5 classes seen"; "last accuracy" ] do
+                for word in [ "task 1/2"; "% on 5 classes so far (new classes "; "last accuracy" ] do
                     Expect.stringContains ended.Out word "output"
 
                 let again = insideOn terminal [ "evaluate"; under world "out" ]
@@ -1146,8 +1194,8 @@ let private runs =
                 for word in
                     [
                         "not used by this method: prefix"
-                        "width 768, but the backbone has 8, which counts"
-                        "heads 12, but the backbone has 2, which counts"
+                        "gives width 768; the backbone's 8 is used"
+                        "gives heads 12; the backbone's 2 is used"
                         "task 3/3"
                     ] do
                     Expect.stringContains ended.Out word "output"
@@ -1161,7 +1209,7 @@ let private runs =
             (inWorld (fun world ->
                 let more = [ "--epochs"; "5"; "--schedule-epochs"; "2"; "--stop-after"; "1" ]
                 let ended = inside (arguments world more)
-                Expect.stringContains ended.Out "note: task 0: the learning rate is held" "note"))
+                Expect.stringContains ended.Out "note: task 1: the learning rate stays constant" "note"))
 
         testCase
             "the same run gives the same numbers, and one task has no forgetting"
@@ -1252,7 +1300,7 @@ let private texts =
                 told
                 |> List.fold
                     (fun view (seconds: float, progress) ->
-                        Display.View.hear (TimeSpan.FromSeconds seconds) progress view)
+                        Display.View.update (TimeSpan.FromSeconds seconds) progress view)
                     Display.View.initial
                 |> Display.View.secondsLeft workload
 

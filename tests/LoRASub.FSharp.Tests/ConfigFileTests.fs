@@ -169,7 +169,7 @@ let tests =
                 Expect.equal
                     file.Notes
                     [
-                        "lib.yaml, line 7 (data_root): '/elsewhere/tiny' is a folder of the machine that the file was written for; --data-path names another"
+                        "lib.yaml, line 7 (data_root): '/elsewhere/tiny' is a folder on the machine of the file's author; set yours with --data-path"
                         "lib.yaml, line 41 (backbone.kwargs.model_name): the weights of some_vit are given with --backbone FILE"
                         "lib.yaml: not used by this method: val_per_epoch, testing_times, n_gpu, lr_scheduler, first (unknown)"
                     ]
@@ -216,7 +216,7 @@ let tests =
                 Expect.equal
                     file.Notes
                     [
-                        "off.json, line 2 (data_path): 'data/a' is a folder of the machine that the file was written for; --data-path names another"
+                        "off.json, line 2 (data_path): 'data/a' is a folder on the machine of the file's author; set yours with --data-path"
                         "off.json: not used by this method: prefix, fixed_memory, init_lr_decay, lrate_decay, num_workers"
                     ]
                     "notes")
@@ -407,7 +407,7 @@ let tests =
                     "a value out of range",
                     ("batch_size: 48", "batch_size: 0"),
                     [
-                        "lib.yaml, line 15 (batch_size): batch: must be at least 1; found 0; leave it out"
+                        "lib.yaml, line 15 (batch_size): batch: must be at least 1; found 0; remove it"
                     ]
                     "a rate that is no number",
                     ("lr: 3e-4", "lr: fast"),
@@ -546,10 +546,10 @@ let tests =
                     "a nested value", "rank:\n  low: 3", [ "line 1 (rank)"; "single value"; "a mapping" ]
                     "a list where one belongs", "rank: [3]", [ "line 1 (rank)"; "a list" ]
                     "a list within a list", "input-range: [[0], 1]", [ "input-range"; "single value" ]
-                    "nothing", "rank: 3\nlr:", [ "line 2 (lr)"; "must have a value"; "leave the key out" ]
+                    "nothing", "rank: 3\nlr:", [ "line 2 (lr)"; "must have a value"; "remove the key" ]
                     "a word for a number",
                     "rank: ten",
-                    [ "own.yaml, line 1: rank: must be a whole number; found 'ten'; leave it out" ]
+                    [ "own.yaml, line 1: rank: must be a whole number; found 'ten'; remove it" ]
                     "a number for a word", "variant: 3", [ "line 1"; "libcontinual, official"; "'3'" ]
                     "a truth value for a number", "rank: true", [ "rank"; "'true'" ]
                     "out of range", "lr: 1\nenergy: 1.5", [ "line 2"; "energy" ]
@@ -557,7 +557,7 @@ let tests =
                     "an unknown data set",
                     "data: cifar-100",
                     [ "line 1"; "must be one of"; "did you mean cifar100?" ]
-                    "seeds beside a seed", "seed: 1\nseeds: [2]", [ "line 2 (seeds)"; "beside seed" ]
+                    "seeds beside a seed", "seed: 1\nseeds: [2]", [ "line 2 (seeds)"; "combined with seed" ]
                     "a list as the seed", "seed: [1, 2]", [ "line 1 (seed)"; "write seeds" ]
                     "no seeds", "seeds: []", [ "seeds"; "a list" ]
                     "a seed twice", "seeds: [1, 1]", [ "seeds"; "once" ]

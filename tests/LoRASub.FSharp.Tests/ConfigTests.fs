@@ -187,7 +187,7 @@ let tests =
                 Expect.equal (seeds (own "seed: 5") [] None) [| 5L |] "seed"
                 Expect.equal (seeds (own "seeds: [5, 6]") [] None) [| 5L; 6L |] "seeds"
 
-                refused [ "--seeds"; "beside --seed" ] (fun () ->
+                refused [ "--seeds"; "combined with --seed" ] (fun () ->
                     Config.merge None [ "seed", "1" ] (Some [| 2L |]) |> ignore))
 
             rejects
@@ -236,9 +236,7 @@ let tests =
 
                 Expect.equal
                     (notes (lib []) [ "epochs", "1" ])
-                    [|
-                        "the first task keeps its 9 epochs, unless --initial-epochs says otherwise"
-                    |]
+                    [| "the first task keeps its 9 epochs, unless --initial-epochs is given" |]
                     "the file's"
 
                 Expect.hasLength (notes None [ "data", "imagenet-r"; "epochs", "1" ]) 1 "the preset's"
@@ -263,8 +261,8 @@ let tests =
                 Expect.equal
                     (Config.backboneNotes expected 192 3)
                     [
-                        "off.json: width 768, but the backbone has 192, which counts"
-                        "off.json: heads 12, but the backbone has 3, which counts"
+                        "off.json gives width 768; the backbone's 192 is used"
+                        "off.json gives heads 12; the backbone's 3 is used"
                     ]
                     "notes"
 
@@ -283,7 +281,7 @@ let tests =
 
                 Expect.equal
                     (assumed None [] (Map.ofList [ "input", "x\u001B[31m" ]))
-                    [ @"input-range 0,1 is a default; the weights' file says 'x\u001B[31m'" ]
+                    [ @"input-range 0,1 is a default; the weights file states 'x\u001B[31m'" ]
                     "as the file says"
 
                 Expect.isEmpty (assumed None [ "input-range", "0,1" ] Map.empty) "given"

@@ -119,7 +119,7 @@ let tests =
                     "a tab", "a:\n\t- 1", [ "some.yaml, line 2: must be indented with spaces; found a tab" ]
                     "half a character", "a: \"\\ud800\"", [ "line 1"; "must be YAML" ]
                     "two documents", "a: 1\n---\nb: 2", [ "line 2"; "one YAML document" ]
-                    "a tag", "a: !!python/object x", [ "line 1"; "without tags"; "leave the tag out" ]
+                    "a tag", "a: !!python/object x", [ "line 1"; "without tags"; "remove the tag" ]
                     "a merge key",
                     "a: &x {b: 1}\nc:\n  <<: *x",
                     [ "line 3"; "merge key"; "write the keys out" ]

@@ -293,7 +293,7 @@ let contract (name: string) (make: VisionTransformer -> Learner<'Observing, 'Tra
                             Labels = batch.Labels.index_select (0L, rows)
                         }
 
-                    refused [ "position 1"; "task 0"; "at least one training image" ] (fun () ->
+                    refused [ "position 1"; "task 1"; "at least one training image" ] (fun () ->
                         learner.AfterTask [| onlyClass0 |] training |> ignore)))
 
             testCase

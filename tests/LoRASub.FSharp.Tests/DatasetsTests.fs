@@ -30,7 +30,7 @@ let private badInputs: BadInput list =
             Datasets.load name >> ignore
 
             $"{name} in a file",
-            [ "a.txt"; name; "found a file" ],
+            [ "a.txt"; name; "a file; give the folder with" ],
             fun folder ->
                 write folder "a.txt" [||]
                 Datasets.load name (Path.Combine(folder, "a.txt")) |> ignore

@@ -29,7 +29,7 @@ let private badInputs: BadInput list =
             "a label that stands for two classes"
             "sketch_test.txt"
             (replaced "airplane/sketch_test_1.jpg 1" "airplane/sketch_test_1.jpg 2")
-            [ "sketch_test.txt"; "one class in every list"; "airplane"; "alarm_clock" ]
+            [ "sketch_test.txt"; "the same class in every list"; "airplane"; "alarm_clock" ]
         row
             "no label"
             "sketch_train.txt"

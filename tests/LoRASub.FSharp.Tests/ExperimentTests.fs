@@ -465,7 +465,10 @@ let tests =
 
                     match events with
                     | Notice text :: TaskBegins _ :: _ ->
-                        Expect.stringContains text "task 0: the learning rate is held from epoch 3" "notice"
+                        Expect.stringContains
+                            text
+                            "task 1: the learning rate stays constant from epoch 3"
+                            "notice"
                     | other -> failtest $"{List.truncate 3 other}"))
 
             testList

@@ -352,7 +352,7 @@ let tests =
                                 [ "class 'colour 3'"; "at least one image" ],
                                 [| "colour 2"; "colour 3" |],
                                 Images.OfClasses(train, [| 2 |])
-                                [ "labels must lie in 0 to 0" ],
+                                [ "labels must be in 0 to 0" ],
                                 [| "colour 2" |],
                                 Images.OfClasses(train, [| 2; 3 |])
                             ]

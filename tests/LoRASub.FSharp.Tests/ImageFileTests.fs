@@ -70,7 +70,7 @@ let private badInputs: BadInput list =
                 "a portable map", "P6\n2 2 255\n", "a portable map"
                 "a zip archive", "PK\003\004", "a zip archive"
                 "a cut GIF", "GIF89a\002\000", "a GIF that is damaged"
-                "noise", "\001\255\002\254", "no image of a known format"
+                "noise", "\001\255\002\254", "not an image in a known format"
             ] do
             bytes name (Encoding.Latin1.GetBytes start) why
         bytes "zeros" (Array.zeroCreate 4000) "only zero bytes"

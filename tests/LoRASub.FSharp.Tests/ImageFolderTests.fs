@@ -279,7 +279,7 @@ let tests =
                     Expect.equal
                         found.Notes
                         [|
-                            "ignored what systems and tools leave behind: @eaDir (2), #recycle, $RECYCLE.BIN, ._1.jpg, .ipynb_checkpoints, @Recycle, FOUND.000, System Volume Information and 4 more names"
+                            "ignored files of the system and other tools: @eaDir (2), #recycle, $RECYCLE.BIN, ._1.jpg, .ipynb_checkpoints, @Recycle, FOUND.000, System Volume Information and 4 more names"
                         |]
                         "said"))
 
@@ -311,7 +311,7 @@ let tests =
                             [|
                                 "left out by their extensions: .gif (2), no extension"
                                 "read as JPEG, although torchvision's ImageFolder leaves them out: .jfif (2), .jpe"
-                                "left out, as images in no class folder: loose.jpg"
+                                "left out, as images outside the class folders: loose.jpg"
                             |]
                             "said"))
 

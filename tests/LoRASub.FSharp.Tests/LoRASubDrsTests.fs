@@ -774,7 +774,7 @@ let tests =
                             Backbone = spoilNorm 1 plan.Backbone
                         }
 
-                    refused [ "block 1"; "task 1"; "all-zero" ] (fun () -> Tiny.run plan |> ignore)))
+                    refused [ "block 1"; "task 2"; "all-zero" ] (fun () -> Tiny.run plan |> ignore)))
 
             testCase "a loss that is not finite is refused by task and epoch" (fun () ->
                 Scope.run (fun () ->
@@ -782,7 +782,7 @@ let tests =
                         { Tiny.settings with Epochs = 3 }
                         |> Tiny.ofMethod (fun m -> { m with HeadLearningRate = 1e38 })
 
-                    refused [ "task 0"; "epoch"; "must stay finite"; "head-lr" ] (fun () ->
+                    refused [ "task 1"; "epoch"; "must stay finite"; "head-lr" ] (fun () ->
                         Tiny.run (Tiny.plan settings) |> ignore)))
 
             for name, words, change in badSettings do

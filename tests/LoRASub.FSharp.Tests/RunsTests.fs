@@ -170,7 +170,7 @@ let tests =
                     while stops < 15 do
                         let again = interrupted 130 [ "run"; "--resume"; out ]
                         Expect.equal again.Code 130 again.Error
-                        Expect.stringContains again.Out "goes on from the checkpoint" "where from"
+                        Expect.stringContains again.Out "Resuming from the checkpoint" "where from"
                         stops <- stops + 1
 
                     good (inside [ "run"; "--resume"; out ])
@@ -181,7 +181,7 @@ let tests =
                     let finished = listing out
                     let again = inside [ "run"; "--resume"; out ]
                     good again
-                    Expect.stringContains again.Out "finished already" "a finished run"
+                    Expect.stringContains again.Out "already finished" "a finished run"
                     Expect.equal (listing out) finished "nothing is done"))
 
             testCase
@@ -193,7 +193,7 @@ let tests =
                     Checkpoint.delete out
                     let ended = inside [ "run"; "--resume"; out ]
                     good ended
-                    Expect.stringContains ended.Out "starts again" "said"
+                    Expect.stringContains ended.Out "Starting again" "said"
                     Expect.equal (results out) (results (under world "whole")) "results"
                     Expect.equal (events out) (events (under world "whole")) "metrics"))
 
@@ -206,7 +206,7 @@ let tests =
                     Directory.Move(under world "data", moved)
 
                     refused
-                        [ out; "lr: 0.0005, 0.1"; "rank: 2, 3" ]
+                        [ out; "lr = 0.0005, not 0.1"; "rank = 2, not 3"; "remove these options" ]
                         (inside [ "run"; "--resume"; out; "--lr"; "0.1"; "--rank"; "3" ])
 
                     refused [ "data" ] (inside [ "run"; "--resume"; out ])
@@ -276,7 +276,11 @@ let tests =
                     Expect.equal stopped.Code 130 stopped.Error
                     let ended = inside [ "run"; "--resume"; out ]
                     good ended
-                    Expect.stringContains ended.Out "over seeds 1, 2, 3" "statistics"
+
+                    Expect.stringContains
+                        ended.Out
+                        "seeds 1, 2, 3: mean ± half of the 95% interval"
+                        "statistics"
 
                     Expect.equal
                         (results (under out "seed-2"))
@@ -306,7 +310,7 @@ let tests =
                         "mean"
 
                     let again = inside [ "run"; "--resume"; out ]
-                    Expect.stringContains again.Out "finished already" "finished"
+                    Expect.stringContains again.Out "already finished" "finished"
                     refused [ out; "must not hold a run" ] (inside (five world []))
                     good (inside (five world [ "--overwrite" ]))
                     Expect.isFalse (Directory.Exists(under out "seed-2")) "replaced"))
@@ -370,11 +374,36 @@ let tests =
                         error.Result
 
                     let error = terminated 1
-                    Expect.stringContains error "saving after this step" "on the signal"
+                    Expect.stringContains error "Saving after this step" "on the signal"
                     Expect.stringContains error $"--resume {out}" "how to go on"
                     Expect.isTrue (Checkpoint.exists out) "a checkpoint"
                     terminated 2 |> ignore
                     Expect.isTrue (File.Exists(RunFiles.settings out)) "the run is there"))
+
+            testCase
+                "a terminated process without a folder reports that nothing was saved"
+                (inWorld (fun world ->
+                    let unsaved =
+                        arguments world [ "--epochs"; "100000" ]
+                        |> List.filter (fun word -> word <> "--out" && word <> under world "out")
+
+                    use child = processOf [] unsaved
+                    let error = child.StandardError.ReadToEndAsync()
+
+                    while not (child.StandardOutput.ReadLine().StartsWith "task 1/2: epoch") do
+                        ()
+
+                    let rest = child.StandardOutput.ReadToEndAsync()
+                    use kill = Process.Start("kill", [ "-TERM"; string child.Id ])
+                    kill.WaitForExit()
+                    Expect.isTrue (child.WaitForExit 30_000) "it ends"
+                    rest.Wait()
+                    Expect.equal child.ExitCode 143 "exit code"
+
+                    Expect.equal
+                        error.Result
+                        "lorasub: interrupted; nothing was saved (run with --out DIR to save)\n"
+                        "the message"))
 
             testCase
                 "files of others under a run's names are refused and kept, with --overwrite as well"
@@ -459,7 +488,7 @@ let tests =
 
                     Expect.equal (message out) "out of memory" "no run yet"
                     interrupted 130 (five world []) |> ignore
-                    Expect.stringStarts (message out) "out of memory; the last checkpoint, " "message"
+                    Expect.stringStarts (message out) "out of memory; the last checkpoint is " "message"
                     Expect.stringContains (message out) (Checkpoint.path out) "checkpoint"
                     Expect.stringEnds (message out) $"lorasub run --resume {out}" "resume"
                     let several = under world "several"

@@ -294,7 +294,7 @@ let tests =
                     "image-size", "0", [ "image-size" ]
                     "threads", "0", [ "threads" ]
                     "stop-after", "0", [ "stop-after" ]
-                    "input-range", "1,0", [ "input-range"; "rise" ]
+                    "input-range", "1,0", [ "input-range"; "LOW < HIGH" ]
                     "input-range", "0,Infinity", [ "input-range" ]
                     "norm-epsilon", "1E-06,0", [ "norm-epsilon"; "between 0 and 1" ]
                     "norm-epsilon", "NaN", [ "norm-epsilon" ]

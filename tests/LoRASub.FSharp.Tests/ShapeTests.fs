@@ -58,6 +58,6 @@ let tests =
             rejects "expectLike refuses another type" [ "t"; "must be Float64"; "found Float32" ] (fun () ->
                 Shape.expectLike "t" (torch.zeros (1L, dtype = torch.float64)) (torch.zeros 1L))
 
-            rejects "expectLike refuses another device" [ "t"; "must lie on meta"; "found cpu" ] (fun () ->
+            rejects "expectLike refuses another device" [ "t"; "must be on meta"; "found cpu" ] (fun () ->
                 Shape.expectLike "t" (torch.zeros (1L, device = torch.META)) (torch.zeros 1L))
         ]

@@ -275,7 +275,7 @@ let tests =
                 // ± is half of the 95 % interval: 12.7062 · 0.0353553 / √2 = 0.317655
                 Expect.contains
                     (Statistics.lines statistics)
-                    "last accuracy                    77.50 +- 31.77 (45.73 to 109.27, sd 3.54, n = 2)"
+                    "last accuracy                    77.50 ± 31.77 (45.73 to 109.27, sd 3.54, n = 2)"
                     "lines"
 
                 Expect.isFalse

@@ -103,7 +103,7 @@ let private badInputs: BadInput list =
         [ "train.bin"; "0 to 3"; "4" ],
         create { toy 4 with Train = (toy 5).Train } ClassOrder.Natural 2
         "a task without training images",
-        [ "train.bin"; "task 1"; "2 (kind 2), 3 (kind 3)"; "training image" ],
+        [ "train.bin"; "task 2"; "2 (kind 2), 3 (kind 3)"; "training image" ],
         create
             { toy 4 with
                 Train = relabelled [| 0; 1; 0 |]
@@ -111,7 +111,7 @@ let private badInputs: BadInput list =
             ClassOrder.Natural
             2
         "a task without test images",
-        [ "test.bin"; "task 0"; "test image" ],
+        [ "test.bin"; "task 1"; "test image" ],
         create
             { toy 4 with
                 Test =

@@ -403,7 +403,7 @@ let tests =
                                     (Weights.notes options (Safetensors.header path))
                                     [
                                         $"{path}: names are read without the prefix '{Text.visible prefix}'"
-                                        $"{path}: not read, as without the prefix: 1 tensor, such as 'criterion.weight'"
+                                        $"{path}: ignored without the prefix: 1 tensor, such as 'criterion.weight'"
                                     ]
                                     "notes"))
 
@@ -469,7 +469,7 @@ let tests =
 
                 for width, heads in [ 192L, 3; 384L, 6; 768L, 12; 1024L, 16; 1280L, 16 ] do
                     let note = Weights.notes options (header [] width) |> List.exactlyOne
-                    Expect.stringContains note $"attention heads is a guess, {heads}, " "the guess"
+                    Expect.stringContains note $"attention heads; assuming {heads}, " "the guess"
                     Expect.stringContains note $"width {width}" "from what"
                     Expect.stringContains note "--heads" "what to do"
 

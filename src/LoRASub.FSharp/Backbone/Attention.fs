@@ -108,7 +108,7 @@ module Attention =
         let parts = Fused.parts 3L (project qkv lora x) // 3 × [B, N, d]
         mix heads projection parts[0] parts[1] parts[2]
 
-    /// `forward` for the first token alone, from the keys and values of all: [B, N, d] -> [B, 1, d].
+    /// `forward` for the first token only, from the keys and values of all: [B, N, d] -> [B, 1, d].
     let forwardFirst
         (heads: int64)
         (qkv: Linear)

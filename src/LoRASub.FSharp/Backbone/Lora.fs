@@ -64,9 +64,9 @@ module Lora =
     /// Rejects a rank outside [1, width].
     let checkRank (width: int64) (rank: int) =
         if rank < 1 || int64 rank > width then
-            Errors.reject "rank" $"must lie in [1, {width}], the backbone's width" $"{rank}" ""
+            Errors.reject "rank" $"must be in [1, {width}], the backbone's width" $"{rank}" ""
 
-    /// A fresh pair: A ~ U(−1/√d, 1/√d) (Kaiming uniform with a = √5), B as `bInit` says. Owned by the caller.
+    /// A fresh pair: A ~ U(−1/√d, 1/√d) (Kaiming uniform with a = √5), B as in `bInit`. Owned by the caller.
     let initPair (bInit: BInit) (rank: int) (width: int64) dtype device (key: RandomKey) : LoraPair =
         checkRank width rank
         let bound = 1.0 / sqrt (float width)

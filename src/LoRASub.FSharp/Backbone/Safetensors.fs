@@ -18,7 +18,7 @@ type TensorFile =
         Metadata: Map<string, string>
     }
 
-/// Where one tensor stands in its file.
+/// The position of one tensor in its file.
 type TensorEntry =
     {
         Name: string
@@ -226,9 +226,9 @@ module Safetensors =
 
                 Errors.reject
                     subject
-                    $"must lie in the file's {dataLength} bytes of data"
+                    $"must be in the file's {dataLength} bytes of data"
                     received
-                    "the file is cut short; download it again"
+                    "the file is truncated; download it again"
 
             if e.Offset <> reached then
                 let rule = $"must start at byte {reached}, where the tensor before it ends"
@@ -245,7 +245,7 @@ module Safetensors =
 
         sorted |> Array.map (fun e -> { e with Offset = dataStart + e.Offset })
 
-    /// Rejects a file as what its first bytes say it is, where they say so.
+    /// Rejects a file with the signature of another format, and names that format.
     let private refuseOtherKind path (stream: FileStream) =
         stream.Position <- 0L
         let start = Array.zeroCreate<byte>(int (min stream.Length (int64 FileKind.Needed)))
@@ -263,7 +263,7 @@ module Safetensors =
             Errors.reject path rule received fix
 
         if fileLength < 8L then
-            refuse "must be at least 8 bytes long" $"{fileLength}" "it is no safetensors file"
+            refuse "must be at least 8 bytes long" $"{fileLength}" "it is not a safetensors file"
 
         let prefix = Array.zeroCreate<byte> 8
         fill path stream (Span prefix)
@@ -279,11 +279,11 @@ module Safetensors =
                 path
                 $"must hold its header of {length} bytes"
                 $"{available}"
-                "the file is cut short; download it again"
+                "the file is truncated; download it again"
 
         if length > uint64 available || length > uint64 longestHeader then
             let rule = $"must have a header of at most {min available longestHeader} bytes"
-            refuse rule $"a length of {length}" "it is no safetensors file, or cut short"
+            refuse rule $"a length of {length}" "it is not a safetensors file, or is truncated"
 
         let json = Array.zeroCreate<byte>(int length)
         fill path stream (Span json)
@@ -293,7 +293,7 @@ module Safetensors =
 
         if json.Length = 0 || json[0] <> byte '{' then
             let received = if json.Length = 0 then "nothing" else $"byte {json[0]}"
-            refuse "must have a header that starts with '{'" received "it is no safetensors file"
+            refuse "must have a header that starts with '{'" received "it is not a safetensors file"
 
         use document =
             try
@@ -340,7 +340,7 @@ module Safetensors =
             Scope.run (fun () -> move (flat.narrow (0L, start, min step (count - start))))
             start <- start + step
 
-    // Read straight into the tensor's own memory, not mapped: a mapped file that is cut short meanwhile kills the
+    // Read straight into the tensor's own memory, not mapped: a mapped file that is truncated meanwhile kills the
     // process, and 343 MB take 65 ms this way, 54 to 61 ms mapped and copied.
     let private readTensor path (stream: FileStream) (entry: TensorEntry) =
         Scope.keep Leaves.tensor (fun () ->

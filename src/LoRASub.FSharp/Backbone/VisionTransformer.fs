@@ -211,7 +211,7 @@ module VisionTransformer =
         Recomputation.run run [| x; qkv.Weight; yield! Lora.leaves lora |]
 
     // Tokens at a time on a CPU, about: a forward pass is fastest while its activations stay in the cache, by 7 % against
-    // a whole batch at width 192, and products need so many rows to be fast at width 768.
+    // a whole batch at width 192, and products need that many rows to be fast at width 768.
     let private sliceTokens = 1536L
 
     // Equal slices: the last would be slow if it were small.

@@ -10,7 +10,7 @@ type NormEpsilon = { Blocks: float; Final: float }
 /// What a weights file leaves open.
 type BackboneOptions =
     {
-        /// None: the file's metadata `heads`, or timm's number for the width, of which `Weights.notes` says so.
+        /// None: the file's metadata `heads`, or timm's number for the width, which `Weights.notes` reports.
         Heads: int option
         /// Pixels; None: the size whose positions the file holds.
         ImageSize: int option
@@ -158,7 +158,7 @@ module Weights =
                 | Some heads -> heads
                 | None ->
                     let rule =
-                        "must say its number of attention heads where its width is not one of timm's"
+                        "must give its number of attention heads where its width is not one of timm's"
 
                     Errors.reject subject rule $"width {width} and no metadata 'heads'" "give --heads"
 
@@ -224,7 +224,7 @@ module Weights =
         let struct (least, most) = tensor.aminmax ()
         least.isfinite().item<bool>() && most.isfinite().item<bool>()
 
-    /// `copy` says whether the network's memory must be its own.
+    /// With `copy` the network owns its memory.
     let private build
         (copy: bool)
         (options: BackboneOptions)
@@ -366,7 +366,7 @@ module Weights =
     /// their shapes. One prefix before all names of the network is left out, and with it the tensors without it.
     /// `subject` names their file in errors; metadata may hold `heads`. Borrows; owned by the caller.
     /// Rejects a tensor that is missing, unknown, of another shape, not floating point or not finite, a number of
-    /// heads that is unknown or does not divide the width, an image size that is no multiple of the patch, and tensors
+    /// heads that is unknown or does not divide the width, an image size that is not a multiple of the patch, and tensors
     /// of several networks.
     let ofTensors
         (options: BackboneOptions)
@@ -415,11 +415,11 @@ module Weights =
 
             if others.Length > 0 then
                 let tensors = Text.counted others.Length "tensor" "tensors"
-                $"{header.Path}: not read, as without the prefix: {tensors}, such as '{Safetensors.shown others[0]}'"
+                $"{header.Path}: ignored without the prefix: {tensors}, such as '{Safetensors.shown others[0]}'"
 
             match options.Heads, width |> Option.bind (fun width -> Map.tryFind width timmHeads) with
             | None, Some heads when not (header.Metadata.ContainsKey "heads") ->
-                $"{header.Path}: the number of attention heads is a guess, {heads}, as timm has for width {width.Value}; other networks of this width have other numbers, and --heads N gives one"
+                $"{header.Path}: the weights do not state the number of attention heads; assuming {heads}, as timm at width {width.Value} (--heads N sets another)"
             | _ -> ()
         ]
 

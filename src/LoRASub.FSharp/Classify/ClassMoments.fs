@@ -92,7 +92,7 @@ module ClassMoments =
             | None -> moments.Sums.div ((column moments.Counts).unsqueeze 2L))
 
     /// Spread per class and layer, [c, blocks + 1]: the root of the mean squared distance of a class's images to their
-    /// mean. What rounding alone could be counts as 0. Owned by the caller.
+    /// mean. Differences within rounding error count as 0. Owned by the caller.
     let spreads (nameOf: int -> string) (moments: ClassMoments) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             let mean = means nameOf moments

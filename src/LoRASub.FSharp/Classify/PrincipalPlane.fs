@@ -19,7 +19,7 @@ module PrincipalPlane =
 
     let leaves: Leaves<PrincipalPlane> = fun p -> [ p.Centre; p.Axes ]
 
-    // The sign of the largest entry, of the first among those that only rounding tells apart.
+    // The sign of the largest entry, of the first among those that differ by rounding only.
     let private orientation (axis: torch.Tensor) =
         let sizes = axis.abs ()
         let isSmaller = sizes.lt (sizes.max().mul(Scalar.op_Implicit (1.0 - 1e-9)))

@@ -9,7 +9,7 @@ open TorchSharp
 /// One gradient in progress: owns what custom functions hand to LibTorch, and carries an exception out of them, which
 /// through native code would end the process.
 ///
-/// LibTorch calls a custom function's backward on the caller's thread for a CPU and on a thread of its own for a CUDA
+/// LibTorch calls a custom function's backward on the caller's thread for a CPU and on its own thread for a CUDA
 /// device, where no dispose scope is open. TorchSharp owns none of the handles there: not the incoming gradient, not the
 /// saved variables, not the returned gradients, which LibTorch copies only after the function has returned.
 [<AllowNullLiteral>]

@@ -4,7 +4,7 @@ open System
 open System.IO
 open System.Text
 
-/// The two things that NativeBackend has to do to shared objects; the layout is that of elf(5), 64-bit little-endian.
+/// Two operations on shared objects for NativeBackend; the layout follows elf(5), 64-bit little-endian.
 [<RequireQualifiedAccess>]
 module internal Elf =
 
@@ -47,7 +47,7 @@ module internal Elf =
                                 name
         ]
 
-    /// Whether the file is as long as its header says: the linker dies on a shared object that is cut off.
+    /// Whether the file has the length in its header: the linker crashes on a truncated shared object.
     let isWhole (path: string) : bool =
         use file = File.OpenRead path
         let header = Array.zeroCreate<byte> 64
@@ -57,7 +57,7 @@ module internal Elf =
 
         let each, count =
             BitConverter.ToUInt16(header, 0x3A), BitConverter.ToUInt16(header, 0x3C)
-        // what is no such file at all, the linker names well by itself
+        // the linker itself explains a file that is not ELF
         let isOne = length = 64 && header[..5] = magic
         not isOne || file.Length >= sections + int64 each * int64 count
 

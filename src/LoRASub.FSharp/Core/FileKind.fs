@@ -12,7 +12,7 @@ type FileKind =
         Advice: string
     }
 
-/// Formats that are mistaken for safetensors, told apart by their signatures.
+/// Formats that are mistaken for safetensors, recognised by their signatures.
 [<RequireQualifiedAccess>]
 module FileKind =
 

@@ -36,7 +36,7 @@ module Json =
     let float (value: float) : JsonNode = JsonValue.Create value
     let text (value: string) : JsonNode = JsonValue.Create value
     let bool (value: bool) : JsonNode = JsonValue.Create value
-    /// null where there is no value.
+    /// null for None.
     let option (node: 'T -> JsonNode) (value: 'T option) : JsonNode = Option.toObj (Option.map node value)
 
     let array (node: 'T -> JsonNode) (items: 'T seq) : JsonNode =
@@ -116,7 +116,7 @@ module Json =
         else
             e.Message
 
-    /// What a parser's error says to the writer of the text: without the position, and without advice to the
+    /// A parser's error for the writer of the text: without the position, and without advice to the
     /// program's own programmer.
     let reason (e: JsonException) : string =
         let said = e.Message
@@ -141,14 +141,14 @@ module Json =
         else
             subject
 
-    // a byte order mark is no part of the text
+    // a byte order mark is not part of the text
     let private withoutMark (bytes: ReadOnlyMemory<byte>) =
         if bytes.Span.StartsWith(ReadOnlySpan [| 0xEFuy; 0xBBuy; 0xBFuy |]) then
             bytes.Slice 3
         else
             bytes
 
-    /// Reads one JSON value from bytes. Rejects, under the name `subject`, bytes that are no JSON and whatever of a
+    /// Reads one JSON value from bytes. Rejects, under the name `subject`, bytes that are not JSON and whatever of a
     /// wrong kind `read` stumbles on; `what` names their purpose. The line is named where the text has several.
     let parse (what: string) (subject: string) (bytes: ReadOnlyMemory<byte>) (read: JsonElement -> 'T) : 'T =
         let bytes = withoutMark bytes

@@ -37,19 +37,18 @@ type NativeLoad =
         Weakened: string list
     }
 
-    /// Says that this LibTorch is not the tested version; None where it is.
+    /// A note that this LibTorch is not the tested version; None if it is.
     member load.Note: string option =
         if load.IsTested then
             None
         else
             let version =
                 if load.LibTorchVersion = "" then
-                    "of a version that its folder does not state"
+                    "of unknown version"
                 else
                     load.LibTorchVersion
 
-            Some
-                $"LibTorch {version} has every symbol that TorchSharp needs, but only {LibTorch.Expected} is tested ({LibTorch.Strict}=1 refuses other versions)"
+            Some $"LibTorch {version} is untested (tested: {LibTorch.Expected})"
 
     /// Name and value of each fact, for a person to read.
     member load.Facts: (string * string) list =
@@ -176,7 +175,7 @@ module NativeBackend =
                 Path.GetDirectoryName torchSharp.Location
         ]
 
-    /// Package folders: the one that TorchSharp.dll lies in or links to, as in a script, and the user's.
+    /// Package folders: the one that TorchSharp.dll is in or links to, as in a script, and the user's.
     let internal packageFolders () =
         [
             if torchSharp.Location <> "" then
@@ -323,7 +322,7 @@ module NativeBackend =
     [<DllImport("libc.so.6", EntryPoint = "memfd_create", SetLastError = true)>]
     extern int private createInMemory([<MarshalAs(UnmanagedType.LPUTF8Str)>] string name, uint32 flags)
 
-    /// Opens the bytes as a library. They lie in the memory of this process and in no folder, where another user could
+    /// Opens the bytes as a library. They are in the memory of this process and not in a folder, where another user could
     /// place or change them.
     let private openBytes (subject: string) (version: string) (name: string) (bytes: byte[]) : string =
         let failed (complaint: string) =
@@ -346,8 +345,8 @@ module NativeBackend =
 
     // ---------------------------------------------------------------- loading
 
-    /// Opens a part of LibTorch. Where the linker misses another file that lies in the same folder, that one goes
-    /// first: some builds of LibTorch do not say that their CUDA libraries are beside them.
+    /// Opens a part of LibTorch. If the linker misses another file of the same folder, that one goes
+    /// first: some builds of LibTorch do not declare the CUDA libraries beside them.
     let rec private openPart
         (subject: string)
         (version: string)
@@ -456,7 +455,7 @@ module NativeBackend =
                     | None ->
                         Errors.reject
                             "LibTorch"
-                            $"must be in the program's folder, in the package folder, or where {Variable} says"
+                            $"must be in the program's folder, in the package folder, or where {Variable} points"
                             "libtorch_cpu.so in none of them"
                             $"reference the package libtorch-cpu-{platform} {ExpectedLibTorch}.0, or {advice}"
 
@@ -482,7 +481,7 @@ module NativeBackend =
             if chosen.IsSome then
                 requireVersion strict subject version
 
-            // The linker knows a loaded library by its own name, wherever the file that needs it lies.
+            // The linker knows a loaded library by its own name, wherever the file that needs it is.
             let present =
                 parts
                 |> List.filter (fun name ->
@@ -551,7 +550,7 @@ module NativeBackend =
 
             chosenFolder <- Some(libTorchFolder "useLibTorch" folder))
 
-    /// Loads the native libraries once and says how; raises InputException when they are absent or do not load. Call
+    /// Loads the native libraries once and returns how; raises InputException if they are absent or do not load. Call
     /// it before anything of TorchSharp. On Linux it also makes the process keep the memory that it frees, unless
     /// MALLOC_MMAP_THRESHOLD_ or another setting of glibc's allocator is given.
     let ensureLoaded () : NativeLoad = lock gate (fun () -> state.Force())

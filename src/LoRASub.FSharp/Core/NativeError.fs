@@ -6,7 +6,7 @@ open System.IO
 open System.Runtime.InteropServices
 open System.Text.RegularExpressions
 
-/// Memory ran out: the message says what was running, how much was requested and free, and what needs less. Programs
+/// Out of memory: the message names what was running, how much was requested and free, and how to use less. Programs
 /// answer it with exit code 1.
 type MemoryException(message: string, inner: exn) =
     inherit OutOfMemoryException(message, inner)
@@ -33,7 +33,7 @@ type MemoryKind =
     /// Of the GPU with this number, where it is known.
     | Gpu of int option
 
-/// What an allocation that failed says of itself, in bytes.
+/// The amounts of a failed allocation, in bytes.
 type Shortage =
     {
         Kind: MemoryKind
@@ -41,7 +41,7 @@ type Shortage =
         Free: int64 option
     }
 
-/// What exceptions of native code say to people. LibTorch appends where an error was raised and its native stack: some
+/// Readable messages of native exceptions. LibTorch appends where an error was raised and its native stack: some
 /// 3000 characters.
 [<RequireQualifiedAccess>]
 module NativeError =
@@ -84,7 +84,7 @@ module NativeError =
     let moreMemory =
         "give this process more memory (ulimit -v, or the batch system's limit)"
 
-    /// What a native message says of a failed allocation; None where it is about something else.
+    /// The failed allocation in a native message; None for other errors.
     let shortage (message: string) : Shortage option =
         let gpu, main = cuda.Match message, cpu.Match message
         let text (found: Match) (i: int) = found.Groups[i].Value
@@ -176,8 +176,8 @@ module NativeError =
         | Some limit, Some size -> Some(max 0L (limit - size))
         | _ -> None
 
-    /// Main memory that this process had left when it used the most, as far as the system tells: of its limit of address
-    /// space (ulimit -v), else of the machine.
+    /// Main memory that this process had left at its peak, if the system reports it: of its limit of address space
+    /// (ulimit -v), else of the machine.
     let private free () : int64 option =
         match addressSpace (), kilobytes "/proc/self/status" "VmPeak" with
         | Some limit, Some peak -> Some(max 0L (limit - peak))
@@ -222,7 +222,7 @@ module NativeError =
 
         MemoryException(explain what shortage fix, inner)
 
-    /// f (); where memory runs out in it, raises a MemoryException that says `what` was running and the `fix`.
+    /// f (); if it runs out of memory, raises a MemoryException with `what` was running and the `fix`.
     let during (what: unit -> string) (fix: string) (f: unit -> 'T) : 'T =
         try
             f ()

@@ -41,7 +41,7 @@ module Product =
         else
             ""
 
-    /// The route for a maker's processor: oneDNN where AVX-512 would lie idle under MKL. `asked` is the variable's
+    /// The route for a maker's processor: oneDNN if MKL would not use AVX-512. `asked` is the variable's
     /// value, or empty. Rejects another value.
     let choose (asked: string) (vendor: string) (avx512: bool) : ProductRoute =
         match asked with

@@ -19,7 +19,7 @@ module RealPath =
         byte[] found
     )
 
-    // Device and inode of what a path leads to; unlike those of stat, statx's fields lie at the same offsets on every
+    // Device and inode of what a path leads to; unlike those of stat, statx's fields are at the same offsets on every
     // processor.
     let private identity (path: string) : struct (uint64 * uint64) voption =
         if not (OperatingSystem.IsLinux()) then

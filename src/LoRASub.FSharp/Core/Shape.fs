@@ -7,7 +7,7 @@ open TorchSharp
 type Axis =
     /// Exactly this many.
     | Is of size: int64
-    /// Any number; the name stands in the message.
+    /// Any number; the name appears in the message.
     | Any of name: string
 
 /// Shape, kind and device checks that run before native calls: TorchSharp's `matmul` and `backward` end the
@@ -41,12 +41,12 @@ module Shape =
         if not (actual.Length = axes.Length && Seq.forall2 fits axes actual) then
             Errors.reject subject $"must have shape {expectedText axes}" (text actual) ""
 
-    /// Checks that a tensor lies on the device of its neighbour.
+    /// Checks that a tensor is on the device of its neighbour.
     let expectDevice (subject: string) (neighbour: torch.Tensor) (tensor: torch.Tensor) =
         if tensor.device.ToString() <> neighbour.device.ToString() then
-            Errors.reject subject $"must lie on {neighbour.device}" $"{tensor.device}" "move it there first"
+            Errors.reject subject $"must be on {neighbour.device}" $"{tensor.device}" "move it there first"
 
-    /// Checks that a tensor lies on the device of its neighbour and has its element type.
+    /// Checks that a tensor is on the device of its neighbour and has its element type.
     let expectLike (subject: string) (neighbour: torch.Tensor) (tensor: torch.Tensor) =
         if tensor.dtype <> neighbour.dtype then
             Errors.reject subject $"must be {neighbour.dtype}" $"{tensor.dtype}" ""

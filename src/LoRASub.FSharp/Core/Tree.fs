@@ -13,7 +13,7 @@ type NamedTensors(origin: string, tensors: IReadOnlyDictionary<string, torch.Ten
         | true, tensor -> tensor
         | _ -> Errors.reject origin $"must hold a tensor named {name}" "no such tensor" ""
 
-    /// Whether a name is `path` or lies below it.
+    /// Whether a name is `path` or below it.
     member _.Holds(path: string) : bool =
         tensors.Keys
         |> Seq.exists (fun name -> name = path || name.StartsWith(path + ".", StringComparison.Ordinal))
@@ -147,7 +147,7 @@ module Tree =
             Read = fun tensors path -> tree.Read tensors (below path name)
         }
 
-    /// A member that is neither owned nor written: whoever reads the record supplies it.
+    /// A member that is neither owned nor written: the reader of the record supplies it.
     let given (get: 'Owner -> 'T) (value: 'T) : Part<'Owner, 'T> =
         {
             Collect = fun _ _ -> ()

@@ -9,7 +9,7 @@ open System.Text
 [<RequireQualifiedAccess>]
 module WholeFile =
 
-    /// Whether an exception says that another handle has the file locked: EWOULDBLOCK on Linux and macOS, a sharing
+    /// Whether an exception means that another handle has the file locked: EWOULDBLOCK on Linux and macOS, a sharing
     /// violation on Windows.
     let internal isLocked (e: IOException) =
         e.HResult = 11 || e.HResult = 35 || e.HResult = 0x80070020
@@ -23,7 +23,7 @@ module WholeFile =
         e.Message.Replace($" : '{temporary}'", "").Replace($" '{temporary}'", "")
 
     let private rejectFolder (path: string) (temporary: string) (e: exn) =
-        Errors.reject path "must lie in a folder that can be written" (reason temporary e) ""
+        Errors.reject path "must be in a folder that can be written" (reason temporary e) ""
 
     // A temporary file and its name. The system locks it for as long as it is open, which a killed process's is not.
     let rec private create (path: string) (folder: string) : struct (FileStream * string) =
@@ -55,7 +55,7 @@ module WholeFile =
         | :? IOException as e when isLocked e -> true
         | _ -> false
 
-    // Removes what killed processes left beside `mine`, which is open: nobody has it locked.
+    // Removes files that killed processes left beside `mine`, which is open: they are not locked.
     let private sweep (folder: string) (mine: string) =
         try
             let others = Directory.GetFiles(folder, Pattern) |> Array.filter ((<>) mine)
@@ -110,7 +110,7 @@ module WholeFile =
         let folder = Path.GetDirectoryName target
 
         if not (Directory.Exists folder) then
-            Errors.reject path "must lie in a folder that exists" $"no folder '{folder}'" "make it first"
+            Errors.reject path "must be in a folder that exists" $"no folder '{folder}'" "make it first"
 
         let struct (stream, temporary) = create path folder
 
@@ -119,7 +119,7 @@ module WholeFile =
             sweep folder temporary
             fill stream
             stream.Flush true
-            // while it is locked, so that nobody removes it
+            // while it is locked, so that no other process removes it
             rename path temporary
         with e ->
             discard temporary
@@ -149,7 +149,7 @@ module WholeFile =
         write path _.Write(bytes, 0, bytes.Length)
 
 /// A file that grows piece by piece, each in one write, so that a crash tears the last piece at most; others may read
-/// it meanwhile. Rejects a file that cannot be appended to, and a disk that takes no more.
+/// it meanwhile. Rejects a file that cannot be appended to, and a full disk.
 type AppendFile(path: string) =
 
     let failed (e: exn) =

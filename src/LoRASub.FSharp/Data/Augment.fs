@@ -177,7 +177,7 @@ module Augment =
                 let box = box cropping picture.Height picture.Width uniform (4 * i * tries)
 
                 if mirrored[i] then
-                    // the box lies in the mirrored image, as in a batch
+                    // the box is in the mirrored image, as in a batch
                     let left = picture.Width - box.Left - box.Width
                     Picture.crop { box with Left = left } size size picture |> Picture.flip
                 else

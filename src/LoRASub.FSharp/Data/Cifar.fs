@@ -110,7 +110,7 @@ module Cifar =
         }
 
     /// CIFAR-10 from the files of `cifar-10-batches-bin`, or the folder that holds it; without batches.meta.txt the
-    /// classes are numbered, as a note says. Rejects the version for Python.
+    /// classes are numbered, with a note. Rejects the version for Python.
     let load10 (folder: string) : Dataset =
         folder
         |> load
@@ -126,7 +126,7 @@ module Cifar =
             }
 
     /// CIFAR-100 with its 100 fine labels from the files of `cifar-100-binary`, or the folder that holds it; without
-    /// fine_label_names.txt the classes are numbered, as a note says. Rejects the version for Python.
+    /// fine_label_names.txt the classes are numbered, with a note. Rejects the version for Python.
     let load100 (folder: string) : Dataset =
         folder
         |> load

@@ -98,7 +98,7 @@ module ClassOrder =
         | Some missing -> refuse $"{order.Length} entries without {missing}"
         | None -> ()
 
-    /// Entry i is the data set's label of the class learned i-th. Rejects an explicit order that is no permutation.
+    /// Entry i is the data set's label of the class learned i-th. Rejects an explicit order that is not a permutation.
     let resolve (classes: int) (order: ClassOrder) : int[] =
         match order with
         | ClassOrder.Natural -> Array.init classes id

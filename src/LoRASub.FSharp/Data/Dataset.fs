@@ -29,7 +29,7 @@ type Dataset =
         ClassNames: string[]
         Train: ImageSet
         Test: ImageSet
-        /// What counts as the right answer for each label: the label itself, but for domain-incremental sets, where a
+        /// The correct answer for each label: the label itself, except for domain-incremental sets, where a
         /// class has a label in each domain.
         Answers: int[]
         /// What a reader of the results should know, such as files left out; mostly none.
@@ -42,10 +42,21 @@ module internal DataFile =
 
     let requireFolder (dataset: string) (folder: string) =
         if not (Directory.Exists folder) then
-            let found = FileNames.whyAbsent "folder" folder
-            Errors.reject folder $"must be the folder with the files of {dataset}" found ""
+            let found =
+                if File.Exists folder then
+                    "a file"
+                else
+                    FileNames.whyAbsent "folder" folder
 
-    /// Names of the archives in a folder, which somebody may have forgotten to unpack.
+            let content =
+                match dataset with
+                | "folder"
+                | "images" -> "images"
+                | name -> $"files of {name}"
+
+            raise (InputException $"{folder}: {found}; give the folder with the {content}")
+
+    /// Names of the archives in a folder, which the user may have forgotten to unpack.
     let archives (folder: string) : string[] =
         Directory.GetFiles folder
         |> Array.map (fun (path: string) -> Path.GetFileName path)
@@ -104,7 +115,7 @@ module internal DataFile =
             let path = Path.Combine(folder, names.Head)
             Errors.reject path rule (FileNames.whyAbsent "file" path) (advice folder names)
 
-    /// Runs `read` on the opened file; what the system or a decoder says against it becomes an InputException.
+    /// Runs `read` on the opened file; an error of the system or a decoder becomes an InputException.
     let openRead (path: string) (read: FileStream -> 'T) : 'T =
         try
             use stream = File.OpenRead path
@@ -157,7 +168,7 @@ module ImageSet =
     let requireLabels (source: string) (classes: int) (labels: int[]) =
         match labels |> Array.tryFindIndex (fun label -> label < 0 || label >= classes) with
         | Some at ->
-            Errors.reject source $"labels must lie in 0 to {classes - 1}" $"{labels[at]} at position {at}" ""
+            Errors.reject source $"labels must be in 0 to {classes - 1}" $"{labels[at]} at position {at}" ""
         | None -> ()
 
     /// Rejects an output folder in a folder that images are read from: it would be one of their classes from then on.
@@ -166,7 +177,7 @@ module ImageSet =
         if Directory.Exists source && RealPath.isWithin source output then
             Errors.reject
                 output
-                "must lie outside the folder that images are read from, where it would be taken for a class"
+                "must be outside the folder that images are read from, where it would be taken for a class"
                 $"a folder in {source}"
                 "choose another folder"
 
@@ -196,7 +207,7 @@ module ImageSet =
 
         let read (positions: int[]) =
             match positions |> Array.tryFind (fun i -> i < 0 || i >= labels.Length) with
-            | Some bad -> Errors.reject source $"positions must lie in 0 to {labels.Length - 1}" $"{bad}" ""
+            | Some bad -> Errors.reject source $"positions must be in 0 to {labels.Length - 1}" $"{bad}" ""
             | None -> ()
 
             let shape = [| positions.LongLength; int64 channels; int64 height; int64 width |]

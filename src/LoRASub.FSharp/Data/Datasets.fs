@@ -25,9 +25,9 @@ type DataReport =
         TrainingImages: int
         TestImages: int
         Broken: BrokenFile[]
-        /// What a run on this folder reports: which folders were taken for what, and what was left out.
+        /// What a run on this folder reports: the role of each folder, and what was skipped.
         Notes: string[]
-        /// What keeps the set from being used; empty where all is well.
+        /// Problems that prevent the use of the set; empty without problems.
         Problems: string[]
     }
 
@@ -158,17 +158,11 @@ module Datasets =
             let all = String.concat ", " names
             Errors.reject "data set" $"must be one of {all}" name (Errors.didYouMean names name)
 
-    let private requireFolder (name: string) (folder: string) =
-        if System.IO.File.Exists folder then
-            Errors.reject folder $"must be the folder with the files of {name}" "a file" ""
-
-        DataFile.requireFolder name folder
-
     /// Reads a data set in its published files from a folder. Rejects an unknown name with the nearest known one, files
     /// that are missing, and images that are broken; see `ImageFiles.dataset`.
     let loadWith (options: ReadOptions) (name: string) (folder: string) : Dataset =
         let _, reader = find name
-        requireFolder name folder
+        DataFile.requireFolder name folder
 
         NativeError.during (fun () -> $"while reading {name} from {folder}") NativeError.moreMemory (fun () ->
             match reader with
@@ -178,7 +172,7 @@ module Datasets =
     /// The number of classes in a data set's folder. No image is read, except where a set is published as arrays.
     let classes (options: ReadOptions) (name: string) (folder: string) : int =
         let _, reader = find name
-        requireFolder name folder
+        DataFile.requireFolder name folder
 
         match reader with
         | Arrays load -> (load folder).ClassNames.Length
@@ -192,13 +186,13 @@ module Datasets =
     /// unknown name, and as the set's reader.
     let scan (options: ReadOptions) (name: string) (folder: string) : FileScan option =
         let _, reader = find name
-        requireFolder name folder
+        DataFile.requireFolder name folder
 
         match reader with
         | Arrays _ -> None
         | Files scan -> Some(scan options folder)
 
-    /// Looks through a folder for a data set: reads its lists, decodes every image, and reports what is there and all
+    /// Looks through a folder for a data set: reads its lists, decodes every image, and reports what it finds and all
     /// that is wrong. Rejects only an unknown name.
     let check (name: string) (folder: string) : DataReport =
         let known, reader = find name
@@ -216,7 +210,7 @@ module Datasets =
             }
 
         try
-            requireFolder name folder
+            DataFile.requireFolder name folder
 
             match reader with
             | Arrays load ->

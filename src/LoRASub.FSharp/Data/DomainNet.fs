@@ -47,12 +47,12 @@ module DomainNet =
                 let entry, label = line[.. at - 1].TrimEnd(), ScanFiles.number list line[at + 1 ..]
 
                 if label < 0 || label > 1_000_000 then
-                    Errors.reject list "labels must lie in 0 to 1000000" $"{label} in line {number}" ""
+                    Errors.reject list "labels must be in 0 to 1000000" $"{label} in line {number}" ""
 
                 let className = Path.GetFileName(Path.GetDirectoryName entry)
                 struct (label, ScanFiles.below list folder entry, className))
 
-    /// The class that each label stands for, the same in every list.
+    /// The class of each label, the same in every list.
     let private classNames (lists: (string * struct (int * string * string)[])[]) : string[] =
         let all =
             lists
@@ -70,7 +70,7 @@ module DomainNet =
             if isNull names[label] then
                 names[label] <- name
             elif names[label] <> name then
-                let rule = $"label {label} must stand for one class in every list"
+                let rule = $"label {label} must name the same class in every list"
                 Errors.reject list rule $"'{name}' and '{names[label]}'" ""
 
         match Array.tryFindIndex isNull names with
@@ -147,7 +147,7 @@ module DomainNet =
         }
         |> FileScan.noteUntested
 
-    /// Class-incremental: the images of all domains together. Rejects missing lists and labels that stand for several
+    /// Class-incremental: the images of all domains together. Rejects missing lists and labels that name several
     /// classes; files that are not there are a problem of the scan.
     let scan (folder: string) : FileScan =
         scanWith

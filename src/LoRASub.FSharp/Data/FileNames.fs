@@ -113,7 +113,7 @@ module internal FileNames =
 
         resolve 0 (Path.GetFullPath(path).TrimEnd '/')
 
-    /// Where a link leads, or why it leads nowhere. None for what is not a link.
+    /// The target of a link, or why it has none. None if it is not a link.
     let link (path: string) : Result<string, string> option =
         match FileInfo(path).LinkTarget with
         | null -> None
@@ -132,7 +132,7 @@ module internal FileNames =
 
     /// The file that a path leads to, through links too, or why there is none.
     let file (path: string) : Result<FileInfo, string> =
-        // a link has a length of its own, and exists even where it leads to nothing
+        // a link has its own length, and exists even without its target
         let found =
             match link path with
             | None -> FileInfo path

@@ -36,7 +36,7 @@ module ImageFile =
 
     let private skia = typeof<SKCodec>.Assembly
 
-    /// In a script nothing tells the runtime where Skia's native part is: it lies in the package folder.
+    /// A script's runtime does not find Skia's native library, which is in the package folder.
     let private resolver =
         lazy
             let context = AssemblyLoadContext.GetLoadContext skia
@@ -133,7 +133,7 @@ module ImageFile =
                 0, latin $"P{i}\n", "a portable map (PBM, PGM or PPM)"
         ]
 
-    /// What a file is, by its first bytes, that is no image which can be read.
+    /// The format of an unreadable file, by its first bytes.
     let private kind (head: byte[]) : string =
         let starts (at: int) (bytes: byte[]) =
             head.Length >= at + bytes.Length
@@ -155,7 +155,7 @@ module ImageFile =
         | None when text.StartsWith "<svg" || text.StartsWith "<?xml" -> "an SVG drawing or other XML"
         | None when head |> Array.forall ((=) 0uy) -> "only zero bytes, as a broken download or disk leaves"
         | None when isText -> "text"
-        | None -> "no image of a known format"
+        | None -> "not an image in a known format"
 
     /// Why a codec's image cannot be decoded, if that shows before trying; `head` gives the file's first bytes.
     let private objection (head: unit -> byte[]) (codec: SKCodec) =
@@ -255,7 +255,7 @@ module ImageFile =
         let head = Array.zeroCreate<byte> HeadBytes
         head[.. stream.ReadAtLeast(Span head, HeadBytes, throwOnEndOfStream = false) - 1]
 
-    /// Whether the file goes as far as its format says; false also where that cannot be told.
+    /// Whether the file is as long as its format states; false if that is unknown.
     let private isWhole (path: string) (format: SKEncodedImageFormat) =
         use stream = File.OpenRead path
 
@@ -274,7 +274,7 @@ module ImageFile =
             last 8 = [| 0x49uy; 0x45uy; 0x4Euy; 0x44uy; 0xAEuy; 0x42uy; 0x60uy; 0x82uy |]
         | _ -> false
 
-    /// What is wrong with a file, as far as its header and its end tell; where they do not tell, it is decoded. Damage
+    /// The error of a file by its header and its end; if these are not enough, it is decoded. Damage
     /// in between shows only when the file is read.
     let glance (path: string) : string option =
         let decode () =

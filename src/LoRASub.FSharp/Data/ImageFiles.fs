@@ -9,7 +9,7 @@ open System.Threading.Tasks
 /// How data sets of image files are read.
 type ReadOptions =
     {
-        /// Share of each class's images that train, where no split is published.
+        /// Share of each class's images that train, if no split is published.
         SplitRatio: float
         SplitSeed: int64
         /// Leave out files that cannot be decoded; each file is then decoded once before anything else.
@@ -34,7 +34,7 @@ type LabelledFile = { Path: string; Label: int }
 /// A file that cannot be decoded, and why.
 type BrokenFile = { Path: string; Reason: string }
 
-/// A data set of image files as its folder and lists tell it; no image is read yet.
+/// A data set of image files from its folder and lists; no image is read yet.
 type FileScan =
     {
         ClassNames: string[]
@@ -44,7 +44,7 @@ type FileScan =
         Train: LabelledFile[]
         TestSource: string
         Test: LabelledFile[]
-        /// What a reader of the results should know: which folders were taken for what, what was left out.
+        /// Notes for readers of the results: the role of each folder, and what was skipped.
         Notes: string[]
         /// What keeps the set from being used, each as the message of an error; none where it can be.
         Problems: string[]
@@ -67,9 +67,9 @@ module FileScan =
                 else
                     $"{more} more problems"
 
-            raise (InputException $"{several[0]}; there is {rest}, see data check")
+            raise (InputException $"{several[0]}; and {rest} (see data check)")
 
-    /// The scan with a note of the classes without test images, where there are some.
+    /// The scan with a note of the classes without test images, if any.
     let internal noteUntested (scan: FileScan) : FileScan =
         let tested = scan.Test |> Array.map _.Label |> Set.ofArray
 
@@ -183,7 +183,7 @@ module ImageFiles =
     let private setWith (cache: PictureCache) (source: string) (files: LabelledFile[]) : ImageSet =
         let decode i =
             if i < 0 || i >= files.Length then
-                Errors.reject source $"positions must lie in 0 to {files.Length - 1}" $"{i}" ""
+                Errors.reject source $"positions must be in 0 to {files.Length - 1}" $"{i}" ""
 
             cache.Read files[i].Path
 
@@ -208,7 +208,7 @@ module ImageFiles =
                 name
                 "must hold images that can be decoded"
                 $"{found.Length} broken of {paths.Length}: {listing found}"
-                "mend them, or leave them out with skip-broken"
+                "fix them or pass --skip-broken"
 
         let bad = found |> Seq.map _.Path |> HashSet
 
@@ -247,13 +247,13 @@ module internal ScanFiles =
 
         Path.Combine(folder, entry.Replace('/', Path.DirectorySeparatorChar))
 
-    /// The identifiers of a list; rejects one that stands twice.
+    /// The identifiers of a list; rejects a repeated one.
     let requireDistinct (list: string) (ids: string[]) : string[] =
         match ids |> Array.countBy id |> Array.tryFind (fun (_, n) -> n > 1) with
         | Some(twice, n) -> Errors.reject list "must have each identifier once" $"{twice} {n} times" ""
         | None -> ids
 
-    /// The files of a list that are there, and the problem of those that are not, with the first few and their number.
+    /// The existing files of a list, and a problem with the number and first few of the missing ones.
     let present (list: string) (files: LabelledFile[]) : struct (LabelledFile[] * string[]) =
         let present, absent =
             files |> Array.partition (fun file -> FileNames.isFile file.Path)

@@ -6,8 +6,8 @@ open System.Text
 open System.Text.RegularExpressions
 
 /// A folder of images by class, as torchvision's ImageFolder takes it: `train/<class>/*` with `test/<class>/*` or
-/// `val/<class>/*`, under the names that people give to them, or `<class>/*` alone, which is then split class by class.
-/// What was taken for what, and what was left out, are notes of the scan. Nothing is moved, renamed or deleted.
+/// `val/<class>/*`, under their common names, or only `<class>/*`, which is then split class by class.
+/// The role of each folder and the skipped files are notes of the scan. Nothing is moved, renamed or deleted.
 [<RequireQualifiedAccess>]
 module ImageFolder =
 
@@ -155,7 +155,7 @@ module ImageFolder =
         else
             Math.Clamp(int (Math.Round(ratio * float n)), 1, n - 1)
 
-    /// Splits the n sorted files of a class: seed and class name decide, whatever the other classes and the order in
+    /// Splits the n sorted files of a class: only seed and class name decide, not the other classes and the order in
     /// which a system lists files.
     let private divide
         (options: ReadOptions)
@@ -241,7 +241,7 @@ module ImageFolder =
 
         let chosen =
             match fst tests, fst validations with
-            // read all the same, to say what is wrong with it
+            // read anyway, to report its problems
             | [||], [||] -> Array.tryHead (Array.append group.TestNames group.ValidationNames)
             | [||], validations -> onlyOne root "validation" validations
             | tests, _ -> onlyOne root "test" tests
@@ -339,7 +339,7 @@ module ImageFolder =
             | [| one |] when listing.Folders.Length > 1 && not (holdsFolders one) ->
                 whole
                     [
-                        $"{one}/ is read as a class, because no folder of the other split is beside it"
+                        $"{one}/ is read as a class, because there is no folder of the other split beside it"
                     ]
             | [| one |] when listing.Folders.Length = 1 ->
                 refuse $"only {one}/" $"give {one}/ itself to have it split"

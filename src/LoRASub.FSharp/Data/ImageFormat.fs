@@ -27,7 +27,7 @@ module ImageFormat =
             Errors.reject "image channels" "must be 1 (grey) or 3 (RGB)" $"{format.Channels}" ""
 
         if not (format.Low < format.High && System.Double.IsFinite(format.High - format.Low)) then
-            Errors.reject "input range" "must be finite and rise" $"{format.Low} to {format.High}" ""
+            Errors.reject "input range" "must be finite and increase" $"{format.Low} to {format.High}" ""
 
         format
 

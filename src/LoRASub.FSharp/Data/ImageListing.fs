@@ -148,7 +148,7 @@ module internal ImageListing =
             | struct (Image image, findings) when not (isBelow root.Real real) ->
                 struct (Image image, Finding.Followed(path, real) :: findings)
             | other -> other
-        // told when it is opened, as any broken file
+        // reported when it is opened, like any broken file
         | Some(Error _) when ImageFile.extensions.Contains(extension name) -> file path name
         | Some(Error link) ->
             let problem =
@@ -340,12 +340,12 @@ module internal ImageListing =
             | _ -> None)
 
         [|
-            yield! some ignored (fun names -> $"ignored what systems and tools leave behind: {counted names}")
+            yield! some ignored (fun names -> $"ignored files of the system and other tools: {counted names}")
             yield! some leftOut (fun names -> $"left out by their extensions: {counted names}")
             yield!
                 some unusual (fun names ->
                     $"read as JPEG, although torchvision's ImageFolder leaves them out: {counted names}")
-            yield! some loose (fun paths -> $"left out, as images in no class folder: {such paths}")
+            yield! some loose (fun paths -> $"left out, as images outside the class folders: {such paths}")
             yield! some followed (fun paths -> $"links are followed: {such paths}")
             yield! some notFollowed (fun paths -> $"links that lead back are not followed: {such paths}")
             yield!

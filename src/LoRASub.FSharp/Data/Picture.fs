@@ -31,7 +31,7 @@ module Picture =
     [<Literal>]
     let private Precision = 22
 
-    /// Interpolation weights of some output positions of one axis: those of output i stand at i·Taps and belong to the
+    /// Interpolation weights of some output positions of one axis: those of output i start at i·Taps and belong to the
     /// source pixels from First[i] on.
     [<Struct>]
     type private Weights =
@@ -97,7 +97,7 @@ module Picture =
             let mutable sums = Vector128.Create half
 
             for j in 0 .. w.Count[x] - 1 do
-                // red, green, blue, and the next pixel's red, which nobody reads
+                // red, green, blue, and the next pixel's red, which is unused
                 let pixel =
                     BinaryPrimitives.ReadUInt32LittleEndian(ReadOnlySpan(source, first + 3 * j, 4))
 
@@ -108,7 +108,7 @@ module Picture =
             result[at + 3 * x + 1] <- byte (sums.GetElement 1)
             result[at + 3 * x + 2] <- byte (sums.GetElement 2)
 
-    /// One output row, of rows of `row` bytes that stand one after another, of which the weights' first is row `low`.
+    /// One output row from consecutive rows of `row` bytes, the first of which is row `low` of the source.
     let private down (w: Weights) (y: int) (low: int) (row: int) (source: byte[]) (result: byte[]) =
         let first = (w.First[y] - low) * row
         let weights = ReadOnlySpan(w.Fixed, y * w.Taps, w.Count[y])
@@ -176,7 +176,7 @@ module Picture =
             Errors.reject "image size" "must be at least 1" $"{height} x {width}" ""
 
     /// A box of a picture resampled to height x width: PIL's `crop` and then `resize` with its bilinear filter, bit for
-    /// bit. Rejects a box that does not lie in the picture.
+    /// bit. Rejects a box that is not in the picture.
     let crop (box: CropBox) (height: int) (width: int) (picture: Picture) : Picture =
         requireSize height width
 
@@ -184,11 +184,7 @@ module Picture =
             start >= 0 && extent >= 1 && start <= size - extent
 
         if not (fits box.Top box.Height picture.Height && fits box.Left box.Width picture.Width) then
-            Errors.reject
-                "crop box"
-                $"must lie in the image of {picture.Height} x {picture.Width}"
-                $"{box}"
-                ""
+            Errors.reject "crop box" $"must be in the image of {picture.Height} x {picture.Width}" $"{box}" ""
 
         resample box height width (whole height width) picture
 

@@ -2,14 +2,14 @@ namespace LoRASub
 
 open System.Threading.Tasks
 
-/// Work that runs ahead of whoever asks for its results, a few items at a time.
+/// Work that runs ahead of its consumer, a few items at a time.
 [<RequireQualifiedAccess>]
 module Prefetch =
 
     /// One function per item, which gives the item's result. `prepare` runs on the calling thread and makes the item's
     /// job, which runs on the thread pool: asking for an item starts it, if it has not begun, and the `ahead` items
     /// after it. At most that many unasked results are held; asked again, an item is made again. A job's error reaches
-    /// whoever asks for the item. Items that nobody asks for any more end by themselves, so results must need no
+    /// the consumer of the item. Items that are no longer needed end by themselves, so results must need no
     /// disposal.
     let ahead (ahead: int) (count: int) (prepare: int -> unit -> 'T) : (unit -> 'T)[] =
         let running = Array.zeroCreate<Task<'T>> count

@@ -70,7 +70,7 @@ module Resample =
             Errors.reject "image size" "must be at least 1" $"{target}" ""
 
     /// One box of each image, resampled to target x target: float32 [n, c, H, W] -> [n, c, target, target]. Borrows;
-    /// owned by the caller. Rejects a box that does not lie in the image.
+    /// owned by the caller. Rejects a box that is not in the image.
     let crop (target: int) (boxes: CropBox[]) (images: torch.Tensor) : torch.Tensor =
         check target images
         let height, width = int images.shape[2], int images.shape[3]
@@ -85,7 +85,7 @@ module Resample =
             boxes
             |> Array.tryFind (fun b -> not (fits b.Top b.Height height && fits b.Left b.Width width))
         with
-        | Some box -> Errors.reject "crop box" $"must lie in the image of {height} x {width}" $"{box}" ""
+        | Some box -> Errors.reject "crop box" $"must be in the image of {height} x {width}" $"{box}" ""
         | None -> ()
 
         Scope.noGrad Leaves.tensor (fun () ->

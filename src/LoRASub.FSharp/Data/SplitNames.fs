@@ -30,7 +30,7 @@ module internal SplitNames =
         |> List.map (fun (role, words) ->
             role, Regex $@"^({words})(set|data|dataset|split|images?|imgs?)?\d*$")
 
-    /// Words that say nothing about which images a folder holds.
+    /// Words that do not describe the images of a folder.
     let private fillers =
         set [ "set"; "data"; "dataset"; "split"; "image"; "images"; "img"; "imgs" ]
 
@@ -38,7 +38,7 @@ module internal SplitNames =
         spellings
         |> List.tryPick (fun (role, spelling) -> if spelling.IsMatch word then Some role else None)
 
-    /// The role that a name gives and what else it says: `flowers_Test` is the test images of "flowers".
+    /// The role in a name, and the rest of it: `flowers_Test` is the test images of "flowers".
     let role (name: string) : struct (SplitRole * string) option =
         let words =
             Regex.Split(name, @"[^\p{L}\p{N}]+|(?<=\p{Ll})(?=\p{Lu})")
@@ -58,13 +58,13 @@ module internal SplitNames =
         else
             Array.tryHead roles |> Option.map (fun role -> struct (role, rest))
 
-    /// Whether a name says nothing but the role.
+    /// Whether a name consists of the role only.
     let isBare (name: string) : bool =
         match role name with
         | Some(struct (_, "")) -> true
         | _ -> false
 
-    /// Whether a folder of this name inside a split is around its classes: it names a role again or says nothing.
+    /// Whether a folder of this name inside a split contains its classes: the name repeats a role or has no meaning.
     let isWrapper (name: string) : bool =
         (role name).IsSome || fillers.Contains(name.ToLowerInvariant())
 

@@ -57,7 +57,7 @@ module Batch =
 [<RequireQualifiedAccess>]
 module TaskStream =
 
-    /// So many classes in tasks of equal size, of which the last may be smaller; None where a task would be empty.
+    /// A number of classes in tasks of equal size, of which the last may be smaller; None if a task would be empty.
     let private equalSizes (tasks: int) (classes: int) : int[] option =
         let size = (classes + tasks - 1) / tasks
         let last = classes - (tasks - 1) * size
@@ -67,7 +67,7 @@ module TaskStream =
         else
             Some(Array.append (Array.create (tasks - 1) size) [| last |])
 
-    /// Rejects a number of later tasks that leaves one empty, and says which numbers near it do not. `first` are the
+    /// Rejects a number of later tasks that leaves one empty, and suggests numbers near it. `first` are the
     /// classes before them, in a task of their own where there are any.
     let private refuseTasks (later: int) (first: int) (classes: int) =
         let before = if first = 0 then 0 else 1
@@ -124,7 +124,7 @@ module TaskStream =
 
             if initial < 1 || initial > largest then
                 let rule =
-                    $"must lie in 1 to {largest}, so that each of {later} later tasks has a class"
+                    $"must be in 1 to {largest}, so that each of {later} later tasks has a class"
 
                 Errors.reject "initial classes" rule $"{initial}" ""
 
@@ -134,7 +134,7 @@ module TaskStream =
 
     /// Cuts a class order into tasks of equal size, of which the last may be smaller, as published runs have it where
     /// the classes do not divide (Cars: 9 x 20 classes, then 16). With `initialClasses` the first task has that many and
-    /// the others share the rest. Rejects numbers that would leave a task empty, and says which would not.
+    /// the others share the rest. Rejects numbers that would leave a task empty, and suggests others.
     let split (tasks: int) (initialClasses: int option) (order: int[]) : LearningTask[] =
         let sizes = sizes tasks initialClasses order.Length
         let firsts = Array.scan (+) 0 sizes
@@ -200,7 +200,7 @@ module TaskStream =
                 |> Array.map (fun c -> $"{c} ({stream.Dataset.ClassNames[c]})")
                 |> String.concat ", "
 
-            let subject = $"{set.Source}, task {task.Index} with classes {names}"
+            let subject = $"{set.Source}, task {task.Index + 1} with classes {names}"
             Errors.reject subject $"needs at least one {kind} image" "none" ""
 
         found
@@ -213,9 +213,9 @@ module TaskStream =
     let testIndices (stream: TaskStream) (task: LearningTask) : int[] =
         indices "test" stream.Dataset.Test stream task
 
-    /// A data set cut into tasks. Rejects a data set with bad labels, an order that is no permutation, numbers of tasks
-    /// and classes that do not fit, a task without training or test images, and a class without training images, of
-    /// which there could be no prototype.
+    /// A data set cut into tasks. Rejects a data set with bad labels, an order that is not a permutation, numbers of
+    /// tasks and classes that do not fit, a task without training or test images, and a class without training images,
+    /// which could not have a prototype.
     let create (dataset: Dataset) (order: ClassOrder) (tasks: int) (initialClasses: int option) : TaskStream =
         let dataset = Dataset.validate dataset
         let order = ClassOrder.resolve (Dataset.classes dataset) order

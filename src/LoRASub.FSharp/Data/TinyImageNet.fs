@@ -44,7 +44,7 @@ module TinyImageNet =
         let struct (files, problems) = ScanFiles.present annotations files
         struct (annotations, files, problems)
 
-    /// Images below the folders of some classes, and what was met there.
+    /// Images below the folders of some classes, and the other files found there.
     let private ofFolders (root: DiskFolder) (folders: (int * string)[]) =
         let parts =
             folders

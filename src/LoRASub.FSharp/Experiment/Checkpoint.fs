@@ -9,7 +9,15 @@ open System.Text.Json
 open System.Text.Json.Nodes
 open TorchSharp
 
-/// A run that was put down, as it stands on disk: `checkpoint-N.safetensors` holds its tensors, `checkpoint.json` the
+/// A setting in which two runs differ, with its text in each.
+type SettingDifference =
+    {
+        Name: string
+        Left: string
+        Right: string
+    }
+
+/// A stopped run on disk: `checkpoint-N.safetensors` holds its tensors, `checkpoint.json` the
 /// rest and the hashes that vouch for both. The JSON takes its name last and names the tensors, so that at every moment
 /// one whole checkpoint is there.
 [<RequireQualifiedAccess>]
@@ -42,7 +50,7 @@ module Checkpoint =
     let private labelsSha256 (set: ImageSet) =
         sha256 (Runtime.InteropServices.MemoryMarshal.AsBytes(ReadOnlySpan set.Labels).ToArray())
 
-    // Sixteen images stand for all.
+    // Sixteen images represent all.
     let private imagesSha256 (set: ImageSet) =
         let n = set.Labels.Length
 
@@ -76,7 +84,7 @@ module Checkpoint =
             "number of threads", string (torch.get_num_threads ())
         ]
 
-    // They may change between two sittings: none decides a number, or what it names is held against the checkpoint.
+    // They may change when a run is resumed: they affect no number, or the files they name are checked.
     let private ofTheMachine =
         [
             "data-path"
@@ -87,17 +95,22 @@ module Checkpoint =
             "tensorboard"
         ]
 
-    /// The settings in which two runs differ, as "name: left, right"; where files lie and what else is written down do
-    /// not count.
-    let differences (left: RunSettings) (right: RunSettings) : string list =
+    /// The settings in which two runs differ; paths of files and what else is written do not count.
+    let differences (left: RunSettings) (right: RunSettings) : SettingDifference list =
         Settings.all
         |> List.filter (fun s -> not (List.contains s.Name ofTheMachine))
         |> List.choose (fun s ->
             match s.Get left, s.Get right with
             | a, b when a = b -> None
             | a, b ->
-                let shown = Option.defaultValue "left open"
-                Some $"{s.Name}: {shown a}, {shown b}")
+                let shown = Option.defaultValue "not set"
+
+                Some
+                    {
+                        Name = s.Name
+                        Left = shown a
+                        Right = shown b
+                    })
 
     // ------------------------------------------------------------------------------------------ JSON of the records
 
@@ -183,7 +196,7 @@ module Checkpoint =
             Seconds = toSeconds (get "seconds" json)
         }
 
-    // ------------------------------------------------------------------------------------------ where a task stands
+    // ------------------------------------------------------------------------------------------ progress of a task
 
     // The tensors of a task under way.
     let private standingTensors (learner: Learner<_, _>) (plan: Plan) (state: TaskState) standing =
@@ -302,7 +315,7 @@ module Checkpoint =
                  @ (Tree.option Drift.tree).Write "drift" run.Drift
                  @ standing))
 
-    /// Writes where a run stands into a folder that exists, then removes what the new checkpoint replaces; one that
+    /// Writes the state of a run into an existing folder, then removes what the new checkpoint replaces; one that
     /// cannot be written leaves nothing behind. `inputs` are those of the run's start, so that no image is needed now.
     /// `metricLines` counts the lines of metrics.jsonl so far. Borrows all.
     let save
@@ -357,8 +370,16 @@ module Checkpoint =
         match differences saved plan.Settings with
         | [] -> ()
         | some ->
-            let told = String.concat "; " some
-            Errors.reject path "must be of a run with the same settings" told "resume with the saved settings"
+            let found =
+                some
+                |> List.map (fun d -> $"{d.Name}: {d.Left}, {d.Right}")
+                |> String.concat "; "
+
+            Errors.reject
+                path
+                "must be of a run with the same settings"
+                found
+                "resume with the saved settings"
 
         for name, now in inputs do
             let saved = (get name (get "inputs" run)).GetString()
@@ -372,7 +393,7 @@ module Checkpoint =
         let file = Path.Combine(folder, (get "tensors" run).GetString())
 
         if not (File.Exists file) then
-            Errors.reject file "must lie beside checkpoint.json" "no such file" ""
+            Errors.reject file "must be beside checkpoint.json" "no such file" ""
 
         if DataFile.sha256 file <> (get "tensorsSha256" run).GetString() then
             damaged file "other content"

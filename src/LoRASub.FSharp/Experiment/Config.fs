@@ -15,7 +15,7 @@ type MergedConfig =
     {
         /// Under the first of the seeds.
         Settings: RunSettings
-        /// Every setting that is not left open; `seeds` in place of `seed` where there are several.
+        /// Every setting that is set; `seeds` instead of `seed` if there are several.
         Sources: SettingSource[]
         Notes: string[]
         /// One run for each; at least one.
@@ -69,11 +69,11 @@ module Config =
                 TestResize = Some fitted
             },
             [
-                $"test-resize {resize} is meant for images of {old} px; for {size} px it is {fitted}, unless --test-resize says otherwise"
+                $"test-resize {resize} is meant for images of {old} px; for {size} px it is {fitted}, unless --test-resize is given"
             ]
         | _ -> settings, []
 
-    /// The first task's epochs where they are not those that the command line asks for.
+    /// The first task's epochs if they differ from the command line's epochs.
     let private otherInitialEpochs (given: SettingSource list) (settings: RunSettings) =
         let asked name =
             lastOf name given |> Option.exists (fun s -> s.Source = commandLine)
@@ -81,7 +81,7 @@ module Config =
         match settings.InitialEpochs with
         | Some initial when asked "epochs" && not (asked "initial-epochs") && initial <> settings.Epochs ->
             [
-                $"the first task keeps its {initial} epochs, unless --initial-epochs says otherwise"
+                $"the first task keeps its {initial} epochs, unless --initial-epochs is given"
             ]
         | _ -> []
 
@@ -132,7 +132,7 @@ module Config =
                 checkArgument s
 
         if seeds.IsSome && (lastOf "seed" said).IsSome then
-            Errors.reject "--seeds" "cannot stand beside --seed" "both" "leave one of them"
+            Errors.reject "--seeds" "cannot be combined with --seed" "both" "remove one of them"
 
         let inFile = file |> Option.map (fun f -> f.Settings) |> Option.defaultValue []
 
@@ -192,7 +192,7 @@ module Config =
                 | _ -> expected
         }
 
-    /// The merged configuration under completed settings: what was open before has the given source.
+    /// The merged configuration under completed settings: settings that were not set before get the given source.
     let complete (source: string) (settings: RunSettings) (merged: MergedConfig) : MergedConfig =
         let before name _ =
             let name =
@@ -213,7 +213,7 @@ module Config =
 
     // ------------------------------------------------------------------------------------------ holding against data
 
-    /// Rejects data with another number of classes than the configuration says.
+    /// Rejects data whose number of classes differs from the configuration.
     let checkClasses (expected: Expectations) (classes: int) =
         match expected.Classes with
         | Some wanted when wanted <> classes ->
@@ -221,10 +221,10 @@ module Config =
                 expected.File
                 $"its tasks need data of {wanted} classes"
                 $"{classes}"
-                "give the whole data set, or change the numbers of classes and tasks in the file"
+                "use the whole data set, or change the numbers of classes and tasks in the file"
         | _ -> ()
 
-    /// The values that no weights file gives, where nobody has given them: they are defaults. A file may say in its
+    /// Notes on values that neither the weights file nor the user gave: they are defaults. A file may state in its
     /// metadata, under `input`, what its network was trained on.
     let assumed (merged: MergedConfig) (metadata: Map<string, string>) : string list =
         let isAssumed (s: SettingSource) =
@@ -232,7 +232,7 @@ module Config =
 
         let says =
             match Map.tryFind "input" metadata with
-            | Some input -> $"""the weights' file says '{Text.cut "..." 80 input}'"""
+            | Some input -> $"""the weights file states '{Text.cut "..." 80 input}'"""
             | None -> "most timm weights expect -1,1"
 
         merged.Sources
@@ -240,17 +240,17 @@ module Config =
         |> Option.map (fun s -> $"input-range {s.Value} is a default; {says}")
         |> Option.toList
 
-    /// What the configuration says about a backbone and is not so; the backbone's own numbers count.
+    /// Notes where the configuration differs from the backbone, whose own numbers are used.
     let backboneNotes (expected: Expectations) (width: int) (heads: int) : string list =
         [
             for what, wanted, found in [ "width", expected.Width, width; "heads", expected.Heads, heads ] do
                 match wanted with
                 | Some wanted when wanted <> found ->
-                    $"{expected.File}: {what} {wanted}, but the backbone has {found}, which counts"
+                    $"{expected.File} gives {what} {wanted}; the backbone's {found} is used"
                 | _ -> ()
         ]
 
-    /// The number of classes in each task of so many classes. Rejects as `TaskStream.split`.
+    /// The number of classes in each task, for a total number of classes. Rejects as `TaskStream.split`.
     let taskSizesOf (merged: MergedConfig) (classes: int) : int[] =
         TaskStream.split merged.Settings.Tasks merged.Settings.InitialClasses (Array.init classes id)
         |> Array.map _.Classes.Length

@@ -4,7 +4,7 @@ open System
 open System.Globalization
 open System.Text.Json.Nodes
 
-/// A setting's text and who said it.
+/// A setting's text and its source.
 type SettingSource =
     {
         Name: string
@@ -23,10 +23,10 @@ type ConfigFormat =
     /// The authors' JSON.
     | Official
 
-/// What a published configuration says about data and backbone, to be held against them once they are read.
+/// Data and backbone of a published configuration, to be checked once they are read.
 type Expectations =
     {
-        /// The configuration file; empty where there is none.
+        /// The configuration file; empty if there is none.
         File: string
         Classes: int option
         Width: int option
@@ -41,7 +41,7 @@ type ConfigFile =
         Settings: SettingSource list
         /// Where the file names seeds: those, and where it does.
         Seeds: (int64[] * string) option
-        /// What the file says that has no effect here.
+        /// Keys of the file that have no effect here.
         Notes: string list
         Expected: Expectations
     }
@@ -83,7 +83,7 @@ module ConfigFile =
 
     let private shortened = ConfigTree.cut 60
 
-    /// A value under a key, and where it stands.
+    /// A value under a key, and its place.
     type private Found =
         {
             Value: ConfigValue
@@ -210,7 +210,7 @@ module ConfigFile =
 
         seeds
 
-    /// Seeds as they stand in a file: one, or a list.
+    /// Seeds in a file: one, or a list.
     let private seedsOf (found: Found) : int64[] * string =
         let texts =
             match found.Value with
@@ -220,7 +220,7 @@ module ConfigFile =
         parseSeeds (fun rule -> Errors.reject found.Source rule $"'{shortened (listed texts)}'" "") texts,
         found.Source
 
-    /// Seeds as they stand on the command line: `1,2,3`. Rejects what is no number, and a repeated one.
+    /// Seeds on the command line: `1,2,3`. Rejects what is not a number, and a repeated one.
     let seeds (subject: string) (text: string) : int64[] =
         text.Split ','
         |> parseSeeds (fun rule -> Errors.reject subject rule $"'{shortened text}'" "write 1,2,3")
@@ -241,8 +241,8 @@ module ConfigFile =
 
     /// Tasks and classes: those of the first task, of each later one, of all, and the number of tasks.
     let private tasks (s: Section) first later total number : SettingSource list * int option =
-        let first = needed s first "must say the classes of the first task"
-        let later = needed s later "must say the classes of a later task"
+        let first = needed s first "must give the classes of the first task"
+        let later = needed s later "must give the classes of a later task"
         let given = s.Find number
         let total = Option.bind s.Find total
         let initial, increment = int64 (count first), int64 (count later)
@@ -254,7 +254,7 @@ module ConfigFile =
                 1L + (int64 (count total) - initial) / increment, total.Source
             | None, Some total -> total.Refuse $"must be {initial} and a multiple of {increment}" ""
             | None, None ->
-                Errors.reject $"{s.File}, {number}" "must say the number of tasks" "no such key" ""
+                Errors.reject $"{s.File}, {number}" "must give the number of tasks" "no such key" ""
 
         let classes = initial + increment * (tasks - 1L)
 
@@ -292,10 +292,10 @@ module ConfigFile =
     let private elsewhere (found: Found option) : string list =
         found
         |> Option.map (fun f ->
-            $"{f.Source}: '{shortened (text f)}' is a folder of the machine that the file was written for; --data-path names another")
+            $"{f.Source}: '{shortened (text f)}' is a folder on the machine of the file's author; set yours with --data-path")
         |> Option.toList
 
-    /// The one note that names what the file says without effect.
+    /// One note with all keys without effect.
     let private unused (file: string) (ignored: string list) (used: string list) (names: string list) =
         let stray, known = names |> List.partition (fun n -> not (List.contains n ignored))
 
@@ -381,7 +381,7 @@ module ConfigFile =
                 if (Array.distinct numbers).Length > 1 then
                     Errors.reject
                         found.Source
-                        "must be the same for every channel: one black and one white level (input-range) is what is possible"
+                        "must be the same for every channel: only one black and one white level (input-range) is supported"
                         (shortened (listed (Array.map show numbers)))
                         "write one number three times"
 
@@ -395,7 +395,7 @@ module ConfigFile =
 
         $"{show ((0.0 - mean) / deviation)},{show ((1.0 - mean) / deviation)}", source
 
-    /// What both lists of transforms and image_size say, over a preset.
+    /// The settings of both lists of transforms and image_size, over a preset.
     let private images (preset: RunSettings) (root: Section) : SettingSource list =
         let train, test = steps root "train_trfms", steps root "test_trfms"
 
@@ -487,7 +487,7 @@ module ConfigFile =
                             place
                             $"must give the range of {source}, {range}"
                             other
-                            "training and test images take one range"
+                            "training and test images share one range"
 
                 [ says "input-range" range source ]
 
@@ -537,7 +537,7 @@ module ConfigFile =
             for name in [ "buffer_size"; "memory_size"; "memory_per_class" ] do
                 noExemplars (s.Find name)
 
-        // said twice in published files
+        // given twice in published files
         for name in [ "init_cls_num"; "inc_cls_num"; "task_num" ] do
             match root.Find name, method.Find name with
             | Some outer, Some inner when text outer <> text inner ->
@@ -743,7 +743,7 @@ module ConfigFile =
                     (place node)
                     $"{name} must be given once"
                     $"lines {shortened lines}"
-                    "leave one of them")
+                    "remove one of them")
 
         let found (name, node: ConfigNode) =
             {
@@ -754,7 +754,7 @@ module ConfigFile =
         let seeds, rest = root.Entries |> Array.partition (fun (name, _) -> name = "seeds")
 
         if seeds.Length = 1 && Array.exists (fun (name, _) -> name = "seed") rest then
-            (found seeds[0]).Refuse "cannot stand beside seed" "leave one of them"
+            (found seeds[0]).Refuse "cannot be combined with seed" "remove one of them"
 
         let setting (name, node: ConfigNode) =
             let found = found (name, node)
@@ -762,7 +762,7 @@ module ConfigFile =
             let value =
                 match node.Value with
                 | Items _ when List.contains name pairs -> String.Join(",", items found)
-                | Nothing -> found.Refuse "must have a value" "leave the key out for the default"
+                | Nothing -> found.Refuse "must have a value" "remove the key for the default"
                 | Items _ when name = "seed" -> found.Refuse "must be one number" "write seeds for several"
                 | _ -> text found
 
@@ -814,7 +814,7 @@ module ConfigFile =
                 $"'{name}'"
                 (Errors.didYouMean known name)
 
-    /// Rejects a value that no run can have, and names where it stands.
+    /// Rejects a value that no run can have, and names its place.
     let private checkSetting (s: SettingSource) =
         if s.Value.Length > 4096 then
             Errors.reject s.Source "must have at most 4096 characters" $"{s.Value.Length}" ""
@@ -828,7 +828,7 @@ module ConfigFile =
             let advised =
                 e.Message.IndexOf(';', e.Message.IndexOf("; found", StringComparison.Ordinal) + 1) > 0
 
-            let fix = if advised then "" else "; leave it out for the default"
+            let fix = if advised then "" else "; remove it for the default"
             raise (InputException($"{s.Source}: {e.Message}{fix}", e))
 
     /// The configuration in a file's bytes; `path` is the name that errors and sources use. Rejects what is no
@@ -853,5 +853,5 @@ module ConfigFile =
             file
         | _ -> Errors.reject path "must hold a mapping of settings" "none" "see docs/configuration.md"
 
-    /// Reads a configuration file. Rejects as `parse`, and what is no file of at most 1 MiB.
+    /// Reads a configuration file. Rejects as `parse`, and what is not a file of at most 1 MiB.
     let read (path: string) : ConfigFile = parse path (ConfigTree.bytes path)

@@ -18,7 +18,7 @@ type internal ConfigValue =
 
 and internal ConfigNode =
     {
-        /// Where its key stands, or the value itself where it has none; from 1.
+        /// The line of its key, or of the value without one; from 1.
         Line: int64
         Value: ConfigValue
     }
@@ -38,13 +38,13 @@ module internal ConfigTree =
     // parsers quote what they stumble on, whole
     let private said (e: exn) = cut 200 e.Message
 
-    /// The file's bytes. Rejects what is no file or too large for a configuration.
+    /// The file's bytes. Rejects what is not a file or is too large for a configuration.
     let bytes (path: string) : byte[] =
         if Directory.Exists path || not (File.Exists path) then
             let found = if Directory.Exists path then "a folder" else "no such file"
             Errors.reject path "must be a configuration in YAML or JSON" found ""
 
-        // the length of a device says nothing
+        // the length of a device is meaningless
         DataFile.openRead path (fun stream ->
             let buffer = Array.zeroCreate<byte>(largest + 1)
 
@@ -65,7 +65,7 @@ module internal ConfigTree =
 
     // ------------------------------------------------------------------------------------------ YAML
 
-    /// What a scalar without quotes stands for (YAML 1.2's core schema, as far as settings differ from it).
+    /// The value of a scalar without quotes (YAML 1.2's core schema, as far as settings differ from it).
     let private plain (text: string) : ConfigValue =
         match text with
         | ""
@@ -127,7 +127,7 @@ module internal ConfigTree =
                 refuse
                     line
                     "must be YAML"
-                    "a text that cannot be read on from here"
+                    "text that cannot be parsed from here on"
                     "look for a bracket or quote that is not closed"
 
         /// The node that an event begins.
@@ -138,7 +138,7 @@ module internal ConfigTree =
             let finish (node: Events.NodeEvent) value =
                 // a plain scalar's tag is "?", a quoted one's "!"
                 if not node.Tag.IsEmpty && not node.Tag.IsNonSpecific then
-                    refuse line "must be YAML without tags" "one" "leave the tag out"
+                    refuse line "must be YAML without tags" "one" "remove the tag"
 
                 let made = { Line = line; Value = value }
 
@@ -151,7 +151,7 @@ module internal ConfigTree =
             | :? Events.AnchorAlias as alias ->
                 match anchors.TryGetValue alias.Value.Value with
                 | true, node -> node
-                | _ -> refuse line "an alias must follow its anchor" "one that is not there" ""
+                | _ -> refuse line "an alias must follow its anchor" "an unknown anchor" ""
             | :? Events.Scalar as scalar ->
                 finish
                     scalar
@@ -260,7 +260,7 @@ module internal ConfigTree =
         | :? JsonException as e ->
             let received = cut 200 (Json.reason e)
             Errors.reject (Json.place path e) "must be JSON, as it begins with '{'" received ""
-        // a string that is no Unicode
+        // a string that is not Unicode
         | :? InvalidOperationException as e -> Errors.reject path "must be JSON in UTF-8" (said e) ""
 
     /// The tree of a file's bytes: JSON where they begin with '{', YAML otherwise. Rejects what is neither, or nested

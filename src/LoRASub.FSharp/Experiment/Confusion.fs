@@ -33,8 +33,8 @@ type ClassScore =
         Score: Score
     }
 
-/// `answers`, in what follows, gives the answer that each position stands for: a prediction is right where its answer
-/// is the true class's. Positions are their own answers (`answersOf`) unless several prototypes stand for one class,
+/// `answers` gives the answer of each position: a prediction is correct if its answer
+/// is the true class's. Positions are their own answers (`answersOf`) unless several prototypes belong to one class,
 /// as in domain-incremental learning.
 [<RequireQualifiedAccess>]
 module Confusion =
@@ -56,7 +56,7 @@ module Confusion =
 
         let inRange what position =
             if position < 0 || position >= classes then
-                Errors.reject what $"must lie in 0 to {classes - 1}" $"{position}" ""
+                Errors.reject what $"must be in 0 to {classes - 1}" $"{position}" ""
 
         Array.iter (inRange "true position") truth
         Array.iter (inRange "predicted position") predicted

@@ -8,7 +8,7 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module DriftFile =
 
-    /// A class mean's way from an anchor to where it lies now. NaN where it is undefined.
+    /// The movement of a class mean from an anchor to now. NaN: undefined.
     [<Struct>]
     type Movement =
         {
@@ -448,7 +448,7 @@ module Drift =
 
     // ---- drift.json
 
-    /// Eigenvalues that drift.json lists; the share of the others is one number.
+    /// The number of eigenvalues that drift.json lists; the share of the others is one number.
     [<Literal>]
     let SpectrumHead = 64
 

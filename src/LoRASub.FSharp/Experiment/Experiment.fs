@@ -10,7 +10,7 @@ type Plan =
     {
         Settings: RunSettings
         Stream: TaskStream
-        /// Owned by whoever made the plan.
+        /// Owned by the creator of the plan.
         Backbone: VisionTransformer
         /// SHA-256 of the backbone's file when it was read, in lower-case hexadecimal; empty for a network in memory.
         BackboneSha256: string
@@ -18,7 +18,7 @@ type Plan =
         References: RunScores[]
     }
 
-/// The phases whose time is told apart.
+/// The phases that are timed separately.
 [<RequireQualifiedAccess>]
 type Phase =
     | Observe
@@ -32,10 +32,10 @@ module Phase =
     let all =
         [ Phase.Observe; Phase.Project; Phase.Train; Phase.Prototypes; Phase.Predict ]
 
-    /// As it stands in saved results.
+    /// Name in saved results.
     let name (phase: Phase) = (string phase).ToLowerInvariant()
 
-/// Where a phase stands.
+/// Progress of a phase.
 type Step =
     {
         Task: LearningTask
@@ -51,7 +51,7 @@ type Step =
         Accuracy: float option
     }
 
-/// What a run tells while it goes on.
+/// Progress of a run.
 type Progress =
     | TaskBegins of LearningTask * MemoryUse
     | Steps of Step
@@ -73,8 +73,8 @@ type TaskPredictions =
 [<RequireQualifiedAccess>]
 module TaskPredictions =
 
-    /// A prediction is right where its answer is the true class's; `answers` gives the one that each position stands
-    /// for.
+    /// A prediction is correct if its answer is the true class's; `answers` gives that of each
+    /// position.
     let score (answers: int[]) (predictions: TaskPredictions) : Score =
         {
             Correct =
@@ -89,8 +89,8 @@ type TaskRecord =
     {
         /// Scores on all tasks so far.
         Row: Score[]
-        /// On its own test images right before it was learned, with prototypes of its classes under the network as it
-        /// stood; where a reference asks for it, and none for the first task.
+        /// On its own test images right before it was learned, with prototypes of its classes from the network at
+        /// that time. Some if a reference needs it; None for the first task.
         Before: Score option
         /// What observing led to, per block; empty for a task that was not observed.
         Retained: Retained[]
@@ -140,7 +140,7 @@ module Plan =
         | "seed1993" -> ClassOrder.Seed1993
         | path -> ClassOrder.readFile path
 
-    /// What settings say about the backbone. Rejects a device that is absent.
+    /// The backbone options of the settings. Rejects a device that is absent.
     let backboneOptions (settings: RunSettings) : BackboneOptions =
         {
             Heads = settings.Heads
@@ -261,7 +261,7 @@ type PhaseClock(initial: Map<Phase, float>) =
     /// The phase in progress, or the one that an exception ended.
     member _.Current: Phase option = Option.map fst running
 
-    /// Every phase up to now, 0 for those that did not run.
+    /// Every phase so far, 0 for a phase that did not run.
     member _.Seconds: Map<Phase, float> = read ()
 
 /// Sums over an epoch, kept on the device so that a step need not wait for them.
@@ -335,7 +335,7 @@ type OpenTask<'Observing, 'Training> =
         Standing: Standing<'Observing, 'Training>
     }
 
-/// A run between two steps: all that it needs to go on as if it had not stopped.
+/// A run between two steps: all that is needed to resume it exactly.
 [<ReferenceEquality>]
 type RunState<'Observing, 'Training> =
     {
@@ -348,14 +348,14 @@ type RunState<'Observing, 'Training> =
         Open: OpenTask<'Observing, 'Training> option
     }
 
-/// When a run can be put down.
+/// The points at which a run can be checkpointed.
 [<RequireQualifiedAccess>]
 type Moment =
     | BetweenSteps
     /// A task is merged and not yet scored.
     | AfterLearning
 
-/// Hears of every moment at which a run can be put down; may ask for its state then, whose tensors stay the run's, and
+/// Called at each point where the run can be checkpointed; may ask for its state, whose tensors stay the run's, and
 /// may throw to end it.
 type Pause<'Observing, 'Training> = Moment -> (unit -> RunState<'Observing, 'Training>) -> unit
 
@@ -391,8 +391,8 @@ module Experiment =
                 listen (Steps(stepOf plan task phase i loaders.Length))
                 load ())
 
-    // Work on a task, given a `listen` that remembers the last step: where memory runs out, the exception says how far
-    // the task was.
+    // Work on a task, given a `listen` that remembers the last step: if it runs out of memory, the exception states
+    // how far the task was.
     let private reporting (plan: Plan) (clock: PhaseClock) fix listen (task: LearningTask) work =
         let last = ref None
 
@@ -432,9 +432,9 @@ module Experiment =
         if options.IsEmpty then
             NativeError.moreMemory
         else
-            "less memory is needed with " + String.concat ", or with " options
+            "use less memory with " + String.concat ", or with " options
 
-    // `next` replaces `previous`, whose other leaves nothing needs any more.
+    // `next` replaces `previous`, whose other leaves are no longer needed.
     let private replacing leaves (previous: 'S) (next: 'S) =
         Scope.supersede leaves [ next ] previous
         next
@@ -464,16 +464,16 @@ module Experiment =
     let private requireFinite (task: LearningTask) epoch (loss: float) =
         if not (Double.IsFinite loss) then
             let fix = "lower lr or head-lr, or use a wider precision"
-            Errors.reject $"loss of task {task.Index}, epoch {epoch}" "must stay finite" $"{loss}" fix
+            Errors.reject $"loss of task {task.Index + 1}, epoch {epoch + 1}" "must stay finite" $"{loss}" fix
 
-    // The last step of a task is followed by no loss that could tell.
+    // No loss after a task's last step could show its divergence.
     let private requireFiniteState (task: LearningTask) (state: TaskState) =
         let finite (tensor: torch.Tensor) =
             Scope.run (fun () -> tensor.isfinite().all().item<bool>())
 
         if not (TaskState.leaves state |> Seq.forall finite) then
             Errors.reject
-                $"deltas and prototypes after task {task.Index}"
+                $"deltas and prototypes after task {task.Index + 1}"
                 "must stay finite"
                 "NaN or infinity"
                 "lower lr or head-lr, or use a wider precision"
@@ -521,7 +521,7 @@ module Experiment =
                         }
                 )
 
-    // From where the tally stands.
+    // Starts from the tally.
     let private trainEpoch learner plan listen pause (state: TaskState) task epoch (tally: Tally) training =
         let trainingLeaves = (learner.TrainingTree task state).Leaves
         let loaders = trainBatches plan state.Key task epoch
@@ -551,7 +551,7 @@ module Experiment =
 
             training)
 
-    // The epochs from where one stands to the last.
+    // The epochs from a given one to the last.
     let private train learner plan listen pause (state: TaskState) task epoch tally training =
         let leaves = (learner.TrainingTree task state).Leaves
 
@@ -571,7 +571,7 @@ module Experiment =
                 Scope.fold leaves fromZero current (seq { epoch + 1 .. epochs - 1 })
                 |> replacing leaves current)
 
-    // What a task's training starts from: takes over what was observed.
+    // The start of a task's training; takes ownership of the observations.
     let private prepare learner (clock: PhaseClock) listen state task observed =
         let prepared = clock.Time Phase.Project (fun () -> learner.Prepare observed)
         Scope.free (learner.ObservingTree task state).Leaves observed
@@ -582,7 +582,7 @@ module Experiment =
 
         prepared
 
-    // Everything up to training, or from where that stands; takes the standing over.
+    // The task up to the end of training, from its saved progress if any; takes ownership of it.
     let private trained learner plan clock listen pause (state: TaskState) task standing =
         let observed observing batches =
             (clock: PhaseClock).Time Phase.Observe (fun () ->
@@ -608,7 +608,7 @@ module Experiment =
             else
                 trainPrepared begun
 
-    // Takes the standing over; `pause` hears of the next one after each step.
+    // Takes ownership of the progress; `pause` is called with the next one after each step.
     let private learnFrom
         (learner: Learner<'Observing, 'Training>)
         (plan: Plan)
@@ -646,11 +646,11 @@ module Experiment =
             struct (next, learner.Retained training, learner.Subspaces training))
 
     /// Learns one task: observes it where the method does, trains, and merges it into the next state. Borrows the
-    /// state; the next one is owned by the caller. `listen` hears of the progress on the calling thread. Rejects a
+    /// state; the next one is owned by the caller. `listen` is called with progress on the calling thread. Rejects a
     /// loss that is not finite, and what the phases reject.
     let learnTask learner plan (clock: PhaseClock) (listen: Progress -> unit) state (task: LearningTask) =
         let fix =
-            "less memory is needed with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
+            "use less memory with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
 
         reporting plan clock fix listen task (fun listen ->
             Scope.keep (Leaves.first TaskState.leaves) (fun () ->
@@ -697,14 +697,14 @@ module Experiment =
 
         Scope.fold (fun struct (_, state) -> leaves state) oneMore struct ([||], initial) tasks
 
-    /// What a model takes the test images of some tasks for. Borrows all; `listen` is told of each batch.
+    /// A model's predictions for the test images of some tasks. Borrows all; `listen` is called for each batch.
     let predict learner plan (listen: unit -> unit) model (tasks: LearningTask[]) : TaskPredictions[] =
         let struct (predictions, ()) =
             predictAnd Leaves.none (fun _ _ () -> ()) () learner plan listen model tasks
 
         predictions
 
-    /// Scores of a model on the test images of some tasks. Borrows all; `listen` is told of each batch.
+    /// Scores of a model on the test images of some tasks. Borrows all; `listen` is called for each batch.
     let score learner plan listen model tasks : Score[] =
         predict learner plan listen model tasks
         |> Array.map (TaskPredictions.score (answers plan))
@@ -761,7 +761,7 @@ module Experiment =
             Schedule.heldFrom plan.Settings.Method.ScheduleEpochs epochs
             |> Option.map (fun epoch ->
                 Notice
-                    $"task {task.Index}: the learning rate is held from epoch {epoch} on, past the schedule's end"))
+                    $"task {task.Index + 1}: the learning rate stays constant from epoch {epoch} (end of schedule)"))
 
     /// Before the first task. Owned by the caller.
     let start (learner: Learner<'Observing, 'Training>) (plan: Plan) : RunState<'Observing, 'Training> =
@@ -779,7 +779,7 @@ module Experiment =
     let private measuresForward (plan: Plan) =
         plan.References |> Array.exists (fun reference -> not reference.Trained)
 
-    // The score on a task that is not learned yet, as `TaskRecord.Before` says.
+    // The score on a task before it is learned: see `TaskRecord.Before`.
     let private scoreBefore learner (plan: Plan) (clock: PhaseClock) pause (state: TaskState) task =
         let loaders =
             TaskStream.plainTrainBatches (Plan.batchOptions plan Augmentation.None) plan.Stream task
@@ -793,7 +793,7 @@ module Experiment =
                 let model = learner.Extend task loaders state |> learner.Deploy
                 (score learner plan pause model [| task |])[0]))
 
-    // The run after one more task, and its predictions; takes over where it stands.
+    // The run after one more task, and its predictions; takes ownership of its progress.
     let private oneTask learner plan clock listen pause struct (run: RunState<_, _>, _) (task: LearningTask) =
         let memory, before =
             match run.Open with
@@ -884,9 +884,9 @@ module Experiment =
                 Notice "drift is not measured: a class has no test image"
         |]
 
-    /// Goes on from where a run stands, which it takes over: learns the tasks that are left and scores each state on
-    /// all tasks so far, exactly as without the break. `listen` hears of the progress on the calling thread, `pause`
-    /// of every moment between two steps. Rejects as `learnTask`, and a run without a task left.
+    /// Resumes a run from its state, of which it takes ownership: learns the remaining tasks and scores each state on
+    /// all tasks so far, exactly as without the interruption. `listen` is called with progress, `pause` between two
+    /// steps, both on the calling thread. Rejects as `learnTask`, and a run without a task left.
     let resume
         (learner: Learner<'Observing, 'Training>)
         (plan: Plan)
@@ -925,7 +925,7 @@ module Experiment =
                 Drift = last.Drift
             })
 
-    /// Learns the tasks of a plan in turn and scores each state on all tasks so far. `listen` hears of the progress
+    /// Learns the tasks of a plan in turn and scores each state on all tasks so far. `listen` is called with progress
     /// on the calling thread. Rejects as `learnTask`.
     let run (learner: Learner<'Observing, 'Training>) (plan: Plan) (listen: Progress -> unit) : Outcome =
         Scope.keep Outcome.leaves (fun () -> start learner plan |> resume learner plan listen (fun _ _ -> ()))

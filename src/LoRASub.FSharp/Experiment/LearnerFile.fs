@@ -5,7 +5,7 @@ open System.Globalization
 open System.IO
 open TorchSharp
 
-/// A learner as it stands on disk: all it needs to predict and to go on, but for the backbone itself.
+/// A learner on disk: all it needs to predict and to learn more, except the backbone.
 [<ReferenceEquality>]
 type SavedLearner =
     {
@@ -36,7 +36,7 @@ module LearnerFile =
 
     let leaves: Leaves<SavedLearner> = fun saved -> TaskState.leaves saved.State
 
-    /// The JSON half; the tensors lie beside it.
+    /// The JSON half; the tensors are beside it.
     let jsonPath (folder: string) = Path.Combine(folder, "learner.json")
 
     /// The tensor half.
@@ -103,7 +103,7 @@ module LearnerFile =
                 hold ()
             | :? IOException
             | :? UnauthorizedAccessException as e ->
-                Errors.reject (tensorPath folder) "must lie in a folder that can be written" e.Message ""
+                Errors.reject (tensorPath folder) "must be in a folder that can be written" e.Message ""
 
         use _ = hold ()
         work ()
@@ -167,9 +167,9 @@ module LearnerFile =
         with
         | Some file -> file
         | None when File.Exists path ->
-            let rule = $"must have the SHA-256 {sha256} that learner.json tells"
+            let rule = $"must have the SHA-256 {sha256} that learner.json gives"
             Errors.reject path rule (DataFile.sha256 path) ""
-        | None -> Errors.reject path "must lie beside learner.json" "no such file" ""
+        | None -> Errors.reject path "must be beside learner.json" "no such file" ""
 
     let private loadOnce (dtype: torch.ScalarType) (device: torch.Device) (folder: string) : SavedLearner =
         let path = jsonPath folder

@@ -13,7 +13,7 @@ module Machine =
 
     let private version (assembly: Assembly) = assembly.GetName().Version.ToString 3
 
-    /// The processor's name, where the system tells.
+    /// The processor's name, if the system reports it.
     let processor () : string =
         let line =
             if File.Exists "/proc/cpuinfo" then
@@ -25,7 +25,7 @@ module Machine =
         | Some text -> text.Substring(text.IndexOf ':' + 1).Trim()
         | None -> string RuntimeInformation.ProcessArchitecture
 
-    /// Program, libraries and machine, as resources.json tells them. LibTorch must be loaded.
+    /// Program, libraries and machine, as in resources.json. LibTorch must be loaded.
     let describe (device: string) : JsonNode =
         let native = NativeBackend.ensureLoaded ()
 

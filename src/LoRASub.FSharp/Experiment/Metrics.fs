@@ -103,7 +103,7 @@ module Metrics =
 
     /// Forward transfer (Lopez-Paz & Ranzato 2017): the mean over the tasks but the first of accuracy right
     /// before learning the task minus `baseline`, its accuracy before any learning. Both hold one fraction for each of
-    /// these later tasks; none where there is no later task. Rejects arrays of different lengths.
+    /// these later tasks; none without a later task. Rejects arrays of different lengths.
     let forwardTransfer (before: float[]) (baseline: float[]) : float option =
         if before.Length <> baseline.Length then
             let rule = $"must hold {before.Length} tasks, as the accuracies before learning do"

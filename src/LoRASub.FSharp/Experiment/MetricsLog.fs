@@ -19,7 +19,7 @@ type private PercentConverter() =
     override _.Write(writer, value, options) =
         JsonSerializer.Serialize(writer, Metrics.percent value, options)
 
-/// What a run is; written once before its first batch.
+/// Description of a run, written once before its first batch.
 type RunStart =
     {
         Method: string
@@ -140,7 +140,7 @@ module MetricsLog =
             "end", Json.ofRecord { Seconds = seconds } |> Json.insert 0 (Metrics.members measures)
         | MetricsEvent.Notice text -> "notice", Json.ofRecord { Text = text }
 
-    // readable where a browser never reads: quotes and control characters are escaped all the same
+    // readable where a browser never reads: quotes and control characters are still escaped
     let private options =
         JsonSerializerOptions(Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping)
 
@@ -151,7 +151,7 @@ module MetricsLog =
         let time = line.Time.UtcDateTime.ToString(timeFormat, CultureInfo.InvariantCulture)
         let name, node = record line.Event
         let node = Json.insert 0 [ "time", Json.text time; "event", Json.text name ] node
-        // what is invisible is escaped as well, so that the file is safe to print
+        // invisible characters are escaped as well, so that the file is safe to print
         Text.visible (node.ToJsonString options)
 
     let private encoded (line: MetricsLine) =

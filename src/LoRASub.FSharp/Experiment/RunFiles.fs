@@ -2,7 +2,7 @@ namespace LoRASub
 
 open System.IO
 
-/// Where the files of a run lie in its folder; docs/formats.md says what they hold.
+/// The paths of a run's files in its folder; docs/formats.md describes them.
 [<RequireQualifiedAccess>]
 module RunFiles =
 
@@ -12,7 +12,7 @@ module RunFiles =
     let settings = at "settings.json"
     /// Where each setting came from.
     let sources = at "sources.json"
-    /// One line an event, while the run goes on.
+    /// One line per event, written during the run.
     let metrics = at "metrics.jsonl"
     /// Confusion counts and sample predictions.
     let classes = at "classes.json"

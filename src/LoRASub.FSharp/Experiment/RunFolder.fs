@@ -11,7 +11,7 @@ type Recheck =
         Saved: Score
     }
 
-/// The folder of one run: settings.json before the first batch, a checkpoint and metrics.jsonl while it goes on, then
+/// The folder of one run: settings.json before the first batch, a checkpoint and metrics.jsonl during the run, then
 /// learner and results and, last of all, summary.json. Each is written whole.
 [<RequireQualifiedAccess>]
 module RunFolder =
@@ -34,7 +34,7 @@ module RunFolder =
             folder
             "must not hold a run"
             what
-            "choose another folder, go on with --resume DIR, or replace it with --overwrite"
+            "choose another folder, resume the run with --resume DIR, or replace it with --overwrite"
 
     // settings.json is a common name.
     let private isOurs (folder: string) =
@@ -46,7 +46,7 @@ module RunFolder =
             with :? InputException ->
                 false)
 
-    // What a run writes before its settings: alone, they are of one that was killed at once.
+    // Files that a run writes before its settings: on their own, they are from a run that was killed at once.
     let private begun (folder: string) =
         if File.Exists(RunFiles.lock' folder) then
             [ RunFiles.seeds folder; RunFiles.sources folder ]
@@ -65,7 +65,7 @@ module RunFolder =
                     (Path.GetFileName others[0])
                     "move them, or choose another folder"
 
-    /// Rejects a folder that is or lies in a file, cannot be written, holds a run, or files of the names that one writes,
+    /// Rejects a folder that is a file or below one, cannot be written, holds a run, or files of the names that one writes,
     /// and the root of the file system. Makes no folder: another process may be about to use it.
     let check (folder: string) =
         if String.IsNullOrWhiteSpace folder then
@@ -182,12 +182,12 @@ module RunFolder =
         let struct (summary, _) = SummaryFile.load (RunFiles.summary folder)
         Array.last summary.CorrectAndTotal
 
-    /// Scores a saved learner again on every task it has learned, under `settings` (the saved ones, but for what
+    /// Scores a saved learner again on every task it has learned, under `settings` (the saved ones, except what
     /// belongs to the machine: paths, device, batch). `listen` counts test batches.
     let evaluate (folder: string) (settings: RunSettings) (listen: unit -> unit) : Recheck[] =
         let row = lastRow folder
 
-        // the order that was learned, even where its file is gone
+        // the order that was learned, even if its file was deleted
         let device = Device.parse settings.Device
         let dtype = Precision.master settings.Precision
 

@@ -4,19 +4,19 @@ open System
 open System.Diagnostics
 open System.IO
 
-/// A run was asked to stop, and has saved where it stands.
+/// A run was asked to stop and has saved a checkpoint.
 type RunStoppedException(folder: string) =
-    inherit OperationCanceledException($"stopped; go on with --resume {folder}")
+    inherit OperationCanceledException($"Stopped. Resume with: lorasub run --resume {folder}")
 
     /// Of the run.
     member _.Folder = folder
 
-/// Runs that live in a folder: they write down what happens, save where they stand, and can be taken up again. The
+/// Runs in a folder: logged, checkpointed and resumable. The
 /// folder must be held (`RunFolder.hold`) for as long.
 [<RequireQualifiedAccess>]
 module Session =
 
-    // What metrics.jsonl tells of a run's progress.
+    // The events of metrics.jsonl for a run's progress.
     let private eventOf (progress: Progress) : MetricsEvent option =
         match progress with
         | TaskBegins _
@@ -83,7 +83,7 @@ module Session =
             | :? IOException
             | :? UnauthorizedAccessException as e ->
                 sinceSaved.Restart()
-                tell (Notice $"no checkpoint could be saved: {e.Message}")
+                tell (Notice $"the checkpoint could not be saved: {e.Message}")
 
         let pause moment state =
             if stopping () then
@@ -108,7 +108,7 @@ module Session =
             None
 
     // Gives `work` what writes an event down everywhere, and what counts the lines so far. A disk that takes no more
-    // should not end a run: what cannot be written then is lost, and told once.
+    // should not end a run: events that cannot be written are lost, with one notice.
     let private log folder plan (listen: Progress -> unit) kept (writer: MetricsWriter) work =
         use writer = writer
         let board = openBoard folder plan kept
@@ -133,8 +133,8 @@ module Session =
         work write (fun () -> writer.Count)
 
     /// Runs a plan from its beginning in a held folder that holds no run: saves the settings first, then learns as
-    /// `Experiment.run`, with a checkpoint after each task and every so many minutes. `inputs` are `Checkpoint.inputs` of
-    /// the plan. `stopping` is asked between any two steps: where it says so, the run is saved and ends with
+    /// `Experiment.run`, with a checkpoint after each task and at an interval in minutes. `inputs` are
+    /// `Checkpoint.inputs` of the plan. `stopping` is called between any two steps: if true, the run is saved and ends with
     /// RunStoppedException. The results are saved by `RunFolder.save`.
     let start folder (learner: Learner<'Observing, 'Training>) (plan: Plan) inputs listen stopping : Outcome =
         Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
@@ -146,7 +146,7 @@ module Session =
                 Experiment.start learner plan
                 |> proceed folder learner plan inputs listen stopping write lines))
 
-    /// Goes on with a run that was put down in a held folder, from its checkpoint or, where there is none yet, from its
+    /// Resumes a stopped run in a held folder, from its checkpoint or, without one, from its
     /// beginning. `plan` is of the saved settings. Rejects as `Checkpoint.load`; otherwise as `start`.
     let resume
         folder
@@ -163,7 +163,7 @@ module Session =
                 else
                     struct (Experiment.start learner plan, 0)
 
-            // files may lie elsewhere now
+            // files may have moved
             Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
             let struct (kept, writer) = MetricsLog.resume (RunFiles.metrics folder) count
 

@@ -75,7 +75,7 @@ type RunSettings =
         Seed: int64
         /// Tasks to learn before stopping early.
         StopAfter: int option
-        /// Minutes between checkpoints within a task; 0 saves after each task alone.
+        /// Minutes between checkpoints within a task; 0 saves after each task only.
         CheckpointMinutes: float
         /// Measure how far class means move.
         Drift: bool
@@ -183,7 +183,7 @@ module Preset =
         }
 
     /// The command line's defaults for small data sets: CIFAR-100's settings in 2 tasks of 4 epochs, about a minute
-    /// on two cores with the part of Fashion-MNIST that comes with the program. Flips alone: crops down to 8% of an
+    /// on two cores with the bundled subset of Fashion-MNIST. Flips only: crops down to 8% of an
     /// image, made for photographs, cost 2 points there.
     let quick (variant: Variant) : RunSettings =
         { cifar100 variant with
@@ -206,7 +206,7 @@ module Preset =
             Augmentation = Augmentation.CropFlip
         }
 
-    /// The preset of a data set, and the preset's name: `quick` where there is no published one.
+    /// The preset of a data set, and the preset's name: `quick` without a published one.
     let ofData (data: string) : string * (Variant -> RunSettings) =
         match data with
         | "cifar100" -> data, cifar100
@@ -360,7 +360,7 @@ module Settings =
     let private variants =
         [ "libcontinual", Variant.LibContinual; "official", Variant.Official ]
 
-    /// Every setting, in the order in which it is told.
+    /// Every setting, in the order in which they are listed.
     let all: Setting list =
         [
             oneOf variants "variant" _.Variant (fun v s -> { s with Variant = v })
@@ -505,44 +505,40 @@ module Settings =
         Option.iter (between "heads" 1 million) settings.Heads
         Option.iter (between "image-size" 1 million) settings.ImageSize
         Option.iter (between "stop-after" 1 million) settings.StopAfter
-        // LibTorch starts every thread it is told of, and dies of too many
+        // LibTorch starts all threads that it is given, and crashes with too many
         Option.iter (between "threads" 1 1024) settings.Threads
         let struct (low, high) = settings.InputRange
 
         if not (low < high && Double.IsFinite low && Double.IsFinite high) then
-            Errors.reject "input-range" "must rise from LOW to HIGH" $"{show low},{show high}" ""
+            Errors.reject "input-range" "must be LOW,HIGH with LOW < HIGH" $"{show low},{show high}" ""
 
         for epsilon in [ settings.NormEpsilon.Blocks; settings.NormEpsilon.Final ] do
             if not (epsilon > 0.0 && epsilon < 1.0) then
-                Errors.reject "norm-epsilon" "must lie between 0 and 1" (show epsilon) ""
+                Errors.reject "norm-epsilon" "must be between 0 and 1" (show epsilon) ""
 
         let struct (small, large) = settings.CropScale
 
         if not (0.0 < small && small <= large && large <= 1.0) then
             Errors.reject
                 "crop-scale"
-                "must rise from LOW to HIGH within 0 to 1"
+                "must be LOW,HIGH with 0 < LOW <= HIGH <= 1"
                 $"{show small},{show large}"
                 ""
 
         let struct (narrow, wide) = settings.CropRatio
 
         if not (0.0 < narrow && narrow <= wide && Double.IsFinite wide) then
-            Errors.reject
-                "crop-ratio"
-                "must rise from LOW to HIGH, both above 0"
-                $"{show narrow},{show wide}"
-                ""
+            Errors.reject "crop-ratio" "must be LOW,HIGH with 0 < LOW <= HIGH" $"{show narrow},{show wide}" ""
 
         Option.iter (between "test-resize" 1 million) settings.TestResize
 
         if not (settings.SplitRatio > 0.0 && settings.SplitRatio < 1.0) then
-            Errors.reject "split-ratio" "must lie between 0 and 1" (show settings.SplitRatio) ""
+            Errors.reject "split-ratio" "must be between 0 and 1" (show settings.SplitRatio) ""
 
         if not (settings.CheckpointMinutes >= 0.0 && settings.CheckpointMinutes <= 1e6) then
             Errors.reject
                 "checkpoint-minutes"
-                "must be 0 (after each task alone) to 1000000"
+                "must be 0 (after each task only) to 1000000"
                 (show settings.CheckpointMinutes)
                 ""
 
@@ -555,7 +551,7 @@ module Settings =
 
     /// The settings as one JSON object; numbers and true/false as such.
     let toJson (settings: RunSettings) : JsonNode =
-        // a folder may be named 007, which is no number to JSON
+        // a folder may be named 007, which is not a number in JSON
         let bare = Regex @"^(true|false|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?)\z"
 
         let node (text: string) =

@@ -155,12 +155,12 @@ module Statistics =
         else
             sin angle * sum 1.0 2
 
-    /// The t with P(|T| < t) = level for Student's T of so many degrees of freedom, to 12 digits at levels up to
+    /// The t with P(|T| < t) = level for Student's T with that many degrees of freedom, to 12 digits at levels up to
     /// 0.999. Bisection of the finite sums of Abramowitz & Stegun 1964, 26.7.3 and 26.7.4. Rejects a level outside
     /// (0, 1) and no degree of freedom.
     let studentT (level: float) (freedom: int) : float =
         if not (level > 0.0 && level < 1.0) then
-            Errors.reject "level of an interval" "must lie between 0 and 1" $"{level}" ""
+            Errors.reject "level of an interval" "must be between 0 and 1" $"{level}" ""
 
         if freedom < 1 then
             Errors.reject "degrees of freedom" "must be at least 1" $"{freedom}" ""
@@ -185,7 +185,7 @@ module Statistics =
 
             struct (moments.Mean - half, moments.Mean + half))
 
-    /// The estimate from one value per seed, some of which may be missing.
+    /// The estimate from one value per seed; some may be missing.
     let estimate (values: float option[]) : Estimate =
         let moments = values |> Seq.choose id |> Moments.ofValues
         let interval = interval 0.95 moments
@@ -269,13 +269,13 @@ module Statistics =
     let private shown (fraction: float) =
         (Math.Round(100.0 * fraction, 2) + 0.0).ToString("0.00", CultureInfo.InvariantCulture)
 
-    /// "69.40 +- 0.75 (68.65 to 70.15, sd 0.30, n = 3)", in percent, where +- is half of the 95 % interval, as in
+    /// "69.40 ± 0.75 (68.65 to 70.15, sd 0.30, n = 3)", in percent, where ± is half of the 95 % interval, as in
     /// reports, and sd the standard deviation; "69.40 (n = 1)" for one value, "none" without.
     let text (estimate: Estimate) : string =
         match estimate.Mean, estimate.Deviation, estimate.Low, estimate.High with
         | None, _, _, _ -> "none"
         | Some mean, Some deviation, Some low, Some high ->
-            $"{shown mean} +- {shown (0.5 * (high - low))} ({shown low} to {shown high}, sd {shown deviation}, n = {estimate.Count})"
+            $"{shown mean} ± {shown (0.5 * (high - low))} ({shown low} to {shown high}, sd {shown deviation}, n = {estimate.Count})"
         | Some mean, Some _, _, _ -> $"{shown mean} (the same for {estimate.Count} seeds)"
         | Some mean, _, _, _ -> $"{shown mean} (n = {estimate.Count})"
 

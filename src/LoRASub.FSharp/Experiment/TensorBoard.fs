@@ -10,7 +10,7 @@ open Tensorboard
 /// TensorBoard event files, made from the lines of metrics.jsonl: TFRecords (length, masked CRC-32C of the length,
 /// data, masked CRC-32C of the data; all little-endian) of protobuf Events. The messages are those that TorchSharp
 /// brings. Its SummaryWriter is not used: it stamps clock ticks as single-precision numbers instead of seconds, opens
-/// the file again for every value, and always starts a new file, so that a resumed run could not go on in its own.
+/// the file again for every value, and always starts a new file, so that a resumed run could not continue its own.
 [<RequireQualifiedAccess>]
 module TensorBoard =
 
@@ -42,13 +42,13 @@ module TensorBoard =
         let summary = Summary()
 
         for tag, value in values do
-            // what is not finite is null in metrics.jsonl, so that a file made from it again is the same
+            // metrics.jsonl has null for values that are not finite, so a file rebuilt from it is the same
             let shown = if Double.IsFinite value then float32 value else nanf
             summary.Value.Add(Summary.Types.Value(Tag = tag, SimpleValue = shown))
 
         record (Event(WallTime = seconds time, Step = int64 step, Summary = summary))
 
-    // What a line adds after so many epochs. People count from 1: epochs over the whole run, tasks in steps and tags.
+    // The scalars of a line after a number of epochs. Counted from 1: epochs over the whole run, tasks in steps and tags.
     let private added (epochs: int) (line: MetricsLine) : struct (byte[] * int) =
         let percent score =
             Metrics.percent (Metrics.accuracy score)
@@ -96,7 +96,7 @@ module TensorBoard =
     let files (folder: string) : string[] =
         Directory.GetFiles(folder, prefix + "*") |> Array.sort
 
-    /// Where a folder's events go: its event file, or the name of a new one that says when and where the run started.
+    /// Where a folder's events go: its event file, or the name of a new one with the time and machine of the start.
     /// Rejects a folder that does not exist.
     let path (folder: string) (started: DateTimeOffset) (host: string) : string =
 
@@ -133,7 +133,7 @@ type TensorBoardWriter(path: string, kept: MetricsLine[]) =
 
     let file = new AppendFile(path)
 
-    /// Adds what a line says. Rejects a disk that does not take it.
+    /// Adds the scalars of a line. Rejects a disk that cannot store them.
     member _.Write(line: MetricsLine) : unit =
         let struct (bytes, after) = TensorBoard.encode epochs line
 

@@ -1,6 +1,6 @@
 namespace LoRASub
 
-/// What a run's results say of it when it is compared with another.
+/// The results of a run compared with a reference run.
 type RunScores =
     {
         /// False for prototypes of the frozen backbone.
@@ -48,7 +48,7 @@ module Transfer =
         | Some _ when not (measured run before) ->
             Error "the test images of the later tasks were not scored before learning them"
         | Some reference when reference.Matrix.Length < tasks ->
-            Error $"the reference run holds {reference.Matrix.Length} of the {tasks} tasks"
+            Error $"the reference run has {reference.Matrix.Length} of the {tasks} tasks"
         | Some reference ->
             match seq { 0 .. tasks - 1 } |> Seq.tryFind (agree run reference >> not) with
             | Some task -> Error $"the reference run has other classes or test images in task {task + 1}"
@@ -87,7 +87,7 @@ module Transfer =
 
     /// Forward transfer and intransigence of a run against the reference runs at hand. `before` holds, for every task
     /// after the first, the score on its test images right before learning it, with prototypes of its classes under
-    /// the network as it stood; empty where that was not measured.
+    /// the network at that time; empty if not measured.
     ///
     /// Forward transfer takes its baseline from the diagonal of a reference without training and of the same tasks.
     /// Intransigence takes a*_k from a trained reference that learned the same classes as one task: that is joint
@@ -101,7 +101,7 @@ module Transfer =
             Intransigence = intransigence run references
         }
 
-    /// Measures completed by those that need other runs.
+    /// Measures completed with those that need other runs.
     let complete (transfer: Transfer) (measures: Measures) : Measures =
         let add name value measures =
             match value with

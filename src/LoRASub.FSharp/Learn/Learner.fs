@@ -24,7 +24,7 @@ type Model =
         Prototypes: Prototypes
     }
 
-/// What one training step tells, as tensors on the device: reading them is left to whoever wants to wait.
+/// Result of one training step, left on the device; reading it synchronises.
 [<ReferenceEquality>]
 type StepReport =
     {
@@ -48,7 +48,7 @@ type Retained =
 /// arguments and owns its result. The phases of a task are types, so that training before observing does not compile.
 type Learner<'Observing, 'Training> =
     {
-        /// As it stands in saved results.
+        /// Name in saved results.
         Name: string
         /// Before the first task.
         Start: RandomKey -> TaskState
@@ -68,7 +68,7 @@ type Learner<'Observing, 'Training> =
         Subspaces: 'Training -> Subspace[]
         /// Merges the task and adds its classes, in one pass over its training images.
         AfterTask: BatchLoader[] -> 'Training -> TaskState
-        /// Adds a task's classes to the state with the network as it stands, in one pass over its training images.
+        /// Adds a task's classes to the state without training, in one pass over its training images.
         Extend: LearningTask -> BatchLoader[] -> TaskState -> TaskState
         Deploy: TaskState -> Model
         /// Of images.

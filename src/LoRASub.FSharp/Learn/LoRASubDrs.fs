@@ -22,7 +22,7 @@ type LoRASubSettings =
         Projection: bool
         /// Off: the new data is observed through W + V instead of W − V.
         Subtraction: bool
-        /// Off: cross-entropy alone.
+        /// Off: cross-entropy only.
         Triplet: bool
         /// m of the triplet loss.
         Margin: float
@@ -30,7 +30,7 @@ type LoRASubSettings =
         TripletWeight: float
         /// Order of the norm between features and prototypes.
         NormOrder: float
-        /// Off: the backbone's own features, with prototypes alone.
+        /// Off: prototypes of the frozen backbone's features.
         Training: bool
     }
 
@@ -308,7 +308,7 @@ module LoRASubDrs =
                 if observes settings observing.Task then
                     observing.Moments
                     |> Array.mapi (fun i moment ->
-                        let subject = $"second moment of block {i}, task {observing.Task.Index}"
+                        let subject = $"second moment of block {i}, task {observing.Task.Index + 1}"
                         Projection.retain settings.UpdateScale settings.Energy subject moment)
                 else
                     [||]
@@ -451,7 +451,7 @@ module LoRASubDrs =
                     loaders
 
             let nameOf c =
-                $"class at position {task.FirstClass + c} of the class order (task {task.Index})"
+                $"class at position {task.FirstClass + c} of the class order (task {task.Index + 1})"
 
             let ids = Array.init classes (fun c -> task.FirstClass + c)
 
@@ -481,7 +481,7 @@ module LoRASubDrs =
     let prepare vit settings observing =
         prepareWith (adam settings) vit settings observing
 
-    /// Adds a task's classes with the network as it stands: `afterTask` without training.
+    /// Adds a task's classes without training: `afterTask` with the current network.
     let extend
         (vit: VisionTransformer)
         settings

@@ -67,7 +67,7 @@ module Adam =
 
         let decay name value =
             if not (value >= 0.0 && value < 1.0) then
-                Errors.reject name "must lie in [0, 1)" $"{value}" ""
+                Errors.reject name "must be in [0, 1)" $"{value}" ""
 
         notNegative "learning rate" learningRate
         notNegative "Adam epsilon" options.Epsilon

@@ -2,7 +2,7 @@ namespace LoRASub
 
 open TorchSharp
 
-/// On which side of a parameter's update its projection stands. A property of the parameter, never guessed from
+/// The side from which a parameter's update is projected. A property of the parameter, never guessed from
 /// shapes: a square parameter must work as well.
 [<RequireQualifiedAccess>]
 type Side =

@@ -47,12 +47,12 @@ module Transform =
         }
 
     /// Gives each parameter the transformation of its group: `groupOf[i]` is an index into `groups`.
-    /// Rejects a group that does not exist, and another number of parameters than that of `groupOf`.
+    /// Rejects an unknown group, and a number of parameters that differs from `groupOf`.
     let partition (groupOf: int[]) (groups: Transform<'S>[]) : Transform<'S[]> =
         groupOf
         |> Array.iteri (fun i g ->
             if g < 0 || g >= groups.Length then
-                Errors.reject $"group of parameter {i}" $"must lie in [0, {groups.Length - 1}]" $"{g}" "")
+                Errors.reject $"group of parameter {i}" $"must be in [0, {groups.Length - 1}]" $"{g}" "")
 
         let checkCount (parameters: torch.Tensor[]) =
             if parameters.Length <> groupOf.Length then

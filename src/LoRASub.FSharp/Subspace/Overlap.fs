@@ -3,11 +3,11 @@ namespace LoRASub
 open System
 open TorchSharp
 
-/// How two subspaces lie to each other, by their principal angles: as many as the smaller one has dimensions.
+/// Principal angles between two subspaces: as many as the smaller one has dimensions.
 [<Struct>]
 type Overlap =
     {
-        /// Mean of cos² over the angles: 1 where one subspace lies in the other, 0 where they are orthogonal.
+        /// Mean of cos² over the angles: 1 if one subspace is in the other, 0 if they are orthogonal.
         MeanSquaredCosine: float
         /// In degrees.
         SmallestAngle: float
@@ -19,7 +19,7 @@ type Overlap =
 module Overlap =
 
     /// Overlap of the spans of two bases, [d, k₁] and [d, k₂] with k ≤ d independent columns, in float64: the cosines
-    /// are the singular values of Q₁ᵀQ₂ (Björck & Golub 1973). Angles below 1e-6 degrees are not told from 0. Borrows
+    /// are the singular values of Q₁ᵀQ₂ (Björck & Golub 1973). Angles below 1e-6 degrees count as 0. Borrows
     /// both. Rejects bases without columns, with more columns than rows, of different widths, or not finite.
     let ofBases (first: torch.Tensor) (second: torch.Tensor) : Overlap =
         Shape.expect "first basis" [ Axis.Any "width"; Axis.Any "directions" ] first

@@ -55,7 +55,7 @@ module Projection =
         if not (threshold > 0.0 && threshold <= 1.0) then
             Errors.reject
                 "energy threshold"
-                "must lie in (0, 1]"
+                "must be in (0, 1]"
                 $"{threshold}"
                 "1 switches the projection off"
 
