@@ -82,22 +82,24 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Lear
 let private saved (shell: Shell) (folder: string) =
     Shell.say shell [ $"saved in           {folder}" ]
 
-// What ends a run but for a request says what is kept.
-let private keeping (folder: string) (work: unit -> 'T) : 'T =
+// What ends a run of `whole`, one run or one of several seeds, says what is kept and how to resume it.
+let private keeping (whole: string) (folder: string) (work: unit -> unit) =
     try
         work ()
-    with :? InputException as e when Checkpoint.exists folder ->
-        raise (InputException($"{e.Message}; the last checkpoint is kept, resume with --resume {folder}", e))
+    with
+    | :? RunStoppedException -> raise (RunStoppedException whole)
+    | :? InputException as e when Checkpoint.exists folder ->
+        raise (InputException($"{e.Message}; the last checkpoint is kept, resume with --resume {whole}", e))
 
 // ---------------------------------------------------------------------------------------------- fresh
 
 let private fresh (shell: Shell) (plan: Plan) inputs (config: MergedConfig) folder =
     let from = Session.start folder
 
-    keeping folder (fun () ->
-        one shell plan (Some folder) (fun learner listen stopping ->
-            Json.write (RunFiles.sources folder) (Config.toJson config)
-            shell.Interruption.Guard(fun () -> from learner plan inputs listen stopping)))
+    one shell plan (Some folder) (fun learner listen stopping ->
+        Json.write (RunFiles.sources folder) (Config.toJson config)
+        shell.Interruption.Guard(fun () -> from learner plan inputs listen stopping))
+    |> ignore
 
 let private unsaved (shell: Shell) (plan: Plan) =
     one shell plan None (fun learner listen _ -> Experiment.run learner plan listen)
@@ -106,13 +108,6 @@ let private ofSeed (plan: Plan) seed =
     { plan with
         Settings = { plan.Settings with Seed = seed }
     }
-
-// What is taken up again is the whole, not the one seed.
-let private stoppingIn folder (work: unit -> unit) =
-    try
-        work ()
-    with :? RunStoppedException ->
-        raise (RunStoppedException folder)
 
 // Rejects an output folder that cannot be used, or whose runs would be someone else's.
 let private check overwrite (config: MergedConfig) (folder: string) =
@@ -140,7 +135,7 @@ let private inFolder (shell: Shell) overwrite (plan: Plan) inputs (config: Merge
         SeedFolders.forget folder
 
     match config.Seeds with
-    | [| _ |] -> fresh shell plan inputs config folder |> ignore
+    | [| _ |] -> keeping folder folder (fun () -> fresh shell plan inputs config folder)
     | seeds ->
         SeedFolders.start folder seeds plan.Settings
         Json.write (RunFiles.sources folder) (Config.toJson config)
@@ -149,7 +144,7 @@ let private inFolder (shell: Shell) overwrite (plan: Plan) inputs (config: Merge
             let mine = SeedFolders.folderOf folder seed
             use _ = RunFolder.hold mine
             Shell.say shell [ ""; $"seed {seed}" ]
-            stoppingIn folder (fun () -> fresh shell (ofSeed plan seed) inputs config mine |> ignore)
+            keeping folder mine (fun () -> fresh shell (ofSeed plan seed) inputs config mine)
 
         Shell.say shell (Display.statistics (SeedFolders.finish folder))
 
@@ -264,9 +259,9 @@ let private takeUp (shell: Shell) (plan: Plan) inputs folder =
                 $"starts again: no checkpoint yet in {folder}"
         ]
 
-    keeping folder (fun () ->
-        one shell plan (Some folder) (fun learner listen stopping ->
-            shell.Interruption.Guard(fun () -> Session.resume folder learner plan inputs listen stopping)))
+    one shell plan (Some folder) (fun learner listen stopping ->
+        shell.Interruption.Guard(fun () -> Session.resume folder learner plan inputs listen stopping))
+    |> ignore
 
 let private takeUpSeed (shell: Shell) (plan: Plan) inputs (folder: string) (seed: int64) =
     let mine = SeedFolders.folderOf folder seed
@@ -279,16 +274,15 @@ let private takeUpSeed (shell: Shell) (plan: Plan) inputs (folder: string) (seed
         Checkpoint.delete mine
         Shell.say shell [ "finished already" ]
     elif RunFolder.holdsRun mine then
-        takeUp shell plan inputs mine |> ignore
+        takeUp shell plan inputs mine
     else
         let sources = RunFiles.sources folder
 
         if File.Exists sources then
             WholeFile.writeText (RunFiles.sources mine) (File.ReadAllText sources)
 
-        keeping mine (fun () ->
-            one shell plan (Some mine) (fun learner listen stopping ->
-                shell.Interruption.Guard(fun () -> Session.start mine learner plan inputs listen stopping)))
+        one shell plan (Some mine) (fun learner listen stopping ->
+            shell.Interruption.Guard(fun () -> Session.start mine learner plan inputs listen stopping))
         |> ignore
 
 let private isFinished folder =
@@ -323,11 +317,13 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
 
         if SeedFolders.holdsSeeds folder then
             SeedFolders.seeds folder
-            |> Array.iter (fun seed -> stoppingIn folder (fun () -> takeUpSeed shell plan inputs folder seed))
+            |> Array.iter (fun seed ->
+                keeping folder (SeedFolders.folderOf folder seed) (fun () ->
+                    takeUpSeed shell plan inputs folder seed))
 
             Shell.say shell (Display.statistics (SeedFolders.finish folder))
         else
-            takeUp shell plan inputs folder |> ignore
+            keeping folder folder (fun () -> takeUp shell plan inputs folder)
 
         saved shell folder
 

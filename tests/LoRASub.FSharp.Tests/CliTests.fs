@@ -533,7 +533,7 @@ let private badInput =
         flags
             "output that cannot be written"
             [ "--out"; "/proc/lorasub" ]
-            [ "/proc/lorasub"; "must be writable" ]
+            [ "/proc/lorasub"; "in a folder that can be written" ]
 
         // the line itself
         flags "unknown flag" [ "--epoch"; "3" ] [ "--epoch"; "lorasub run"; "did you mean --epochs?" ]
