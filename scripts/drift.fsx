@@ -29,7 +29,10 @@ let measure (folder: string) (settings: RunSettings) =
     let plan = smallPlan settings.Tasks settings
     let learner = LoRASubDrs.learner plan.Backbone settings.Method
     let began = System.DateTime.UtcNow
-    let outcome = Session.start folder learner plan (Checkpoint.inputs plan) ignore (fun () -> false)
+
+    let outcome =
+        Session.start folder learner plan (Checkpoint.inputs plan) ignore (fun () -> false)
+
     RunFolder.save folder plan began outcome
     (Drift.summary outcome.Drift.Value).Value
 
