@@ -144,6 +144,24 @@ let private onImages (world: string) (more: string list) =
 
     arguments world ([ "--data"; "folder"; "--data-path"; under world "images" ] @ more)
 
+// Of noise, so that the middle of the file lies in the packed pixels.
+let private writeNoise (path: string) =
+    let noise = Array.zeroCreate<byte>(3 * 32 * 32)
+    Random(1).NextBytes noise
+
+    TestFiles.writePicture
+        path
+        {
+            Height = 32
+            Width = 32
+            Pixels = noise
+        }
+
+let private damage (path: string) =
+    let bytes = File.ReadAllBytes path
+    bytes[bytes.Length / 2] <- ~~~bytes[bytes.Length / 2]
+    File.WriteAllBytes(path, bytes)
+
 let private shell (command: string) =
     use child = Process.Start("sh", [ "-c"; command ])
     child.WaitForExit()
@@ -506,22 +524,9 @@ let tests =
                 (inWorld (fun world ->
                     let given = onImages world []
                     let victim = under (under (under world "images") "dog") "3.png"
-                    // of noise, so that its middle lies in the packed pixels
-                    let noise = Array.zeroCreate<byte>(3 * 32 * 32)
-                    Random(1).NextBytes noise
-
-                    TestFiles.writePicture
-                        victim
-                        {
-                            Height = 32
-                            Width = 32
-                            Pixels = noise
-                        }
-
+                    writeNoise victim
                     let bytes = File.ReadAllBytes victim
-                    let damaged = Array.copy bytes
-                    damaged[bytes.Length / 2] <- ~~~bytes[bytes.Length / 2]
-                    File.WriteAllBytes(victim, damaged)
+                    damage victim
                     let ended = inside given
                     refused [ "3.png" ] ended
                     Expect.isFalse (ended.Out.Contains "task 1/2") "nothing is learned"
@@ -698,4 +703,47 @@ let tests =
                             good (inside [ "run"; "--resume"; out ])
                     finally
                         shell $"umount {disk}" |> ignore))
+
+            testCase
+                "an image that turns out to be damaged late leaves a checkpoint to resume from"
+                (inWorld (fun world ->
+                    let out = under world "out"
+
+                    let given more =
+                        onImages world ([ "--class-order"; "natural" ] @ more)
+
+                    given [] |> ignore
+
+                    for i in 1..20 do
+                        writeNoise (under (under (under world "images") "dog") $"noise{i}.png")
+
+                    // of the last class, and not among the sixteen that a checkpoint is compared with
+                    let files =
+                        (ImageFolder.scan "folder" ReadOptions.standard (under world "images")).Train
+
+                    let compared = [ for i in 0..15 -> i * files.Length / 16 ]
+
+                    let victim =
+                        Array.indexed files
+                        |> Array.findBack (fun (i, file) ->
+                            not (List.contains i compared) && file.Path.Contains "noise")
+                        |> fun (_, file) -> file.Path
+
+                    let whole = File.ReadAllBytes victim
+                    damage victim
+
+                    for more in [ []; [ "--seeds"; "1,2"; "--overwrite" ] ] do
+                        let ended = inside (given more)
+                        refused [ Path.GetFileName victim ] ended
+
+                        Expect.stringEnds
+                            ended.Error
+                            $"resume with --resume {out}\n"
+                            "the run, or the series"
+
+                        File.WriteAllBytes(victim, whole)
+                        let resumed = inside [ "run"; "--resume"; out ]
+                        good resumed
+                        Expect.stringContains resumed.Out "goes on from the checkpoint" "where from"
+                        damage victim))
         ]
