@@ -338,7 +338,9 @@ let tests =
                     let inputs =
                         VisionTransformer.foldInputs Leaves.tensors gather [||] adapters vit images
 
-                    Expect.isGreaterThan inputs.Length wide.Depth "attention inputs of several slices"
+                    // other devices take all images at once
+                    if onCpu then
+                        Expect.isGreaterThan inputs.Length wide.Depth "attention inputs of several slices"
 
                     let first =
                         torch.cat [| for i in 0 .. wide.Depth .. inputs.Length - 1 -> inputs[i] |]
