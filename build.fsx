@@ -331,6 +331,7 @@ let processors =
         "ATEN_CPU_CAPABILITY", "default"
         "LORASUB_PRODUCTS", "blas"
         "LORASUB_PRODUCTS", "onednn"
+        "MKL_ENABLE_INSTRUCTIONS", "AVX2" // what MKL gives other makers' processors
     ]
 
 /// Exit code, and the counts where tests were run, of each project of tests.

@@ -180,6 +180,22 @@ let tests =
                     (fun position -> position < c.Classes)
                     "first copies")
 
+            testCase "distances that rounding cannot tell apart tie, others do not" (fun () ->
+                Scope.run (fun () ->
+                    for dtype in [ float64; torch.float32 ] do
+                        let unit = Precision.epsilon dtype
+
+                        let rows =
+                            array2D
+                                [
+                                    [ 0.5; 0.5 + 8.0 * unit; 0.5 - 8.0 * unit ]
+                                    [ 0.5 + 64.0 * unit; 0.5; 0.5 - 8.0 * unit ]
+                                    [ 0.5; 0.5 - 64.0 * unit; 0.25 ]
+                                ]
+
+                        let found = wholeNumbers (Prototype.closest ((tensor rows).``to`` dtype))
+                        Expect.equal found [| 0L; 1L; 2L |] $"{dtype}"))
+
             testCase "of many equal prototypes of a wide network the first is nearest" (fun () ->
                 Scope.run (fun () ->
                     for dtype in [ float64; torch.float32 ] do
