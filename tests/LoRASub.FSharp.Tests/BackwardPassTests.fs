@@ -161,7 +161,13 @@ let tests =
                         let delta a b =
                             (ps[b]: torch.Tensor).mm(ps[a]: torch.Tensor).t()
 
-                        let zero = torch.zeros ([| int64 Width; int64 Width |], dtype = ps[0].dtype, device = ps[0].device)
+                        let zero =
+                            torch.zeros (
+                                [| int64 Width; int64 Width |],
+                                dtype = ps[0].dtype,
+                                device = ps[0].device
+                            )
+
                         let deltas = torch.cat ([| zero; delta 1 2; delta 3 4 |], 1L)
                         let weight = ps[5].add(deltas).sub(deltas.detach ())
                         let parts = (ps[0].matmul weight).chunk(3L, dim = -1L)

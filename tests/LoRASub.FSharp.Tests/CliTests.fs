@@ -1086,7 +1086,11 @@ let private runs =
                 let again = inside [ "evaluate"; out; "--batch"; "3" ]
                 Expect.equal (again.Code, again.Error) (0, "") "evaluate"
                 Expect.stringContains again.Out "       yes\n" "equal"
-                Expect.hasLength ((withoutNotes again.Out).TrimEnd().Split '\n') 7 "a heading, five tasks and all seen"
+
+                Expect.hasLength
+                    ((withoutNotes again.Out).TrimEnd().Split '\n')
+                    7
+                    "a heading, five tasks and all seen"
 
                 // moved files have to be named
                 Directory.Move(under world "data", under world "moved")

@@ -87,16 +87,30 @@ let tests =
                             (error.le(allowed.add (Scalar.op_Implicit slack)).all().item<bool>())
                             "error")
 
-            property "Fused" "the first of the smallest numbers of a row, also where all tie" (fun (draw: Draw) ->
-                let rows = Array.init 4 (fun i -> Generators.integers (draw.Seed + i) (i + 1) 9)
-                let expected = rows |> Array.map (fun row -> int64 (Array.findIndex ((=) (Array.min row)) row))
+            property
+                "Fused"
+                "the first of the smallest numbers of a row, also where all tie"
+                (fun (draw: Draw) ->
+                    let rows = Array.init 4 (fun i -> Generators.integers (draw.Seed + i) (i + 1) 9)
 
-                for dtype in [ torch.int64; torch.float32 ] do
-                    let x = Generators.labelTensor(Array.concat rows).reshape(4L, 9L).``to`` (dtype: torch.ScalarType)
-                    Expect.equal (Generators.wholeNumbers (Fused.firstSmallest x)) expected "positions"
+                    let expected =
+                        rows |> Array.map (fun row -> int64 (Array.findIndex ((=) (Array.min row)) row))
 
-                let none = Generators.vector [| nan; nan |]
-                Expect.equal (Generators.wholeNumbers (Fused.firstSmallest (none.unsqueeze 0L))) [| 1L |] "a position")
+                    for dtype in [ torch.int64; torch.float32 ] do
+                        let x =
+                            Generators
+                                .labelTensor(Array.concat rows)
+                                .reshape(4L, 9L)
+                                .``to``(dtype: torch.ScalarType)
+
+                        Expect.equal (Generators.wholeNumbers (Fused.firstSmallest x)) expected "positions"
+
+                    let none = Generators.vector [| nan; nan |]
+
+                    Expect.equal
+                        (Generators.wholeNumbers (Fused.firstSmallest (none.unsqueeze 0L)))
+                        [| 1L |]
+                        "a position")
 
             property "Fused" "composed parts ≡ the kernel, in value and gradient" (fun (draw: Draw) ->
                 let inputs = [| normal [| 2L; 3L; 12L |] (int64 draw.Seed) |]

@@ -239,6 +239,7 @@ let tests =
                     File.WriteAllText(under out "notes.txt", "mine")
                     good (inside (five world [ "--overwrite"; "--tensorboard" ]))
                     refused [ out; "a finished one"; "--overwrite" ] (inside (five world []))
+
                     let learner () =
                         File.ReadAllBytes(LearnerFile.tensorPath out)
 
@@ -738,7 +739,7 @@ let tests =
 
                         Expect.stringEnds
                             ended.Error
-                            $"resume with --resume {out}\n"
+                            $"resume with: lorasub run --resume {out}\n"
                             "the run, or the series"
 
                         File.WriteAllBytes(victim, whole)

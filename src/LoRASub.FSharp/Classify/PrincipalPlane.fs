@@ -23,7 +23,10 @@ module PrincipalPlane =
     let private orientation (axis: torch.Tensor) =
         let sizes = axis.abs ()
         let isSmaller = sizes.lt (sizes.max().mul(Scalar.op_Implicit (1.0 - 1e-9)))
-        let first = Fused.firstSmallest (isSmaller.``to``(torch.ScalarType.Int64).unsqueeze 0L)
+
+        let first =
+            Fused.firstSmallest (isSmaller.``to``(torch.ScalarType.Int64).unsqueeze 0L)
+
         axis[first[0]].sign()
 
     /// The first two principal components of points [n, d], n ≥ 1, in float64 (Pearson 1901). The largest entry of each

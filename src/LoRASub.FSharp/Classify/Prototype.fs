@@ -115,7 +115,10 @@ module Prototype =
         Scope.noGrad Leaves.tensor (fun () ->
             // a matrix product gives equal prototypes unequal last digits, other ones on other processors
             let rounding = Scalar.op_Implicit (32.0 * Precision.epsilon distances.dtype)
-            let isFarther = distances.gt ((distances.amin ([| 1L |], keepdim = true)).add rounding)
+
+            let isFarther =
+                distances.gt ((distances.amin ([| 1L |], keepdim = true)).add rounding)
+
             Fused.firstSmallest (isFarther.``to`` torch.ScalarType.Int64))
 
     /// Position of the nearest prototype of each feature row, [n] int64, the first where several tie, as equal
