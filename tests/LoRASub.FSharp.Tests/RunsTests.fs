@@ -745,6 +745,6 @@ let tests =
                         File.WriteAllBytes(victim, whole)
                         let resumed = inside [ "run"; "--resume"; out ]
                         good resumed
-                        Expect.stringContains resumed.Out "goes on from the checkpoint" "where from"
+                        Expect.stringContains resumed.Out "Resuming from the checkpoint" "where from"
                         damage victim))
         ]
