@@ -58,7 +58,7 @@ module DriftFile =
     /// Empty for a task that retains nothing.
     type TaskSubspaces = { Task: int; Blocks: BlockSpectrum[] }
 
-    /// How the retained subspaces of two tasks lie to each other; angles in degrees.
+    /// The overlap of the retained subspaces of two tasks; angles in degrees.
     type Overlap =
         {
             Block: int
@@ -99,7 +99,7 @@ type DriftFile =
     }
 
 /// How far the true means of learned classes move, measured on test images, which no training ever sees; and how the
-/// retained spaces of tasks lie to each other. docs/drift.md has the formulas.
+/// retained spaces of tasks overlap. docs/drift.md has the formulas.
 [<RequireQualifiedAccess>]
 module Drift =
 
