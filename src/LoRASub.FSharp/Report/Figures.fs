@@ -168,16 +168,21 @@ module Figures =
                 curves
                 |> Seq.collect (fun c -> Seq.concat [ c.Y; c.Low; c.High ])
                 |> Seq.filter Double.IsFinite
+                |> Array.ofSeq
 
-            let low, high = Seq.min ends, Seq.max ends
-            let air = 0.05 * (high - low) + 1e-3 * abs high
-            Some(max lowest (low - air), min highest (high + air))
+            if ends.Length = 0 then
+                None
+            else
+                let low, high = Array.min ends, Array.max ends
+                let air = 0.05 * (high - low) + 1e-3 * abs high
+                Some(max lowest (low - air), min highest (high + air))
         | _ -> None
 
     /// For values that are never negative, although their intervals can be.
     let private fromZeroTo marks title =
         { axis title with
-            Range = within 0.0 infinity marks |> Option.map (fun (_, high) -> 0.0, high)
+            // a single point has no spread to leave room by
+            Range = within 0.0 infinity marks |> Option.map (fun (_, high) -> 0.0, 1.05 * high)
         }
 
     let private accuracyOverTasks (groups: RunGroup[]) : Figure =
