@@ -52,7 +52,7 @@ type Workload = Map<Phase, int>[]
 module Workload =
 
     /// The steps of a plan, as `Experiment.run` counts them.
-    let ofPlan (learner: Learner<_, _>) (plan: Plan) : Workload =
+    let ofPlan (learner: Learner) (plan: Plan) : Workload =
         let settings, stream = plan.Settings, plan.Stream
 
         let batches images =
@@ -68,7 +68,7 @@ module Workload =
 
             Map.ofList
                 [
-                    Phase.Observe, (if learner.Observes task then train else 0)
+                    Phase.Observe, (if learner.Method.Observes task then train else 0)
                     Phase.Train, train * settings.EpochsOf task
                     Phase.Prototypes, train
                     Phase.Predict, Array.sum tests[.. task.Index]
@@ -126,7 +126,7 @@ module View =
                     Accuracy = None
                     Retained = [||]
                 }
-            | Steps step ->
+            | Learning(Steps step) ->
                 { view with
                     Step = Some step
                     Loss = Option.orElse view.Loss step.Loss
@@ -137,7 +137,7 @@ module View =
                         else
                             previous
                 }
-            | Retains(_, retained) ->
+            | Learning(Retains(_, retained)) ->
                 { view with
                     Retained = retained
                     Spent = previous
@@ -147,7 +147,7 @@ module View =
                     Step = None
                     Spent = previous
                 }
-            | EpochEnds _
+            | Learning(EpochEnds _)
             | Notice _ -> view
 
         { view with Now = now }
@@ -265,19 +265,19 @@ let plain (out: TextWriter) (workload: Workload) (plan: Plan) : Show =
                 began <- clock.Elapsed
                 phase <- None
                 say $"{taskOf tasks task}: {classNames plan.Stream.Dataset task}"
-            | Steps { Phase = Phase.Train } -> phase <- Some Phase.Train
-            | EpochEnds epoch ->
+            | Learning(Steps { Phase = Phase.Train }) -> phase <- Some Phase.Train
+            | Learning(EpochEnds epoch) ->
                 let task = plan.Stream.Tasks[epoch.Task]
                 let epochs = plan.Settings.EpochsOf task
 
                 say
                     $"{taskOf tasks task}: epoch {epoch.Epoch + 1}/{epochs}, loss {number 4 epoch.Loss}, accuracy {percent epoch.Accuracy}%%"
-            | Steps step when phase <> Some step.Phase ->
+            | Learning(Steps step) when phase <> Some step.Phase ->
                 phase <- Some step.Phase
                 let batches = Text.counted step.Steps "batch" "batches"
                 say $"{taskOf tasks step.Task}: {Phase.name step.Phase}, {batches}"
-            | Steps _ -> ()
-            | Retains(task, retained) ->
+            | Learning(Steps _) -> ()
+            | Learning(Retains(task, retained)) ->
                 say $"{taskOf tasks task}: retained ranks of {plan.Backbone.Width}: {ranks retained}"
             | TaskEnds(task, row, _, _) -> say (taskEnd tasks task row (clock.Elapsed - began).TotalSeconds)
             | Notice text -> say $"note: {text}")
@@ -371,9 +371,7 @@ let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
                 | TaskBegins _ -> began <- now
                 | TaskEnds(task, row, _, _) -> log (taskEnd tasks task row (now - began).TotalSeconds)
                 | Notice text -> log $"note: {text}"
-                | Steps _
-                | EpochEnds _
-                | Retains _ -> ()
+                | Learning _ -> ()
 
                 if drawn = TimeSpan.MinValue || now - drawn >= redraw then
                     draw ()))

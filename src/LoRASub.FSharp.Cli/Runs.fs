@@ -45,8 +45,8 @@ let private despite (shell: Shell) (show: Display.Show) (carry: (Progress -> uni
             raise e.SourceException
 
 // One run from its plan to its saved and printed results.
-let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Learner<_, _> -> Carry) =
-    let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Learner -> Carry) =
+    let learner = Plan.learner plan
     let workload = Display.Workload.ofPlan learner plan
     let began = DateTime.UtcNow
 

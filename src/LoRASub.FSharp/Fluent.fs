@@ -107,12 +107,12 @@ module internal Given =
         if isNull (box value) then
             Errors.reject name "must be given" "null" ""
 
-/// A class and how near its prototype is.
+/// The class predicted for an image.
 [<Struct>]
 type Prediction =
     {
         ClassName: string
-        /// Cosine between the image's feature and the class's prototype, in [-1, 1].
+        /// Cosine between the image's feature and the class's mean, in [-1, 1].
         Similarity: float
     }
 
@@ -121,11 +121,9 @@ type Prediction =
 /// Throws InputException for input that breaks a rule, and MemoryException, an OutOfMemoryException, where memory runs
 /// out in main memory or on the GPU; the classifier then stays as it was.
 type ContinualClassifier
-    private (plan: Plan, options: ClassifierOptions, initial: TaskState, names: string[], sizes: int[]) =
-    let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
-    let mutable state = initial
-    let mutable classNames = names
-    let mutable groupSizes = sizes
+    private (learner: Learner, settings: RunSettings, sha256: string, options: ClassifierOptions, initial) =
+    let backbone = learner.Backbone
+    let mutable state: TaskState = initial
     let mutable model: Model option = None
     let mutable sources: string list = []
     let mutable disposed = false
@@ -141,12 +139,17 @@ type ContinualClassifier
         match model with
         | Some model -> model
         | None ->
-            let fresh = Scope.detach Model.leaves (learner.Deploy state)
+            let fresh = Scope.detach Model.leaves (Learner.deploy learner state)
             model <- Some fresh
             fresh
 
-    let tell (progress: Progress) =
-        match progress with
+    let replace (next: TaskState) =
+        forgetModel ()
+        Scope.supersede TaskState.leaves [ next ] state
+        state <- Scope.detach TaskState.leaves next
+
+    let onEvent (event: TaskEvent) =
+        match event with
         | Steps step when not (isNull options.Progress) ->
             options.Progress.Invoke
                 {
@@ -157,41 +160,18 @@ type ContinualClassifier
                 }
         | _ -> ()
 
-    static let openPlan (backbone: string) (settings: RunSettings) =
+    // A classifier outlives the scopes of its caller.
+    static let opened (settings: RunSettings) (file: string) options (build: VisionTransformer -> struct (Learner * TaskState)) =
         Settings.check settings
+        let sha256 = DataFile.sha256 file
+        let backbone = Weights.load (Plan.backboneOptions settings) file
 
-        let nothing: ImageSet =
-            {
-                Source = "none"
-                Labels = [||]
-                Read = fun _ -> invalidOp "no images"
-                Decode = None
-            }
-
-        {
-            Settings = settings
-            Stream =
-                {
-                    Dataset = Dataset.create "classifier" [||] nothing nothing
-                    Order = [||]
-                    Tasks = [||]
-                }
-            Backbone = Weights.load (Plan.backboneOptions settings) backbone
-            BackboneSha256 = DataFile.sha256 backbone
-            References = [||]
-        }
-
-    // a classifier outlives the scopes of its caller
-    static let classifier (plan: Plan) options state names sizes =
-        Scope.detach Plan.leaves plan |> ignore
-
-        new ContinualClassifier(plan, options, Scope.detach TaskState.leaves state, names, sizes)
-
-    static let guarded (plan: Plan) (build: unit -> ContinualClassifier) =
         try
-            build ()
+            let struct (learner, state) = build backbone
+            Scope.detach VisionTransformer.leaves backbone |> ignore
+            new ContinualClassifier(learner, settings, sha256, options, Scope.detach TaskState.leaves state)
         with _ ->
-            Scope.free Plan.leaves plan
+            Scope.free VisionTransformer.leaves backbone
             reraise ()
 
     /// A classifier that knows no class yet, over a frozen Vision Transformer in a safetensors file with timm's names.
@@ -199,12 +179,13 @@ type ContinualClassifier
         Given.value "backbone" backbone
         Given.value "options" options
         NativeBackend.ensureLoaded () |> ignore
-        let plan = openPlan backbone (options.ToSettings backbone)
+        let settings = options.ToSettings backbone
 
-        guarded plan (fun () ->
-            let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
-            let state = learner.Start(Rng.ofSeed options.Seed)
-            classifier plan options state [||] [||])
+        opened settings backbone options (fun vit ->
+            let learner =
+                Learner.named vit settings.MethodName settings.Method settings.Head settings.Embedding
+
+            struct (learner, Learner.start learner (Rng.ofSeed options.Seed)))
 
     /// `Create` with default options.
     static member Create(backbone: string) : ContinualClassifier =
@@ -217,36 +198,29 @@ type ContinualClassifier
         Given.value "backbone" backbone
         Given.value "options" options
         NativeBackend.ensureLoaded () |> ignore
-        let settings = options.ToSettings backbone
-        let dtype = Precision.master settings.Precision
-        let saved = LearnerFile.load dtype (Device.parse settings.Device) folder
+        use _ = torch.NewDisposeScope()
+        let saved = LearnerFile.load folder
 
-        try
-            let plan =
-                openPlan
-                    backbone
-                    { settings with
-                        InputRange = struct (saved.Input.Low, saved.Input.High)
-                        ImageSize = Some saved.Input.Size
-                        Heads = Some saved.Heads
-                        NormEpsilon = saved.NormEpsilon
-                    }
+        let settings =
+            { options.ToSettings backbone with
+                InputRange = struct (saved.Input.Low, saved.Input.High)
+                ImageSize = Some saved.Input.Size
+                Heads = Some saved.Record.Heads
+                NormEpsilon = saved.NormEpsilon
+            }
 
-            guarded plan (fun () ->
-                LearnerFile.checkBackbone saved plan.Backbone plan.BackboneSha256 backbone
-                let learned = TaskState.classes saved.State
-                let names = Array.truncate learned saved.ClassNames
-                classifier plan options saved.State names saved.TaskSizes)
-        with _ ->
-            Scope.free LearnerFile.leaves saved
-            reraise ()
+        LearnerFile.checkBackbone saved (DataFile.sha256 backbone) backbone
+
+        opened settings backbone options (fun vit ->
+            let learner = LearnerFile.learner vit settings.Method saved
+            struct (learner, LearnerFile.restore learner saved))
 
     /// `Load` with default options.
     static member Load(folder: string, backbone: string) : ContinualClassifier =
         ContinualClassifier.Load(folder, backbone, ClassifierOptions())
 
-    /// Names of the classes learned so far, in the order learned.
-    member _.ClassNames: IReadOnlyList<string> = classNames
+    /// Names of the classes that it knows, in the order learned.
+    member _.ClassNames: IReadOnlyList<string> = state.Classes |> Array.map _.Name :> _
 
     /// Learns a group of new classes: `images` labelled 0, 1, … into `newClasses`. The images are not kept. Rejects a
     /// name that is known, labels out of range and a class without images; the classifier then stays as it was.
@@ -254,101 +228,74 @@ type ContinualClassifier
         requireLive ()
         Given.value "new classes" newClasses
         Given.value "images" images
-        let fresh = Array.ofSeq newClasses
-        fresh |> Array.iter (Given.value "class name")
+        let names = Array.ofSeq newClasses
+        names |> Array.iter (Given.value "class name")
 
-        if Array.isEmpty fresh then
-            Errors.reject "new classes" "must be at least one" "none" ""
+        NativeError.during
+            (fun () -> "while learning")
+            "use less memory with a smaller BatchSize, with CheckpointActivations or in bfloat16"
+            (fun () ->
+                ImageTask.learn
+                    learner
+                    (Plan.learnOptions settings backbone settings.Epochs)
+                    names
+                    images
+                    onEvent
+                    state)
+        |> replace
 
-        for name, count in Array.countBy id (Array.append classNames fresh) do
-            if count > 1 then
-                Errors.reject
-                    $"class '{name}'"
-                    "must be new"
-                    "a class of that name"
-                    "give each class a name of its own"
-
-        ImageSet.requireLabels images.Source fresh.Length images.Labels
-        let present = HashSet images.Labels
-
-        for label, name in Array.indexed fresh do
-            if not (present.Contains label) then
-                Errors.reject $"class '{name}'" "needs at least one image" $"none in {images.Source}" ""
-
-        let task =
-            {
-                Index = state.Finished
-                FirstClass = classNames.Length
-                Classes = Array.init fresh.Length id
-            }
-
-        let stream =
-            { plan.Stream with
-                Dataset =
-                    { plan.Stream.Dataset with
-                        ClassNames = fresh
-                        Train = images
-                        Answers = task.Classes
-                    }
-                Order = task.Classes
-                Tasks = [| task |]
-            }
-
-        let struct (next, _) =
-            Experiment.learnTask learner { plan with Stream = stream } (PhaseClock()) tell state task
-
-        forgetModel ()
-        Scope.supersede TaskState.leaves [ next ] state
-        state <- Scope.detach TaskState.leaves next
-        classNames <- Array.append classNames fresh
-        groupSizes <- Array.append groupSizes [| fresh.Length |]
         // the current folder may change
         sources <- Path.GetFullPath images.Source :: sources
 
-    /// The nearest class of each image, at the given positions of a set.
+    /// Forgets a class: it is no longer predicted, and its statistics are gone. What the network learned from it stays.
+    /// Rejects a name that is not known.
+    member _.Forget(className: string) : unit =
+        requireLive ()
+        Given.value "class name" className
+
+        match state.Classes |> Array.tryFind (fun one -> one.Name = className) with
+        | Some one -> replace (Learner.forget learner one.Id state)
+        | None ->
+            let known = state.Classes |> Array.map _.Name |> List.ofArray
+            let advice = Errors.didYouMean known className
+            Errors.reject $"class '{className}'" "must be a class that the classifier knows" "an unknown class" advice
+
+    /// The best class of each image, at the given positions of a set.
     member _.Predict(images: ImageSet, positions: int[]) : Prediction[] =
         requireLive ()
         Given.value "images" images
         Given.value "positions" positions
-
-        if Array.isEmpty state.Prototypes.Classes then
-            Errors.reject "prediction" "needs at least one learned class" "none" "learn some classes first"
-
-        let options = Plan.batchOptions plan Augmentation.None
+        let batching = Plan.batchOptionsFor settings backbone Augmentation.None
         let model = deployed ()
 
         let predict (input: unit -> torch.Tensor) =
-            Scope.noGrad Leaves.none (fun () ->
-                let features = VisionTransformer.features model.Adapters plan.Backbone (input ())
+            Scope.run (fun () ->
+                let scores = Learner.predict learner model (input ())
+                let best = Scorer.best scores
 
-                // |a − b|² = 2 − 2·cos for unit vectors
-                let distances = Prototype.distances state.Prototypes features
-                let at = Prototype.closest distances
+                let ofBest =
+                    (scores.gather (1L, best.unsqueeze 1L)).``to``(torch.ScalarType.Float64).cpu().data<float>()
 
-                let squared =
-                    (distances.amin [| 1L |]).cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
-
-                let positions = at.cpu().data<int64>().ToArray()
-
-                Array.map2
-                    (fun (d: float) (position: int64) ->
+                Seq.map2
+                    (fun (row: int64) score ->
                         {
-                            ClassName = classNames[state.Prototypes.Classes[int position]]
-                            Similarity = Math.Clamp(1.0 - d / 2.0, -1.0, 1.0)
+                            ClassName = state.Classes[int row].Name
+                            Similarity = Math.Clamp(score, -1.0, 1.0)
                         })
-                    squared
-                    positions)
+                    (best.cpu().data<int64>())
+                    ofBest
+                |> Array.ofSeq)
 
         NativeError.during
             (fun () -> "while predicting")
             "use less memory with a smaller BatchSize"
             (fun () ->
                 positions
-                |> Array.chunkBySize plan.Settings.Batch
-                |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) images
+                |> Array.chunkBySize settings.Batch
+                |> TaskStream.inputs batching Augmentation.None (Rng.ofSeed 0L) images
                 |> Array.collect predict)
 
-    /// The nearest class of each image of a set.
+    /// The best class of each image of a set.
     member this.Predict(images: ImageSet) : Prediction[] =
         Given.value "images" images
         this.Predict(images, Array.init images.Labels.Length id)
@@ -368,27 +315,17 @@ type ContinualClassifier
         | :? UnauthorizedAccessException as e ->
             Errors.reject folder "must be a folder that can be written" e.Message ""
 
-        let struct (low, high) = plan.Settings.InputRange
+        let record =
+            LearnerFile.record
+                learner
+                state
+                (state.Classes |> Array.map _.Id.Value)
+                (Plan.batchOptionsFor settings backbone Augmentation.None).Format
+                settings.NormEpsilon
+                sha256
+                []
 
-        LearnerFile.save
-            folder
-            {
-                Method = learner.Name
-                State = state
-                Order = Array.init classNames.Length id
-                ClassNames = classNames
-                TaskSizes = groupSizes
-                Input =
-                    {
-                        Size = plan.Backbone.ImageSize
-                        Channels = plan.Backbone.Channels
-                        Low = low
-                        High = high
-                    }
-                Heads = plan.Backbone.Heads
-                NormEpsilon = plan.Settings.NormEpsilon
-                BackboneSha256 = plan.BackboneSha256
-            }
+        LearnerFile.save folder learner record state
 
     /// Frees the native memory; harmless to call again.
     member _.Dispose() =
@@ -396,7 +333,7 @@ type ContinualClassifier
             disposed <- true
             forgetModel ()
             Scope.free TaskState.leaves state
-            Scope.free Plan.leaves plan
+            Scope.free VisionTransformer.leaves backbone
 
     interface IDisposable with
         member this.Dispose() = this.Dispose()

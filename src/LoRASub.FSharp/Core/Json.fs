@@ -28,6 +28,17 @@ type private FloatConverter() =
         else
             writer.WriteNullValue()
 
+/// A fraction that files hold in percent.
+type internal PercentConverter() =
+    inherit JsonConverter<float>()
+    override _.HandleNull = true
+
+    override _.Read(reader, _, options) =
+        JsonSerializer.Deserialize<float>(&reader, options) / 100.0
+
+    override _.Write(writer, value, options) =
+        JsonSerializer.Serialize(writer, Math.Round(100.0 * value, 10), options)
+
 /// JSON files: built from small pieces, written whole, and read with errors that name the file.
 [<RequireQualifiedAccess>]
 module Json =

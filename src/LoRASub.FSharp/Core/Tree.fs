@@ -243,3 +243,17 @@ module Tree =
         Scope.run (fun () ->
             let left, right = write tree left, write tree right
             left.Length = right.Length && List.forall2 same left right)
+
+    /// The tree of a value that is kept in another form.
+    let convert (wrap: 'A -> 'B) (unwrap: 'B -> 'A) (tree: Tree<'A>) : Tree<'B> =
+        {
+            Collect = fun all value -> tree.Collect all (unwrap value)
+            Map = fun f value -> wrap (tree.Map f (unwrap value))
+            Write = fun path value -> tree.Write path (unwrap value)
+            Read = fun tensors path -> wrap (tree.Read tensors path)
+        }
+
+    /// Bytes of a value's tensors.
+    let bytes (tree: Tree<'T>) (value: 'T) : int64 =
+        tree.Leaves value
+        |> Seq.sumBy (fun tensor -> tensor.numel () * tensor.element_size ())

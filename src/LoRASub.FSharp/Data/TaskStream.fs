@@ -335,7 +335,7 @@ module TaskStream =
                         ImageSet.ofPlanes chunks[number].Length format.Size format.Size planes
                         |> ImageFormat.ofFitted format options.Device options.Dtype))
 
-    /// Loaders of some images of one task, in the given order; each batch augments by its own child of the key.
+    // Loaders of some images of one task, in the given order; each batch augments by its own child of the key.
     let private batches
         options
         augmentation
@@ -365,27 +365,33 @@ module TaskStream =
                         Labels = torch.tensor(labels).``to`` options.Device
                     }))
 
-    /// One epoch over a task's training images, shuffled and augmented as the key decides; the last batch may be
-    /// smaller. The loaders read no image of another task.
+    /// One epoch over some images of a set, which are of one task: shuffled, and augmented, as the key decides; the last
+    /// batch may be smaller.
+    let epochBatches options (key: RandomKey) (set: ImageSet) task (positions: int[]) : BatchLoader[] =
+        let shuffled =
+            Rng.permutation positions.Length (Rng.fold 0L key)
+            |> Array.map (fun i -> positions[i])
+
+        batches options options.Augmentation (Rng.fold 1L key) set task shuffled
+
+    /// Some images of a set, which are of one task, in order and without augmentation.
+    let plainBatches options (set: ImageSet) task (positions: int[]) : BatchLoader[] =
+        batches options Augmentation.None (Rng.ofSeed 0L) set task positions
+
+    /// One epoch over a task's training images. The loaders read no image of another task.
     let trainBatches
         (options: BatchOptions)
         (key: RandomKey)
         (stream: TaskStream)
         (task: LearningTask)
         : BatchLoader[] =
-        let mine = trainIndices stream task
-
-        let shuffled =
-            Rng.permutation mine.Length (Rng.fold 0L key) |> Array.map (fun i -> mine[i])
-
-        batches options options.Augmentation (Rng.fold 1L key) stream.Dataset.Train task shuffled
+        trainIndices stream task
+        |> epochBatches options key stream.Dataset.Train task
 
     /// A task's training images in order, without augmentation, for prototypes by the test transform.
     let plainTrainBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
-        trainIndices stream task
-        |> batches options Augmentation.None (Rng.ofSeed 0L) stream.Dataset.Train task
+        trainIndices stream task |> plainBatches options stream.Dataset.Train task
 
     /// A task's test images in order, without augmentation.
     let testBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
-        testIndices stream task
-        |> batches options Augmentation.None (Rng.ofSeed 0L) stream.Dataset.Test task
+        testIndices stream task |> plainBatches options stream.Dataset.Test task

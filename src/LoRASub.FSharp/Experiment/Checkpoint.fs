@@ -1,7 +1,7 @@
 namespace LoRASub
 
 open System
-open System.Globalization
+open System.Collections.Generic
 open System.IO
 open System.Security.Cryptography
 open System.Text
@@ -17,6 +17,46 @@ type SettingDifference =
         Right: string
     }
 
+/// The records of checkpoint.json.
+module internal Saved =
+
+    type Task =
+        {
+            Row: Score[]
+            Before: Score option
+            Retained: Retained[]
+            MemoryBefore: MemoryUse
+            MemoryAfter: MemoryUse
+            /// By phase.
+            Seconds: Dictionary<string, float>
+        }
+
+    type Open =
+        {
+            MemoryBefore: MemoryUse
+            Seconds: Dictionary<string, float>
+            Before: Score option
+            /// observing, training or learned.
+            Stage: string
+            Batches: int
+            Epoch: int
+            Retained: Retained[]
+        }
+
+    type Run =
+        {
+            Settings: JsonObject
+            Inputs: Dictionary<string, string>
+            /// Name of the file of tensors.
+            Tensors: string
+            TensorsSha256: string
+            MetricLines: int
+            State: SavedState
+            Tasks: Task[]
+            Drift: bool
+            Open: Open option
+        }
+
 /// A stopped run on disk: `checkpoint-N.safetensors` holds its tensors, `checkpoint.json` the
 /// rest and the hashes that vouch for both. The JSON takes its name last and names the tensors, so that at every moment
 /// one whole checkpoint is there.
@@ -24,7 +64,7 @@ type SettingDifference =
 module Checkpoint =
 
     [<Literal>]
-    let private Version = 2L
+    let private Version = 3L
 
     let path (folder: string) = Path.Combine(folder, "checkpoint.json")
 
@@ -85,7 +125,7 @@ module Checkpoint =
         ]
 
     // They may change when a run is resumed: they affect no number, or the files they name are checked.
-    let private ofTheMachine =
+    let internal ofTheMachine =
         [
             "data-path"
             "backbone"
@@ -112,183 +152,128 @@ module Checkpoint =
                         Right = shown b
                     })
 
-    // ------------------------------------------------------------------------------------------ JSON of the records
-
-    let private count (n: int) = Json.int (int64 n)
-
-    let private ofScore (score: Score) =
-        Json.array count [ score.Correct; score.Total ]
-
-    let private ofMemory (memory: MemoryUse) =
-        Json.array Json.int [ memory.Tensors; memory.ResidentBytes ]
-
-    // JSON has no infinity
-    let private ofFloat (x: float) =
-        Json.text (x.ToString("R", CultureInfo.InvariantCulture))
-
-    let private ofRetained (retained: Retained) =
-        Json.object
-            [
-                "rank", count retained.Rank
-                "energy", ofFloat retained.Energy
-                "condition", ofFloat retained.Condition
-            ]
+    // ------------------------------------------------------------------------------------------ the record
 
     let private ofSeconds (seconds: Map<Phase, float>) =
-        Json.object [ for phase in Phase.all -> Phase.name phase, Json.float seconds[phase] ]
+        Dictionary(dict [ for KeyValue(phase, spent) in seconds -> Phase.name phase, spent ])
 
-    let private ofTask (task: TaskRecord) =
-        Json.object
-            [
-                "row", Json.array ofScore task.Row
-                "before", Json.option ofScore task.Before
-                "retained", Json.array ofRetained task.Retained
-                "memoryBefore", ofMemory task.MemoryBefore
-                "memoryAfter", ofMemory task.MemoryAfter
-                "seconds", ofSeconds task.Seconds
-            ]
+    let private toSeconds (saved: Dictionary<string, float>) : Map<Phase, float> =
+        Phase.all |> List.map (fun phase -> phase, saved[Phase.name phase]) |> Map.ofList
 
-    let private get (name: string) (json: JsonElement) = json.GetProperty name
-
-    let private items (read: JsonElement -> 'T) (json: JsonElement) =
-        [| for item in json.EnumerateArray() -> read item |]
-
-    let private toScore (json: JsonElement) =
+    let private ofTask (task: TaskRecord) : Saved.Task =
         {
-            Correct = json[0].GetInt32()
-            Total = json[1].GetInt32()
+            Row = task.Row
+            Before = task.Before
+            Retained = task.Retained
+            MemoryBefore = task.MemoryBefore
+            MemoryAfter = task.MemoryAfter
+            Seconds = ofSeconds task.Seconds
         }
 
-    let private optional (read: JsonElement -> 'T) (json: JsonElement) =
-        if json.ValueKind = JsonValueKind.Null then
-            None
-        else
-            Some(read json)
-
-    let private toMemory (json: JsonElement) =
+    let private toTask (task: Saved.Task) : TaskRecord =
         {
-            Tensors = json[0].GetInt64()
-            ResidentBytes = json[1].GetInt64()
+            Row = task.Row
+            Before = task.Before
+            Retained = task.Retained
+            MemoryBefore = task.MemoryBefore
+            MemoryAfter = task.MemoryAfter
+            Seconds = toSeconds task.Seconds
         }
 
-    let private toFloat (json: JsonElement) =
-        Double.Parse(json.GetString(), CultureInfo.InvariantCulture)
+    let private ofOpen (task: OpenTask) : Saved.Open =
+        let saved: Saved.Open =
+            {
+                MemoryBefore = task.MemoryBefore
+                Seconds = ofSeconds task.Seconds
+                Before = task.Before
+                Stage = "learned"
+                Batches = 0
+                Epoch = 0
+                Retained = [||]
+            }
 
-    let private toRetained (json: JsonElement) : Retained =
-        {
-            Rank = (get "rank" json).GetInt32()
-            Energy = toFloat (get "energy" json)
-            Condition = toFloat (get "condition" json)
-        }
+        match task.Progress with
+        | InLoop(Observing(_, batches)) ->
+            { saved with
+                Stage = "observing"
+                Batches = batches
+            }
+        | InLoop(Training(_, epoch, _)) ->
+            { saved with
+                Stage = "training"
+                Epoch = epoch
+            }
+        | Learned(diagnostics, _) ->
+            { saved with
+                Retained = diagnostics.Retained
+            }
 
-    let private toSeconds (json: JsonElement) : Map<Phase, float> =
-        Phase.all
-        |> List.map (fun phase -> phase, (get (Phase.name phase) json).GetDouble())
-        |> Map.ofList
+    // ------------------------------------------------------------------------------------------ the tensors
 
-    let private toTask (json: JsonElement) : TaskRecord =
-        {
-            Row = items toScore (get "row" json)
-            Before = optional toScore (get "before" json)
-            Retained = items toRetained (get "retained" json)
-            MemoryBefore = toMemory (get "memoryBefore" json)
-            MemoryAfter = toMemory (get "memoryAfter" json)
-            Seconds = toSeconds (get "seconds" json)
-        }
+    let private subspaces = Tree.array Subspace.tree
 
-    // ------------------------------------------------------------------------------------------ progress of a task
+    let private observing (learner: Learner) (plan: Plan) (state: TaskState) =
+        learner.Method.Observing plan.Stream.Tasks[state.Finished] state.Method
 
-    // The tensors of a task under way.
-    let private standingTensors (learner: Learner<_, _>) (plan: Plan) (state: TaskState) standing =
-        let task () = plan.Stream.Tasks[state.Finished]
+    let private training (learner: Learner) (plan: Plan) (state: TaskState) =
+        learner.Method.Training plan.Stream.Tasks[state.Finished] state.Method
 
-        match standing with
-        | Observing(observing, _) -> (learner.ObservingTree (task ()) state).Write "observing" observing
-        | Training(training, _, tally) ->
+    let private progressTensors learner plan state progress =
+        match progress with
+        | InLoop(Observing(task, _)) -> (observing learner plan state).Write "observing" task
+        | InLoop(Training(task, _, tally)) ->
             Tally.tree.Write "tally" tally
-            @ (learner.TrainingTree (task ()) state).Write "training" training
-        | Learned(_, subspaces) -> (Tree.array Subspace.tree).Write "subspaces" subspaces
+            @ (training learner plan state).Write "training" task
+        | Learned(diagnostics, means) ->
+            subspaces.Write "subspaces" diagnostics.Subspaces
+            @ Tree.tensor.Write "means" means
 
-    let private ofStanding standing =
-        match standing with
-        | Observing(_, batches) -> [ "standing", Json.text "observing"; "batches", count batches ]
-        | Training(_, epoch, _) -> [ "standing", Json.text "training"; "epoch", count epoch ]
-        | Learned(retained, _) ->
-            [ "standing", Json.text "learned"; "retained", Json.array ofRetained retained ]
-
-    let private ofOpen (task: OpenTask<_, _>) =
-        Json.object
-            [
-                "memoryBefore", ofMemory task.MemoryBefore
-                "seconds", ofSeconds task.Seconds
-                "before", Json.option ofScore task.Before
-                yield! ofStanding task.Standing
-            ]
-
-    let private toStanding
-        (learner: Learner<_, _>)
-        (plan: Plan)
-        (state: TaskState)
-        tensors
-        (json: JsonElement)
-        =
-        let number name = (get name json).GetInt32()
-
-        match (get "standing" json).GetString() with
-        | "learned" ->
-            let subspaces = (Tree.array Subspace.tree).Read tensors "subspaces"
-            Learned(items toRetained (get "retained" json), Array.map Subspace.copy subspaces)
-        | standing ->
-            let task = plan.Stream.Tasks[state.Finished]
-
-            if standing = "observing" then
-                Observing((learner.ObservingTree task state).Read tensors "observing", number "batches")
-            else
+    let private toProgress learner plan state (tensors: NamedTensors) (saved: Saved.Open) : OpenProgress =
+        match saved.Stage with
+        | "observing" ->
+            InLoop(Observing((observing learner plan state).Read tensors "observing", saved.Batches))
+        | "training" ->
+            InLoop(
                 Training(
-                    (learner.TrainingTree task state).Read tensors "training",
-                    number "epoch",
+                    (training learner plan state).Read tensors "training",
+                    saved.Epoch,
                     Tally.tree.Read tensors "tally"
                 )
+            )
+        | _ ->
+            Learned(
+                {
+                    Retained = saved.Retained
+                    Subspaces = subspaces.Read tensors "subspaces" |> Array.map Subspace.copy
+                },
+                tensors.Find "means"
+            )
 
-    let private leaves (learner: Learner<_, _>) (plan: Plan) : Leaves<RunState<_, _>> =
+    let private leaves: Leaves<RunState> =
         fun run ->
-            let task () = plan.Stream.Tasks[run.State.Finished]
-
-            let standing =
-                match run.Open |> Option.map _.Standing with
-                | Some(Observing(observing, _)) ->
-                    (learner.ObservingTree (task ()) run.State).Leaves observing
-                | Some(Training(training, _, tally)) ->
-                    Seq.append
-                        ((learner.TrainingTree (task ()) run.State).Leaves training)
-                        (Tally.leaves tally)
-                | Some(Learned(_, subspaces)) -> Leaves.array Subspace.leaves subspaces
+            let progress =
+                match run.Open |> Option.map _.Progress with
+                | Some(InLoop progress) -> TaskProgress.leaves progress
+                | Some(Learned(diagnostics, means)) ->
+                    Seq.append (Diagnostics.leaves diagnostics) (Seq.singleton means)
                 | None -> Seq.empty
 
-            Seq.concat [ TaskState.leaves run.State; Leaves.option Drift.leaves run.Drift; standing ]
+            Seq.concat [ TaskState.leaves run.State; Leaves.option Drift.leaves run.Drift; progress ]
 
     // ------------------------------------------------------------------------------------------ save
 
-    let private stateTree (state: TaskState) =
-        TaskState.tree state.Finished state.Prototypes.Classes state.Key
-
-    let private describe (plan: Plan) inputs metricLines (run: RunState<_, _>) tensors : JsonNode =
-        let state = run.State
-
-        Json.object
-            [
-                "settings", Settings.toJson plan.Settings
-                "inputs", Json.object (inputs |> List.map (fun (name, text) -> name, Json.text text))
-                "tensors", Json.text (Path.GetFileName(tensors: string))
-                "tensorsSha256", Json.text (DataFile.sha256 tensors)
-                "metricLines", count metricLines
-                "finishedTasks", count state.Finished
-                "classes", count (TaskState.classes state)
-                "randomKey", Json.text (state.Key.Bits.ToString "x16")
-                "tasks", Json.array ofTask run.Tasks
-                "drift", JsonValue.Create run.Drift.IsSome
-                "open", Json.option ofOpen run.Open
-            ]
+    let private describe (plan: Plan) inputs metricLines (run: RunState) (tensors: string) : Saved.Run =
+        {
+            Settings = (Settings.toJson plan.Settings).AsObject()
+            Inputs = Dictionary(dict inputs)
+            Tensors = Path.GetFileName tensors
+            TensorsSha256 = DataFile.sha256 tensors
+            MetricLines = metricLines
+            State = SavedState.ofState run.State
+            Tasks = Array.map ofTask run.Tasks
+            Drift = run.Drift.IsSome
+            Open = run.Open |> Option.map ofOpen
+        }
 
     let private nextFile (folder: string) =
         let number (file: string) =
@@ -301,37 +286,39 @@ module Checkpoint =
 
         Path.Combine(folder, $"checkpoint-{last + 1L}.safetensors")
 
-    let private writeTensors (file: string) (learner: Learner<_, _>) plan (run: RunState<_, _>) =
+    let private writeTensors (file: string) (learner: Learner) plan (run: RunState) =
         Scope.run (fun () ->
-            let standing =
+            let progress =
                 match run.Open with
-                | Some task -> standingTensors learner plan run.State task.Standing
+                | Some task -> progressTensors learner plan run.State task.Progress
                 | None -> []
 
             Safetensors.write
                 file
                 (Map [ "format", "lorasub checkpoint" ])
-                ((stateTree run.State).Write "state" run.State
+                ((Learner.tree learner run.State).Write "state" run.State
                  @ (Tree.option Drift.tree).Write "drift" run.Drift
-                 @ standing))
+                 @ progress))
 
     /// Writes the state of a run into an existing folder, then removes what the new checkpoint replaces; one that
     /// cannot be written leaves nothing behind. `inputs` are those of the run's start, so that no image is needed now.
     /// `metricLines` counts the lines of metrics.jsonl so far. Borrows all.
     let save
         (folder: string)
-        (learner: Learner<'Observing, 'Training>)
+        (learner: Learner)
         (plan: Plan)
         (inputs: (string * string) list)
         (metricLines: int)
-        (run: RunState<'Observing, 'Training>)
+        (run: RunState)
         : unit =
         let old = tensorFiles folder
         let file = nextFile folder
 
         try
             writeTensors file learner plan run
-            let text = (describe plan inputs metricLines run file).ToJsonString()
+
+            let text =
+                (Json.ofRecord (describe plan inputs metricLines run file)).ToJsonString()
 
             WholeFile.writeText
                 (path folder)
@@ -347,6 +334,8 @@ module Checkpoint =
 
     let private damaged path received =
         Errors.reject path "must be as it was written" received "restore it, or start again with --overwrite"
+
+    let private get (name: string) (json: JsonElement) = json.GetProperty name
 
     let private checkVersion path (root: JsonElement) =
         let version = (get "version" root).GetInt64()
@@ -364,10 +353,8 @@ module Checkpoint =
         if actual <> (get "sha256" root).GetString() then
             damaged path "other content"
 
-    let private checkSettings path (plan: Plan) inputs (run: JsonElement) =
-        let saved = Settings.ofJson path (get "settings" run)
-
-        match differences saved plan.Settings with
+    let private checkSettings path (plan: Plan) inputs (settings: JsonElement) (run: Saved.Run) =
+        match differences (Settings.ofJson path settings) plan.Settings with
         | [] -> ()
         | some ->
             let found =
@@ -382,76 +369,68 @@ module Checkpoint =
                 "resume with the saved settings"
 
         for name, now in inputs do
-            let saved = (get name (get "inputs" run)).GetString()
+            let saved = run.Inputs[name]
 
             if saved <> now then
                 let short (text: string) = text.Substring(0, min 64 text.Length)
                 let rule = $"must be of a run on the same data and backbone ({name} {short saved})"
                 Errors.reject path rule (short now) "give the files that the run began with"
 
-    let private tensorsOf folder (run: JsonElement) : Map<string, torch.Tensor> =
-        let file = Path.Combine(folder, (get "tensors" run).GetString())
+    let private tensorsOf folder (run: Saved.Run) : Map<string, torch.Tensor> =
+        let file = Path.Combine(folder, run.Tensors)
 
         if not (File.Exists file) then
             Errors.reject file "must be beside checkpoint.json" "no such file" ""
 
-        if DataFile.sha256 file <> (get "tensorsSha256" run).GetString() then
+        if DataFile.sha256 file <> run.TensorsSha256 then
             damaged file "other content"
 
         (Safetensors.read file).Tensors
 
-    let private toRun learner (plan: Plan) folder (json: JsonElement) : RunState<_, _> =
-        let tensors = tensorsOf folder json
-
+    let private toRun learner (plan: Plan) folder (run: Saved.Run) : RunState =
         let tensors =
-            NamedTensors(path folder, tensors |> Map.map (fun _ tensor -> tensor.``to`` plan.Backbone.Device))
+            NamedTensors(
+                path folder,
+                tensorsOf folder run
+                |> Map.map (fun _ tensor -> tensor.``to`` plan.Backbone.Device)
+            )
 
-        let state =
-            let classes = (get "classes" json).GetInt32()
+        let state = SavedState.toState (path folder) learner run.State tensors "state"
 
-            let key =
-                UInt64.Parse(
-                    (get "randomKey" json).GetString(),
-                    NumberStyles.HexNumber,
-                    CultureInfo.InvariantCulture
-                )
-
-            let finished = (get "finishedTasks" json).GetInt32()
-            (TaskState.tree finished (Array.init classes id) { Bits = key }).Read tensors "state"
-
-        let open' (task: JsonElement) =
+        let opened (task: Saved.Open) : OpenTask =
             {
-                MemoryBefore = toMemory (get "memoryBefore" task)
-                Seconds = toSeconds (get "seconds" task)
-                Before = optional toScore (get "before" task)
-                Standing = toStanding learner plan state tensors task
+                MemoryBefore = task.MemoryBefore
+                Seconds = toSeconds task.Seconds
+                Before = task.Before
+                Progress = toProgress learner plan state tensors task
             }
 
         {
             State = state
-            Tasks = items toTask (get "tasks" json)
+            Tasks = Array.map toTask run.Tasks
             Drift =
-                if (get "drift" json).GetBoolean() then
+                if run.Drift then
                     Some(Drift.restore tensors "drift")
                 else
                     None
-            Open = optional open' (get "open" json)
+            Open = Option.map opened run.Open
         }
 
     /// Reads what `save` wrote, and the lines of metrics.jsonl at that time; `inputs` are the plan's. Owned by the caller.
     /// Rejects a checkpoint that is damaged, of another version, or of a run with other settings, data or backbone.
     let load
         (folder: string)
-        (learner: Learner<'Observing, 'Training>)
+        (learner: Learner)
         (plan: Plan)
         (inputs: (string * string) list)
-        : struct (RunState<'Observing, 'Training> * int) =
+        : struct (RunState * int) =
         let path = path folder
 
-        Scope.keep (Leaves.first (leaves learner plan)) (fun () ->
+        Scope.keep (Leaves.first leaves) (fun () ->
             Json.read "a run's checkpoint" path (fun root ->
                 checkVersion path root
                 checkHash path root
-                let run = get "run" root
-                checkSettings path plan inputs run
-                struct (toRun learner plan folder run, (get "metricLines" run).GetInt32())))
+                let json = get "run" root
+                let run = Json.toRecord<Saved.Run> json
+                checkSettings path plan inputs (get "settings" json) run
+                struct (toRun learner plan folder run, run.MetricLines)))

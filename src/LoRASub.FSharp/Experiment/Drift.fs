@@ -289,28 +289,28 @@ module Drift =
 
         (torch.tensor (numbers, dtype = float64)).reshape(state.Tasks.LongLength, int64 blocks, 3L)
 
-    /// The measurement after one more task, counted from 0. `prototypes` and `moments` hold the classes learned so far
-    /// in the same rows, `moments` over their test images as the network is after the task; `subspaces` is what the
-    /// task retained in each block, or empty. Borrows all; owned by the caller, with earlier tasks' tensors those of
-    /// `state`. Rejects a task out of turn, a class without test images, and sizes that differ.
+    /// The measurement after one more task, counted from 0. `means` [classes of the task, d] are the mean features of its
+    /// training images; `moments` hold the classes learned so far over their test images, both as the network is after the
+    /// task; `subspaces` is what the task retained in each block, or empty. Borrows all; owned by the caller, with earlier
+    /// tasks' tensors those of `state`. Rejects a task out of turn, a class without test images, and sizes that differ.
     let afterTask
         (task: int)
-        (prototypes: Prototypes)
+        (means: torch.Tensor)
         (moments: ClassMoments)
         (subspaces: Subspace[])
         (state: State)
         : State =
         let old, d = state.Prototypes.shape[0], state.Prototypes.shape[1]
         let layers = state.Anchors.shape[1]
-        let c = prototypes.Means.shape[0]
 
         if task <> state.Tasks.Length then
             Errors.reject "drift" $"must be measured after task {state.Tasks.Length} next" $"task {task}" ""
 
-        Shape.expect "prototypes" [ Axis.Any "classes"; Axis.Is d ] prototypes.Means
+        Shape.expect "means of a task" [ Axis.Any "classes"; Axis.Is d ] means
+        let c = old + means.shape[0]
 
         if c <= old then
-            Errors.reject $"prototypes after task {task}" $"must be more than {old}" $"{c}" ""
+            Errors.reject $"means of task {task}" "must be of at least one class" "none" ""
 
         Shape.expect "class moments" [ Axis.Is c; Axis.Is layers; Axis.Is d ] moments.Sums
 
@@ -322,18 +322,19 @@ module Drift =
             Shape.expect "basis of a retained subspace" [ Axis.Is d; Axis.Any "directions" ] subspace.Basis
             Shape.expect "spectrum of a retained subspace" [ Axis.Is d ] subspace.Spectrum
 
-        let nameOf i = $"class {prototypes.Classes[i]}"
+        let nameOf i = $"class {i}"
 
         Scope.noGrad leaves (fun () ->
-            let means = (ClassMoments.means nameOf moments).cpu()
+            let now = (ClassMoments.means nameOf moments).cpu()
             let spreads = (ClassMoments.spreads nameOf moments).cpu()
-            let stored = prototypes.Means.detach().``to``(float64, copy = true).cpu()
+            let fresh = means.detach().``to``(float64, copy = true).cpu()
+            let stored = torch.cat ([| state.Prototypes; fresh |], 0L)
             // classes of this task start where they are
             let joined (kept: torch.Tensor) (now: torch.Tensor) =
                 torch.cat ([| kept; now.narrow (0L, old, c - old) |], 0L)
 
             let anchors, anchorSpreads =
-                joined state.Anchors means, joined state.Spreads spreads
+                joined state.Anchors now, joined state.Spreads spreads
 
             let output (layers: torch.Tensor) =
                 layers.narrow (1L, layers.shape[1] - 1L, 1L)
@@ -343,9 +344,9 @@ module Drift =
                     Movements =
                         movements
                             (outputFirst (stored.unsqueeze 1L) anchors)
-                            (outputFirst (output means) means)
+                            (outputFirst (output now) now)
                             (outputFirst (output anchorSpreads) anchorSpreads)
-                    Means = (means.select (1L, layers - 1L)).clone()
+                    Means = (now.select (1L, layers - 1L)).clone()
                     Overlaps = overlaps state (int layers - 1) subspaces
                     Subspaces = Array.map Subspace.copy subspaces
                 }
@@ -471,14 +472,15 @@ module Drift =
                 for first, blocks in Array.indexed (cube task.Overlaps) do
                     for block, numbers in Array.indexed blocks do
                         if not (Double.IsNaN numbers[0]) then
-                            {
+                            ({
                                 Block = block
                                 First = first
                                 Second = second
                                 MeanSquaredCosine = numbers[0]
                                 SmallestAngle = numbers[1]
                                 LargestAngle = numbers[2]
-                            }
+                             }
+                            : DriftFile.Overlap)
         |]
 
     let private pictureOf (picture: Picture) : DriftFile.Picture =

@@ -8,17 +8,6 @@ open System.Text.Json
 open System.Text.Json.Nodes
 open System.Text.Json.Serialization
 
-/// A fraction that files hold in percent.
-type private PercentConverter() =
-    inherit JsonConverter<float>()
-    override _.HandleNull = true
-
-    override _.Read(reader, _, options) =
-        JsonSerializer.Deserialize<float>(&reader, options) / 100.0
-
-    override _.Write(writer, value, options) =
-        JsonSerializer.Serialize(writer, Metrics.percent value, options)
-
 /// Description of a run, written once before its first batch.
 type RunStart =
     {
@@ -28,22 +17,6 @@ type RunStart =
         Seed: int64
         /// Classes of each task of the whole stream.
         TaskSizes: int[]
-    }
-
-/// One epoch of training.
-type EpochReport =
-    {
-        Task: int
-        Epoch: int
-        /// Mean over the epoch's batches.
-        Loss: float
-        /// On the training batches as they were learned, a fraction.
-        [<JsonConverter(typeof<PercentConverter>)>]
-        Accuracy: float
-        /// Base rate of the pairs in this epoch.
-        LearningRate: float
-        /// Wall time of this epoch.
-        Seconds: float
     }
 
 /// One task learned and tested.

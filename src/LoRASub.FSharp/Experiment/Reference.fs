@@ -17,7 +17,7 @@ module Reference =
             Json.load<ClassesFile> "the classes of a finished run" (RunFiles.classes folder)
 
         {
-            Trained = settings.Method.Training
+            Trained = (Methods.find settings.MethodName).Info.Trains
             Matrix = summary.CorrectAndTotal
             Classes = classes.Classes |> Array.map _.ClassScore
         }

@@ -41,7 +41,7 @@ module Results =
             plan.References
             before
             {
-                Trained = plan.Settings.Method.Training
+                Trained = outcome.Learner.Method.Info.Trains
                 Matrix = outcome.Matrix
                 Classes = classScores plan outcome
             }
@@ -97,7 +97,7 @@ module Results =
         SummaryFile.toJson
             measures
             {
-                Method = outcome.Method
+                Method = outcome.Learner.Method.Info.Name
                 Variant = (string settings.Variant).ToLowerInvariant()
                 Data = settings.Data
                 Tasks = plan.Stream.Tasks.Length

@@ -134,22 +134,17 @@ module RunFolder =
         plan.Stream.Order
         |> Array.map (fun label -> plan.Stream.Dataset.ClassNames[label])
 
-    /// A finished run's learner as it is saved; its state stays the outcome's.
-    let savedLearner (plan: Plan) (outcome: Outcome) : SavedLearner =
-        {
-            Method = outcome.Method
-            State = outcome.State
-            Order = plan.Stream.Order
-            ClassNames = savedNames plan
-            TaskSizes =
-                plan.Stream.Tasks
-                |> Array.truncate outcome.State.Finished
-                |> Array.map _.Classes.Length
-            Input = (Plan.batchOptions plan Augmentation.None).Format
-            Heads = plan.Backbone.Heads
-            NormEpsilon = plan.Settings.NormEpsilon
-            BackboneSha256 = plan.BackboneSha256
-        }
+    // A finished run's learner as it is saved.
+    let private learnerRecord (plan: Plan) (outcome: Outcome) : LearnerRecord =
+        LearnerFile.record
+            outcome.Learner
+            outcome.State
+            plan.Stream.Order
+            (Plan.batchOptions plan Augmentation.None).Format
+            plan.Settings.NormEpsilon
+            plan.BackboneSha256
+            (Settings.toPairs plan.Settings
+             |> List.filter (fun (name, _) -> not (List.contains name Checkpoint.ofTheMachine)))
 
     /// Writes a finished run that began at a time; summary.json comes last, so that its presence means the run is
     /// complete, and the checkpoint goes. Makes the folder. Rejects one that holds a finished run.
@@ -159,7 +154,7 @@ module RunFolder =
 
         writable folder (fun () -> Directory.CreateDirectory folder |> ignore)
         Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
-        LearnerFile.save folder (savedLearner plan outcome)
+        LearnerFile.save folder outcome.Learner (learnerRecord plan outcome) outcome.State
         let names = savedNames plan
         let classes = Results.classScores plan outcome
         Json.write (RunFiles.classes folder) (Results.classes plan outcome)
@@ -188,27 +183,26 @@ module RunFolder =
         let row = lastRow folder
 
         // the order that was learned, even if its file was deleted
-        let device = Device.parse settings.Device
-        let dtype = Precision.master settings.Precision
-
         Scope.run (fun () ->
-            let saved = LearnerFile.load dtype device folder
-            let order = ClassOrder.Explicit(LearnerFile.jsonPath folder, saved.Order)
+            let saved = LearnerFile.load folder
+            let record = saved.Record
+            let order = ClassOrder.Explicit(saved.Path, record.ClassOrder)
             let plan = Plan.loadWith order settings
-            LearnerFile.checkBackbone saved plan.Backbone plan.BackboneSha256 (Option.get settings.Backbone)
+            LearnerFile.checkBackbone saved plan.BackboneSha256 (Option.get settings.Backbone)
 
             if
                 saved.Input <> (Plan.batchOptions plan Augmentation.None).Format
-                || saved.Heads <> plan.Backbone.Heads
+                || record.Heads <> plan.Backbone.Heads
             then
                 let rule =
                     "must agree with settings.json on image size, channels, input range and heads"
 
-                Errors.reject (LearnerFile.jsonPath folder) rule "other values" ""
+                Errors.reject saved.Path rule "other values" ""
 
-            let learner = LoRASubDrs.learner plan.Backbone settings.Method
-            let model = learner.Deploy saved.State
-            let tasks = plan.Stream.Tasks |> Array.truncate saved.State.Finished
+            let learner = LearnerFile.learner plan.Backbone settings.Method saved
+            let state = LearnerFile.restore learner saved
+            let model = Learner.deploy learner state
+            let tasks = plan.Stream.Tasks |> Array.truncate state.Finished
 
             if row.Length <> tasks.Length then
                 let rule = $"must have a last row of {tasks.Length} tasks, as the learner has"
@@ -216,8 +210,10 @@ module RunFolder =
 
             let sizes = tasks |> Array.map _.Classes.Length
 
-            if sizes <> saved.TaskSizes then
-                let rule = $"must cut the classes into tasks of {List.ofArray saved.TaskSizes}"
+            let learned = TaskState.taskSizes state
+
+            if sizes <> learned then
+                let rule = $"must cut the classes into tasks of {List.ofArray learned}"
                 Errors.reject (RunFiles.settings folder) rule $"{List.ofArray sizes}" ""
 
             Experiment.score learner plan listen model tasks

@@ -20,8 +20,8 @@ module Session =
     let private eventOf (progress: Progress) : MetricsEvent option =
         match progress with
         | TaskBegins _
-        | Steps _ -> None
-        | Retains(task, retained) ->
+        | Learning(Steps _) -> None
+        | Learning(Retains(task, retained)) ->
             Some(
                 MetricsEvent.Retained(
                     task.Index,
@@ -29,7 +29,7 @@ module Session =
                     retained |> Array.map _.Energy
                 )
             )
-        | EpochEnds epoch -> Some(MetricsEvent.Epoch epoch)
+        | Learning(EpochEnds epoch) -> Some(MetricsEvent.Epoch epoch)
         | TaskEnds(task, row, _, seconds) ->
             Some(
                 MetricsEvent.Task
@@ -41,10 +41,10 @@ module Session =
             )
         | Notice text -> Some(MetricsEvent.Notice text)
 
-    let private startEvent (learner: Learner<_, _>) (plan: Plan) =
+    let private startEvent (learner: Learner) (plan: Plan) =
         MetricsEvent.Start
             {
-                Method = learner.Name
+                Method = learner.Method.Info.Name
                 Variant = (string plan.Settings.Variant).ToLowerInvariant()
                 Data = plan.Settings.Data
                 Seed = plan.Settings.Seed
@@ -54,14 +54,14 @@ module Session =
     // Every event goes to the log and, where asked for, to TensorBoard.
     let private proceed
         (folder: string)
-        (learner: Learner<'Observing, 'Training>)
+        (learner: Learner)
         (plan: Plan)
         (inputs: (string * string) list)
         (listen: Progress -> unit)
         (stopping: unit -> bool)
         (write: MetricsEvent -> unit)
         (lines: unit -> int)
-        (from: RunState<'Observing, 'Training>)
+        (from: RunState)
         : Outcome =
         let sinceSaved = Stopwatch.StartNew()
         let interval = TimeSpan.FromMinutes plan.Settings.CheckpointMinutes
@@ -85,17 +85,17 @@ module Session =
                 sinceSaved.Restart()
                 tell (Notice $"the checkpoint could not be saved: {e.Message}")
 
-        let pause moment state =
+        let onCheckpoint point state =
             if stopping () then
                 save state
                 raise (RunStoppedException folder)
             elif
-                moment = Moment.AfterLearning
+                point = CheckpointPoint.AfterLearning
                 || interval > TimeSpan.Zero && sinceSaved.Elapsed >= interval
             then
                 trySave state
 
-        let outcome = Experiment.resume learner plan tell pause from
+        let outcome = Experiment.resume learner plan tell onCheckpoint from
         let struct (measures, _) = Results.measures plan outcome
         write (MetricsEvent.End(measures, Seq.sum outcome.PhaseSeconds.Values))
         outcome
@@ -136,7 +136,7 @@ module Session =
     /// `Experiment.run`, with a checkpoint after each task and at an interval in minutes. `inputs` are
     /// `Checkpoint.inputs` of the plan. `stopping` is called between any two steps: if true, the run is saved and ends with
     /// RunStoppedException. The results are saved by `RunFolder.save`.
-    let start folder (learner: Learner<'Observing, 'Training>) (plan: Plan) inputs listen stopping : Outcome =
+    let start folder (learner: Learner) (plan: Plan) inputs listen stopping : Outcome =
         Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
 
         Scope.keep Outcome.leaves (fun () ->
@@ -150,7 +150,7 @@ module Session =
     /// beginning. `plan` is of the saved settings. Rejects as `Checkpoint.load`; otherwise as `start`.
     let resume
         folder
-        (learner: Learner<'Observing, 'Training>)
+        (learner: Learner)
         (plan: Plan)
         inputs
         listen

@@ -46,7 +46,13 @@ type RunSettings =
         /// Epochs of the first task, where they differ.
         InitialEpochs: int option
         Batch: int
+        /// Name of a method; see `Methods.names`.
+        MethodName: string
         Method: LoRASubSettings
+        /// Name of a head; see `Heads.names`.
+        Head: string
+        /// Name of an embedding; see `Embedding.names`.
+        Embedding: string
         Heads: int option
         ImageSize: int option
         NormEpsilon: NormEpsilon
@@ -87,7 +93,7 @@ type RunSettings =
 
     /// Epochs of a task.
     member this.EpochsOf(task: LearningTask) =
-        if not this.Method.Training then
+        if not (Methods.find this.MethodName).Info.Trains then
             0
         else
             match this.InitialEpochs with
@@ -113,6 +119,7 @@ module Preset =
             Epochs = 20
             InitialEpochs = None
             Batch = 128
+            MethodName = LoRASubDrs.info.Name
             Method =
                 {
                     Rank = 10
@@ -129,8 +136,9 @@ module Preset =
                     Margin = 1.0
                     TripletWeight = 0.05
                     NormOrder = 2.0
-                    Training = true
                 }
+            Head = NearestMean.head.Info.Name
+            Embedding = Embedding.names[0]
             Heads = None
             ImageSize = None
             NormEpsilon =
@@ -351,6 +359,8 @@ module Settings =
 
         setting name (get >> string) (whole >> set)
 
+    let private choices (names: string list) = names |> List.map (fun name -> name, name)
+
     let private ofMethod (change: LoRASubSettings -> LoRASubSettings) (s: RunSettings) =
         { s with Method = change s.Method }
 
@@ -415,7 +425,17 @@ module Settings =
             onOff "projection" _.Method.Projection (fun v -> ofMethod (fun m -> { m with Projection = v }))
             onOff "subtraction" _.Method.Subtraction (fun v -> ofMethod (fun m -> { m with Subtraction = v }))
             onOff "triplet" _.Method.Triplet (fun v -> ofMethod (fun m -> { m with Triplet = v }))
-            onOff "training" _.Method.Training (fun v -> ofMethod (fun m -> { m with Training = v }))
+            oneOf (choices Methods.names) "method" _.MethodName (fun v s -> { s with MethodName = v })
+            oneOf (choices Heads.names) "head" _.Head (fun v s -> { s with Head = v })
+            oneOf (choices Embedding.names) "embedding" _.Embedding (fun v s -> { s with Embedding = v })
+            // an older name for the frozen method
+            onOff "training" (fun s -> s.MethodName <> Frozen.info.Name) (fun trains s ->
+                if not trains then
+                    { s with MethodName = Frozen.info.Name }
+                elif s.MethodName = Frozen.info.Name then
+                    { s with MethodName = LoRASubDrs.info.Name }
+                else
+                    s)
             optionalInt "stop-after" _.StopAfter (fun v s -> { s with StopAfter = v })
             oneOf
                 [

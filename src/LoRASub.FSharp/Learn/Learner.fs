@@ -1,84 +1,62 @@
 namespace LoRASub
 
+open System
 open TorchSharp
 
-/// All that outlives a task: no image, no feature, no head.
+/// Identifies a class for as long as the learner lives. The row of a class in tensors changes when another is
+/// forgotten, its identity never.
+[<Struct>]
+type ClassId =
+    | ClassId of int
+
+    member this.Value = let (ClassId value) = this in value
+    override this.ToString() = string this.Value
+
+/// A learned class.
+type ClassInfo =
+    {
+        Id: ClassId
+        Name: string
+        /// The task that it was learned in, from 0.
+        Task: int
+        /// Training images seen.
+        Images: int64
+    }
+
+/// All that outlives a task: no image, no feature, no task's classifier.
 [<ReferenceEquality>]
 type TaskState =
     {
         /// Tasks finished so far.
         Finished: int
-        /// Per block, the summed deltas of finished tasks.
-        Deltas: LayerDelta[]
-        /// One per class seen so far; classes are positions in the class order.
-        Prototypes: Prototypes
+        /// By row.
+        Classes: ClassInfo[]
+        /// The identity of the next class: those of forgotten classes are not used again.
+        NextId: ClassId
+        Method: MethodState
+        Head: HeadState
         /// The root of every random number to come.
         Key: RandomKey
     }
 
-/// A state made ready to predict: effective weights, and the prototypes it shares with the state.
+/// A method, a head and an embedding over one frozen backbone. Borrows the backbone.
+[<ReferenceEquality>]
+type Learner =
+    {
+        Backbone: VisionTransformer
+        Method: AnyMethod
+        Head: AnyHead
+        Embedding: Embedding
+    }
+
+/// A state made ready to predict.
 [<ReferenceEquality>]
 type Model =
     {
         Adapters: Adapters
-        Prototypes: Prototypes
-    }
-
-/// Result of one training step, left on the device; reading it synchronises.
-[<ReferenceEquality>]
-type StepReport =
-    {
-        /// Scalar.
-        Loss: torch.Tensor
-        /// The head's predictions, [n] int64, as positions in the class order.
-        Predictions: torch.Tensor
-        /// How many of them are right, scalar int64.
-        Correct: torch.Tensor
-    }
-
-/// What the observation of a task's data led to, for one block.
-type Retained =
-    {
-        Rank: int
-        Energy: float
-        Condition: float
-    }
-
-/// The contract of a class-incremental method. A value closed over the frozen backbone; each function borrows its
-/// arguments and owns its result. The phases of a task are types, so that training before observing does not compile.
-type Learner<'Observing, 'Training> =
-    {
-        /// Name in saved results.
-        Name: string
-        /// Before the first task.
-        Start: RandomKey -> TaskState
-        /// Whether a task's data must be observed before training.
-        Observes: LearningTask -> bool
-        BeginTask: LearningTask -> TaskState -> 'Observing
-        /// One batch of the new task, without gradients.
-        Observe: Batch -> 'Observing -> 'Observing
-        Prepare: 'Observing -> 'Training
-        /// Sets the epoch, counted from 0, and with it the learning rate.
-        BeginEpoch: int -> 'Training -> 'Training
-        /// One step on one batch.
-        Update: Batch -> 'Training -> struct ('Training * StepReport)
-        /// What observing led to, per block; empty where nothing is retained.
-        Retained: 'Training -> Retained[]
-        /// The retained spaces themselves, per block, on the CPU; empty where nothing is retained. Owned by the caller.
-        Subspaces: 'Training -> Subspace[]
-        /// Merges the task and adds its classes, in one pass over its training images.
-        AfterTask: BatchLoader[] -> 'Training -> TaskState
-        /// Adds a task's classes to the state without training, in one pass over its training images.
-        Extend: LearningTask -> BatchLoader[] -> TaskState -> TaskState
-        Deploy: TaskState -> Model
-        /// Of images.
-        Features: Model -> torch.Tensor -> Features
-        /// Features -> classes [n] int64, as positions in the class order.
-        Classify: Model -> Features -> torch.Tensor
-        /// The tensors of a task in observation, which was begun on a task state.
-        ObservingTree: LearningTask -> TaskState -> Tree<'Observing>
-        /// The tensors of a task in training.
-        TrainingTree: LearningTask -> TaskState -> Tree<'Training>
+        Scorer: Scorer
+        /// Number of classes.
+        Classes: int
     }
 
 /// Children of a state's root key, so that the method and its data never share a stream.
@@ -92,42 +70,195 @@ module RandomBranch =
 
 [<RequireQualifiedAccess>]
 module TaskState =
-    /// The state's tensors; what a file of tensors does not hold is given.
-    let tree finished (classes: int[]) key : Tree<TaskState> =
-        let block = Tree.field "delta" id Lora.deltaTree
+    let leaves: Leaves<TaskState> =
+        fun state -> Seq.append (Hidden.leaves state.Method) (Hidden.leaves state.Head)
 
-        tree {
-            let! finished = Tree.given _.Finished finished
-            and! deltas = Tree.field "blocks" _.Deltas (Tree.array block)
-            and! means = Tree.field "prototypes" _.Prototypes.Means Tree.tensor
-            and! classes = Tree.given _.Prototypes.Classes classes
-            and! key = Tree.given _.Key key
+    /// Number of classes known.
+    let classes (state: TaskState) = state.Classes.Length
 
-            return
-                {
-                    Finished = finished
-                    Deltas = deltas
-                    Prototypes = { Means = means; Classes = classes }
-                    Key = key
-                }
-        }
+    /// Classes learned in each finished task and still known.
+    let taskSizes (state: TaskState) : int[] =
+        let sizes = Array.zeroCreate state.Finished
 
-    let leaves = (tree 0 [||] (Rng.ofSeed 0L)).Leaves
+        for one in state.Classes do
+            sizes[one.Task] <- sizes[one.Task] + 1
 
-    /// Number of classes seen so far.
-    let classes (state: TaskState) = state.Prototypes.Classes.Length
+        sizes
 
 [<RequireQualifiedAccess>]
 module Model =
-    /// The prototypes belong to the state.
-    let leaves: Leaves<Model> = fun m -> m.Adapters.Qkv
+    let leaves: Leaves<Model> =
+        fun model -> Seq.append (Adapters.tree.Leaves model.Adapters) (Scorer.leaves model.Scorer)
 
+/// Predicts and forgets; `TaskLoop` learns.
 [<RequireQualifiedAccess>]
 module Learner =
-    /// Images -> classes [n] int64, as positions in the class order. Borrows; owned by the caller.
-    let predict (learner: Learner<_, _>) (model: Model) (images: torch.Tensor) : torch.Tensor =
-        Scope.noGrad Leaves.tensor (fun () -> learner.Features model images |> learner.Classify model)
 
-[<RequireQualifiedAccess>]
-module StepReport =
-    let leaves: Leaves<StepReport> = fun r -> [ r.Loss; r.Predictions; r.Correct ]
+    let private isLogits (head: AnyHead) = head.Info.Name = Heads.logits.Info.Name
+
+    /// A learner over a backbone, which it borrows. Rejects an embedding that the backbone does not have, and the
+    /// method's own logits of a method without them.
+    let create (backbone: VisionTransformer) (method: AnyMethod) (head: AnyHead) (embedding: Embedding) =
+        Embedding.check backbone embedding
+
+        if isLogits head && method.Logits.IsNone then
+            let others = Heads.names |> List.except [ head.Info.Name ] |> String.concat ", "
+
+            Errors.reject
+                $"head {head.Info.Name}"
+                "must be of a method with a classifier of its own"
+                $"method {method.Info.Name}"
+                $"use one of {others}"
+
+        {
+            Backbone = backbone
+            Method = method
+            Head = head
+            Embedding = embedding
+        }
+
+    /// The learner whose method, head and embedding have these names. Rejects unknown names and settings out of range.
+    let named (backbone: VisionTransformer) method (settings: LoRASubSettings) head embedding : Learner =
+        create
+            backbone
+            ((Methods.find method).Create backbone settings)
+            (Heads.find head)
+            (Embedding.named embedding backbone)
+
+    let private master (learner: Learner) =
+        Precision.master learner.Backbone.Precision
+
+    let private noHead (learner: Learner) =
+        let width = Embedding.width learner.Backbone learner.Embedding
+        learner.Head.Zero width (master learner) learner.Backbone.Device
+
+    /// Before the first task. Owned by the caller.
+    let start (learner: Learner) (key: RandomKey) : TaskState =
+        {
+            Finished = 0
+            Classes = [||]
+            NextId = ClassId 0
+            Method = learner.Method.Start key
+            Head = noHead learner
+            Key = key
+        }
+
+    /// The state's tensors; what a file of tensors does not hold is taken from `known`.
+    let tree (learner: Learner) (known: TaskState) : Tree<TaskState> =
+        tree {
+            let! method = Tree.field "method" _.Method learner.Method.State
+            and! head = Tree.field "head" _.Head learner.Head.Tree
+            and! rest = Tree.given id known
+
+            return
+                { rest with
+                    Method = method
+                    Head = head
+                }
+        }
+
+    // Rejects a result of a user's function that is not [rows, columns] of finite numbers.
+    let private require subject (rows: int64) (columns: int64) (result: torch.Tensor) =
+        Shape.expect subject [ Axis.Is rows; Axis.Is columns ] result
+
+        if not (torch.is_floating_point result) then
+            Errors.reject subject "must be floating point" $"{result.dtype}" ""
+
+        if not (Scope.run (fun () -> result.isfinite().all().item<bool>())) then
+            Errors.reject subject "must be finite" "NaN or infinity" "lower lr or head-lr, or use a wider precision"
+
+    /// The tokens of some parts and the embeddings [n, D] of each view of images, mostly from one forward pass. Borrows;
+    /// owned by the caller.
+    let embed
+        (learner: Learner)
+        (adapters: Adapters)
+        (parts: EmbeddingPart[])
+        (images: torch.Tensor)
+        : struct (torch.Tensor[] * torch.Tensor[]) =
+        let vit, embedding = learner.Backbone, learner.Embedding
+
+        Scope.noGrad (Leaves.both Leaves.tensors Leaves.tensors) (fun () ->
+            let views = Embedding.views embedding images
+
+            let tokens, mine =
+                VisionTransformer.tokens (Array.append parts embedding.Parts) adapters vit views[0]
+                |> Array.splitAt parts.Length
+
+            let others = views[1..] |> Array.map (Embedding.embed embedding adapters vit)
+            struct (tokens, Array.append [| Embedding.join embedding mine |] others))
+
+    /// Adds a batch of views and their rows to a head's sums. Owned by the caller.
+    let internal observe (learner: Learner) (views: torch.Tensor[]) (rows: torch.Tensor) (head: HeadState) =
+        Scope.fold Hidden.leaves (fun head view -> learner.Head.Observe view rows head) head views
+
+    /// The head and the network of a state. Borrows; owned by the caller. Rejects a state without classes.
+    let deploy (learner: Learner) (state: TaskState) : Model =
+        if Array.isEmpty state.Classes then
+            Errors.reject "prediction" "needs at least one learned class" "none" "learn a task first"
+
+        Scope.noGrad Model.leaves (fun () ->
+            {
+                Adapters = learner.Method.Adapters state.Method
+                Scorer =
+                    match learner.Method.Logits with
+                    | Some logits when isLogits learner.Head -> logits state.Method
+                    | _ -> learner.Head.Scores state.Head
+                Classes = state.Classes.Length
+            })
+
+    /// Scores [n, classes] of images, by row, and the tokens of some parts of the network for them. Borrows; owned by
+    /// the caller. Rejects scores of another shape and scores that are not finite.
+    let internal predictWith (learner: Learner) (model: Model) parts (images: torch.Tensor) =
+        Scope.noGrad (Leaves.both Leaves.tensor Leaves.tensors) (fun () ->
+            let struct (tokens, views) = embed learner model.Adapters parts images
+
+            let scores =
+                views
+                |> Array.map (fun view ->
+                    let scores = model.Scorer.Score view
+                    require $"scores of head {learner.Head.Info.Name}" view.shape[0] (int64 model.Classes) scores
+                    scores)
+                |> Array.reduce (fun sum scores -> sum.add scores)
+
+            struct (scores.div (Scalar.op_Implicit (float views.Length)), tokens))
+
+    /// Scores [n, classes] of images [n, c, H, W], by row: the mean over the embedding's views. `Scorer.best` gives the
+    /// predicted rows. Borrows; owned by the caller. Rejects a head's scores of another shape or that are not finite.
+    let predict (learner: Learner) (model: Model) (images: torch.Tensor) : torch.Tensor =
+        Scope.noGrad Leaves.tensor (fun () ->
+            let struct (scores, _) = predictWith learner model [||] images
+            scores)
+
+    /// The state without a class: its row leaves the head's sums and the method's state, and what the network learned
+    /// from it stays. Borrows; owned by the caller, which shares no tensor with the old state. Rejects an unknown class.
+    let forget (learner: Learner) (id: ClassId) (state: TaskState) : TaskState =
+        match state.Classes |> Array.tryFindIndex (fun one -> one.Id = id) with
+        | None ->
+            Errors.reject $"class {id}" "must be a class that the learner knows" "an unknown class" ""
+        | Some row ->
+            Scope.noGrad TaskState.leaves (fun () ->
+                { state with
+                    Classes = Array.removeAt row state.Classes
+                    Method = learner.Method.Forget row state.Method
+                    Head = learner.Head.Forget row state.Head
+                })
+
+    /// A model that knows a task's classes as well, learned by the head alone from the network as it is: what is known
+    /// of them before training. Borrows; owned by the caller.
+    let foresee (learner: Learner) (task: LearningTask) (loaders: BatchLoader[]) (state: TaskState) : Model =
+        Scope.noGrad Model.leaves (fun () ->
+            let adapters = learner.Method.Adapters state.Method
+
+            let step head (load: BatchLoader) =
+                let batch = load ()
+                let struct (_, views) = embed learner adapters [||] batch.Images
+                observe learner views batch.Labels head
+
+            let head =
+                Scope.fold Hidden.leaves step (learner.Head.Grow task.Classes.Length state.Head) loaders
+
+            {
+                Adapters = adapters
+                Scorer = learner.Head.Scores head
+                Classes = state.Classes.Length + task.Classes.Length
+            })

@@ -44,19 +44,31 @@ module ClassMoments =
             Counts = zeros [| classes |] torch.ScalarType.Int64
         }
 
-    /// Adds a batch: features of n images and their labels [n] in [0, classes). Borrows; owned by the caller. Rejects
-    /// features of another depth, width or device.
-    let observe (features: Features) (labels: torch.Tensor) (moments: ClassMoments) : ClassMoments =
-        let blocks, width = int moments.Sums.shape[1] - 1, moments.Sums.shape[2]
+    /// The parts of a network that are measured: the class token of each block, then that of the output.
+    let parts (vit: VisionTransformer) : EmbeddingPart[] =
+        [|
+            for block in 1 .. vit.Blocks.Length do
+                {
+                    Block = block
+                    Tokens = Tokens.Class
+                    FinalNorm = false
+                }
 
-        if features.Blocks.Length <> blocks then
-            Errors.reject "features" $"must be of {blocks} blocks" $"{features.Blocks.Length}" ""
+            yield! (Embedding.output vit).Parts
+        |]
 
-        Shape.expect "output features" [ Axis.Any "batch"; Axis.Is width ] features.Output
-        let n = features.Output.shape[0]
+    /// Adds a batch: the tokens [n, d] of each of `parts` for n images, and their labels [n] in [0, classes). Borrows;
+    /// owned by the caller. Rejects tokens of another depth, width or device.
+    let observe (layers: torch.Tensor[]) (labels: torch.Tensor) (moments: ClassMoments) : ClassMoments =
+        let count, width = int moments.Sums.shape[1], moments.Sums.shape[2]
 
-        for tokens in Features.leaves features do
-            Shape.expect "features of a block" [ Axis.Is n; Axis.Is width ] tokens
+        if layers.Length <> count then
+            Errors.reject "features" $"must be of {count} layers" $"{layers.Length}" ""
+
+        let n = labels.shape[0]
+
+        for tokens in layers do
+            Shape.expect "features of a layer" [ Axis.Is n; Axis.Is width ] tokens
             Shape.expectDevice "features" moments.Sums tokens
 
         Shape.expect "labels" [ Axis.Is n ] labels
@@ -64,7 +76,7 @@ module ClassMoments =
 
         Scope.noGrad leaves (fun () ->
             let tokens =
-                [| for t in Features.leaves features -> t.``to`` moments.Sums.dtype |]
+                [| for t in layers -> t.``to`` moments.Sums.dtype |]
                 |> fun all -> torch.stack (all, 1L) // [n, blocks + 1, d]
 
             let add (sums: torch.Tensor) (rows: torch.Tensor) =

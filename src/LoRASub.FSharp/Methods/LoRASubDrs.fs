@@ -30,8 +30,6 @@ type LoRASubSettings =
         TripletWeight: float
         /// Order of the norm between features and prototypes.
         NormOrder: float
-        /// Off: prototypes of the frozen backbone's features.
-        Training: bool
     }
 
 /// LoRA Subtraction for the Drift-Resistant Space: X. Liu, X. Chang, CVPR 2025, arXiv 2503.18985. Old deltas are kept
@@ -49,16 +47,42 @@ module LoRASubDrs =
             return { Lora = lora; Head = head }
         }
 
+    /// What outlives a task.
+    [<ReferenceEquality>]
+    type State =
+        {
+            /// Per block, the summed deltas of finished tasks.
+            Deltas: LayerDelta[]
+            /// [c, d]: the mean raw feature of each class, for the triplet loss.
+            Prototypes: torch.Tensor
+            /// Of the task's classes, in the pass after training only.
+            Sums: ClassSums option
+        }
+
+    let private stateTree: Tree<State> =
+        tree {
+            let! deltas = Tree.field "blocks" _.Deltas (Tree.array (Tree.field "delta" id Lora.deltaTree))
+            and! prototypes = Tree.field "prototypes" _.Prototypes Tree.tensor
+            and! sums = Tree.field "sums" _.Sums (Tree.option ClassSums.tree)
+
+            return
+                {
+                    Deltas = deltas
+                    Prototypes = prototypes
+                    Sums = sums
+                }
+        }
+
     /// A task that is observed but not yet trained.
     [<ReferenceEquality>]
     type Observing =
         {
             Task: LearningTask
             /// Borrowed.
-            State: TaskState
+            State: State
             Trained: Trained
-            /// W − V, or W + V without subtraction.
-            ObservedQkv: torch.Tensor[]
+            /// With W − V, or W + V without subtraction.
+            Network: Adapters
             Moments: SecondMoment[]
         }
 
@@ -71,22 +95,21 @@ module LoRASubDrs =
         {
             Task: LearningTask
             /// Borrowed.
-            State: TaskState
+            State: State
             Trained: Trained
-            /// W + V.
-            Qkv: torch.Tensor[]
+            /// With W + V, for the pairs to be added to.
+            Network: Adapters
             /// One per block, or empty where updates are free.
             Projections: Projection[]
             Optimizer: 'Optimizer
-            Epoch: int
         }
 
         member this.Lora = this.Trained.Lora
         member this.Head = this.Trained.Head
 
-    let private observedQkv settings (state: TaskState) (vit: VisionTransformer) =
+    let private observedNetwork settings (state: State) (vit: VisionTransformer) =
         let sign = if settings.Subtraction then -1.0 else 1.0
-        VisionTransformer.effectiveQkv sign state.Deltas vit
+        VisionTransformer.merged sign state.Deltas vit
 
     let private observingTree vit settings task state : Tree<Observing> =
         tree {
@@ -94,9 +117,8 @@ module LoRASubDrs =
             and! state = Tree.given _.State state
             and! trained = Tree.field "trained" _.Trained trainedTree
 
-            and! qkv =
-                Tree.computed _.ObservedQkv (Tree.array Tree.tensor) (fun () ->
-                    observedQkv settings state vit)
+            and! network =
+                Tree.computed _.Network Adapters.tree (fun () -> observedNetwork settings state vit)
 
             and! moments = Tree.field "moments" _.Moments (Tree.array SecondMoment.tree)
 
@@ -105,7 +127,7 @@ module LoRASubDrs =
                     Task = task
                     State = state
                     Trained = trained
-                    ObservedQkv = qkv
+                    Network = network
                     Moments = moments
                 }
         }
@@ -114,32 +136,30 @@ module LoRASubDrs =
         vit
         (optimizer: Tree<'Optimizer>)
         task
-        (state: TaskState)
+        (state: State)
         : Tree<Training<'Optimizer>> =
         tree {
             let! task = Tree.given _.Task task
             and! state = Tree.given _.State state
             and! trained = Tree.field "trained" _.Trained trainedTree
 
-            and! qkv =
-                Tree.computed _.Qkv (Tree.array Tree.tensor) (fun () ->
-                    VisionTransformer.trainingQkv state.Deltas vit)
+            and! network =
+                Tree.computed _.Network Adapters.tree (fun () ->
+                    VisionTransformer.training state.Deltas vit)
 
             and! projections =
                 Tree.field "projections" _.Projections (Tree.array Projection.tree)
 
             and! optimizer = Tree.field "optimizer" _.Optimizer optimizer
-            and! epoch = Tree.field "epoch" _.Epoch Tree.int
 
             return
                 {
                     Task = task
                     State = state
                     Trained = trained
-                    Qkv = qkv
+                    Network = network
                     Projections = projections
                     Optimizer = optimizer
-                    Epoch = epoch
                 }
         }
 
@@ -172,22 +192,18 @@ module LoRASubDrs =
     let private master (vit: VisionTransformer) = Precision.master vit.Precision
 
     /// Before the first task: no deltas, no classes.
-    let start (vit: VisionTransformer) (key: RandomKey) : TaskState =
+    let start (vit: VisionTransformer) : State =
         {
-            Finished = 0
             Deltas =
                 vit.Blocks
                 |> Array.map (fun _ -> Lora.noDelta vit.Width (master vit) vit.Device)
-            Prototypes = Prototype.none vit.Width (master vit) vit.Device
-            Key = key
+            Prototypes = torch.zeros ([| 0L; vit.Width |], dtype = master vit, device = vit.Device)
+            Sums = None
         }
 
     /// Whether the method observes this task: not the first, and not where updates are free anyway.
     let observes (settings: LoRASubSettings) (task: LearningTask) =
-        task.Index > 0
-        && settings.Training
-        && settings.Projection
-        && settings.Energy < 1.0
+        task.Index > 0 && settings.Projection && settings.Energy < 1.0
 
     let private initialHead (vit: VisionTransformer) (classes: int) (key: RandomKey) : Linear =
         let bound = 1.0 / sqrt (float vit.Width)
@@ -207,27 +223,24 @@ module LoRASubDrs =
                 Task = task
                 State = state
                 Trained = Tree.map _.detach() trainedTree trained
-                ObservedQkv = observedQkv settings state vit
+                Network = observedNetwork settings state vit
                 Moments =
                     vit.Blocks
                     |> Array.map (fun _ -> SecondMoment.zero vit.Width (master vit) vit.Device)
             })
 
     /// Begins a task from fresh random pairs and a fresh head.
-    let beginTask
-        (vit: VisionTransformer)
-        (settings: LoRASubSettings)
-        (task: LearningTask)
-        state
-        : Observing =
+    let beginTask (vit: VisionTransformer) (settings: LoRASubSettings) key task state : Observing =
         Scope.keep (observingTree vit settings task state).Leaves (fun () ->
-            let key = state.Key |> Rng.fold RandomBranch.Method |> Rng.fold (int64 task.Index)
-            // without training B must leave the network as it is
-            let bInit = if settings.Training then settings.BInit else BInit.Zeros
-
             let lora =
                 Array.init vit.Blocks.Length (fun i ->
-                    Lora.init bInit settings.Rank vit.Width (master vit) vit.Device (Rng.fold (int64 i) key))
+                    Lora.init
+                        settings.BInit
+                        settings.Rank
+                        vit.Width
+                        (master vit)
+                        vit.Device
+                        (Rng.fold (int64 i) key))
 
             let head = initialHead vit task.Classes.Length (Rng.fold -1L key)
             beginTaskWith vit settings { Lora = lora; Head = head } task state)
@@ -236,12 +249,6 @@ module LoRASubDrs =
     /// second moment.
     let observe (vit: VisionTransformer) settings (batch: Batch) (observing: Observing) : Observing =
         Scope.noGrad (observingTree vit settings observing.Task observing.State).Leaves (fun () ->
-            let adapters =
-                {
-                    Qkv = observing.ObservedQkv
-                    Lora = [||]
-                }
-
             let visit (moments: SecondMoment[]) i input =
                 Array.updateAt i (SecondMoment.observe input moments[i]) moments
 
@@ -249,24 +256,25 @@ module LoRASubDrs =
 
             { observing with
                 Moments =
-                    VisionTransformer.foldInputs leaves visit observing.Moments adapters vit batch.Images
+                    VisionTransformer.foldInputs
+                        leaves
+                        visit
+                        observing.Moments
+                        observing.Network
+                        vit
+                        batch.Images
             })
 
     /// An optimizer at a learning rate, such as `Adam.transform`: `prepare` and `update` confine its updates.
     type Optimizer<'S> = float -> Transform<'S>
 
-    // The rates of an epoch for the pairs and for the head; the updates of each block's pairs confined to its retained
-    // space, the head's never.
+    // The updates of each block's pairs are confined to its retained space, the head's never.
     let private confined
         (optimizer: Optimizer<'S>)
-        settings
+        (rates: Rates)
         (projections: Projection[])
-        epoch
         (trained: Trained)
         : Transform<struct ('S[] * unit)> =
-        let rate baseRate =
-            Schedule.cosine baseRate settings.ScheduleEpochs epoch
-
         let head = Linear.leaves trained.Head |> Seq.length
         let pairs = trained.Lora |> Seq.sumBy (Lora.leaves >> Seq.length)
 
@@ -285,10 +293,7 @@ module LoRASubDrs =
         Transform.chain
             (Transform.partition
                 [| yield! Array.create pairs 0; yield! Array.create head 1 |]
-                [|
-                    optimizer (rate settings.LearningRate)
-                    optimizer (rate settings.HeadLearningRate)
-                |])
+                [| optimizer rates.Network; optimizer rates.Classifier |])
             (Projected.transform confinements)
 
     let private optimizerTree (optimizer: Optimizer<'S>) : Tree<struct ('S[] * unit)> =
@@ -320,23 +325,17 @@ module LoRASubDrs =
                 Task = observing.Task
                 State = observing.State
                 Trained = trained
-                Qkv = VisionTransformer.trainingQkv observing.State.Deltas vit
+                Network = VisionTransformer.training observing.State.Deltas vit
                 Projections = projections
-                Optimizer = (confined optimizer settings projections 0 trained).Init parameters
-                Epoch = 0
+                // no rate matters before the first step
+                Optimizer =
+                    (confined optimizer { Network = 0.0; Classifier = 0.0 } projections trained).Init parameters
             })
-
-    /// The network in training.
-    let adapters (training: Training<_>) =
-        {
-            Qkv = training.Qkv
-            Lora = training.Trained.Lora
-        }
 
     /// CE(head(f), y) + λ·ATL(f/‖f‖, y, prototypes), and the head's predictions as positions in the task, [n].
     let loss
         (settings: LoRASubSettings)
-        (prototypes: Prototypes)
+        (prototypes: torch.Tensor)
         head
         (local: torch.Tensor)
         (features: torch.Tensor)
@@ -349,7 +348,7 @@ module LoRASubDrs =
                 let unit = features.div (features.norm (1, keepdim = true))
 
                 let triplet =
-                    AugmentedTriplet.loss settings.Margin settings.NormOrder prototypes.Means local unit
+                    AugmentedTriplet.loss settings.Margin settings.NormOrder prototypes local unit
 
                 crossEntropy.add (triplet.mul (Scalar.op_Implicit settings.TripletWeight))
             else
@@ -357,11 +356,18 @@ module LoRASubDrs =
 
         struct (total, logits.argmax 1L)
 
+    /// The network in training.
+    let network (training: Training<_>) =
+        { training.Network with
+            Lora = training.Trained.Lora
+        }
+
     /// One projected step on one batch.
     let updateWith
         (optimizer: Optimizer<'S>)
         vit
         settings
+        (rates: Rates)
         (batch: Batch)
         (training: Training<struct ('S[] * unit)>)
         =
@@ -373,15 +379,8 @@ module LoRASubDrs =
 
             let lossOf (variables: torch.Tensor[]) =
                 let variable = Tree.withLeaves trainedTree variables training.Trained
-
-                let features =
-                    VisionTransformer.features
-                        {
-                            Qkv = training.Qkv
-                            Lora = variable.Lora
-                        }
-                        vit
-                        batch.Images
+                let network = network { training with Trained = variable }
+                let features = VisionTransformer.features network vit batch.Images
 
                 let struct (total, predictions) =
                     loss settings training.State.Prototypes variable.Head local features
@@ -390,9 +389,7 @@ module LoRASubDrs =
 
             let before = Array.ofSeq (trainedTree.Leaves training.Trained)
             let struct (total, extra, gradients) = Grad.valueAndGradWith lossOf before
-
-            let transform =
-                confined optimizer settings training.Projections training.Epoch training.Trained
+            let transform = confined optimizer rates training.Projections training.Trained
 
             let struct (after, optimizer) =
                 Transform.step transform gradients training.Optimizer before
@@ -407,71 +404,65 @@ module LoRASubDrs =
                         Correct = extra[0].eq(local).sum()
                     }))
 
-    /// Effective weights for prediction; the prototypes stay the state's.
-    let deploy (vit: VisionTransformer) (state: TaskState) : Model =
-        Scope.keep Model.leaves (fun () ->
-            {
-                Adapters =
+    /// What the projections retain.
+    let diagnostics (training: Training<_>) : Diagnostics =
+        {
+            Retained =
+                training.Projections
+                |> Array.map (fun p ->
                     {
-                        Qkv = VisionTransformer.effectiveQkv 1.0 state.Deltas vit
-                        Lora = [||]
-                    }
-                Prototypes = state.Prototypes
+                        Rank = p.Rank
+                        Energy = p.Energy
+                        Condition = p.Condition
+                    })
+            Subspaces = training.Projections |> Array.map Subspace.ofProjection
+        }
+
+    /// Merges the task's pairs into the deltas.
+    let merge (training: Training<_>) : State =
+        let state, means = training.State, training.State.Prototypes
+
+        Scope.noGrad stateTree.Leaves (fun () ->
+            { state with
+                Deltas = Array.map2 Lora.merge training.Trained.Lora state.Deltas
+                Sums =
+                    Some(
+                        ClassSums.zero training.Task.Classes.Length means.shape[1] means.dtype means.device
+                    )
             })
 
-    /// Merges the task's pairs into the deltas and appends the mean raw feature of each of its classes, in one pass
-    /// over `loaders`. Old prototypes are not touched. Rejects a class without images.
-    let afterTask (vit: VisionTransformer) (loaders: BatchLoader[]) (training: Training<_>) : TaskState =
-        Scope.noGrad TaskState.leaves (fun () ->
-            let task, state = training.Task, training.State
-            let classes = task.Classes.Length
+    /// Adds a batch of the task to the sums of its classes.
+    let consolidate (batch: Batch) (features: torch.Tensor) (state: State) : State =
+        match state.Sums with
+        | None -> Errors.reject "consolidation" "must follow the end of training" "a finished state" ""
+        | Some sums ->
+            let first = Scalar.op_Implicit state.Prototypes.shape[0]
 
-            let merged =
+            Scope.noGrad stateTree.Leaves (fun () ->
                 { state with
-                    Finished = state.Finished + 1
-                    Deltas = Array.map2 Lora.merge training.Trained.Lora state.Deltas
-                }
+                    Sums = Some(ClassSums.observe features (batch.Labels.sub first) sums)
+                })
 
-            let model = deploy vit merged
+    /// Appends the mean raw feature of each of the task's classes; old prototypes keep their bits. Rejects a class
+    /// without images.
+    let finish (state: State) : State =
+        match state.Sums with
+        | None -> state
+        | Some sums ->
+            Scope.noGrad stateTree.Leaves (fun () ->
+                let nameOf c = $"class in row {state.Prototypes.shape[0] + int64 c}"
 
-            let step sums (load: BatchLoader) =
-                let batch = load ()
-                let features = VisionTransformer.features model.Adapters vit batch.Images
+                { state with
+                    Prototypes = torch.cat ([| state.Prototypes; ClassSums.means nameOf sums |], 0L)
+                    Sums = None
+                })
 
-                ClassSums.observe
-                    features
-                    (batch.Labels.sub (Scalar.op_Implicit (int64 task.FirstClass)))
-                    sums
-
-            let sums =
-                Scope.fold
-                    ClassSums.leaves
-                    step
-                    (ClassSums.zero classes vit.Width (master vit) vit.Device)
-                    loaders
-
-            let nameOf c =
-                $"class at position {task.FirstClass + c} of the class order (task {task.Index + 1})"
-
-            let ids = Array.init classes (fun c -> task.FirstClass + c)
-
-            { merged with
-                Prototypes = Prototype.append ids (ClassSums.means nameOf sums) state.Prototypes
+    /// Without the prototype of the class in a row.
+    let forget (row: int) (state: State) : State =
+        Scope.noGrad stateTree.Leaves (fun () ->
+            { state with
+                Prototypes = ClassSums.withoutRow row state.Prototypes
             })
-
-    /// Features of images under a model, block by block.
-    let features (vit: VisionTransformer) (model: Model) (images: torch.Tensor) : Features =
-        Scope.noGrad Features.leaves (fun () -> VisionTransformer.featuresByBlock model.Adapters vit images)
-
-    /// Nearest prototype on unit vectors, over all classes seen.
-    let classify (model: Model) (features: Features) : torch.Tensor =
-        Scope.noGrad Leaves.tensor (fun () ->
-            let nearest = Prototype.nearest model.Prototypes features.Output
-
-            let classes =
-                torch.tensor (Array.map int64 model.Prototypes.Classes, device = nearest.device)
-
-            classes.index_select (0L, nearest))
 
     /// Adam with the settings' options.
     let adam settings : Optimizer<AdamState> =
@@ -481,66 +472,49 @@ module LoRASubDrs =
     let prepare vit settings observing =
         prepareWith (adam settings) vit settings observing
 
-    /// Adds a task's classes without training: `afterTask` with the current network.
-    let extend
-        (vit: VisionTransformer)
-        settings
-        task
-        (loaders: BatchLoader[])
-        (state: TaskState)
-        : TaskState =
-        let untrained = { settings with Training = false }
-
-        Scope.noGrad TaskState.leaves (fun () ->
-            beginTask vit untrained task state
-            |> prepare vit untrained
-            |> afterTask vit loaders)
-
     /// `updateWith` Adam.
-    let update vit settings batch training =
-        updateWith (adam settings) vit settings batch training
+    let update vit settings rates batch training =
+        updateWith (adam settings) vit settings rates batch training
+
+    let info: MethodInfo =
+        {
+            Name = "lora-sub-drs"
+            Summary = "LoRA subtraction for the drift-resistant space"
+            Source = "Liu & Chang, CVPR 2025, arXiv 2503.18985"
+            Stores = "two d x d deltas per block, and one mean feature per class"
+            Trains = true
+            Joint = false
+        }
 
     /// The method as a value over a frozen backbone, which it borrows, with an optimizer of the caller's. Rejects
     /// settings out of range.
-    let learnerWith
+    let methodWith
         (optimizer: Optimizer<'S>)
         (vit: VisionTransformer)
         (settings: LoRASubSettings)
-        : Learner<Observing, Training<struct ('S[] * unit)>> =
+        : Method<State, Observing, Training<struct ('S[] * unit)>> =
         check vit.Width settings
 
         {
-            Name =
-                if settings.Training then
-                    "lora-sub-drs"
-                else
-                    "frozen-prototypes"
-            Start = start vit
+            Info = info
+            State = stateTree
+            Observing = observingTree vit settings
+            Training = trainingTree vit (optimizerTree optimizer)
+            Start = fun _ -> start vit
             Observes = observes settings
             BeginTask = beginTask vit settings
             Observe = observe vit settings
             Prepare = prepareWith optimizer vit settings
-            BeginEpoch = fun epoch training -> { training with Training.Epoch = epoch }
             Update = updateWith optimizer vit settings
-            Retained =
-                fun training ->
-                    training.Projections
-                    |> Array.map (fun p ->
-                        {
-                            Rank = p.Rank
-                            Energy = p.Energy
-                            Condition = p.Condition
-                        })
-            Subspaces = fun training -> training.Projections |> Array.map Subspace.ofProjection
-            AfterTask = afterTask vit
-            Extend = extend vit settings
-            Deploy = deploy vit
-            Features = features vit
-            Classify = classify
-            ObservingTree = observingTree vit settings
-            TrainingTree = trainingTree vit (optimizerTree optimizer)
+            Diagnostics = diagnostics
+            Merge = merge
+            Consolidate = consolidate
+            Finish = finish
+            Forget = forget
+            Adapters = fun state -> VisionTransformer.merged 1.0 state.Deltas vit
+            Logits = None
         }
 
-    /// `learnerWith` Adam, as published.
-    let learner (vit: VisionTransformer) (settings: LoRASubSettings) =
-        learnerWith (adam settings) vit settings
+    /// `methodWith` Adam, as published.
+    let method' (vit: VisionTransformer) (settings: LoRASubSettings) =
+        methodWith (adam settings) vit settings

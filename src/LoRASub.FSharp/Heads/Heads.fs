@@ -1,0 +1,40 @@
+namespace LoRASub
+
+/// The heads that can be chosen by name: the only list of them.
+[<RequireQualifiedAccess>]
+module Heads =
+
+    /// The classifier that a method brings itself; `Learner` asks the method for its scores.
+    let logits: Head<unit> =
+        {
+            Info =
+                {
+                    Name = "logits"
+                    Summary = "the method's own classifier"
+                    Source = "the method's paper"
+                }
+            Tree = Tree.unit
+            Zero = fun _ _ _ -> ()
+            Grow = fun _ () -> ()
+            Observe = fun _ _ () -> ()
+            Merge = fun () () -> ()
+            Forget = fun _ () -> ()
+            Scores =
+                fun () ->
+                    Errors.reject "head logits" "must be used with a method that has logits" "another method" ""
+        }
+
+    let all: AnyHead list = [ Head.hide NearestMean.head; Head.hide logits ]
+
+    let names = all |> List.map _.Info.Name
+
+    /// The head of a name. Rejects an unknown one.
+    let find (name: string) : AnyHead =
+        match all |> List.tryFind (fun head -> head.Info.Name = name) with
+        | Some head -> head
+        | None ->
+            Errors.reject
+                "head"
+                $"""must be one of {String.concat ", " names}"""
+                $"'{name}'"
+                (Errors.didYouMean names name)

@@ -1,0 +1,60 @@
+namespace LoRASub
+
+open TorchSharp
+
+/// The nearest class mean on unit vectors, as LoRA-Sub-DRS predicts: argmin ‖f/(‖f‖ + 1e-8) − p/‖p‖‖², with p the mean of
+/// a class's raw features (Liu & Chang 2025).
+[<RequireQualifiedAccess>]
+module NearestMean =
+
+    /// A scorer from class means [c, d]. Its score is 1 − ½‖f/(‖f‖ + 1e-8) − p/‖p‖‖², the cosine, in [-1, 1]. Borrows;
+    /// owned by the caller.
+    let ofMeans (means: torch.Tensor) : Scorer =
+        Shape.expect "class means" [ Axis.Any "classes"; Axis.Any "width" ] means
+        let squares (t: torch.Tensor) = t.mul(t).sum 1L
+
+        Scope.noGrad Scorer.leaves (fun () ->
+            let units = means.div (means.norm (1, keepdim = true))
+            let lengths = squares units
+
+            let score (embeddings: torch.Tensor) =
+                Shape.expect "features" [ Axis.Any "batch"; Axis.Is units.shape[1] ] embeddings
+                Shape.expectLike "features" units embeddings
+
+                Scope.noGrad Leaves.tensor (fun () ->
+                    let f =
+                        embeddings.div (embeddings.norm(1, keepdim = true).add(Scalar.op_Implicit 1e-8))
+
+                    // |f|² + |p|² − 2fp: one product for all classes
+                    let distances =
+                        (squares f)
+                            .unsqueeze(1L)
+                            .add(lengths)
+                            .sub(f.mm(units.t ()).mul(Scalar.op_Implicit 2.0))
+
+                    distances.mul(Scalar.op_Implicit -0.5).add(Scalar.op_Implicit 1.0))
+
+            {
+                Owned = [| units; lengths |]
+                Score = score
+            })
+
+    let head: Head<ClassSums> =
+        {
+            Info =
+                {
+                    Name = "nearest-mean"
+                    Summary = "the class whose mean embedding has the largest cosine"
+                    Source = "Liu & Chang 2025; Mensink et al. 2013"
+                }
+            Tree = ClassSums.tree
+            Zero = ClassSums.zero 0
+            Grow = ClassSums.grow
+            Observe = ClassSums.observe
+            Merge = fun left right -> Scope.noGrad ClassSums.leaves (fun () -> left + right)
+            Forget = ClassSums.forget
+            Scores =
+                fun sums ->
+                    Scope.noGrad Scorer.leaves (fun () ->
+                        sums |> ClassSums.means (fun row -> $"class in row {row}") |> ofMeans)
+        }

@@ -1,0 +1,98 @@
+namespace LoRASub
+
+open System.Collections.Generic
+
+/// How tasks are learned from images.
+type LearnOptions =
+    {
+        /// Passes over a task's images; ignored by a method that does not train.
+        Epochs: int
+        /// Of an epoch, from 0.
+        Rates: int -> Rates
+        /// How training images become batches.
+        Batch: BatchOptions
+        /// Whether the pass after training augments its images as well.
+        AugmentLast: bool
+        /// The key of a pass's shuffling and augmentation, from the state's root key, the task and the epoch; -1 is the
+        /// observation, and the number of epochs the pass after training.
+        PassKey: RandomKey -> LearningTask -> int -> RandomKey
+    }
+
+/// Tasks made of labelled images.
+[<RequireQualifiedAccess>]
+module ImageTask =
+
+    /// A pass key that no other task or epoch shares.
+    let passKey (root: RandomKey) (task: LearningTask) (epoch: int) : RandomKey =
+        root
+        |> Rng.fold RandomBranch.Data
+        |> Rng.fold (int64 task.Index)
+        |> Rng.fold (int64 epoch)
+
+    /// What a task is learned from: the images of a set at some positions, which belong to the task's classes.
+    let context learner (options: LearnOptions) (set: ImageSet) positions names task (state: TaskState) clock =
+        let epochs = if learner.Method.Info.Trains then options.Epochs else 0
+
+        let epoch number =
+            TaskStream.epochBatches options.Batch (options.PassKey state.Key task number) set task positions
+
+        {
+            Learner = learner
+            Task = task
+            Names = names
+            Batches =
+                fun pass ->
+                    match pass with
+                    | Pass.Observe -> epoch -1
+                    | Pass.Epoch number -> epoch number
+                    | Pass.Consolidate when options.AugmentLast -> epoch epochs
+                    | Pass.Consolidate -> TaskStream.plainBatches options.Batch set task positions
+            Epochs = epochs
+            Rates = options.Rates
+            Clock = clock
+            OnEvent = ignore
+            OnStep = ignore
+        }
+
+    let private checkNames (state: TaskState) (names: string[]) =
+        if Array.isEmpty names then
+            Errors.reject "new classes" "must be at least one" "none" ""
+
+        let known = state.Classes |> Array.map _.Name
+
+        for name, count in Array.countBy id (Array.append known names) do
+            if count > 1 then
+                Errors.reject
+                    $"class '{name}'"
+                    "must be new"
+                    "a class of that name"
+                    "give each class a name of its own"
+
+    let private checkImages (names: string[]) (images: ImageSet) =
+        ImageSet.requireLabels images.Source names.Length images.Labels
+        let present = HashSet images.Labels
+
+        for label, name in Array.indexed names do
+            if not (present.Contains label) then
+                Errors.reject $"class '{name}'" "needs at least one image" $"none in {images.Source}" ""
+
+    /// Learns a group of new classes from images labelled 0, 1, … into `names`, which are not kept: the state after the
+    /// task. `onEvent` is called with progress on the calling thread. Borrows; owned by the caller. Rejects a name that is
+    /// known, labels out of range, a class without images, and what `TaskLoop.learn` rejects.
+    let learn learner options (names: string[]) (images: ImageSet) (onEvent: TaskEvent -> unit) state : TaskState =
+        checkNames state names
+        checkImages names images
+
+        let task =
+            {
+                Index = state.Finished
+                FirstClass = TaskState.classes state
+                Classes = Array.init names.Length id
+            }
+
+        let context =
+            { context learner options images (Array.init images.Labels.Length id) names task state (PhaseClock()) with
+                OnEvent = onEvent
+            }
+
+        Scope.keep TaskState.leaves (fun () -> (TaskLoop.learn context state None).State)

@@ -1,0 +1,401 @@
+namespace LoRASub
+
+open System
+open System.Collections.Generic
+open System.IO
+open TorchSharp
+
+/// A learner on disk: all it needs to predict and to learn more, except the backbone.
+type LearnerRecord =
+    {
+        Version: int
+        Method: string
+        Head: string
+        /// None: the class token at the output, as in version 1.
+        Embedding: SavedEmbedding option
+        State: SavedState
+        /// The data set's label of the class learned i-th, for all classes of a run; the ids otherwise.
+        ClassOrder: int[]
+        ImageSize: int
+        Channels: int
+        /// Black and white as the network sees them.
+        InputRange: float[]
+        Heads: int
+        /// Of the blocks' norms and of the final one.
+        NormEpsilon: float[]
+        /// The settings that it was trained with, by name.
+        Settings: Dictionary<string, string>
+        /// SHA-256 of the backbone's file, in lower-case hexadecimal.
+        BackboneSha256: string
+        TensorsSha256: string
+    }
+
+/// A learner as read from its folder: its tensors wait, on the CPU, for the backbone that they belong to.
+[<ReferenceEquality>]
+type SavedLearner =
+    {
+        Record: LearnerRecord
+        Tensors: Map<string, torch.Tensor>
+        /// Of learner.json.
+        Path: string
+    }
+
+    member this.Input: ImageFormat =
+        {
+            Size = this.Record.ImageSize
+            Channels = this.Record.Channels
+            Low = this.Record.InputRange[0]
+            High = this.Record.InputRange[1]
+        }
+
+    member this.NormEpsilon: NormEpsilon =
+        {
+            Blocks = this.Record.NormEpsilon[0]
+            Final = this.Record.NormEpsilon[1]
+        }
+
+/// learner.json of version 1: one method, one head, one mean per class.
+module internal Version1 =
+
+    type Record =
+        {
+            Method: string
+            FinishedTasks: int
+            TaskSizes: int[]
+            ClassNames: string[]
+            ClassOrder: int[]
+            PrototypeClasses: int[]
+            RandomKey: string
+            ImageSize: int
+            Channels: int
+            InputRange: float[]
+            Heads: int
+            NormEpsilon: float[]
+            BackboneSha256: string
+            TensorsSha256: string
+        }
+
+    let private checkClasses path (old: Record) =
+        let classes = old.PrototypeClasses
+
+        if old.ClassNames.Length <> old.ClassOrder.Length then
+            let rule = $"needs a name for each of {old.ClassOrder.Length} classes"
+            Errors.reject path rule $"{old.ClassNames.Length}" ""
+
+        if
+            classes.Length > old.ClassOrder.Length
+            || classes <> Array.init classes.Length id
+        then
+            let rule =
+                $"prototype classes must be 0, 1, … in order, at most {old.ClassOrder.Length} of them"
+
+            Errors.reject path rule $"{List.ofArray classes}" ""
+
+        if
+            old.TaskSizes.Length <> old.FinishedTasks
+            || Array.sum old.TaskSizes <> classes.Length
+        then
+            let rule =
+                $"task sizes must be {old.FinishedTasks}, one per finished task, and add up to {classes.Length}"
+
+            Errors.reject path rule $"{List.ofArray old.TaskSizes}" ""
+
+    /// The record in today's form. Rejects a record that no program wrote.
+    let migrate (path: string) (old: Record) : LearnerRecord =
+        checkClasses path old
+        let tasks = old.TaskSizes |> Array.mapi (fun task size -> Array.create size task) |> Array.concat
+
+        {
+            Version = 2
+            // its prototypes were those of a method then
+            Method =
+                if old.Method = "frozen-prototypes" then
+                    Frozen.info.Name
+                else
+                    old.Method
+            Head = NearestMean.head.Info.Name
+            Embedding = None
+            State =
+                {
+                    FinishedTasks = old.FinishedTasks
+                    Classes =
+                        tasks
+                        |> Array.mapi (fun row task ->
+                            {
+                                Id = row
+                                Name = old.ClassNames[row]
+                                Task = task
+                                Images = 1L // not known
+                            })
+                    NextId = tasks.Length
+                    RandomKey = old.RandomKey
+                }
+            ClassOrder = old.ClassOrder
+            ImageSize = old.ImageSize
+            Channels = old.Channels
+            InputRange = old.InputRange
+            Heads = old.Heads
+            NormEpsilon = old.NormEpsilon
+            Settings = Dictionary()
+            BackboneSha256 = old.BackboneSha256
+            TensorsSha256 = old.TensorsSha256
+        }
+
+    /// The tensors under today's names: a mean is the sum of one image.
+    let rename (tensors: Map<string, torch.Tensor>) : Map<string, torch.Tensor> =
+        let mine = tensors |> Map.toList |> List.map (fun (name, tensor) -> $"method.{name}", tensor)
+
+        let sums =
+            match Map.tryFind "prototypes" tensors with
+            | Some means ->
+                [
+                    "head.sums", means
+                    "head.counts", torch.ones ([| means.shape[0] |], dtype = torch.ScalarType.Int64)
+                ]
+            | None -> []
+
+        Map.ofList (mine @ sums)
+
+/// Saves and loads learners: `learner.safetensors` holds the tensors, `learner.json` the rest and the hash of the tensors
+/// that belong to it. New tensors wait under a name of their own until the new JSON takes its name. That one step
+/// decides which learner the folder holds, so that a process killed at any moment leaves the old or the new one.
+[<RequireQualifiedAccess>]
+module LearnerFile =
+
+    [<Literal>]
+    let private Version = 2
+
+    /// The JSON half; the tensors are beside it.
+    let jsonPath (folder: string) = Path.Combine(folder, "learner.json")
+
+    /// The tensor half.
+    let tensorPath (folder: string) =
+        Path.Combine(folder, "learner.safetensors")
+
+    /// The tensors of a save that is not finished.
+    let nextPath (folder: string) =
+        Path.Combine(folder, "learner.next.safetensors")
+
+    let private purpose = "the JSON half of a saved learner"
+
+    // The hash in learner.json; none where that is missing or damaged. Rejects a file that cannot be read.
+    let private namedHash (folder: string) : string option =
+        let path = jsonPath folder
+
+        if File.Exists path then
+            let bytes = ReadOnlyMemory(Json.bytes purpose path)
+
+            try
+                Json.parse purpose path bytes (fun root ->
+                    Some((root.GetProperty "tensorsSha256").GetString()))
+            with :? InputException ->
+                None
+        else
+            None
+
+    // Finishes a save whose JSON is in place, and drops one whose JSON is not.
+    let private settle (folder: string) =
+        let next = nextPath folder
+
+        if File.Exists next then
+            if namedHash folder = Some(DataFile.sha256 next) then
+                try
+                    File.Move(next, tensorPath folder, overwrite = true)
+                with
+                | :? IOException
+                | :? UnauthorizedAccessException as e ->
+                    Errors.reject (tensorPath folder) "must be a file that can be replaced" e.Message ""
+            else
+                WholeFile.discard next
+
+    // One process at a time: the second one's tensors would replace the first one's before its JSON is in place.
+    let private alone (folder: string) (work: unit -> unit) =
+        let lock' = Path.Combine(folder, ".lorasub-learner.tmp")
+        let clock = Diagnostics.Stopwatch.StartNew()
+
+        let rec hold () : FileStream =
+            try
+                new FileStream(
+                    lock',
+                    FileMode.OpenOrCreate,
+                    FileAccess.ReadWrite,
+                    FileShare.None,
+                    1,
+                    FileOptions.DeleteOnClose
+                )
+            with
+            | :? IOException as e when WholeFile.isLocked e && clock.Elapsed < TimeSpan.FromMinutes 1.0 ->
+                Threading.Thread.Sleep 20
+                hold ()
+            | :? IOException
+            | :? UnauthorizedAccessException as e ->
+                Errors.reject (tensorPath folder) "must be in a folder that can be written" e.Message ""
+
+        use _ = hold ()
+        work ()
+
+    /// The record of a learner, to be saved with its state. `order` holds the data set's label of the class learned i-th.
+    let record
+        (learner: Learner)
+        (state: TaskState)
+        (order: int[])
+        (input: ImageFormat)
+        (epsilon: NormEpsilon)
+        (backboneSha256: string)
+        (settings: (string * string) list)
+        : LearnerRecord =
+        {
+            Version = Version
+            Method = learner.Method.Info.Name
+            Head = learner.Head.Info.Name
+            Embedding = Some(SavedEmbedding.ofEmbedding learner.Embedding)
+            State = SavedState.ofState state
+            ClassOrder = order
+            ImageSize = input.Size
+            Channels = input.Channels
+            InputRange = [| input.Low; input.High |]
+            Heads = learner.Backbone.Heads
+            NormEpsilon = [| epsilon.Blocks; epsilon.Final |]
+            Settings = Dictionary(dict settings)
+            BackboneSha256 = backboneSha256
+            TensorsSha256 = "" // known once they are written
+        }
+
+    /// Writes a learner into a folder that exists, over an older one, which can be loaded until the new one can. A save
+    /// that fails leaves the older one. Rejects a folder that cannot be written.
+    let save (folder: string) (learner: Learner) (record: LearnerRecord) (state: TaskState) : unit =
+        if Directory.Exists(tensorPath folder) then
+            Errors.reject (tensorPath folder) "must be a file" "a folder" "choose another folder"
+
+        let next = nextPath folder
+
+        alone folder (fun () ->
+            // before anything is written over tensors that learner.json names already
+            settle folder
+
+            try
+                Scope.run (fun () ->
+                    Safetensors.write
+                        next
+                        (Map [ "format", "lorasub learner" ])
+                        (Tree.write (Learner.tree learner state) state))
+
+                Json.save
+                    (jsonPath folder)
+                    { record with
+                        TensorsSha256 = DataFile.sha256 next
+                    }
+            finally
+                try
+                    settle folder
+                with :? InputException ->
+                    // a learner whose tensors still wait can be loaded: the next save moves them
+                    ())
+
+    // The tensors that learner.json names by their hash.
+    let private tensorsOf (folder: string) (sha256: string) : TensorFile =
+        let path = tensorPath folder
+
+        match
+            [ path; nextPath folder ]
+            |> List.filter File.Exists
+            |> List.tryPick (Safetensors.readHashed sha256)
+        with
+        | Some file -> file
+        | None when File.Exists path ->
+            let rule = $"must have the SHA-256 {sha256} that learner.json gives"
+            Errors.reject path rule (DataFile.sha256 path) ""
+        | None -> Errors.reject path "must be beside learner.json" "no such file" ""
+
+    let private recordOf (path: string) : struct (LearnerRecord * bool) =
+        Json.read purpose path (fun root ->
+            match (root.GetProperty "version").GetInt64() with
+            | 1L -> struct (Version1.migrate path (Json.toRecord<Version1.Record> root), true)
+            | version when version = int64 Version -> struct (Json.toRecord<LearnerRecord> root, false)
+            | version ->
+                Errors.reject
+                    path
+                    $"must be of version 1 to {Version}"
+                    $"version {version}"
+                    "use the program that wrote it")
+
+    let private checkRecord (path: string) (record: LearnerRecord) =
+        let two name (numbers: float[]) =
+            if numbers.Length <> 2 then
+                Errors.reject $"{path}, {name}" "must hold 2 numbers" $"{numbers.Length}" ""
+
+        two "inputRange" record.InputRange
+        two "normEpsilon" record.NormEpsilon
+        SavedState.check path record.State
+
+    let private loadOnce (folder: string) : SavedLearner =
+        let path = jsonPath folder
+        let struct (record, isOld) = recordOf path
+        checkRecord path record
+        let file = tensorsOf folder record.TensorsSha256
+
+        {
+            Record = record
+            Tensors = if isOld then Version1.rename file.Tensors else file.Tensors
+            Path = path
+        }
+
+    /// Reads what `save` wrote, also while another process saves over it, or a learner of version 1. Its tensors belong
+    /// to the caller's scope. Rejects files that are missing, damaged, of another version, or not of one save.
+    let load (folder: string) : SavedLearner =
+        let rec attempt left =
+            try
+                loadOnce folder
+            with :? InputException when left > 0 ->
+                // the folder may have come to hold another learner between two of its files
+                attempt (left - 1)
+
+        attempt 4
+
+    /// Rejects a backbone whose hash is not that of the one that the learner was trained on.
+    let checkBackbone (saved: SavedLearner) (sha256: string) (path: string) =
+        if sha256 <> saved.Record.BackboneSha256 then
+            let rule =
+                $"must be the backbone that the learner was trained on (SHA-256 {saved.Record.BackboneSha256})"
+
+            Errors.reject path rule sha256 "give that file as the backbone"
+
+    /// The learner that was saved, over its backbone, with settings for further tasks. Borrows the backbone. Rejects an
+    /// unknown method or head, and an embedding that the backbone does not have.
+    let learner (backbone: VisionTransformer) (settings: LoRASubSettings) (saved: SavedLearner) : Learner =
+        let record = saved.Record
+
+        let embedding =
+            match record.Embedding with
+            | Some embedding -> SavedEmbedding.toEmbedding saved.Path embedding
+            | None -> Embedding.output backbone
+
+        try
+            Learner.create
+                backbone
+                ((Methods.find record.Method).Create backbone settings)
+                (Heads.find record.Head)
+                embedding
+        with :? InputException as e ->
+            raise (InputException($"{saved.Path}: {e.Message}", e))
+
+    /// The saved state on the learner's backbone, in its precision. Owned by the caller; borrows the saved tensors. Rejects
+    /// tensors that are absent or do not fit the backbone.
+    let restore (learner: Learner) (saved: SavedLearner) : TaskState =
+        let vit = learner.Backbone
+
+        Scope.noGrad TaskState.leaves (fun () ->
+            let fresh = Learner.start learner (Rng.ofSeed 0L)
+            let types = Tree.write (Learner.tree learner fresh) fresh |> Map.ofList
+
+            let fitted (name: string) (tensor: torch.Tensor) =
+                let dtype =
+                    match Map.tryFind name types with
+                    | Some like -> like.dtype
+                    | None when torch.is_floating_point tensor -> Precision.master vit.Precision
+                    | None -> tensor.dtype
+
+                tensor.detach().``to``(vit.Device).``to``(dtype, copy = true)
+
+            let tensors = NamedTensors(tensorPath (Path.GetDirectoryName saved.Path), Map.map fitted saved.Tensors)
+            SavedState.toState saved.Path learner saved.Record.State tensors "")

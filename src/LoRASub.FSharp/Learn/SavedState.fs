@@ -1,0 +1,176 @@
+namespace LoRASub
+
+open System
+open System.Collections.Generic
+open System.Globalization
+open TorchSharp
+
+/// A learned class in files.
+type SavedClass =
+    {
+        Id: int
+        Name: string
+        Task: int
+        Images: int64
+    }
+
+/// What a file of tensors does not hold of a task state.
+type SavedState =
+    {
+        FinishedTasks: int
+        /// By row.
+        Classes: SavedClass[]
+        NextId: int
+        /// 16 hexadecimal digits.
+        RandomKey: string
+    }
+
+/// A part of an embedding in files.
+type SavedPart =
+    {
+        Block: int
+        /// class, patch-mean or patch-quadrants.
+        Tokens: string
+        FinalNorm: bool
+    }
+
+/// An embedding in files.
+type SavedEmbedding =
+    {
+        Parts: SavedPart[]
+        Standardise: bool
+        Flip: bool
+    }
+
+[<RequireQualifiedAccess>]
+module SavedEmbedding =
+
+    let private kinds =
+        [
+            "class", Tokens.Class
+            "patch-mean", Tokens.PatchMean
+            "patch-quadrants", Tokens.PatchQuadrants
+        ]
+
+    let ofEmbedding (embedding: Embedding) : SavedEmbedding =
+        {
+            Parts =
+                embedding.Parts
+                |> Array.map (fun part ->
+                    {
+                        Block = part.Block
+                        Tokens = kinds |> List.find (fun (_, tokens) -> tokens = part.Tokens) |> fst
+                        FinalNorm = part.FinalNorm
+                    })
+            Standardise = embedding.Standardise
+            Flip = embedding.Flip
+        }
+
+    /// Rejects an unknown kind of tokens; `subject` names the file.
+    let toEmbedding (subject: string) (saved: SavedEmbedding) : Embedding =
+        let tokens (name: string) =
+            match kinds |> List.tryFind (fun (kind, _) -> kind = name) with
+            | Some(_, tokens) -> tokens
+            | None ->
+                let known = kinds |> List.map fst |> String.concat ", "
+                Errors.reject $"{subject}, embedding" $"must be of {known}" $"'{name}'" ""
+
+        {
+            Parts =
+                saved.Parts
+                |> Array.map (fun part ->
+                    {
+                        Block = part.Block
+                        Tokens = tokens part.Tokens
+                        FinalNorm = part.FinalNorm
+                    })
+            Standardise = saved.Standardise
+            Flip = saved.Flip
+        }
+
+[<RequireQualifiedAccess>]
+module SavedState =
+
+    let ofState (state: TaskState) : SavedState =
+        {
+            FinishedTasks = state.Finished
+            Classes =
+                state.Classes
+                |> Array.map (fun one ->
+                    {
+                        Id = one.Id.Value
+                        Name = one.Name
+                        Task = one.Task
+                        Images = one.Images
+                    })
+            NextId = state.NextId.Value
+            RandomKey = state.Key.Bits.ToString "x16"
+        }
+
+    /// Rejects numbers that no learner has; `subject` names the file.
+    let check (subject: string) (saved: SavedState) =
+        let ids = HashSet<int>()
+
+        for one in saved.Classes do
+            let subject = $"{subject}, class '{one.Name}'"
+
+            if one.Task < 0 || one.Task >= saved.FinishedTasks then
+                Errors.reject subject $"must be of one of {saved.FinishedTasks} tasks" $"task {one.Task}" ""
+
+            if one.Id < 0 || one.Id >= saved.NextId || not (ids.Add one.Id) then
+                let rule = $"must have an id of its own, from 0 to {saved.NextId - 1}"
+                Errors.reject subject rule $"id {one.Id}" ""
+
+        for name, count in saved.Classes |> Array.countBy _.Name do
+            if count > 1 then
+                Errors.reject $"{subject}, class '{name}'" "must have a name of its own" $"{count} of that name" ""
+
+    let private keyOf (subject: string) (text: string) : RandomKey =
+        match UInt64.TryParse(text, NumberStyles.HexNumber, CultureInfo.InvariantCulture) with
+        | true, bits -> { Bits = bits }
+        | _ -> Errors.reject $"{subject}, randomKey" "must be 16 hexadecimal digits" "another text" ""
+
+    // Rejects tensors of other shapes than a fresh state's; an axis that is empty there counts classes.
+    let private checkShapes (learner: Learner) (state: TaskState) =
+        Scope.run (fun () ->
+            let fresh = Learner.start learner state.Key
+            let classes = int64 state.Classes.Length
+            let tree = Learner.tree learner state
+            let expected = tree.Write "" fresh |> Map.ofList
+
+            for name, tensor in tree.Write "" state do
+                match Map.tryFind name expected with
+                | Some like ->
+                    let axes =
+                        [ for n in like.shape -> Axis.Is(if n = 0L then classes else n) ]
+
+                    Shape.expect name axes tensor
+                | None -> ())
+
+    /// The state whose tensors are below a path; it takes them over. Rejects as `check`, and tensors that are absent or
+    /// that do not fit the learner's backbone.
+    let toState (subject: string) (learner: Learner) (saved: SavedState) (tensors: NamedTensors) (path: string) =
+        check subject saved
+
+        let known =
+            { Learner.start learner (keyOf subject saved.RandomKey) with
+                Finished = saved.FinishedTasks
+                Classes =
+                    saved.Classes
+                    |> Array.map (fun one ->
+                        {
+                            Id = ClassId one.Id
+                            Name = one.Name
+                            Task = one.Task
+                            Images = one.Images
+                        })
+                NextId = ClassId saved.NextId
+            }
+
+        let state = (Learner.tree learner known).Read tensors path
+
+        try
+            checkShapes learner state
+            state
+        with :? InputException as e ->
+            raise (InputException($"{subject}: {e.Message}", e))

@@ -1,0 +1,329 @@
+namespace LoRASub
+
+open System
+open System.Diagnostics
+open TorchSharp
+
+/// The passes over a task's training images.
+[<RequireQualifiedAccess>]
+type Pass =
+    | Observe
+    /// From 0.
+    | Epoch of int
+    /// After training: the pass that prototypes and heads learn from.
+    | Consolidate
+
+/// What a task is learned from.
+[<ReferenceEquality>]
+type TaskContext =
+    {
+        Learner: Learner
+        Task: LearningTask
+        /// Of its classes.
+        Names: string[]
+        /// Loaders of the task's training images, for one pass.
+        Batches: Pass -> BatchLoader[]
+        Epochs: int
+        /// Of an epoch, from 0.
+        Rates: int -> Rates
+        Clock: PhaseClock
+        /// Called on the calling thread.
+        OnEvent: TaskEvent -> unit
+        /// Called between steps: may ask for the progress, whose tensors stay the loop's, and may throw to end the task.
+        OnStep: (unit -> TaskProgress) -> unit
+    }
+
+/// How far a task has come, between two steps.
+and TaskProgress =
+    /// Number of batches observed.
+    | Observing of Hidden<ObservingRole> * batches: int
+    /// The tally holds the steps of the epoch so far.
+    | Training of Hidden<TrainingRole> * epoch: int * Tally
+
+/// A learned task.
+[<ReferenceEquality>]
+type LearnedTask =
+    {
+        /// After the task.
+        State: TaskState
+        Diagnostics: Diagnostics
+        /// [classes of the task, d]: mean raw feature of each, for the measurement of drift.
+        Means: torch.Tensor
+    }
+
+[<RequireQualifiedAccess>]
+module TaskProgress =
+    let leaves: Leaves<TaskProgress> =
+        fun progress ->
+            match progress with
+            | Observing(observing, _) -> Hidden.leaves observing
+            | Training(training, _, tally) -> Seq.append (Hidden.leaves training) (Tally.leaves tally)
+
+[<RequireQualifiedAccess>]
+module LearnedTask =
+    let leaves: Leaves<LearnedTask> =
+        fun learned ->
+            Seq.concat
+                [
+                    TaskState.leaves learned.State
+                    Diagnostics.leaves learned.Diagnostics
+                    Seq.singleton learned.Means
+                ]
+
+/// Learns one task from its batches. No data set, no test image and no other task is needed.
+[<RequireQualifiedAccess>]
+module TaskLoop =
+
+    // Losses are read this often at most, so that the device seldom waits for the host.
+    let private readEvery = TimeSpan.FromSeconds 0.5
+
+    let private stepOf (c: TaskContext) phase finished steps =
+        {
+            Task = c.Task
+            Phase = phase
+            Done = finished
+            Steps = steps
+            Epoch = 0
+            Epochs = c.Epochs
+            Loss = None
+            Accuracy = None
+        }
+
+    // Reads the device at the end of an epoch and now and then before.
+    let private report (c: TaskContext) epoch batches (tally: Tally) (began: Stopwatch) (sinceRead: Stopwatch) =
+        let step =
+            { stepOf c Phase.Train (epoch * batches + tally.Steps) (c.Epochs * batches) with
+                Epoch = epoch
+            }
+
+        if tally.Steps < batches && sinceRead.Elapsed < readEvery then
+            c.OnEvent(Steps step)
+        else
+            sinceRead.Restart()
+            let struct (loss, accuracy) = Tally.read tally
+
+            if not (Double.IsFinite loss) then
+                Errors.reject
+                    $"loss of task {c.Task.Index + 1}, epoch {epoch + 1}"
+                    "must stay finite"
+                    $"{loss}"
+                    "lower lr or head-lr, or use a wider precision"
+
+            c.OnEvent(
+                Steps
+                    { step with
+                        Loss = Some loss
+                        Accuracy = Some accuracy
+                    }
+            )
+
+            if tally.Steps = batches then
+                c.OnEvent(
+                    EpochEnds
+                        {
+                            Task = c.Task.Index
+                            Epoch = epoch
+                            Loss = loss
+                            Accuracy = accuracy
+                            LearningRate = (c.Rates epoch).Network
+                            Seconds = began.Elapsed.TotalSeconds
+                        }
+                )
+
+    // Rejects a step's report whose shapes or types are not those of the contract.
+    let private checkReport (method: AnyMethod) (batch: Batch) (report: StepReport) =
+        let n = batch.Labels.shape[0]
+        Shape.expect $"loss of method {method.Info.Name}" [] report.Loss
+        Shape.expect $"correct predictions of method {method.Info.Name}" [] report.Correct
+        Shape.expect $"predictions of method {method.Info.Name}" [ Axis.Is n ] report.Predictions
+        Shape.expectLike $"predictions of method {method.Info.Name}" batch.Labels report.Predictions
+
+    // Gives each pass its loaders, made when it begins.
+    let private passes (c: TaskContext) =
+        let mutable current = None
+
+        fun pass ->
+            match current with
+            | Some(made, loaders) when made = pass -> loaders
+            | _ ->
+                let loaders = c.Batches pass
+                current <- Some(pass, loaders)
+                loaders
+
+    /// The task from a saved progress, or from its beginning, to the end of its training. Takes ownership of the
+    /// progress; the result is owned by the caller.
+    let private train (c: TaskContext) (state: TaskState) (from: TaskProgress option) : Hidden<TrainingRole> =
+        let m, task = c.Learner.Method, c.Task
+        let loadersOf = passes c
+        let began, sinceRead = Stopwatch.StartNew(), Stopwatch.StartNew()
+
+        let toTraining observing =
+            let training = c.Clock.Time Phase.Project (fun () -> m.Prepare observing)
+
+            match (m.Diagnostics training).Retained with
+            | [||] -> ()
+            | retained -> c.OnEvent(Retains(task, retained))
+
+            began.Restart()
+            Training(training, 0, Tally.zero c.Learner.Backbone.Device)
+
+        // One step. None: training is over.
+        let advance progress =
+            match progress with
+            | Observing(observing, batches) when m.Observes task && batches < (loadersOf Pass.Observe).Length ->
+                let loaders = loadersOf Pass.Observe
+                c.OnEvent(Steps(stepOf c Phase.Observe batches loaders.Length))
+
+                c.Clock.Time Phase.Observe (fun () ->
+                    Some(Observing(m.Observe (loaders[batches] ()) observing, batches + 1)))
+            | Observing(observing, _) -> Some(toTraining observing)
+            | Training(_, epoch, _) when epoch >= c.Epochs -> None
+            | Training(training, epoch, tally) ->
+                let loaders = loadersOf (Pass.Epoch epoch)
+
+                if tally.Steps = loaders.Length then
+                    began.Restart()
+                    Some(Training(training, epoch + 1, Tally.zero c.Learner.Backbone.Device))
+                else
+                    c.Clock.Time Phase.Train (fun () ->
+                        let batch = loaders[tally.Steps]()
+                        let struct (training, step) = m.Update (c.Rates epoch) batch training
+                        checkReport m batch step
+                        let tally = Tally.add batch step tally
+                        report c epoch loaders.Length tally began sinceRead
+                        Some(Training(training, epoch, tally)))
+
+        let start () =
+            let key =
+                state.Key |> Rng.fold RandomBranch.Method |> Rng.fold (int64 task.Index)
+
+            Observing(m.BeginTask key task state.Method, 0)
+
+        let rec run progress =
+            let next =
+                try
+                    Scope.keep (Leaves.option TaskProgress.leaves) (fun () -> advance progress)
+                with _ ->
+                    Scope.free TaskProgress.leaves progress
+                    reraise ()
+
+            match next with
+            | Some next ->
+                Scope.supersede TaskProgress.leaves [ next ] progress
+
+                try
+                    c.OnStep(fun () -> next)
+                with _ ->
+                    Scope.free TaskProgress.leaves next
+                    reraise ()
+
+                run next
+            | None -> progress
+
+        match run (Option.defaultWith start from) with
+        | Training(training, _, tally) ->
+            Scope.free Tally.leaves tally
+            training
+        | Observing _ -> invalidOp "training never began"
+
+    let private names (c: TaskContext) row =
+        $"class at position {c.Task.FirstClass + row} of the class order (task {c.Task.Index + 1})"
+
+    // No loss after a task's last step could show its divergence.
+    let private requireFinite (c: TaskContext) (state: TaskState) =
+        let finite (tensor: torch.Tensor) =
+            not (torch.is_floating_point tensor)
+            || Scope.run (fun () -> tensor.isfinite().all().item<bool>())
+
+        for what, leaves in
+            [
+                $"method {c.Learner.Method.Info.Name}", Hidden.leaves state.Method
+                $"head {c.Learner.Head.Info.Name}", Hidden.leaves state.Head
+            ] do
+            if not (Seq.forall finite leaves) then
+                Errors.reject
+                    $"state of {what} after task {c.Task.Index + 1}"
+                    "must stay finite"
+                    "NaN or infinity"
+                    "lower lr or head-lr, or use a wider precision"
+
+    // The pass after training: method, head and means learn from one forward pass per image.
+    let private consolidate (c: TaskContext) (state: TaskState) (training: Hidden<TrainingRole>) : LearnedTask =
+        let learner, task = c.Learner, c.Task
+        let vit, m = learner.Backbone, learner.Method
+        let output = (Embedding.output vit).Parts
+        let classes = task.Classes.Length
+        let merged = m.Merge training
+        let adapters = m.Adapters merged
+        let first = Scalar.op_Implicit (int64 task.FirstClass)
+        let loaders = c.Batches Pass.Consolidate
+        let master = Precision.master vit.Precision
+
+        let step struct (method, head, sums) i =
+            c.OnEvent(Steps(stepOf c Phase.Prototypes i loaders.Length))
+            c.OnStep(fun () -> Training(training, c.Epochs, Tally.zero vit.Device))
+
+            c.Clock.Time Phase.Prototypes (fun () ->
+                let batch = loaders[i]()
+                let struct (tokens, views) = Learner.embed learner adapters output batch.Images
+
+                struct (m.Consolidate batch tokens[0] method,
+                        Learner.observe learner views batch.Labels head,
+                        ClassSums.observe tokens[0] (batch.Labels.sub first) sums))
+
+        let leaves struct (method, head, sums) =
+            Seq.concat [ Hidden.leaves method; Hidden.leaves head; ClassSums.leaves sums ]
+
+        let struct (method, head, sums) =
+            Scope.fold
+                leaves
+                step
+                struct (merged,
+                        learner.Head.Grow classes state.Head,
+                        ClassSums.zero classes vit.Width master vit.Device)
+                [ 0 .. loaders.Length - 1 ]
+
+        let (ClassId next) = state.NextId
+        let means = ClassSums.means (names c) sums
+
+        let learned =
+            ClassSums.counts sums
+            |> Array.mapi (fun i images ->
+                {
+                    Id = ClassId(next + i)
+                    Name = c.Names[i]
+                    Task = task.Index
+                    Images = images
+                })
+
+        {
+            State =
+                {
+                    Finished = state.Finished + 1
+                    Classes = Array.append state.Classes learned
+                    NextId = ClassId(next + classes)
+                    Method = m.Finish method
+                    Head = head
+                    Key = state.Key
+                }
+            Diagnostics = m.Diagnostics training
+            Means = means
+        }
+
+    /// Learns a task from its beginning, or from a saved progress, of which it takes ownership: observes the images where
+    /// the method does, trains, and merges the task into the next state. Borrows the state; the result is owned by the
+    /// caller. Rejects a loss or a state that is not finite, and what the method rejects.
+    let learn (c: TaskContext) (state: TaskState) (from: TaskProgress option) : LearnedTask =
+        Scope.keep LearnedTask.leaves (fun () ->
+            let training = train c state from
+
+            let learned =
+                try
+                    Scope.noGrad LearnedTask.leaves (fun () -> consolidate c state training)
+                with _ ->
+                    Scope.free Hidden.leaves training
+                    reraise ()
+
+            requireFinite c learned.State
+            Scope.supersede id [ LearnedTask.leaves learned ] (Hidden.leaves training)
+            learned)

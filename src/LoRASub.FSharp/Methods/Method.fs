@@ -1,0 +1,213 @@
+namespace LoRASub
+
+open TorchSharp
+
+/// What a method is, for lists, files and errors.
+type MethodInfo =
+    {
+        /// On the command line and in files.
+        Name: string
+        /// One sentence.
+        Summary: string
+        /// Paper.
+        Source: string
+        /// What outlives a task, beside the head's sums.
+        Stores: string
+        /// False where the network stays as it is and a task needs no epochs.
+        Trains: bool
+        /// True for the upper bound that learns all classes as one task.
+        Joint: bool
+    }
+
+/// The learning rates of one step, which the task loop takes from its schedule.
+[<Struct>]
+type Rates =
+    {
+        /// Of what adapts the network.
+        Network: float
+        /// Of the task's linear classifier.
+        Classifier: float
+    }
+
+/// Result of one training step, left on the device; reading it synchronises.
+[<ReferenceEquality>]
+type StepReport =
+    {
+        /// Scalar.
+        Loss: torch.Tensor
+        /// The classifier's predictions, [n] int64, as rows of classes.
+        Predictions: torch.Tensor
+        /// How many of them are correct, scalar int64.
+        Correct: torch.Tensor
+    }
+
+[<RequireQualifiedAccess>]
+module StepReport =
+    let leaves: Leaves<StepReport> = fun r -> [ r.Loss; r.Predictions; r.Correct ]
+
+/// What a projection retains in one block.
+type Retained =
+    {
+        Rank: int
+        Energy: float
+        Condition: float
+    }
+
+/// What a method can report of a task in training, per block; empty where nothing is retained.
+[<ReferenceEquality>]
+type Diagnostics =
+    {
+        Retained: Retained[]
+        /// The retained spaces themselves, on the CPU.
+        Subspaces: Subspace[]
+    }
+
+[<RequireQualifiedAccess>]
+module Diagnostics =
+    let none = { Retained = [||]; Subspaces = [||] }
+
+    let leaves: Leaves<Diagnostics> =
+        fun found -> Leaves.array Subspace.leaves found.Subspaces
+
+/// A class-incremental method over a frozen backbone. A task runs through `BeginTask`, `Observe` for each batch,
+/// `Prepare`, `Update` for each step, `Merge`, `Consolidate` for each batch, and `Finish`. The phases are types, so that
+/// training before observing does not compile. Each function borrows its arguments and owns its result.
+type Method<'State, 'Observing, 'Training> =
+    {
+        Info: MethodInfo
+        /// What outlives a task.
+        State: Tree<'State>
+        /// The tensors of a task in observation, which was begun on a state.
+        Observing: LearningTask -> 'State -> Tree<'Observing>
+        /// The tensors of a task in training.
+        Training: LearningTask -> 'State -> Tree<'Training>
+        /// Before the first task.
+        Start: RandomKey -> 'State
+        /// Whether a task's images must be observed before training.
+        Observes: LearningTask -> bool
+        /// The key is the task's own.
+        BeginTask: RandomKey -> LearningTask -> 'State -> 'Observing
+        /// One batch of the new task, without gradients.
+        Observe: Batch -> 'Observing -> 'Observing
+        Prepare: 'Observing -> 'Training
+        /// One step on one batch.
+        Update: Rates -> Batch -> 'Training -> struct ('Training * StepReport)
+        Diagnostics: 'Training -> Diagnostics
+        /// Ends training.
+        Merge: 'Training -> 'State
+        /// One batch of the task in the pass after training, with its features [n, d] (class token after the final norm)
+        /// under the merged network.
+        Consolidate: Batch -> torch.Tensor -> 'State -> 'State
+        /// Ends that pass.
+        Finish: 'State -> 'State
+        /// Without the class in a row; later rows move up. What the network learned from it stays.
+        Forget: int -> 'State -> 'State
+        /// The network of a state.
+        Adapters: 'State -> Adapters
+        /// The method's own classifier of features [n, d], where it has one.
+        Logits: ('State -> Scorer) option
+    }
+
+/// The role of a method's hidden state.
+type StateRole = class end
+
+/// The role of a hidden task in observation.
+type ObservingRole = class end
+
+/// The role of a hidden task in training.
+type TrainingRole = class end
+
+/// A method's state, of whatever type.
+type MethodState = Hidden<StateRole>
+
+/// A method whose types are hidden, to be chosen at run time. The phases keep types of their own.
+type AnyMethod = Method<MethodState, Hidden<ObservingRole>, Hidden<TrainingRole>>
+
+[<RequireQualifiedAccess>]
+module Method =
+
+    // A hidden phase travels with the task and the state that it began from: they decide its tree.
+    type private Phase<'State, 'Phase> =
+        {
+            Task: LearningTask
+            State: 'State
+            Value: 'Phase
+        }
+
+    /// Hides the types of a method.
+    let hide (method: Method<'S, 'O, 'T>) : AnyMethod =
+        let subject = $"method {method.Info.Name}"
+
+        let hideState (state: 'S) : MethodState =
+            Hidden.hide subject method.State state
+
+        let reveal (state: MethodState) : 'S = Hidden.reveal subject state
+
+        let phaseTree (treeOf: LearningTask -> 'S -> Tree<'P>) task state : Tree<Phase<'S, 'P>> =
+            treeOf task state
+            |> Tree.convert
+                (fun value ->
+                    {
+                        Task = task
+                        State = state
+                        Value = value
+                    })
+                _.Value
+
+        let hidePhase treeOf task state value : Hidden<'Role> =
+            Hidden.hide
+                subject
+                (phaseTree treeOf task state)
+                {
+                    Task = task
+                    State = state
+                    Value = value
+                }
+
+        let observing task state value : Hidden<ObservingRole> =
+            hidePhase method.Observing task state value
+
+        let training task state value : Hidden<TrainingRole> =
+            hidePhase method.Training task state value
+
+        let inPhase (hidden: Hidden<'Role>) : Phase<'S, 'P> = Hidden.reveal subject hidden
+
+        {
+            Info = method.Info
+            State = Hidden.tree subject method.State
+            Observing = fun task state -> Hidden.tree subject (phaseTree method.Observing task (reveal state))
+            Training = fun task state -> Hidden.tree subject (phaseTree method.Training task (reveal state))
+            Start = method.Start >> hideState
+            Observes = method.Observes
+            BeginTask =
+                fun key task hidden ->
+                    let state = reveal hidden
+                    method.BeginTask key task state |> observing task state
+            Observe =
+                fun batch hidden ->
+                    let phase: Phase<'S, 'O> = inPhase hidden
+                    method.Observe batch phase.Value |> observing phase.Task phase.State
+            Prepare =
+                fun hidden ->
+                    let phase: Phase<'S, 'O> = inPhase hidden
+                    method.Prepare phase.Value |> training phase.Task phase.State
+            Update =
+                fun rates batch hidden ->
+                    let phase: Phase<'S, 'T> = inPhase hidden
+                    let struct (next, report) = method.Update rates batch phase.Value
+                    struct (training phase.Task phase.State next, report)
+            Diagnostics =
+                fun hidden ->
+                    let phase: Phase<'S, 'T> = inPhase hidden
+                    method.Diagnostics phase.Value
+            Merge =
+                fun hidden ->
+                    let phase: Phase<'S, 'T> = inPhase hidden
+                    method.Merge phase.Value |> hideState
+            Consolidate =
+                fun batch features state -> method.Consolidate batch features (reveal state) |> hideState
+            Finish = reveal >> method.Finish >> hideState
+            Forget = fun row state -> method.Forget row (reveal state) |> hideState
+            Adapters = reveal >> method.Adapters
+            Logits = method.Logits |> Option.map (fun logits -> reveal >> logits)
+        }
