@@ -37,18 +37,20 @@ let methods =
         }
     ]
 
-let learn method (state: TaskState) task =
-    let learner = LoRASubDrs.learner plan.Backbone method
+let learnerOf (settings: LoRASubSettings) =
+    Learner.create
+        plan.Backbone
+        (Method.hide (LoRASubDrs.method' plan.Backbone settings))
+        (Head.hide NearestMean.head)
+        (Embedding.output plan.Backbone)
 
-    let struct (next, _) =
-        Experiment.learnTask learner plan (PhaseClock()) ignore state task
-
-    next
+let learn settings (state: TaskState) task =
+    Experiment.learnTask (learnerOf settings) plan state task
 
 /// Mean feature of each of the first task's classes over its test images, [classes, d].
 let classMeans (state: TaskState) : torch.Tensor =
     Scope.noGrad Leaves.tensor (fun () ->
-        let model = LoRASubDrs.deploy plan.Backbone state
+        let model = Learner.deploy (learnerOf settings.Method) state
         let options = Plan.batchOptions plan Augmentation.None
 
         let zero =
@@ -72,11 +74,12 @@ let distance (left: torch.Tensor) (right: torch.Tensor) =
     Scope.run (fun () -> (left.sub right).norm(1).mean().item<single>())
 
 // The first task is the same in all three, because nothing is projected yet. Each starts from this state.
-let learner = LoRASubDrs.learner plan.Backbone settings.Method
-let start = learner.Start(Rng.ofSeed settings.Seed)
+let start = Learner.start (learnerOf settings.Method) (Rng.ofSeed settings.Seed)
 let afterFirst = learn settings.Method start first
 let before = classMeans afterFirst
-let prototypes = afterFirst.Prototypes.Means
+
+let prototypes =
+    Head.reveal NearestMean.head afterFirst.Head |> ClassSums.means string
 
 printfn "%-16s %14s %24s" "" "means moved by" "distance to prototypes"
 printfn "%-16s %14.4f %24.4f" "after task 0" 0.0 (distance before prototypes)
@@ -87,7 +90,7 @@ for name, method in methods do
         let now = learn method afterFirst second |> classMeans
         printfn "%-16s %14.4f %24.4f" name (distance now before) (distance now prototypes))
 
-Scope.free Leaves.tensor before
+Scope.free Leaves.tensors [| before; prototypes |]
 Scope.free TaskState.leaves afterFirst
 Scope.free TaskState.leaves start
 Scope.free Plan.leaves plan

@@ -14,21 +14,21 @@ let plan =
             Batch = 16
         }
 
-let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+let learner = Plan.learner plan
 
-let listen progress =
+let onProgress progress =
     match progress with
     | TaskBegins(task, _) ->
         let names = task.Classes |> Array.map (fun c -> plan.Stream.Dataset.ClassNames[c])
         printfn "task %d: %s" task.Index (String.concat ", " names)
-    | Retains(_, blocks) ->
+    | Learning(Retains(_, blocks)) ->
         printfn
             "retained rank per block: %s of %d"
             (blocks |> Array.map (fun b -> string b.Rank) |> String.concat " ")
             plan.Backbone.Width
     | _ -> ()
 
-let outcome = Experiment.run learner plan listen
+let outcome = Experiment.run learner plan onProgress
 
 printfn "accuracy, %% (row: after task t, column: on task j)"
 

@@ -182,9 +182,7 @@ type ContinualClassifier
         let settings = options.ToSettings backbone
 
         opened settings backbone options (fun vit ->
-            let learner =
-                Learner.named vit settings.MethodName settings.Method settings.Head settings.Embedding
-
+            let learner = Plan.learnerOver vit settings
             struct (learner, Learner.start learner (Rng.ofSeed options.Seed)))
 
     /// `Create` with default options.
@@ -231,18 +229,8 @@ type ContinualClassifier
         let names = Array.ofSeq newClasses
         names |> Array.iter (Given.value "class name")
 
-        NativeError.during
-            (fun () -> "while learning")
-            "use less memory with a smaller BatchSize, with CheckpointActivations or in bfloat16"
-            (fun () ->
-                ImageTask.learn
-                    learner
-                    (Plan.learnOptions settings backbone settings.Epochs)
-                    names
-                    images
-                    onEvent
-                    state)
-        |> replace
+        let options = Plan.learnOptions settings backbone settings.Epochs
+        ImageTask.learn learner options names images onEvent state |> replace
 
         // the current folder may change
         sources <- Path.GetFullPath images.Source :: sources

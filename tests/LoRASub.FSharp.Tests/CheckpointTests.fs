@@ -111,7 +111,11 @@ let tests =
                                 Adam = { m.Adam with AmsGrad = true }
                             })
                         settings
-                    "without training", 3, Tiny.ofMethod (fun m -> { m with Training = false }) settings
+                    "without training",
+                    3,
+                    { settings with
+                        MethodName = Frozen.info.Name
+                    }
                 ] do
                 testCase $"a run put down at any moment ends as if it had not been: {name}" (fun () ->
                     Scope.run (fun () ->
@@ -224,7 +228,7 @@ let tests =
                 "another version is refused"
                 (withCheckpoint 5 (fun folder plan ->
                     rewrite folder (fun json -> json["version"] <- JsonValue.Create 99)
-                    refused [ "checkpoint.json"; "version 2"; "99" ] (fun () -> pickUp folder plan |> ignore)))
+                    refused [ "checkpoint.json"; "version 3"; "99" ] (fun () -> pickUp folder plan |> ignore)))
 
             testCase
                 "one changed character is refused"

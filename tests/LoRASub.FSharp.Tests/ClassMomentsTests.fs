@@ -33,11 +33,7 @@ type Tokens =
     member c.Labels =
         Array.append [| 0 .. c.Classes - 1 |] (integers c.Seed c.Classes (c.Images - c.Classes))
 
-let features (layers: float[,][]) : Features =
-    {
-        Blocks = layers[.. layers.Length - 2] |> Array.map tensor
-        Output = tensor (Array.last layers)
-    }
+let features (layers: float[,][]) : torch.Tensor[] = Array.map tensor layers
 
 let private zero (c: Tokens) =
     ClassMoments.zero c.Classes c.Depth (int64 c.Width) device
@@ -127,7 +123,7 @@ let tests =
 
             property "observing borrows its arguments" (fun (c: Tokens) ->
                 let x, y, moments = features c.Layers, labelTensor c.Labels, all c
-                let given = [ yield! Features.leaves x; y; yield! ClassMoments.leaves moments ]
+                let given = [ yield! x; y; yield! ClassMoments.leaves moments ]
                 let before = given |> List.map _.clone()
                 ClassMoments.observe x y moments |> ignore
                 List.iter2 (identical "argument") before given)
@@ -149,11 +145,11 @@ let tests =
 
             testCase "float32 features are summed in float64" (fun () ->
                 Scope.run (fun () ->
-                    let x = (features example.Layers).Output.``to`` torch.float32
+                    let x = (Array.last (features example.Layers)).``to`` torch.float32
 
                     let moments =
                         ClassMoments.observe
-                            { Blocks = [| x; x |]; Output = x }
+                            [| x; x; x |]
                             (labelTensor example.Labels)
                             (zero example)
 
@@ -161,10 +157,7 @@ let tests =
 
                     let expected =
                         ClassMoments.observe
-                            {
-                                Blocks = [| exact; exact |]
-                                Output = exact
-                            }
+                            [| exact; exact; exact |]
                             (labelTensor example.Labels)
                             (zero example)
 
@@ -175,28 +168,21 @@ let tests =
                 |> ClassMoments.means (fun c -> if c = 1 then "class seven" else "another")
                 |> ignore)
 
-            rejects "features of another depth" [ "features"; "2 blocks"; "1" ] (fun () ->
+            rejects "features of another depth" [ "features"; "3 layers"; "2" ] (fun () ->
                 ClassMoments.observe
                     (features example.Layers[1..])
                     (labelTensor example.Labels)
                     (zero example)
                 |> ignore)
 
-            rejects "an output of another width" [ "output features"; "[batch, 3]"; "[6, 2]" ] (fun () ->
-                ClassMoments.observe
-                    (features (Array.map (fun (x: float[,]) -> x[*, ..1]) example.Layers))
-                    (labelTensor example.Labels)
-                    (zero example)
-                |> ignore)
-
-            rejects "a block of another width" [ "features of a block"; "[6, 3]"; "[6, 2]" ] (fun () ->
+            rejects "a block of another width" [ "features of a layer"; "[6, 3]"; "[6, 2]" ] (fun () ->
                 ClassMoments.observe
                     (features (Array.updateAt 0 (normalMatrix 1 6 2) example.Layers))
                     (labelTensor example.Labels)
                     (zero example)
                 |> ignore)
 
-            rejects "labels of another batch" [ "labels"; "[6]"; "[5]" ] (fun () ->
+            rejects "labels of another batch" [ "features of a layer"; "[5, 3]"; "[6, 3]" ] (fun () ->
                 ClassMoments.observe
                     (features example.Layers)
                     (labelTensor example.Labels[..4])
@@ -207,9 +193,7 @@ let tests =
                 let x = features example.Layers
 
                 ClassMoments.observe
-                    { x with
-                        Blocks = Array.map onMeta x.Blocks
-                    }
+                    (Array.updateAt 0 (onMeta x[0]) x)
                     (labelTensor example.Labels)
                     (zero example)
                 |> ignore)
@@ -223,10 +207,7 @@ let tests =
 
                     let moments =
                         ClassMoments.observe
-                            {
-                                Blocks = Array.map onMeta x.Blocks
-                                Output = onMeta x.Output
-                            }
+                            (Array.map onMeta x)
                             (onMeta (labelTensor example.Labels))
                             (ClassMoments.zero 2 2 3L torch.META)
 

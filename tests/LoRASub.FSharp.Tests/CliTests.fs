@@ -1288,17 +1288,19 @@ let private texts =
             let memory = { Tensors = 0L; ResidentBytes = 0L }
 
             let step i phase finished =
-                Steps
-                    {
-                        Task = task i
-                        Phase = phase
-                        Done = finished
-                        Steps = 10
-                        Epoch = 0
-                        Epochs = 1
-                        Loss = None
-                        Accuracy = None
-                    }
+                Learning(
+                    Steps
+                        {
+                            Task = task i
+                            Phase = phase
+                            Done = finished
+                            Steps = 10
+                            Epoch = 0
+                            Epochs = 1
+                            Loss = None
+                            Accuracy = None
+                        }
+                )
 
             let after told =
                 told

@@ -39,11 +39,13 @@ type Run =
     member c.Prototype p : float[] =
         normals (c.Seed + 5000 + p) c.Width |> Array.map ((*) 2.0)
 
-    member c.Prototypes t : Prototypes =
-        {
-            Means = tensor (array2D (Array.init (c.Seen t) c.Prototype))
-            Classes = Array.init (c.Seen t) id
-        }
+    /// Of the classes of task t.
+    member c.Means t : torch.Tensor =
+        tensor (array2D (Array.init c.Each (fun i -> c.Prototype(t * c.Each + i))))
+
+    /// Of all classes up to task t.
+    member c.Prototypes t : torch.Tensor =
+        tensor (array2D (Array.init (c.Seen t) c.Prototype))
 
     /// From the second task on.
     member c.Subspaces t : Subspace[] =
@@ -78,7 +80,7 @@ let private momentsWith (token: int -> int -> int -> int -> float[]) (c: Run) t 
 let private none (c: Run) = Drift.none c.Depth (int64 c.Width)
 
 let private stepWith token (c: Run) state t =
-    Drift.afterTask t (c.Prototypes t) (momentsWith token c t) (c.Subspaces t) state
+    Drift.afterTask t (c.Means t) (momentsWith token c t) (c.Subspaces t) state
 
 let private measureWith token (c: Run) : Drift.State =
     List.fold (stepWith token c) (none c) [ 0 .. c.Tasks - 1 ]
@@ -293,26 +295,26 @@ let tests =
                 let last = c.Tasks - 1
                 let state = List.fold (stepWith c.Token c) (none c) [ 0 .. last - 1 ]
 
-                let prototypes, moments, subspaces =
-                    c.Prototypes last, momentsWith c.Token c last, c.Subspaces last
+                let means, moments, subspaces =
+                    c.Means last, momentsWith c.Token c last, c.Subspaces last
 
                 let given =
                     [
                         yield! Drift.leaves state
-                        yield! Prototype.leaves prototypes
+                        means
                         yield! ClassMoments.leaves moments
                         yield! Seq.collect Subspace.leaves subspaces
                     ]
 
                 let before = given |> List.map _.clone()
-                let next = Drift.afterTask last prototypes moments subspaces state
+                let next = Drift.afterTask last means moments subspaces state
                 List.iter2 (identical "argument") before given
 
                 // what the state holds must outlive what it was made of
                 Scope.free
                     Leaves.tensors
                     [|
-                        prototypes.Means
+                        means
                         yield! ClassMoments.leaves moments
                         yield! Seq.collect Subspace.leaves subspaces
                     |]
@@ -362,11 +364,8 @@ let tests =
                             (ClassMomentsTests.features [| column block; column output |])
                             (labelTensor labels)
 
-                    let prototypes (means: float list) : Prototypes =
-                        {
-                            Means = tensor (array2D [ for m in means -> [ m ] ])
-                            Classes = [| 0 .. means.Length - 1 |]
-                        }
+                    let prototypes (means: float list) =
+                        tensor (array2D [ for m in means -> [ m ] ])
 
                     let subspace =
                         {
@@ -383,7 +382,7 @@ let tests =
                             [||]
                         |> Drift.afterTask
                             1
-                            (prototypes [ 2.5; -3.5 ])
+                            (prototypes [ -3.5 ])
                             (moments [ 11.0; 31.0; 5.0 ] [ 2.0; 4.0; -4.0 ] [| 0; 0; 1 |])
                             [| subspace |]
                         |> Drift.toJson [| "red"; "blue"; "of a task to come" |]
@@ -426,10 +425,7 @@ let tests =
                         Drift.none 1 100L
                         |> Drift.afterTask
                             0
-                            {
-                                Means = tensor tokens
-                                Classes = [| 0 |]
-                            }
+                            (tensor tokens)
                             (ClassMoments.zero 1 1 100L device
                              |> ClassMoments.observe
                                  (ClassMomentsTests.features [| tokens; tokens |])
@@ -483,7 +479,7 @@ let tests =
             testCase "the picture's means lie where the plane of the prototypes puts them" (fun () ->
                 Scope.run (fun () ->
                     let picture = Drift.picture (measure example)
-                    let plane = PrincipalPlane.fit (example.Prototypes 2).Means
+                    let plane = PrincipalPlane.fit (example.Prototypes 2)
 
                     let expected =
                         array2D [ for p in 0..3 -> meanOf (Array.init 3 (example.Token 1 p 2)) ]
@@ -545,19 +541,19 @@ let tests =
             rejects "a task out of turn" [ "drift"; "task 0 next"; "task 1" ] (fun () ->
                 stepWith example.Token example (none example) 1 |> ignore)
 
-            rejects "a task without a new class" [ "prototypes after task 1"; "more than 2"; "2" ] (fun () ->
+            rejects "a task without a new class" [ "means of task 1"; "at least one class"; "none" ] (fun () ->
                 let state = stepWith example.Token example (none example) 0
 
-                Drift.afterTask 1 (example.Prototypes 0) (momentsWith example.Token example 0) [||] state
+                Drift.afterTask 1 ((example.Means 0).narrow (0L, 0L, 0L)) (momentsWith example.Token example 0) [||] state
                 |> ignore)
 
-            rejects "prototypes of another width" [ "prototypes"; "[classes, 4]"; "[2, 3]" ] (fun () ->
+            rejects "means of another width" [ "means of a task"; "[classes, 4]"; "[2, 3]" ] (fun () ->
                 stepWith example.Token example (none { example with Width = 4 }) 0 |> ignore)
 
             rejects "moments of other classes" [ "class moments"; "[2, 3, 3]"; "[4, 3, 3]" ] (fun () ->
                 Drift.afterTask
                     0
-                    (example.Prototypes 0)
+                    (example.Means 0)
                     (momentsWith example.Token example 1)
                     [||]
                     (none example)
@@ -570,12 +566,12 @@ let tests =
                         (ClassMomentsTests.features (Array.create 3 (normalMatrix 1 1 3)))
                         (labelTensor [| 0 |])
 
-                Drift.afterTask 0 (example.Prototypes 0) moments [||] (none example) |> ignore)
+                Drift.afterTask 0 (example.Means 0) moments [||] (none example) |> ignore)
 
             rejects "subspaces of fewer blocks" [ "retained subspaces"; "0 or 2"; "1" ] (fun () ->
                 Drift.afterTask
                     0
-                    (example.Prototypes 0)
+                    (example.Means 0)
                     (momentsWith example.Token example 0)
                     (Array.take 1 (example.Subspaces 1))
                     (none example)
@@ -587,7 +583,7 @@ let tests =
                 (fun () ->
                     Drift.afterTask
                         0
-                        (example.Prototypes 0)
+                        (example.Means 0)
                         (momentsWith example.Token example 0)
                         ({ example with Width = 4 }.Subspaces 1)
                         (none example)
@@ -639,7 +635,7 @@ let tests =
             (let inputs () =
                 let moments = momentsWith example.Token example 1
                 let state = stepWith example.Token example (none example) 0
-                example.Prototypes 1, moments, example.Subspaces 1, state
+                example.Means 1, moments, example.Subspaces 1, state
 
              let nothing f state : torch.Tensor seq =
                  f state |> ignore
@@ -649,8 +645,8 @@ let tests =
                  "ownership"
                  [
                      noLeaks "none" ignore (fun () -> Drift.leaves (none example))
-                     noLeaks "afterTask" inputs (fun (prototypes, moments, subspaces, state) ->
-                         let after = Drift.afterTask 1 prototypes moments subspaces state
+                     noLeaks "afterTask" inputs (fun (means, moments, subspaces, state) ->
+                         let after = Drift.afterTask 1 means moments subspaces state
                          let kept = Collections.Generic.HashSet(Drift.leaves state, HashIdentity.Reference)
                          Drift.leaves after |> Seq.filter (kept.Contains >> not))
                      noLeaks "restore" (fun () -> Map.ofList (tensors (measure example))) (fun named ->

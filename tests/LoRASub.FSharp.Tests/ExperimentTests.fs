@@ -29,11 +29,11 @@ let private planOf settings =
 let private line (progress: Progress) =
     match progress with
     | TaskBegins(task, _) -> $"begin {task.Index}"
-    | Retains(task, all) -> $"retain {task.Index}: {all.Length}"
+    | Learning(Retains(task, all)) -> $"retain {task.Index}: {all.Length}"
     | TaskEnds(task, row, _, _) -> $"end {task.Index}: {row.Length}"
-    | EpochEnds epoch -> $"epoch {epoch.Task}: {epoch.Epoch}"
+    | Learning(EpochEnds epoch) -> $"epoch {epoch.Task}: {epoch.Epoch}"
     | Notice text -> text
-    | Steps s ->
+    | Learning(Steps s) ->
         $"{Phase.name s.Phase} {s.Task.Index}: {s.Done}/{s.Steps} epoch {s.Epoch}/{s.Epochs} loss {s.Loss.IsSome}"
 
 let private task i : LearningTask =
@@ -74,7 +74,7 @@ let tests =
                     let plan = planOf threeTasks
                     let learner = Tiny.learner plan
                     let struct (outcome, _) = told plan
-                    let model = learner.Deploy outcome.State
+                    let model = Learner.deploy learner outcome.State
                     let options = Plan.batchOptions plan Augmentation.None
 
                     let expected =
@@ -83,7 +83,7 @@ let tests =
                             TaskStream.testBatches { options with BatchSize = 1 } plan.Stream task
                             |> Array.sumBy (fun load ->
                                 let batch = load ()
-                                let predicted = (Learner.predict learner model batch.Images).item<int64>()
+                                let predicted = (Tiny.predict learner model batch.Images).item<int64>()
                                 if predicted = batch.Labels.item<int64>() then 1 else 0))
 
                     Expect.equal (Array.last outcome.Matrix |> Array.map _.Correct) expected "right answers"))
@@ -161,13 +161,13 @@ let tests =
 
                     for event in events do
                         match event with
-                        | Steps {
-                                    Loss = Some loss
-                                    Accuracy = Some accuracy
-                                } ->
+                        | Learning(Steps {
+                                             Loss = Some loss
+                                             Accuracy = Some accuracy
+                                         }) ->
                             Expect.isGreaterThan loss 0.0 "loss"
                             Check.between "accuracy" 0.0 1.0 accuracy
-                        | Steps s -> Expect.equal s.Accuracy.IsSome s.Loss.IsSome "both or none"
+                        | Learning(Steps s) -> Expect.equal s.Accuracy.IsSome s.Loss.IsSome "both or none"
                         | _ -> ()))
 
             testCase
@@ -248,8 +248,8 @@ let tests =
                             { threeTasks with
                                 PrototypeTransform = transform
                                 Augmentation = augmentation
+                                MethodName = Frozen.info.Name
                             }
-                            |> Tiny.ofMethod (fun m -> { m with Training = false })
 
                         let struct (outcome, _) = told (planOf settings)
                         Tiny.stateNumbers outcome.State
@@ -277,43 +277,42 @@ let tests =
                     let learner = Tiny.learner plan
                     let calls = ResizeArray<string>()
 
+                    let method = learner.Method
+
                     let counted =
                         { learner with
-                            Observe =
-                                fun batch o ->
-                                    calls.Add $"observe {batch.Labels.shape[0]}"
-                                    learner.Observe batch o
-                            BeginEpoch =
-                                fun epoch t ->
-                                    calls.Add $"epoch {epoch}"
-                                    learner.BeginEpoch epoch t
-                            Update =
-                                fun batch t ->
-                                    calls.Add $"update {batch.Labels.shape[0]}"
-                                    learner.Update batch t
-                            AfterTask =
-                                fun loaders t ->
-                                    calls.Add $"after {loaders.Length}"
-                                    learner.AfterTask loaders t
+                            Method =
+                                { method with
+                                    Observe =
+                                        fun batch o ->
+                                            calls.Add $"observe {batch.Labels.shape[0]}"
+                                            method.Observe batch o
+                                    Update =
+                                        fun rates batch t ->
+                                            calls.Add $"update {batch.Labels.shape[0]} at {rates.Network}"
+                                            method.Update rates batch t
+                                    Consolidate =
+                                        fun batch features state ->
+                                            calls.Add $"consolidate {batch.Labels.shape[0]}"
+                                            method.Consolidate batch features state
+                                }
                         }
 
                     Experiment.run counted plan Tiny.silent |> ignore
-                    let updates = [ "update 4"; "update 4"; "update 1" ]
+                    let batches what = [ $"{what 4}"; $"{what 4}"; $"{what 1}" ]
+
+                    let epoch number =
+                        let rate = (Plan.rates settings number).Network
+                        batches (fun n -> $"update {n} at {rate}")
 
                     Expect.equal
                         (List.ofSeq calls)
                         [
-                            for epoch in 0..2 do
-                                $"epoch {epoch}"
-                                yield! updates
-                            "after 3"
-                            "observe 4"
-                            "observe 4"
-                            "observe 1"
-                            for epoch in 0..1 do
-                                $"epoch {epoch}"
-                                yield! updates
-                            "after 3"
+                            yield! List.collect epoch [ 0..2 ]
+                            yield! batches (fun n -> $"consolidate {n}")
+                            yield! batches (fun n -> $"observe {n}")
+                            yield! List.collect epoch [ 0..1 ]
+                            yield! batches (fun n -> $"consolidate {n}")
                         ]
                         "calls"))
 
@@ -353,11 +352,18 @@ let tests =
                             Expect.equal (named |> List.filter e.Message.Contains) expected "options")
 
                     // two batches in each of two epochs
+                    let method = learner.Method
+
                     failsWith
                         "phase train, batch 2 of 4"
                         threeTasks
                         { learner with
-                            Update = fun batch t -> failing updated 6 (fun () -> learner.Update batch t)
+                            Method =
+                                { method with
+                                    Update =
+                                        fun rates batch t ->
+                                            failing updated 6 (fun () -> method.Update rates batch t)
+                                }
                         }
 
                     failsWith
@@ -366,7 +372,12 @@ let tests =
                             CheckpointActivations = true
                         }
                         { learner with
-                            Observe = fun batch o -> failing observed 1 (fun () -> learner.Observe batch o)
+                            Method =
+                                { method with
+                                    Observe =
+                                        fun batch o ->
+                                            failing observed 1 (fun () -> method.Observe batch o)
+                                }
                         }))
 
             testCase

@@ -220,7 +220,7 @@ let private learner (f: Fixture) =
                 }
         }
 
-    let method = LoRASubDrs.learner backbone settings
+    let method = LoRASubDrs.method' backbone settings
     let sizes = (f.Setting "tasks").Split ',' |> Array.map int
 
     let tasks =
@@ -234,7 +234,7 @@ let private learner (f: Fixture) =
                 Classes = [| first .. first + size - 1 |]
             })
 
-    let oneTask (state: TaskState, found) (task: LearningTask) =
+    let oneTask (state: LoRASubDrs.State, found) (task: LearningTask) =
         let at name = $"task.{task.Index}.{name}"
         let images, labels = f.Tensor(at "images"), f.Tensor(at "labels")
 
@@ -278,26 +278,52 @@ let private learner (f: Fixture) =
             else
                 begun
 
-        let step struct (training, losses) (load: BatchLoader) =
-            let struct (training, report) = method.Update (load ()) training
+        let step rates struct (training, losses) (load: BatchLoader) =
+            let struct (training, report) = method.Update rates (load ()) training
             struct (training, report.Loss :: losses)
 
-        let epoch struct (training, losses) e =
-            Array.fold step struct (method.BeginEpoch e training, losses) loaders
+        let epoch state e =
+            let rate baseRate =
+                Schedule.cosine baseRate settings.ScheduleEpochs e
+
+            let rates =
+                {
+                    Network = rate settings.LearningRate
+                    Classifier = rate settings.HeadLearningRate
+                }
+
+            Array.fold (step rates) state loaders
 
         let prepared = method.Prepare observed
 
         if task.Index > 0 then
             let ranks = wholeNumbers (f.Tensor(at "retained"))
-            Expect.equal (method.Retained prepared |> Array.map (_.Rank >> int64)) ranks (at "retained")
+            Expect.equal
+                ((method.Diagnostics prepared).Retained |> Array.map (_.Rank >> int64))
+                ranks
+                (at "retained")
 
         let struct (training, losses) =
             Seq.fold epoch struct (prepared, []) [ 0 .. int (f.Setting "epochs") - 1 ]
 
-        let next = method.AfterTask loaders training
-        let model = method.Deploy next
+        let merged = method.Merge training
+        let adapters = method.Adapters merged
+
+        let next =
+            loaders
+            |> Array.fold
+                (fun state load ->
+                    let batch = load ()
+                    let features = VisionTransformer.features adapters backbone batch.Images
+                    method.Consolidate batch features state)
+                merged
+            |> method.Finish
+
         let probe = f.Tensor "probe.images"
-        let predictions = wholeNumbers (Learner.predict method model probe)
+        let features = VisionTransformer.features adapters backbone probe
+
+        let predictions =
+            (NearestMean.ofMeans next.Prototypes).Score features |> Scorer.best |> wholeNumbers
 
         Expect.equal predictions (wholeNumbers (f.Tensor(at "probe_predictions"))) (at "probe_predictions")
 
@@ -308,8 +334,6 @@ let private learner (f: Fixture) =
                     difference (f.Tensor(at $"block.{b}.accumulated_v")) next.Deltas[b].Value
             ]
 
-        let features = VisionTransformer.features model.Adapters backbone probe
-
         next,
         List.concat
             [
@@ -317,7 +341,7 @@ let private learner (f: Fixture) =
                 deltas
                 [
                     difference (f.Tensor(at "losses")) (torch.stack (List.rev losses))
-                    difference (f.Tensor(at "prototypes")) next.Prototypes.Means
+                    difference (f.Tensor(at "prototypes")) next.Prototypes
                     difference (f.Tensor(at "probe_features")) features
                 ]
             ]
@@ -325,7 +349,7 @@ let private learner (f: Fixture) =
     let start = method.Start(Rng.ofSeed 0L)
 
     let before =
-        VisionTransformer.features (method.Deploy start).Adapters backbone (f.Tensor "probe.images")
+        VisionTransformer.features (method.Adapters start) backbone (f.Tensor "probe.images")
 
     Array.fold oneTask (start, [ difference (f.Tensor "probe.features_before") before ]) tasks
     |> snd

@@ -8,17 +8,14 @@ open LoRASub
 open LoRASub.Tests.Check
 open TorchSharp
 
-let private load folder =
-    LearnerFile.load torch.ScalarType.Float32 Generators.device folder
-
 /// A learner of one finished task, saved.
-let private withSaved (test: Plan -> SavedLearner -> string -> unit) () =
+let private withSaved (test: Plan -> TaskState -> string -> unit) () =
     Probe.inFolder (fun folder ->
         Scope.run (fun () ->
             let plan = Tiny.plan Tiny.settings
-            let saved = Tiny.saved plan (Tiny.learnFirst (Tiny.learner plan) plan)
-            LearnerFile.save folder saved
-            test plan saved folder))
+            let state = Tiny.learnFirst (Tiny.learner plan) plan
+            Tiny.save folder plan state
+            test plan state folder))
 
 let private editJson (folder: string) (edit: JsonObject -> unit) =
     let path = LearnerFile.jsonPath folder
@@ -33,78 +30,87 @@ let private replaceTensors folder (tensors: (string * torch.Tensor) list) =
     editJson folder (fun json ->
         json["tensorsSha256"] <- JsonValue.Create(DataFile.sha256 (LearnerFile.tensorPath folder)))
 
-let private tensors (saved: SavedLearner) =
-    [
-        for i, d in Array.indexed saved.State.Deltas do
-            $"blocks.{i}.delta.key", d.Key
-            $"blocks.{i}.delta.value", d.Value
-        "prototypes", saved.State.Prototypes.Means
-    ]
+let private tensors (plan: Plan) (state: TaskState) =
+    Tree.write (Learner.tree (Tiny.learner plan) state) state
 
-let private set (name: string) (node: string) folder _ =
+let private changeClass (row: int) (name: string) (node: string) folder =
+    editJson folder (fun json -> json["state"].["classes"].[row].[name] <- JsonNode.Parse node)
+
+let private setState (name: string) (node: string) folder =
+    editJson folder (fun json -> json["state"].[name] <- JsonNode.Parse node)
+
+let private set (name: string) (node: string) folder =
     editJson folder (fun json -> json[name] <- JsonNode.Parse node)
 
+let private changeTensors change folder plan state =
+    replaceTensors folder (tensors plan state |> change)
+
 /// What is done to a saved folder, and words of the refusal.
-let private damages: (string * string list * (string -> SavedLearner -> unit)) list =
+let private damages: (string * string list * (string -> Plan -> TaskState -> unit)) list =
+    let json edit folder (_: Plan) (_: TaskState) : unit = edit folder
+
     [
-        "no JSON", [ "learner.json"; "no such file" ], (fun f _ -> File.Delete(LearnerFile.jsonPath f))
+        "no JSON",
+        [ "learner.json"; "no such file" ],
+        json (fun folder -> File.Delete(LearnerFile.jsonPath folder))
         "no tensors",
         [ "learner.safetensors"; "no such file" ],
-        (fun f _ -> File.Delete(LearnerFile.tensorPath f))
+        json (fun folder -> File.Delete(LearnerFile.tensorPath folder))
         "truncated JSON",
         [ "learner.json"; "must be JSON" ],
-        (fun f _ ->
-            let text = File.ReadAllText(LearnerFile.jsonPath f)
-            File.WriteAllText(LearnerFile.jsonPath f, text.Substring(0, text.Length / 2)))
+        json (fun folder ->
+            let text = File.ReadAllText(LearnerFile.jsonPath folder)
+            File.WriteAllText(LearnerFile.jsonPath folder, text.Substring(0, text.Length / 2)))
         "an empty file",
         [ "learner.json"; "must be JSON" ],
-        (fun f _ -> File.WriteAllText(LearnerFile.jsonPath f, ""))
+        json (fun folder -> File.WriteAllText(LearnerFile.jsonPath folder, ""))
         "a list",
         [ "learner.json"; "saved learner" ],
-        (fun f _ -> File.WriteAllText(LearnerFile.jsonPath f, "[]"))
-        "another version", [ "learner.json"; "version 1"; "version 2" ], set "version" "2"
+        json (fun folder -> File.WriteAllText(LearnerFile.jsonPath folder, "[]"))
+        "another version", [ "learner.json"; "version 1 to 2"; "version 3" ], json (set "version" "3")
         "a changed tensor byte",
         [ "learner.safetensors"; "SHA-256" ],
-        (fun f _ ->
-            let bytes = File.ReadAllBytes(LearnerFile.tensorPath f)
+        json (fun folder ->
+            let bytes = File.ReadAllBytes(LearnerFile.tensorPath folder)
             bytes[bytes.Length - 1] <- bytes[bytes.Length - 1] ^^^ 1uy
-            File.WriteAllBytes(LearnerFile.tensorPath f, bytes))
+            File.WriteAllBytes(LearnerFile.tensorPath folder, bytes))
         "a missing member",
         [ "learner.json"; "saved learner" ],
-        (fun f _ -> editJson f (fun json -> json.Remove "heads" |> ignore))
-        "a text for a number", [ "learner.json"; "saved learner" ], set "heads" "\"two\""
-        "a number too large", [ "learner.json"; "saved learner" ], set "heads" "99999999999"
-        "names that are too few", [ "learner.json"; "a name for each of 4"; "1" ], set "classNames" "[\"a\"]"
-        "a class out of range",
-        [ "learner.json"; "in order, at most 4"; "9" ],
-        set "prototypeClasses" "[0, 9]"
-        "one prototype class too few",
-        [ "learner.safetensors"; "[1, width]" ],
-        (fun f saved ->
-            set "prototypeClasses" "[0]" f saved
-            set "taskSizes" "[1]" f saved)
-        "task sizes that do not add up",
-        [ "learner.json"; "task sizes"; "add up to 2" ],
-        set "taskSizes" "[3]"
-        "another number of finished tasks", [ "learner.json"; "must be 2" ], set "finishedTasks" "2"
-        "a key that is no number", [ "randomKey"; "hexadecimal" ], set "randomKey" "\"xyz\""
-        "a range of three", [ "inputRange"; "2 numbers"; "3" ], set "inputRange" "[0, 1, 2]"
+        json (fun folder -> editJson folder (fun json -> json.Remove "heads" |> ignore))
+        "a text for a number", [ "learner.json"; "saved learner" ], json (set "heads" "\"two\"")
+        "a number too large", [ "learner.json"; "saved learner" ], json (set "heads" "99999999999")
+        "an unknown method", [ "learner.json"; "lora-sub-drs"; "'magic'" ], json (set "method" "\"magic\"")
+        "an unknown head", [ "learner.json"; "nearest-mean"; "'magic'" ], json (set "head" "\"magic\"")
+        "an embedding of a block that is not there",
+        [ "learner.json"; "block"; "9" ],
+        json (fun folder ->
+            editJson folder (fun json ->
+                json["embedding"].["parts"].[0].["block"] <- JsonValue.Create 9))
+        "two classes of one name",
+        [ "learner.json"; "name of its own" ],
+        json (changeClass 1 "name" "\"colour 0\"")
+        "two classes of one id", [ "learner.json"; "id of its own" ], json (changeClass 1 "id" "0")
+        "an id out of range", [ "learner.json"; "from 0 to 1"; "9" ], json (changeClass 1 "id" "9")
+        "a class of a task to come", [ "learner.json"; "1 tasks"; "task 1" ], json (changeClass 1 "task" "1")
+        "one class too few",
+        [ "learner.json"; "method.prototypes"; "[1, 8]"; "[2, 8]" ],
+        json (fun folder ->
+            editJson folder (fun json -> (json["state"].["classes"].AsArray()).RemoveAt 1))
+        "a key that is no number", [ "randomKey"; "hexadecimal" ], json (setState "randomKey" "\"xyz\"")
+        "a range of three", [ "inputRange"; "2 numbers"; "3" ], json (set "inputRange" "[0, 1, 2]")
         "no prototypes",
-        [ "learner.safetensors"; "prototypes" ],
-        (fun f saved ->
-            replaceTensors f (tensors saved |> List.filter (fun (name, _) -> name <> "prototypes")))
+        [ "learner.safetensors"; "method.prototypes" ],
+        changeTensors (List.filter (fun (name, _) -> name <> "method.prototypes"))
         "a delta of another shape",
-        [ "learner.safetensors"; "blocks.1.delta.value"; "[8, 8]"; "[8, 3]" ],
-        (fun f saved ->
-            replaceTensors
-                f
-                (tensors saved
-                 |> List.map (fun (name, t) ->
-                     name,
-                     (if name = "blocks.1.delta.value" then
-                          t.narrow(1L, 0L, 3L).contiguous()
-                      else
-                          t))))
+        [ "learner.json"; "blocks.1.delta.value"; "[8, 8]"; "[8, 3]" ],
+        changeTensors (
+            List.map (fun (name, t) ->
+                name,
+                (if name = "method.blocks.1.delta.value" then
+                     t.narrow(1L, 0L, 3L).contiguous()
+                 else
+                     t))
+        )
     ]
 
 [<Tests>]
@@ -114,82 +120,135 @@ let tests =
         [
             testCase
                 "what is saved is loaded bit for bit"
-                (withSaved (fun plan saved folder ->
-                    let loaded = load folder
-                    Tiny.sameState "state" saved.State loaded.State
+                (withSaved (fun plan state folder ->
+                    Tiny.sameState "state" state (Tiny.load folder plan)
+                    let saved = LearnerFile.load folder
 
-                    let rest (s: SavedLearner) =
-                        (s.Method, s.Order, s.ClassNames, s.TaskSizes),
-                        (s.Input, s.Heads, s.NormEpsilon, s.BackboneSha256)
+                    Expect.equal
+                        ((Json.ofRecord { saved.Record with TensorsSha256 = "" }).ToJsonString())
+                        ((Json.ofRecord (Tiny.record plan state)).ToJsonString())
+                        "the rest"
 
-                    Expect.equal (rest loaded) (rest saved) "the rest"
                     Expect.equal (Directory.GetFiles folder).Length 2 "two files"))
 
             testCase
                 "saving over an older learner replaces it"
-                (withSaved (fun plan saved folder ->
+                (withSaved (fun plan _ folder ->
                     let outcome = Tiny.run plan
-                    LearnerFile.save folder (Tiny.saved plan outcome.State)
-                    Tiny.sameState "state" outcome.State (load folder).State
+                    Tiny.save folder plan outcome.State
+                    Tiny.sameState "state" outcome.State (Tiny.load folder plan)
                     Expect.equal (Directory.GetFiles folder).Length 2 "two files"))
 
             testCase
                 "a start without classes is saved and loaded"
                 (withSaved (fun plan _ folder ->
-                    let start = (Tiny.learner plan).Start(Rng.ofSeed -3L)
-                    LearnerFile.save folder (Tiny.saved plan start)
-                    Tiny.sameState "state" start (load folder).State))
+                    let start = Learner.start (Tiny.learner plan) (Rng.ofSeed -3L)
+                    Tiny.save folder plan start
+                    Tiny.sameState "state" start (Tiny.load folder plan)))
 
             testCase
-                "tensors are loaded in the format asked for"
-                (withSaved (fun _ saved folder ->
-                    let wide = LearnerFile.load torch.ScalarType.Float64 Generators.device folder
+                "tensors are loaded in the precision of the backbone"
+                (withSaved (fun _ state folder ->
+                    let wide =
+                        Tiny.plan
+                            { Tiny.settings with
+                                Precision = Precision.Float64
+                            }
 
                     Seq.iter2
                         (fun (a: torch.Tensor) (b: torch.Tensor) ->
-                            Expect.equal b.dtype torch.ScalarType.Float64 "format"
+                            if torch.is_floating_point a then
+                                Expect.equal b.dtype torch.ScalarType.Float64 "format"
+
                             Expect.equal (TestFiles.numbers b) (TestFiles.numbers a) "numbers")
-                        (TaskState.leaves saved.State)
-                        (TaskState.leaves wide.State)))
+                        (TaskState.leaves state)
+                        (TaskState.leaves (Tiny.load folder wide))))
+
+            testCase
+                "an embedding of any parts is saved and loaded"
+                (withSaved (fun plan _ folder ->
+                    let part block tokens final =
+                        {
+                            Block = block
+                            Tokens = tokens
+                            FinalNorm = final
+                        }
+
+                    let embedding =
+                        {
+                            Parts = [| part 1 Tokens.PatchMean false; part 2 Tokens.PatchQuadrants true |]
+                            Standardise = true
+                            Flip = true
+                        }
+
+                    let learner =
+                        Learner.create
+                            plan.Backbone
+                            (Method.hide (Tiny.drs plan))
+                            (Heads.find "nearest-mean")
+                            embedding
+
+                    let state = Tiny.learnFirst learner plan
+
+                    let record =
+                        { Tiny.record plan state with
+                            Embedding = Some(SavedEmbedding.ofEmbedding embedding)
+                        }
+
+                    LearnerFile.save folder learner record state
+                    let saved = LearnerFile.load folder
+                    let loaded = LearnerFile.learner plan.Backbone plan.Settings.Method saved
+                    Expect.equal loaded.Embedding embedding "embedding"
+                    Tiny.sameState "state" state (LearnerFile.restore loaded saved)))
 
             for name, words, damage in damages do
                 testCase
                     $"{name}: refused, and nothing left"
-                    (withSaved (fun _ saved folder ->
-                        damage folder saved
-                        Probe.refused words (fun () -> load folder |> ignore)))
+                    (withSaved (fun plan state folder ->
+                        damage folder plan state
+
+                        Probe.refused words (fun () ->
+                            Scope.run (fun () ->
+                                let saved = LearnerFile.load folder
+                                let learner = LearnerFile.learner plan.Backbone plan.Settings.Method saved
+                                LearnerFile.restore learner saved |> ignore))))
 
             testCase
                 "the backbone must be the one that was trained on"
-                (withSaved (fun plan saved folder ->
+                (withSaved (fun plan state folder ->
                     let path = Path.Combine(folder, "backbone.safetensors")
                     Tiny.writeBackbone path 8 2 7
+                    let hash = DataFile.sha256 path
 
                     let own =
-                        { saved with
-                            BackboneSha256 = DataFile.sha256 path
+                        { Tiny.record plan state with
+                            BackboneSha256 = hash
                         }
 
-                    LearnerFile.checkBackbone own plan.Backbone (DataFile.sha256 path) path
+                    refused [ path; "SHA-256"; String('0', 64); "as the backbone" ] (fun () ->
+                        LearnerFile.checkBackbone (LearnerFile.load folder) hash path)
 
-                    refused [ path; "SHA-256"; saved.BackboneSha256; "as the backbone" ] (fun () ->
-                        LearnerFile.checkBackbone saved plan.Backbone (DataFile.sha256 path) path)
+                    LearnerFile.save folder (Tiny.learner plan) own state
+                    LearnerFile.checkBackbone (LearnerFile.load folder) hash path
 
-                    for vit, found in
+                    for vit, words in
                         [
-                            Tiny.vit Precision.Float32 10 2 7, "width 10"
-                            Tiny.vit Precision.Float32 8 1 7, "1 blocks"
+                            Tiny.vit Precision.Float32 10 2 7, [ "blocks.0.delta.key"; "[10, 10]"; "[8, 8]" ]
+                            Tiny.vit Precision.Float32 8 3 7, [ "learner.json"; "3" ]
                         ] do
-                        refused [ path; "width 8 and 2 blocks"; found ] (fun () ->
-                            LearnerFile.checkBackbone own vit (DataFile.sha256 path) path)))
+                        refused words (fun () ->
+                            Scope.run (fun () ->
+                                let saved = LearnerFile.load folder
+                                let learner = LearnerFile.learner vit plan.Settings.Method saved
+                                LearnerFile.restore learner saved |> ignore))))
 
             testCase
                 "a folder in the way of either file leaves no half of it"
-                (withSaved (fun _ saved _ ->
+                (withSaved (fun plan state _ ->
                     for pathOf in [ LearnerFile.tensorPath; LearnerFile.jsonPath ] do
                         Probe.inFolder (fun folder ->
                             Directory.CreateDirectory(pathOf folder) |> ignore
-                            refused [ "folder" ] (fun () -> LearnerFile.save folder saved)
+                            refused [ "folder" ] (fun () -> Tiny.save folder plan state)
 
                             Expect.isEmpty
                                 (Directory.GetFiles(
@@ -199,13 +258,14 @@ let tests =
                                 ))
                                 "temporary files"
 
-                            refused [ folder ] (fun () -> load folder |> ignore))))
+                            refused [ folder ] (fun () ->
+                                Scope.run (fun () -> LearnerFile.load folder |> ignore)))))
 
             testCase
                 "a folder that does not exist is refused"
-                (withSaved (fun _ saved folder ->
+                (withSaved (fun plan state folder ->
                     refused [ "learner.safetensors"; "folder" ] (fun () ->
-                        LearnerFile.save (Path.Combine(folder, "absent")) saved)))
+                        Tiny.save (Path.Combine(folder, "absent")) plan state)))
 
             testCase "the hash is that of the file's bytes, and a missing file is refused" (fun () ->
                 Probe.inFolder (fun folder ->
@@ -223,10 +283,10 @@ let tests =
             testCase
                 "whatever a kill leaves is the old or the new learner, and the next save clears it up"
                 (withSaved (fun plan older folder ->
-                    let newer = Tiny.saved plan (Tiny.run plan).State
+                    let newer = (Tiny.run plan).State
 
                     Probe.inFolder (fun other ->
-                        LearnerFile.save other newer
+                        Tiny.save other plan newer
                         let read path = File.ReadAllBytes path
 
                         let newTensors, newJson =
@@ -234,8 +294,8 @@ let tests =
 
                         let next = LearnerFile.nextPath folder
 
-                        let holds (saved: SavedLearner) =
-                            Tiny.sameState "state" saved.State (load folder).State
+                        let holds (state: TaskState) =
+                            Tiny.sameState "state" state (Tiny.load folder plan)
 
                         // new tensors in part or whole, their JSON not there
                         File.WriteAllBytes(next, newTensors[..99])
@@ -246,7 +306,7 @@ let tests =
                         File.WriteAllBytes(LearnerFile.jsonPath folder, newJson)
                         holds newer
 
-                        LearnerFile.save folder older
+                        Tiny.save folder plan older
                         holds older
                         Expect.isFalse (File.Exists next) "nothing waits"
                         Expect.hasLength (Directory.GetFiles folder) 2 "two files")))
@@ -254,21 +314,27 @@ let tests =
             testCase
                 "a save that fails after the tensors keeps the older learner"
                 (withSaved (fun plan older folder ->
-                    // its JSON cannot be made
-                    let broken =
-                        { Tiny.saved plan (Tiny.run plan).State with
-                            Method = null
-                            ClassNames = null
-                        }
+                    let newer = (Tiny.run plan).State
 
-                    Expect.throws (fun () -> LearnerFile.save folder broken) "fails"
-                    Tiny.sameState "state" older.State (load folder).State
+                    // its JSON cannot be written
+                    let folderInTheWay = LearnerFile.jsonPath folder
+                    let json = File.ReadAllText folderInTheWay
+                    File.Delete folderInTheWay
+                    Directory.CreateDirectory folderInTheWay |> ignore
+
+                    Expect.throws
+                        (fun () -> Tiny.save folder plan newer)
+                        "fails"
+
+                    Directory.Delete folderInTheWay
+                    File.WriteAllText(folderInTheWay, json)
+                    Tiny.sameState "state" older (Tiny.load folder plan)
                     Expect.hasLength (Directory.GetFiles folder) 2 "two files"))
 
             testCase
                 "readers and savers at one time get a whole learner"
                 (withSaved (fun plan older folder ->
-                    let newer = Tiny.saved plan (Tiny.run plan).State
+                    let newer = (Tiny.run plan).State
                     let mutable saving = true
 
                     let savers =
@@ -276,7 +342,7 @@ let tests =
                             for first in [ older; newer ] ->
                                 Threading.Tasks.Task.Run(fun () ->
                                     for i in 0..14 do
-                                        LearnerFile.save folder (if i % 2 = 0 then first else older))
+                                        Tiny.save folder plan (if i % 2 = 0 then first else older))
                         |]
 
                     let all = Threading.Tasks.Task.WhenAll savers
@@ -286,7 +352,7 @@ let tests =
                         saving <- not all.IsCompleted
 
                         Scope.run (fun () ->
-                            let classes = (load folder).State.Prototypes.Classes.Length
+                            let classes = (LearnerFile.load folder).Record.State.Classes.Length
                             Expect.contains [ 2; 4 ] classes "one of the two")
 
                         loads <- loads + 1

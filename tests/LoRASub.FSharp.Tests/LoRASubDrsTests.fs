@@ -79,10 +79,10 @@ let private inScope (test: unit -> unit) () = Scope.run test
 
 /// The plan's second task, observed and prepared, with the state before it.
 let private secondTask (plan: Plan) =
-    let learner = Tiny.learner plan
-    let state = Tiny.learnFirst learner plan
+    let learner = Tiny.drs plan
+    let state = Tiny.learnFirst (Tiny.learner plan) plan |> Tiny.drsState plan
     let task = plan.Stream.Tasks[1]
-    let begun = learner.BeginTask task state
+    let begun = learner.BeginTask (Tiny.taskKey plan task) task state
 
     let observed =
         if learner.Observes task then
@@ -93,9 +93,10 @@ let private secondTask (plan: Plan) =
     struct (state, observed, learner.Prepare observed)
 
 let private firstTask (plan: Plan) =
-    let learner = Tiny.learner plan
+    let learner = Tiny.drs plan
     let start = learner.Start(Rng.ofSeed plan.Settings.Seed)
-    learner.Prepare(learner.BeginTask plan.Stream.Tasks[0] start)
+    let task = plan.Stream.Tasks[0]
+    learner.Prepare(learner.BeginTask (Tiny.taskKey plan task) task start)
 
 /// The trained parameters: A and B of key and value per block, then the head's weight and bias.
 let private parameters (training: LoRASubDrs.Training<_>) =
@@ -110,11 +111,11 @@ let private batchOf (plan: Plan) task step =
 
 /// So many updates on the task's batches in turn.
 let private update (plan: Plan) task steps (training: LoRASubDrs.Training<_>) =
-    let learner = Tiny.learner plan
+    let learner = Tiny.drs plan
 
     List.fold
         (fun training step ->
-            let struct (next, _) = learner.Update (batchOf plan task step) training
+            let struct (next, _) = learner.Update (Tiny.rates plan) (batchOf plan task step) training
             next)
         training
         [ 0 .. steps - 1 ]
@@ -136,8 +137,7 @@ let private gradients (plan: Plan) (batch: Batch) (training: LoRASubDrs.Training
 
         let features =
             VisionTransformer.features
-                {
-                    Qkv = VisionTransformer.effectiveQkv 1.0 training.State.Deltas plan.Backbone
+                { VisionTransformer.training training.State.Deltas plan.Backbone with
                     Lora = lora
                 }
                 plan.Backbone
@@ -150,7 +150,7 @@ let private gradients (plan: Plan) (batch: Batch) (training: LoRASubDrs.Training
             AugmentedTriplet.loss
                 settings.Margin
                 settings.NormOrder
-                training.State.Prototypes.Means
+                training.State.Prototypes
                 local
                 (torch.nn.functional.normalize (features, 2.0, 1L))
 
@@ -175,7 +175,9 @@ let private againstOracle
     let path =
         List.scan
             (fun training step ->
-                let struct (next, _) = (Tiny.learner plan).Update (batchOf plan task step) training
+                let struct (next, _) =
+                    (Tiny.drs plan).Update (Tiny.rates plan) (batchOf plan task step) training
+
                 next)
             training
             [ 0 .. c.Steps - 1 ]
@@ -213,7 +215,7 @@ let private againstOracle
         closeTo 1e-6 $"parameter {i}" (Seq.cast<float> expected) (numbers after[i])
 
 /// A network with its deltas added to its own weights by hand.
-let private baked (sign: float) (state: TaskState) (vit: VisionTransformer) =
+let private baked (sign: float) (state: LoRASubDrs.State) (vit: VisionTransformer) =
     { vit with
         Blocks =
             Array.map2
@@ -413,7 +415,7 @@ let tests =
                             { training with
                                 Projections =
                                     (let struct (_, observed, _) = secondTask plan
-                                     ((Tiny.learner plan).Prepare observed).Projections)
+                                     ((Tiny.drs plan).Prepare observed).Projections)
                             }
 
                         Array.map2
@@ -438,17 +440,15 @@ let tests =
 
             property "merged weights ≡ the separate path at the end of training" (fun c ->
                 let plan = c.Plan
-                let learner = Tiny.learner plan
                 let struct (_, _, training) = secondTask plan
                 let trained = update plan 1 c.Steps training
-                let loaders: BatchLoader[] = Array.init 2 (fun i () -> batchOf plan 1 i)
-                let model = learner.Deploy(learner.AfterTask loaders trained)
+                let merged = (Tiny.drs plan).Adapters(LoRASubDrs.merge trained)
                 let images = (batchOf plan 1 0).Images
 
                 closeTensors
                     "features"
-                    (VisionTransformer.features (LoRASubDrs.adapters trained) plan.Backbone images)
-                    (VisionTransformer.features model.Adapters plan.Backbone images))
+                    (VisionTransformer.features (LoRASubDrs.network trained) plan.Backbone images)
+                    (VisionTransformer.features merged plan.Backbone images))
 
             property
                 "prototypes are the means of the merged network's features, and prediction takes the nearest"
@@ -456,7 +456,8 @@ let tests =
                     let plan = c.Plan
                     let learner = Tiny.learner plan
                     let outcome = Tiny.run plan
-                    let network = baked 1.0 outcome.State plan.Backbone
+                    let prototypes = Tiny.prototypes outcome.State
+                    let network = baked 1.0 (Tiny.drsState plan outcome.State) plan.Backbone
 
                     let features batch =
                         matrix (VisionTransformer.features (bare network) network batch.Images)
@@ -472,15 +473,15 @@ let tests =
                     closeMatrix
                         "the last task's prototypes"
                         (Oracles.prototypes 2 labels all)
-                        (outcome.State.Prototypes.Means.narrow (0L, 2L, 2L))
+                        (prototypes.narrow (0L, 2L, 2L))
 
-                    let model = learner.Deploy outcome.State
+                    let model = Learner.deploy learner outcome.State
 
                     for batch in Array.append batches (Tiny.batches plan 0) do
                         let distances =
-                            Oracles.squaredDistances (matrix outcome.State.Prototypes.Means) (features batch)
+                            Oracles.squaredDistances (matrix prototypes) (features batch)
 
-                        wholeNumbers (Learner.predict learner model batch.Images)
+                        wholeNumbers (Tiny.predict learner model batch.Images)
                         |> Array.iteri (fun i predicted ->
                             atMost
                                 "distance to the predicted class"
@@ -505,10 +506,7 @@ let tests =
                 let struct (total, predictions) =
                     LoRASubDrs.loss
                         settings
-                        {
-                            Means = tensor prototypes
-                            Classes = [| 0 .. c.Rank - 1 |]
-                        }
+                        (tensor prototypes)
                         {
                             Weight = tensor weight
                             Bias = Some(vector bias)
@@ -573,10 +571,14 @@ let tests =
                         }
                             .Plan
 
-                    let learner = Tiny.learner plan
+                    let learner = Tiny.drs plan
                     let start = learner.Start(Rng.ofSeed 1L)
-                    let first = learner.BeginTask plan.Stream.Tasks[0] start
-                    let second = learner.BeginTask plan.Stream.Tasks[1] start
+
+                    let begin' i =
+                        let task = plan.Stream.Tasks[i]
+                        learner.BeginTask (Tiny.taskKey plan task) task start
+
+                    let first, second = begin' 0, begin' 1
 
                     for layer in Array.append first.Lora second.Lora do
                         for pair in [ layer.Key; layer.Value ] do
@@ -610,8 +612,7 @@ let tests =
                 Expect.isTrue (observes id 1) "second task"
                 Expect.isTrue (observes (fun m -> { m with Subtraction = false }) 1) "no subtraction"
                 Expect.isFalse (observes (fun m -> { m with Projection = false }) 1) "no projection"
-                Expect.isFalse (observes (fun m -> { m with Energy = 1.0 }) 1) "energy 1"
-                Expect.isFalse (observes (fun m -> { m with Training = false }) 1) "no training")
+                Expect.isFalse (observes (fun m -> { m with Energy = 1.0 }) 1) "energy 1")
 
             testCase
                 "without projection, and at energy 1, a later task is plain Adam"
@@ -629,7 +630,7 @@ let tests =
 
                         let struct (_, _, training) = secondTask plan
                         Expect.isEmpty training.Projections "projections"
-                        Expect.isEmpty ((Tiny.learner plan).Retained training) "retained"
+                        Expect.isEmpty (LoRASubDrs.diagnostics training).Retained "retained"
                         againstOracle example plan 1 (fun _ -> Oracles.Anywhere) training))
 
             testCase
@@ -637,7 +638,7 @@ let tests =
                 (inScope (fun () ->
                     let plan = example.Plan
                     let struct (_, observed, training) = secondTask plan
-                    let retained = (Tiny.learner plan).Retained training
+                    let retained = (LoRASubDrs.diagnostics training).Retained
 
                     Array.iter2
                         (fun (moment: SecondMoment) (r: Retained) ->
@@ -659,13 +660,16 @@ let tests =
                                 plan.Settings |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 6 })
                         }
 
-                    let learner = Tiny.learner plan
+                    let learner = Tiny.drs plan
                     let struct (_, _, second) = secondTask plan
 
                     for task, training in [ 0, firstTask plan; 1, second ] do
                         for epoch in 0..9 do
                             let struct (next, _) =
-                                learner.Update (batchOf plan task 0) (learner.BeginEpoch epoch training)
+                                learner.Update
+                                    (Plan.rates plan.Settings epoch)
+                                    (batchOf plan task 0)
+                                    training
 
                             let size (a: torch.Tensor) (b: torch.Tensor) =
                                 numbers (b.sub a) |> Array.map abs |> Array.max
@@ -689,7 +693,7 @@ let tests =
                     let plan = example.Plan
                     let struct (_, _, training) = secondTask plan
                     let batch = batchOf plan 1 0
-                    let struct (_, report) = (Tiny.learner plan).Update batch training
+                    let struct (_, report) = (Tiny.drs plan).Update (Tiny.rates plan) batch training
                     let predicted = wholeNumbers report.Predictions
                     Expect.all predicted (fun c -> c = 2L || c = 3L) "classes of this task"
                     let truth = wholeNumbers batch.Labels
@@ -709,13 +713,16 @@ let tests =
 
                     let plan =
                         { plan with
-                            Settings = plan.Settings |> Tiny.ofMethod (fun m -> { m with Training = false })
+                            Settings =
+                                { plan.Settings with
+                                    MethodName = Frozen.info.Name
+                                }
                         }
 
                     let learner = Tiny.learner plan
-                    Expect.equal learner.Name "frozen-prototypes" "name"
+                    Expect.equal learner.Method.Info.Name "frozen" "name"
                     let outcome = Tiny.run plan
-                    let model = learner.Deploy outcome.State
+                    let model = Learner.deploy learner outcome.State
 
                     for block in 0 .. example.Depth - 1 do
                         identical
@@ -741,7 +748,7 @@ let tests =
                     closeMatrix
                         "prototypes"
                         (Oracles.prototypes 4 labels features)
-                        outcome.State.Prototypes.Means))
+                        (Tiny.prototypes outcome.State)))
 
             testCase
                 "given pairs and a given head start a task as they are"
@@ -787,7 +794,7 @@ let tests =
 
             for name, words, change in badSettings do
                 rejects name words (fun () ->
-                    LoRASubDrs.learner (Tiny.vit Precision.Float32 8 1 1) (change Tiny.settings.Method)
+                    LoRASubDrs.method' (Tiny.vit Precision.Float32 8 1 1) (change Tiny.settings.Method)
                     |> ignore)
 
             testCase

@@ -73,7 +73,7 @@ let private wholeTask precision (variant: Variant) =
         let vit = backbone precision
         let master = Precision.master precision
         let settings = (Preset.cifar100 variant).Method
-        let method = LoRASubDrs.learner vit { settings with Rank = 2 }
+        let method = LoRASubDrs.method' vit { settings with Rank = 2 }
 
         let batch: Batch =
             {
@@ -84,11 +84,7 @@ let private wholeTask precision (variant: Variant) =
         // a state with classes, as after a first task: its means would need numbers
         let state =
             { method.Start(Rng.ofSeed 2L) with
-                Prototypes =
-                    {
-                        Means = torch.ones ([| 2L; 8L |], dtype = master, device = torch.META)
-                        Classes = [| 0; 1 |]
-                    }
+                Prototypes = torch.ones ([| 2L; 8L |], dtype = master, device = torch.META)
             }
 
         let task =
@@ -98,13 +94,13 @@ let private wholeTask precision (variant: Variant) =
                 Classes = [| 2; 3 |]
             }
 
-        let observing = method.BeginTask task state |> method.Observe batch
-        everywhere ((method.ObservingTree task state).Leaves observing)
+        let observing = method.BeginTask (Rng.ofSeed 3L) task state |> method.Observe batch
+        everywhere ((method.Observing task state).Leaves observing)
 
         // eigenvectors need numbers as well: projections of the right shape stand in
         let training =
             let free =
-                LoRASubDrs.learner
+                LoRASubDrs.method'
                     vit
                     { settings with
                         Rank = 2
@@ -124,19 +120,17 @@ let private wholeTask precision (variant: Variant) =
                 Projections = Array.create 2 projection
             }
 
-        let struct (next, report) = method.BeginEpoch 0 training |> method.Update batch
-        everywhere ((method.TrainingTree task state).Leaves next)
+        let rates = { Network = 1e-3; Classifier = 1e-3 }
+        let struct (next, report) = method.Update rates batch training
+        everywhere ((method.Training task state).Leaves next)
         everywhere (StepReport.leaves report)
-        let merged = Array.map2 Lora.merge next.Lora state.Deltas
-        everywhere (Seq.collect Lora.deltaLeaves merged)
-        let model = method.Deploy { state with Deltas = merged }
-        let features = VisionTransformer.features model.Adapters vit batch.Images
-
-        let sums =
-            ClassSums.zero 2 8L master torch.META |> ClassSums.observe features batch.Labels
-
-        everywhere (ClassSums.leaves sums)
-        expectMeta [ 4L ] (Prototype.nearest model.Prototypes features))
+        let merged = LoRASubDrs.merge next
+        everywhere ((method.State).Leaves merged)
+        let adapters = method.Adapters merged
+        let features = VisionTransformer.features adapters vit batch.Images
+        let consolidated = method.Consolidate batch features merged
+        everywhere (method.State.Leaves consolidated)
+        expectMeta [ 4L ] (Scorer.best ((NearestMean.ofMeans state.Prototypes).Score features)))
 
 [<Tests>]
 let tests =

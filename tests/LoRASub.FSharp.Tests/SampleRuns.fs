@@ -245,14 +245,15 @@ let private drift (sample: Sample) (random: Random) : DriftFile =
                 for second in 1 .. sample.Learned - 1 do
                     for first in 1 .. second - 1 do
                         for b in 0 .. sample.Blocks - 1 do
-                            {
+                            ({
                                 Block = b
                                 First = first
                                 Second = second
                                 MeanSquaredCosine = 0.85 - 0.03 * float (second - first)
                                 SmallestAngle = 0.4
                                 LargestAngle = 88.0
-                            }
+                             }
+                            : DriftFile.Overlap)
             |]
         Picture =
             {

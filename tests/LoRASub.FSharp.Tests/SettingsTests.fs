@@ -237,10 +237,14 @@ let tests =
                                 s.Method.Projection
                                 s.Method.Subtraction
                                 s.Method.Triplet
-                                s.Method.Training
                             ]
-                            [ true; true; true; true ]
+                            [ true; true; true ]
                             "nothing ablated"
+
+                        Expect.equal
+                            (s.MethodName, s.Head, s.Embedding)
+                            ("lora-sub-drs", "nearest-mean", "class-token")
+                            "method, head and embedding"
 
                         Expect.equal s.Method.BInit bInit "B at the start"
 

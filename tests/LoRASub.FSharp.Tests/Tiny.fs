@@ -115,8 +115,33 @@ let planWith (settings: RunSettings) (dataset: Dataset) (backbone: VisionTransfo
 let plan (settings: RunSettings) : Plan =
     planWith settings (dataset 4 4 3) (vit settings.Precision 8 2 7)
 
-let learner (plan: Plan) =
-    LoRASubDrs.learner plan.Backbone plan.Settings.Method
+let learner (plan: Plan) : Learner = Plan.learner plan
+
+/// A learner of a method with its types, over the nearest mean of the class token.
+let learnerOf (plan: Plan) (method: Method<'S, 'O, 'T>) : Learner =
+    Learner.create
+        plan.Backbone
+        (Method.hide method)
+        (Head.hide NearestMean.head)
+        (Embedding.output plan.Backbone)
+
+/// The plan's method with its types.
+let drs (plan: Plan) =
+    LoRASubDrs.method' plan.Backbone plan.Settings.Method
+
+let drsState (plan: Plan) (state: TaskState) : LoRASubDrs.State = Method.reveal (drs plan) state.Method
+
+/// [c, d]: the means that the nearest-mean head predicts with.
+let prototypes (state: TaskState) : torch.Tensor =
+    Head.reveal NearestMean.head state.Head |> ClassSums.means string
+
+let rates (plan: Plan) = Plan.rates plan.Settings 0
+
+/// A task's own key.
+let taskKey (plan: Plan) (task: LearningTask) =
+    Rng.ofSeed plan.Settings.Seed
+    |> Rng.fold RandomBranch.Method
+    |> Rng.fold (int64 task.Index)
 
 let silent: Progress -> unit = ignore
 
@@ -124,14 +149,16 @@ let run (plan: Plan) : Outcome =
     Experiment.run (learner plan) plan silent
 
 /// The state after the first task.
-let learnFirst (learner: Learner<_, _>) (plan: Plan) : TaskState =
+let learnFirst (learner: Learner) (plan: Plan) : TaskState =
     Scope.keep TaskState.leaves (fun () ->
-        let start = learner.Start(Rng.ofSeed plan.Settings.Seed)
+        Experiment.learnTask
+            learner
+            plan
+            (Learner.start learner (Rng.ofSeed plan.Settings.Seed))
+            plan.Stream.Tasks[0])
 
-        let struct (state, _) =
-            Experiment.learnTask learner plan (PhaseClock()) silent start plan.Stream.Tasks[0]
-
-        state)
+let predict learner model images : torch.Tensor =
+    Learner.predict learner model images |> Scorer.best
 
 /// Every training batch of a task, in order.
 let batches (plan: Plan) (task: int) : Batch[] =
@@ -152,23 +179,26 @@ let sameState (what: string) (expected: TaskState) (actual: TaskState) =
         (TaskState.leaves actual)
 
     Expecto.Expect.equal
-        (actual.Finished, actual.Prototypes.Classes, actual.Key)
-        (expected.Finished, expected.Prototypes.Classes, expected.Key)
+        (actual.Finished, actual.Classes, actual.NextId, actual.Key)
+        (expected.Finished, expected.Classes, expected.NextId, expected.Key)
         what
 
-/// A state as it would be saved, on no backbone in particular.
-let saved (plan: Plan) (state: TaskState) : SavedLearner =
-    {
-        Method = "lora-sub-drs"
-        State = state
-        Order = plan.Stream.Order
-        ClassNames = plan.Stream.Dataset.ClassNames
-        TaskSizes = plan.Stream.Tasks |> Array.truncate state.Finished |> Array.map _.Classes.Length
-        Input = (Plan.batchOptions plan Augmentation.None).Format
-        Heads = 2
-        NormEpsilon = plan.Settings.NormEpsilon
-        BackboneSha256 = String('0', 64)
-    }
+/// The record of a state as it would be saved.
+let record (plan: Plan) (state: TaskState) : LearnerRecord =
+    LearnerFile.record
+        (learner plan)
+        state
+        plan.Stream.Order
+        (Plan.batchOptions plan Augmentation.None).Format
+        plan.Settings.NormEpsilon
+        (String('0', 64))
+        []
+
+let save (folder: string) (plan: Plan) (state: TaskState) =
+    LearnerFile.save folder (learner plan) (record plan state) state
+
+let load (folder: string) (plan: Plan) : TaskState =
+    Scope.keep TaskState.leaves (fun () -> LearnerFile.restore (learner plan) (LearnerFile.load folder))
 
 /// Fashion-MNIST's four files with `train` and `test` grey images of 8 x 8 per class.
 let writeFashion (folder: string) (train: int) (test: int) =

@@ -18,7 +18,7 @@ type SettingDifference =
     }
 
 /// The records of checkpoint.json.
-module internal Saved =
+module CheckpointFormat =
 
     type Task =
         {
@@ -160,7 +160,7 @@ module Checkpoint =
     let private toSeconds (saved: Dictionary<string, float>) : Map<Phase, float> =
         Phase.all |> List.map (fun phase -> phase, saved[Phase.name phase]) |> Map.ofList
 
-    let private ofTask (task: TaskRecord) : Saved.Task =
+    let private ofTask (task: TaskRecord) : CheckpointFormat.Task =
         {
             Row = task.Row
             Before = task.Before
@@ -170,7 +170,7 @@ module Checkpoint =
             Seconds = ofSeconds task.Seconds
         }
 
-    let private toTask (task: Saved.Task) : TaskRecord =
+    let private toTask (task: CheckpointFormat.Task) : TaskRecord =
         {
             Row = task.Row
             Before = task.Before
@@ -180,8 +180,8 @@ module Checkpoint =
             Seconds = toSeconds task.Seconds
         }
 
-    let private ofOpen (task: OpenTask) : Saved.Open =
-        let saved: Saved.Open =
+    let private ofOpen (task: OpenTask) : CheckpointFormat.Open =
+        let saved: CheckpointFormat.Open =
             {
                 MemoryBefore = task.MemoryBefore
                 Seconds = ofSeconds task.Seconds
@@ -228,7 +228,7 @@ module Checkpoint =
             subspaces.Write "subspaces" diagnostics.Subspaces
             @ Tree.tensor.Write "means" means
 
-    let private toProgress learner plan state (tensors: NamedTensors) (saved: Saved.Open) : OpenProgress =
+    let private toProgress learner plan state (tensors: NamedTensors) (saved: CheckpointFormat.Open) : OpenProgress =
         match saved.Stage with
         | "observing" ->
             InLoop(Observing((observing learner plan state).Read tensors "observing", saved.Batches))
@@ -262,7 +262,7 @@ module Checkpoint =
 
     // ------------------------------------------------------------------------------------------ save
 
-    let private describe (plan: Plan) inputs metricLines (run: RunState) (tensors: string) : Saved.Run =
+    let private describe (plan: Plan) inputs metricLines (run: RunState) (tensors: string) : CheckpointFormat.Run =
         {
             Settings = (Settings.toJson plan.Settings).AsObject()
             Inputs = Dictionary(dict inputs)
@@ -353,7 +353,7 @@ module Checkpoint =
         if actual <> (get "sha256" root).GetString() then
             damaged path "other content"
 
-    let private checkSettings path (plan: Plan) inputs (settings: JsonElement) (run: Saved.Run) =
+    let private checkSettings path (plan: Plan) inputs (settings: JsonElement) (run: CheckpointFormat.Run) =
         match differences (Settings.ofJson path settings) plan.Settings with
         | [] -> ()
         | some ->
@@ -376,7 +376,7 @@ module Checkpoint =
                 let rule = $"must be of a run on the same data and backbone ({name} {short saved})"
                 Errors.reject path rule (short now) "give the files that the run began with"
 
-    let private tensorsOf folder (run: Saved.Run) : Map<string, torch.Tensor> =
+    let private tensorsOf folder (run: CheckpointFormat.Run) : Map<string, torch.Tensor> =
         let file = Path.Combine(folder, run.Tensors)
 
         if not (File.Exists file) then
@@ -387,7 +387,7 @@ module Checkpoint =
 
         (Safetensors.read file).Tensors
 
-    let private toRun learner (plan: Plan) folder (run: Saved.Run) : RunState =
+    let private toRun learner (plan: Plan) folder (run: CheckpointFormat.Run) : RunState =
         let tensors =
             NamedTensors(
                 path folder,
@@ -397,7 +397,7 @@ module Checkpoint =
 
         let state = SavedState.toState (path folder) learner run.State tensors "state"
 
-        let opened (task: Saved.Open) : OpenTask =
+        let opened (task: CheckpointFormat.Open) : OpenTask =
             {
                 MemoryBefore = task.MemoryBefore
                 Seconds = toSeconds task.Seconds
@@ -431,6 +431,6 @@ module Checkpoint =
                 checkVersion path root
                 checkHash path root
                 let json = get "run" root
-                let run = Json.toRecord<Saved.Run> json
+                let run = Json.toRecord<CheckpointFormat.Run> json
                 checkSettings path plan inputs (get "settings" json) run
                 struct (toRun learner plan folder run, run.MetricLines)))

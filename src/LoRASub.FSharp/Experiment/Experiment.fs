@@ -47,6 +47,13 @@ module Experiment =
 
         NativeError.during what (smaller plan.Settings) (fun () -> work remembering)
 
+    /// The state after one of a plan's tasks. Borrows the state; the next one is owned by the caller. Rejects as
+    /// `TaskLoop.learn`.
+    let learnTask (learner: Learner) (plan: Plan) (state: TaskState) (task: LearningTask) : TaskState =
+        Scope.keep TaskState.leaves (fun () ->
+            let context = Plan.taskContext learner plan (PhaseClock()) state task
+            (TaskLoop.learn context state None).State)
+
     let private answers (plan: Plan) = TaskStream.answers plan.Stream
 
     // A model's predictions for the test images of some tasks, and a fold over the tokens of some parts and the labels.

@@ -40,6 +40,10 @@ module Plan =
             CheckpointActivations = settings.CheckpointActivations
         }
 
+    /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
+    let learnerOver (backbone: VisionTransformer) (settings: RunSettings) : Learner =
+        Learner.named backbone settings.MethodName settings.Method settings.Head settings.Embedding
+
     // All classes are one task for the upper bound.
     let private streamOf order (settings: RunSettings) dataset : TaskStream =
         if (Methods.find settings.MethodName).Info.Joint then
@@ -68,7 +72,7 @@ module Plan =
         let backbone = Weights.load options backboneFile
 
         try
-            LoRASubDrs.check backbone.Width settings.Method
+            learnerOver backbone settings |> ignore // rejects what does not fit the backbone
 
             {
                 Settings = settings
@@ -89,7 +93,7 @@ module Plan =
         loadFrom checkClasses (classOrder settings.ClassOrder) settings
 
     /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
-    /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load`, `LoRASubDrs.check`. Owned by the caller.
+    /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load`, `Learner.create`. Owned by the caller.
     let load (settings: RunSettings) : Plan =
         loadWith (classOrder settings.ClassOrder) settings
 
@@ -128,9 +132,7 @@ module Plan =
         | Seeding.Once -> ImageTask.passKey root task epoch
 
     /// The learner that the plan's settings name; borrows the plan's backbone.
-    let learner (plan: Plan) : Learner =
-        let settings = plan.Settings
-        Learner.named plan.Backbone settings.MethodName settings.Method settings.Head settings.Embedding
+    let learner (plan: Plan) : Learner = learnerOver plan.Backbone plan.Settings
 
     /// The learning rates of an epoch.
     let rates (settings: RunSettings) (epoch: int) : Rates =

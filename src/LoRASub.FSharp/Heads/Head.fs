@@ -32,7 +32,8 @@ module Scorer =
     let best (scores: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             let top = scores.amax ([| 1L |], keepdim = true)
-            let scale = top.abs().clamp_min (Scalar.op_Implicit 1.0)
+            let size = torch.maximum (top, top.neg ())
+            let scale = size.clamp_min (Scalar.op_Implicit 1.0)
             let rounding = scale.mul (Scalar.op_Implicit (16.0 * Precision.epsilon scores.dtype))
             let isLower = scores.lt (top.sub rounding)
             Fused.firstSmallest (isLower.``to`` torch.ScalarType.Int64))
@@ -68,9 +69,14 @@ type AnyHead = Head<HeadState>
 [<RequireQualifiedAccess>]
 module Head =
 
+    let private subject (head: Head<_>) = $"head {head.Info.Name}"
+
+    /// A hidden state, for the head that made it. Rejects another head's.
+    let reveal (head: Head<'H>) (state: HeadState) : 'H = Hidden.reveal (subject head) state
+
     /// Hides the type of a head's state.
     let hide (head: Head<'H>) : AnyHead =
-        let subject = $"head {head.Info.Name}"
+        let subject = subject head
         let hide = Hidden.hide subject head.Tree
         let reveal = Hidden.reveal subject
 

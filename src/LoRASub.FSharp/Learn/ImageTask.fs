@@ -90,9 +90,19 @@ module ImageTask =
                 Classes = Array.init names.Length id
             }
 
+        let clock = PhaseClock()
+
         let context =
-            { context learner options images (Array.init images.Labels.Length id) names task state (PhaseClock()) with
+            { context learner options images (Array.init images.Labels.Length id) names task state clock with
                 OnEvent = onEvent
             }
 
-        Scope.keep TaskState.leaves (fun () -> (TaskLoop.learn context state None).State)
+        let where () =
+            match clock.Current with
+            | Some phase -> $"in task {task.Index + 1}, phase {Phase.name phase}"
+            | None -> $"in task {task.Index + 1}"
+
+        NativeError.during
+            where
+            "use less memory with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
+            (fun () -> Scope.keep TaskState.leaves (fun () -> (TaskLoop.learn context state None).State))

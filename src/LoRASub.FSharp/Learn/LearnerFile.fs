@@ -55,7 +55,7 @@ type SavedLearner =
         }
 
 /// learner.json of version 1: one method, one head, one mean per class.
-module internal Version1 =
+module LearnerVersion1 =
 
     type Record =
         {
@@ -310,7 +310,7 @@ module LearnerFile =
     let private recordOf (path: string) : struct (LearnerRecord * bool) =
         Json.read purpose path (fun root ->
             match (root.GetProperty "version").GetInt64() with
-            | 1L -> struct (Version1.migrate path (Json.toRecord<Version1.Record> root), true)
+            | 1L -> struct (LearnerVersion1.migrate path (Json.toRecord<LearnerVersion1.Record> root), true)
             | version when version = int64 Version -> struct (Json.toRecord<LearnerRecord> root, false)
             | version ->
                 Errors.reject
@@ -336,7 +336,7 @@ module LearnerFile =
 
         {
             Record = record
-            Tensors = if isOld then Version1.rename file.Tensors else file.Tensors
+            Tensors = if isOld then LearnerVersion1.rename file.Tensors else file.Tensors
             Path = path
         }
 

@@ -138,14 +138,16 @@ module SavedState =
             let tree = Learner.tree learner state
             let expected = tree.Write "" fresh |> Map.ofList
 
-            for name, tensor in tree.Write "" state do
-                match Map.tryFind name expected with
-                | Some like ->
+            let found = tree.Write "" state |> Map.ofList
+
+            for KeyValue(name, like) in expected do
+                match Map.tryFind name found with
+                | Some tensor ->
                     let axes =
                         [ for n in like.shape -> Axis.Is(if n = 0L then classes else n) ]
 
                     Shape.expect name axes tensor
-                | None -> ())
+                | None -> Errors.reject name "must be there for this backbone" "no such tensor" "")
 
     /// The state whose tensors are below a path; it takes them over. Rejects as `check`, and tensors that are absent or
     /// that do not fit the learner's backbone.

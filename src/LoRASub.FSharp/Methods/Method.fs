@@ -134,9 +134,14 @@ module Method =
             Value: 'Phase
         }
 
+    let private subject (method: Method<_, _, _>) = $"method {method.Info.Name}"
+
+    /// A hidden state, for the method that made it. Rejects another method's.
+    let reveal (method: Method<'S, 'O, 'T>) (state: MethodState) : 'S = Hidden.reveal (subject method) state
+
     /// Hides the types of a method.
     let hide (method: Method<'S, 'O, 'T>) : AnyMethod =
-        let subject = $"method {method.Info.Name}"
+        let subject = subject method
 
         let hideState (state: 'S) : MethodState =
             Hidden.hide subject method.State state
