@@ -93,7 +93,7 @@ let private damages: (string * string list * (string -> Plan -> TaskState -> uni
         "an id out of range", [ "learner.json"; "from 0 to 1"; "9" ], json (changeClass 1 "id" "9")
         "a class of a task to come", [ "learner.json"; "1 tasks"; "task 1" ], json (changeClass 1 "task" "1")
         "one class too few",
-        [ "learner.json"; "method.prototypes"; "[1, 8]"; "[2, 8]" ],
+        [ "learner.json"; "head.counts"; "[1]"; "[2]" ],
         json (fun folder ->
             editJson folder (fun json -> (json["state"].["classes"].AsArray()).RemoveAt 1))
         "a key that is no number", [ "randomKey"; "hexadecimal" ], json (setState "randomKey" "\"xyz\"")
@@ -233,8 +233,8 @@ let tests =
 
                     for vit, words in
                         [
-                            Tiny.vit Precision.Float32 10 2 7, [ "blocks.0.delta.key"; "[10, 10]"; "[8, 8]" ]
-                            Tiny.vit Precision.Float32 8 3 7, [ "learner.json"; "3" ]
+                            Tiny.vit Precision.Float32 10 2 7, [ "head.sums"; "[2, 10]"; "[2, 8]" ]
+                            Tiny.vit Precision.Float32 8 3 7, [ "learner.json"; "method.blocks.2.delta.key"; "no such tensor" ]
                         ] do
                         refused words (fun () ->
                             Scope.run (fun () ->

@@ -184,7 +184,7 @@ let sameState (what: string) (expected: TaskState) (actual: TaskState) =
         what
 
 /// The record of a state as it would be saved.
-let record (plan: Plan) (state: TaskState) : LearnerRecord =
+let record (plan: Plan) (state: TaskState) : LearnerFormat.Record =
     LearnerFile.record
         (learner plan)
         state

@@ -78,20 +78,6 @@ type Adapters =
     }
 
 [<RequireQualifiedAccess>]
-type Tokens = Class | PatchMean | PatchQuadrants
-type EmbeddingPart = { Block: int; Tokens: Tokens; FinalNorm: bool }
-type Embedding = { Parts: EmbeddingPart[]; Standardise: bool; Flip: bool }
-
-[<RequireQualifiedAccess>]
-module Adapters =
-    let tree: Tree<Adapters> =
-        tree {
-            let! qkv = Tree.field "qkv" _.Qkv (Tree.array Tree.tensor)
-            and! lora = Tree.given _.Lora [||]
-            return { Qkv = qkv; Lora = lora }
-        }
-
-[<RequireQualifiedAccess>]
 module VisionTransformer =
 
     let private normLeaves (n: LayerNorm) = [ n.Weight; n.Bias ]
@@ -353,28 +339,3 @@ module VisionTransformer =
                     state)
 
             Scope.fold leaves ofSlice initial (slices vit images))
-
-    let merged sign deltas vit : Adapters = { Qkv = effectiveQkv sign deltas vit; Lora = [||] }
-    let training deltas vit : Adapters = { Qkv = trainingQkv deltas vit; Lora = [||] }
-    let frozen (vit: VisionTransformer) : Adapters =
-        { Qkv = vit.Blocks |> Array.map (fun b -> b.Qkv.Weight.clone().``to``(Precision.compute vit.Precision)); Lora = [||] }
-
-    let tokens (parts: EmbeddingPart[]) adapters (vit: VisionTransformer) images : torch.Tensor[] =
-        if parts |> Array.forall _.FinalNorm then
-            let f = features adapters vit images
-            parts |> Array.mapi (fun i _ -> if i = 0 then f else f.alias())
-        else
-            let all = featuresByBlock adapters vit images
-            parts |> Array.map (fun p -> (if p.FinalNorm then all.Output else all.Blocks[p.Block-1]).alias())
-
-[<RequireQualifiedAccess>]
-module Embedding =
-    let names = [ "class-token" ]
-    let output (vit: VisionTransformer) : Embedding =
-        { Parts = [| { Block = vit.Blocks.Length; Tokens = Tokens.Class; FinalNorm = true } |]; Standardise = false; Flip = false }
-    let named (_: string) (vit: VisionTransformer) = output vit
-    let check (_: VisionTransformer) (_: Embedding) = ()
-    let width (vit: VisionTransformer) (_: Embedding) = vit.Width
-    let views (_: Embedding) (images: torch.Tensor) = [| images |]
-    let join (_: Embedding) (tokens: torch.Tensor[]) = tokens[0]
-    let embed (e: Embedding) adapters vit images = (VisionTransformer.tokens e.Parts adapters vit images)[0]

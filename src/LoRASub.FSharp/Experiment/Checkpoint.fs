@@ -20,6 +20,14 @@ type SettingDifference =
 /// The records of checkpoint.json.
 module CheckpointFormat =
 
+    type Retained =
+        {
+            Rank: int
+            Energy: float
+            /// None: infinite.
+            Condition: float option
+        }
+
     type Task =
         {
             Row: Score[]
@@ -158,13 +166,33 @@ module Checkpoint =
         Dictionary(dict [ for KeyValue(phase, spent) in seconds -> Phase.name phase, spent ])
 
     let private toSeconds (saved: Dictionary<string, float>) : Map<Phase, float> =
-        Phase.all |> List.map (fun phase -> phase, saved[Phase.name phase]) |> Map.ofList
+        Phase.all
+        |> List.map (fun phase -> phase, saved[Phase.name phase])
+        |> Map.ofList
+
+    let private ofRetained (retained: Retained) : CheckpointFormat.Retained =
+        {
+            Rank = retained.Rank
+            Energy = retained.Energy
+            Condition =
+                if retained.Condition = infinity then
+                    None
+                else
+                    Some retained.Condition
+        }
+
+    let private toRetained (saved: CheckpointFormat.Retained) : Retained =
+        {
+            Rank = saved.Rank
+            Energy = saved.Energy
+            Condition = defaultArg saved.Condition infinity
+        }
 
     let private ofTask (task: TaskRecord) : CheckpointFormat.Task =
         {
             Row = task.Row
             Before = task.Before
-            Retained = task.Retained
+            Retained = Array.map ofRetained task.Retained
             MemoryBefore = task.MemoryBefore
             MemoryAfter = task.MemoryAfter
             Seconds = ofSeconds task.Seconds
@@ -174,7 +202,7 @@ module Checkpoint =
         {
             Row = task.Row
             Before = task.Before
-            Retained = task.Retained
+            Retained = Array.map toRetained task.Retained
             MemoryBefore = task.MemoryBefore
             MemoryAfter = task.MemoryAfter
             Seconds = toSeconds task.Seconds
@@ -205,7 +233,7 @@ module Checkpoint =
             }
         | Learned(diagnostics, _) ->
             { saved with
-                Retained = diagnostics.Retained
+                Retained = Array.map ofRetained diagnostics.Retained
             }
 
     // ------------------------------------------------------------------------------------------ the tensors
@@ -228,7 +256,13 @@ module Checkpoint =
             subspaces.Write "subspaces" diagnostics.Subspaces
             @ Tree.tensor.Write "means" means
 
-    let private toProgress learner plan state (tensors: NamedTensors) (saved: CheckpointFormat.Open) : OpenProgress =
+    let private toProgress
+        learner
+        plan
+        state
+        (tensors: NamedTensors)
+        (saved: CheckpointFormat.Open)
+        : OpenProgress =
         match saved.Stage with
         | "observing" ->
             InLoop(Observing((observing learner plan state).Read tensors "observing", saved.Batches))
@@ -243,7 +277,7 @@ module Checkpoint =
         | _ ->
             Learned(
                 {
-                    Retained = saved.Retained
+                    Retained = Array.map toRetained saved.Retained
                     Subspaces = subspaces.Read tensors "subspaces" |> Array.map Subspace.copy
                 },
                 tensors.Find "means"
@@ -262,7 +296,13 @@ module Checkpoint =
 
     // ------------------------------------------------------------------------------------------ save
 
-    let private describe (plan: Plan) inputs metricLines (run: RunState) (tensors: string) : CheckpointFormat.Run =
+    let private describe
+        (plan: Plan)
+        inputs
+        metricLines
+        (run: RunState)
+        (tensors: string)
+        : CheckpointFormat.Run =
         {
             Settings = (Settings.toJson plan.Settings).AsObject()
             Inputs = Dictionary(dict inputs)

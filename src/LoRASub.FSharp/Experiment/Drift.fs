@@ -333,8 +333,7 @@ module Drift =
             let joined (kept: torch.Tensor) (now: torch.Tensor) =
                 torch.cat ([| kept; now.narrow (0L, old, c - old) |], 0L)
 
-            let anchors, anchorSpreads =
-                joined state.Anchors now, joined state.Spreads spreads
+            let anchors, anchorSpreads = joined state.Anchors now, joined state.Spreads spreads
 
             let output (layers: torch.Tensor) =
                 layers.narrow (1L, layers.shape[1] - 1L, 1L)
@@ -479,7 +478,7 @@ module Drift =
                                 MeanSquaredCosine = numbers[0]
                                 SmallestAngle = numbers[1]
                                 LargestAngle = numbers[2]
-                             }
+                            }
                             : DriftFile.Overlap)
         |]
 

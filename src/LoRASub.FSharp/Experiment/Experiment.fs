@@ -253,8 +253,7 @@ module Experiment =
         checkpoint CheckpointPoint.AfterLearning
 
         let struct (predictions, moments) =
-            let onBatch () =
-                checkpoint CheckpointPoint.BetweenSteps
+            let onBatch () = checkpoint CheckpointPoint.BetweenSteps
 
             predictSeen learner plan clock run.Drift.IsSome onProgress onBatch run.State task
 
@@ -303,7 +302,13 @@ module Experiment =
     /// Resumes a run from its state, of which it takes ownership: learns the remaining tasks and scores each state on
     /// all tasks so far, exactly as without the interruption. `onProgress` is called with progress, `onCheckpoint` between
     /// two steps, both on the calling thread. Rejects as `TaskLoop.learn`, and a run without a task left.
-    let resume (learner: Learner) (plan: Plan) onProgress (onCheckpoint: OnCheckpoint) (from: RunState) : Outcome =
+    let resume
+        (learner: Learner)
+        (plan: Plan)
+        onProgress
+        (onCheckpoint: OnCheckpoint)
+        (from: RunState)
+        : Outcome =
         let tasks =
             plan.Stream.Tasks
             |> Array.truncate (defaultArg plan.Settings.StopAfter Int32.MaxValue)
@@ -338,4 +343,5 @@ module Experiment =
     /// Learns the tasks of a plan in turn and scores each state on all tasks so far. `onProgress` is called on the calling
     /// thread. Rejects as `TaskLoop.learn`.
     let run (learner: Learner) (plan: Plan) (onProgress: Progress -> unit) : Outcome =
-        Scope.keep Outcome.leaves (fun () -> start learner plan |> resume learner plan onProgress (fun _ _ -> ()))
+        Scope.keep Outcome.leaves (fun () ->
+            start learner plan |> resume learner plan onProgress (fun _ _ -> ()))

@@ -155,9 +155,17 @@ module Plan =
         }
 
     /// What a task of the plan is learned from.
-    let taskContext (learner: Learner) (plan: Plan) clock (state: TaskState) (task: LearningTask) : TaskContext =
+    let taskContext
+        (learner: Learner)
+        (plan: Plan)
+        clock
+        (state: TaskState)
+        (task: LearningTask)
+        : TaskContext =
         let set = plan.Stream.Dataset.Train
-        let names = task.Classes |> Array.map (fun label -> plan.Stream.Dataset.ClassNames[label])
+
+        let names =
+            task.Classes |> Array.map (fun label -> plan.Stream.Dataset.ClassNames[label])
 
         ImageTask.context
             learner

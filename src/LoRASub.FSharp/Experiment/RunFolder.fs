@@ -135,7 +135,7 @@ module RunFolder =
         |> Array.map (fun label -> plan.Stream.Dataset.ClassNames[label])
 
     // A finished run's learner as it is saved.
-    let private learnerRecord (plan: Plan) (outcome: Outcome) : LearnerRecord =
+    let private learnerRecord (plan: Plan) (outcome: Outcome) : LearnerFormat.Record =
         LearnerFile.record
             outcome.Learner
             outcome.State

@@ -148,14 +148,7 @@ module Session =
 
     /// Resumes a stopped run in a held folder, from its checkpoint or, without one, from its
     /// beginning. `plan` is of the saved settings. Rejects as `Checkpoint.load`; otherwise as `start`.
-    let resume
-        folder
-        (learner: Learner)
-        (plan: Plan)
-        inputs
-        listen
-        stopping
-        : Outcome =
+    let resume folder (learner: Learner) (plan: Plan) inputs listen stopping : Outcome =
         Scope.keep Outcome.leaves (fun () ->
             let struct (state, count) =
                 if Checkpoint.exists folder then

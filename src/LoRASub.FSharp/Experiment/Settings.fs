@@ -359,7 +359,8 @@ module Settings =
 
         setting name (get >> string) (whole >> set)
 
-    let private choices (names: string list) = names |> List.map (fun name -> name, name)
+    let private choices (names: string list) =
+        names |> List.map (fun name -> name, name)
 
     let private ofMethod (change: LoRASubSettings -> LoRASubSettings) (s: RunSettings) =
         { s with Method = change s.Method }
@@ -433,7 +434,9 @@ module Settings =
                 if not trains then
                     { s with MethodName = Frozen.info.Name }
                 elif s.MethodName = Frozen.info.Name then
-                    { s with MethodName = LoRASubDrs.info.Name }
+                    { s with
+                        MethodName = LoRASubDrs.info.Name
+                    }
                 else
                     s)
             optionalInt "stop-after" _.StopAfter (fun v s -> { s with StopAfter = v })

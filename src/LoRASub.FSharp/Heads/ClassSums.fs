@@ -59,7 +59,14 @@ module ClassSums =
             Errors.reject "class row" $"must be in [0, {rows - 1L}]" $"{row}" ""
 
         let first = int64 row
-        torch.cat ([| tensor.narrow (0L, 0L, first); tensor.narrow (0L, first + 1L, rows - first - 1L) |], 0L)
+
+        torch.cat (
+            [|
+                tensor.narrow (0L, 0L, first)
+                tensor.narrow (0L, first + 1L, rows - first - 1L)
+            |],
+            0L
+        )
 
     /// Without the class in a row. Borrows; owned by the caller.
     let forget (row: int) (sums: ClassSums) : ClassSums =

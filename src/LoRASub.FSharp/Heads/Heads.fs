@@ -21,7 +21,11 @@ module Heads =
             Forget = fun _ () -> ()
             Scores =
                 fun () ->
-                    Errors.reject "head logits" "must be used with a method that has logits" "another method" ""
+                    Errors.reject
+                        "head logits"
+                        "must be used with a method that has logits"
+                        "another method"
+                        ""
         }
 
     let all: AnyHead list = [ Head.hide NearestMean.head; Head.hide logits ]

@@ -30,7 +30,16 @@ module ImageTask =
         |> Rng.fold (int64 epoch)
 
     /// What a task is learned from: the images of a set at some positions, which belong to the task's classes.
-    let context learner (options: LearnOptions) (set: ImageSet) positions names task (state: TaskState) clock =
+    let context
+        learner
+        (options: LearnOptions)
+        (set: ImageSet)
+        positions
+        names
+        task
+        (state: TaskState)
+        clock
+        =
         let epochs = if learner.Method.Info.Trains then options.Epochs else 0
 
         let epoch number =
@@ -79,7 +88,14 @@ module ImageTask =
     /// Learns a group of new classes from images labelled 0, 1, … into `names`, which are not kept: the state after the
     /// task. `onEvent` is called with progress on the calling thread. Borrows; owned by the caller. Rejects a name that is
     /// known, labels out of range, a class without images, and what `TaskLoop.learn` rejects.
-    let learn learner options (names: string[]) (images: ImageSet) (onEvent: TaskEvent -> unit) state : TaskState =
+    let learn
+        learner
+        options
+        (names: string[])
+        (images: ImageSet)
+        (onEvent: TaskEvent -> unit)
+        state
+        : TaskState =
         checkNames state names
         checkImages names images
 

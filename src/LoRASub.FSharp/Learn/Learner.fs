@@ -165,7 +165,11 @@ module Learner =
             Errors.reject subject "must be floating point" $"{result.dtype}" ""
 
         if not (Scope.run (fun () -> result.isfinite().all().item<bool>())) then
-            Errors.reject subject "must be finite" "NaN or infinity" "lower lr or head-lr, or use a wider precision"
+            Errors.reject
+                subject
+                "must be finite"
+                "NaN or infinity"
+                "lower lr or head-lr, or use a wider precision"
 
     /// The tokens of some parts and the embeddings [n, D] of each view of images, mostly from one forward pass. Borrows;
     /// owned by the caller.
@@ -216,7 +220,13 @@ module Learner =
                 views
                 |> Array.map (fun view ->
                     let scores = model.Scorer.Score view
-                    require $"scores of head {learner.Head.Info.Name}" view.shape[0] (int64 model.Classes) scores
+
+                    require
+                        $"scores of head {learner.Head.Info.Name}"
+                        view.shape[0]
+                        (int64 model.Classes)
+                        scores
+
                     scores)
                 |> Array.reduce (fun sum scores -> sum.add scores)
 
@@ -233,8 +243,7 @@ module Learner =
     /// from it stays. Borrows; owned by the caller, which shares no tensor with the old state. Rejects an unknown class.
     let forget (learner: Learner) (id: ClassId) (state: TaskState) : TaskState =
         match state.Classes |> Array.tryFindIndex (fun one -> one.Id = id) with
-        | None ->
-            Errors.reject $"class {id}" "must be a class that the learner knows" "an unknown class" ""
+        | None -> Errors.reject $"class {id}" "must be a class that the learner knows" "an unknown class" ""
         | Some row ->
             Scope.noGrad TaskState.leaves (fun () ->
                 { state with

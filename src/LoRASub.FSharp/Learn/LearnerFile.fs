@@ -5,36 +5,58 @@ open System.Collections.Generic
 open System.IO
 open TorchSharp
 
-/// A learner on disk: all it needs to predict and to learn more, except the backbone.
-type LearnerRecord =
-    {
-        Version: int
-        Method: string
-        Head: string
-        /// None: the class token at the output, as in version 1.
-        Embedding: SavedEmbedding option
-        State: SavedState
-        /// The data set's label of the class learned i-th, for all classes of a run; the ids otherwise.
-        ClassOrder: int[]
-        ImageSize: int
-        Channels: int
-        /// Black and white as the network sees them.
-        InputRange: float[]
-        Heads: int
-        /// Of the blocks' norms and of the final one.
-        NormEpsilon: float[]
-        /// The settings that it was trained with, by name.
-        Settings: Dictionary<string, string>
-        /// SHA-256 of the backbone's file, in lower-case hexadecimal.
-        BackboneSha256: string
-        TensorsSha256: string
-    }
+/// The record of learner.json, and the older one.
+module LearnerFormat =
+
+    /// A learner on disk: all it needs to predict and to learn more, except the backbone and the tensors.
+    type Record =
+        {
+            Version: int
+            Method: string
+            Head: string
+            /// None: the class token at the output, as in version 1.
+            Embedding: SavedEmbedding option
+            State: SavedState
+            /// The data set's label of the class learned i-th, for all classes of a run; the ids otherwise.
+            ClassOrder: int[]
+            ImageSize: int
+            Channels: int
+            /// Black and white as the network sees them.
+            InputRange: float[]
+            Heads: int
+            /// Of the blocks' norms and of the final one.
+            NormEpsilon: float[]
+            /// The settings that it was trained with, by name.
+            Settings: Dictionary<string, string>
+            /// SHA-256 of the backbone's file, in lower-case hexadecimal.
+            BackboneSha256: string
+            TensorsSha256: string
+        }
+
+    /// Version 1: one method, one head, one mean per class.
+    type Version1 =
+        {
+            Method: string
+            FinishedTasks: int
+            TaskSizes: int[]
+            ClassNames: string[]
+            ClassOrder: int[]
+            PrototypeClasses: int[]
+            RandomKey: string
+            ImageSize: int
+            Channels: int
+            InputRange: float[]
+            Heads: int
+            NormEpsilon: float[]
+            BackboneSha256: string
+            TensorsSha256: string
+        }
 
 /// A learner as read from its folder: its tensors wait, on the CPU, for the backbone that they belong to.
 [<ReferenceEquality>]
 type SavedLearner =
     {
-        Record: LearnerRecord
+        Record: LearnerFormat.Record
         Tensors: Map<string, torch.Tensor>
         /// Of learner.json.
         Path: string
@@ -54,28 +76,10 @@ type SavedLearner =
             Final = this.Record.NormEpsilon[1]
         }
 
-/// learner.json of version 1: one method, one head, one mean per class.
-module LearnerVersion1 =
+/// Reads learners of version 1.
+module private LearnerVersion1 =
 
-    type Record =
-        {
-            Method: string
-            FinishedTasks: int
-            TaskSizes: int[]
-            ClassNames: string[]
-            ClassOrder: int[]
-            PrototypeClasses: int[]
-            RandomKey: string
-            ImageSize: int
-            Channels: int
-            InputRange: float[]
-            Heads: int
-            NormEpsilon: float[]
-            BackboneSha256: string
-            TensorsSha256: string
-        }
-
-    let private checkClasses path (old: Record) =
+    let private checkClasses path (old: LearnerFormat.Version1) =
         let classes = old.PrototypeClasses
 
         if old.ClassNames.Length <> old.ClassOrder.Length then
@@ -101,9 +105,13 @@ module LearnerVersion1 =
             Errors.reject path rule $"{List.ofArray old.TaskSizes}" ""
 
     /// The record in today's form. Rejects a record that no program wrote.
-    let migrate (path: string) (old: Record) : LearnerRecord =
+    let migrate (path: string) (old: LearnerFormat.Version1) : LearnerFormat.Record =
         checkClasses path old
-        let tasks = old.TaskSizes |> Array.mapi (fun task size -> Array.create size task) |> Array.concat
+
+        let tasks =
+            old.TaskSizes
+            |> Array.mapi (fun task size -> Array.create size task)
+            |> Array.concat
 
         {
             Version = 2
@@ -143,7 +151,10 @@ module LearnerVersion1 =
 
     /// The tensors under today's names: a mean is the sum of one image.
     let rename (tensors: Map<string, torch.Tensor>) : Map<string, torch.Tensor> =
-        let mine = tensors |> Map.toList |> List.map (fun (name, tensor) -> $"method.{name}", tensor)
+        let mine =
+            tensors
+            |> Map.toList
+            |> List.map (fun (name, tensor) -> $"method.{name}", tensor)
 
         let sums =
             match Map.tryFind "prototypes" tensors with
@@ -243,7 +254,7 @@ module LearnerFile =
         (epsilon: NormEpsilon)
         (backboneSha256: string)
         (settings: (string * string) list)
-        : LearnerRecord =
+        : LearnerFormat.Record =
         {
             Version = Version
             Method = learner.Method.Info.Name
@@ -263,7 +274,7 @@ module LearnerFile =
 
     /// Writes a learner into a folder that exists, over an older one, which can be loaded until the new one can. A save
     /// that fails leaves the older one. Rejects a folder that cannot be written.
-    let save (folder: string) (learner: Learner) (record: LearnerRecord) (state: TaskState) : unit =
+    let save (folder: string) (learner: Learner) (record: LearnerFormat.Record) (state: TaskState) : unit =
         if Directory.Exists(tensorPath folder) then
             Errors.reject (tensorPath folder) "must be a file" "a folder" "choose another folder"
 
@@ -307,11 +318,12 @@ module LearnerFile =
             Errors.reject path rule (DataFile.sha256 path) ""
         | None -> Errors.reject path "must be beside learner.json" "no such file" ""
 
-    let private recordOf (path: string) : struct (LearnerRecord * bool) =
+    let private recordOf (path: string) : struct (LearnerFormat.Record * bool) =
         Json.read purpose path (fun root ->
             match (root.GetProperty "version").GetInt64() with
-            | 1L -> struct (LearnerVersion1.migrate path (Json.toRecord<LearnerVersion1.Record> root), true)
-            | version when version = int64 Version -> struct (Json.toRecord<LearnerRecord> root, false)
+            | 1L -> struct (LearnerVersion1.migrate path (Json.toRecord<LearnerFormat.Version1> root), true)
+            | version when version = int64 Version ->
+                struct (Json.toRecord<LearnerFormat.Record> root, false)
             | version ->
                 Errors.reject
                     path
@@ -319,7 +331,7 @@ module LearnerFile =
                     $"version {version}"
                     "use the program that wrote it")
 
-    let private checkRecord (path: string) (record: LearnerRecord) =
+    let private checkRecord (path: string) (record: LearnerFormat.Record) =
         let two name (numbers: float[]) =
             if numbers.Length <> 2 then
                 Errors.reject $"{path}, {name}" "must hold 2 numbers" $"{numbers.Length}" ""
@@ -336,7 +348,11 @@ module LearnerFile =
 
         {
             Record = record
-            Tensors = if isOld then LearnerVersion1.rename file.Tensors else file.Tensors
+            Tensors =
+                if isOld then
+                    LearnerVersion1.rename file.Tensors
+                else
+                    file.Tensors
             Path = path
         }
 
@@ -397,5 +413,7 @@ module LearnerFile =
 
                 tensor.detach().``to``(vit.Device).``to``(dtype, copy = true)
 
-            let tensors = NamedTensors(tensorPath (Path.GetDirectoryName saved.Path), Map.map fitted saved.Tensors)
+            let tensors =
+                NamedTensors(tensorPath (Path.GetDirectoryName saved.Path), Map.map fitted saved.Tensors)
+
             SavedState.toState saved.Path learner saved.Record.State tensors "")

@@ -123,7 +123,11 @@ module SavedState =
 
         for name, count in saved.Classes |> Array.countBy _.Name do
             if count > 1 then
-                Errors.reject $"{subject}, class '{name}'" "must have a name of its own" $"{count} of that name" ""
+                Errors.reject
+                    $"{subject}, class '{name}'"
+                    "must have a name of its own"
+                    $"{count} of that name"
+                    ""
 
     let private keyOf (subject: string) (text: string) : RandomKey =
         match UInt64.TryParse(text, NumberStyles.HexNumber, CultureInfo.InvariantCulture) with
@@ -143,15 +147,20 @@ module SavedState =
             for KeyValue(name, like) in expected do
                 match Map.tryFind name found with
                 | Some tensor ->
-                    let axes =
-                        [ for n in like.shape -> Axis.Is(if n = 0L then classes else n) ]
+                    let axes = [ for n in like.shape -> Axis.Is(if n = 0L then classes else n) ]
 
                     Shape.expect name axes tensor
                 | None -> Errors.reject name "must be there for this backbone" "no such tensor" "")
 
     /// The state whose tensors are below a path; it takes them over. Rejects as `check`, and tensors that are absent or
     /// that do not fit the learner's backbone.
-    let toState (subject: string) (learner: Learner) (saved: SavedState) (tensors: NamedTensors) (path: string) =
+    let toState
+        (subject: string)
+        (learner: Learner)
+        (saved: SavedState)
+        (tensors: NamedTensors)
+        (path: string)
+        =
         check subject saved
 
         let known =

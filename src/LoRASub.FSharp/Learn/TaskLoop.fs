@@ -90,7 +90,14 @@ module TaskLoop =
         }
 
     // Reads the device at the end of an epoch and now and then before.
-    let private report (c: TaskContext) epoch batches (tally: Tally) (began: Stopwatch) (sinceRead: Stopwatch) =
+    let private report
+        (c: TaskContext)
+        epoch
+        batches
+        (tally: Tally)
+        (began: Stopwatch)
+        (sinceRead: Stopwatch)
+        =
         let step =
             { stepOf c Phase.Train (epoch * batches + tally.Steps) (c.Epochs * batches) with
                 Epoch = epoch
@@ -172,10 +179,10 @@ module TaskLoop =
             match progress with
             | Observing(observing, batches) when m.Observes task && batches < (loadersOf Pass.Observe).Length ->
                 let loaders = loadersOf Pass.Observe
-                c.OnEvent(Steps(stepOf c Phase.Observe batches loaders.Length))
 
                 c.Clock.Time Phase.Observe (fun () ->
-                    Some(Observing(m.Observe (loaders[batches] ()) observing, batches + 1)))
+                    c.OnEvent(Steps(stepOf c Phase.Observe batches loaders.Length))
+                    Some(Observing(m.Observe (loaders[batches]()) observing, batches + 1)))
             | Observing(observing, _) -> Some(toTraining observing)
             | Training(_, epoch, _) when epoch >= c.Epochs -> None
             | Training(training, epoch, tally) ->
@@ -194,8 +201,7 @@ module TaskLoop =
                         Some(Training(training, epoch, tally)))
 
         let start () =
-            let key =
-                state.Key |> Rng.fold RandomBranch.Method |> Rng.fold (int64 task.Index)
+            let key = state.Key |> Rng.fold RandomBranch.Method |> Rng.fold (int64 task.Index)
 
             Observing(m.BeginTask key task state.Method, 0)
 
@@ -248,7 +254,11 @@ module TaskLoop =
                     "lower lr or head-lr, or use a wider precision"
 
     // The pass after training: method, head and means learn from one forward pass per image.
-    let private consolidate (c: TaskContext) (state: TaskState) (training: Hidden<TrainingRole>) : LearnedTask =
+    let private consolidate
+        (c: TaskContext)
+        (state: TaskState)
+        (training: Hidden<TrainingRole>)
+        : LearnedTask =
         let learner, task = c.Learner, c.Task
         let vit, m = learner.Backbone, learner.Method
         let output = (Embedding.output vit).Parts
@@ -260,10 +270,10 @@ module TaskLoop =
         let master = Precision.master vit.Precision
 
         let step struct (method, head, sums) i =
-            c.OnEvent(Steps(stepOf c Phase.Prototypes i loaders.Length))
             c.OnStep(fun () -> Training(training, c.Epochs, Tally.zero vit.Device))
 
             c.Clock.Time Phase.Prototypes (fun () ->
+                c.OnEvent(Steps(stepOf c Phase.Prototypes i loaders.Length))
                 let batch = loaders[i]()
                 let struct (tokens, views) = Learner.embed learner adapters output batch.Images
 

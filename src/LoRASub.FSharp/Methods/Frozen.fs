@@ -28,7 +28,8 @@ module Frozen =
             Observe = fun _ () -> ()
             Prepare = ignore
             Update =
-                fun _ _ () -> Errors.reject "method frozen" "must not be trained" "a training step" "use 0 epochs"
+                fun _ _ () ->
+                    Errors.reject "method frozen" "must not be trained" "a training step" "use 0 epochs"
             Diagnostics = fun () -> Diagnostics.none
             Merge = ignore
             Consolidate = fun _ _ () -> ()

@@ -61,7 +61,9 @@ module LoRASubDrs =
 
     let private stateTree: Tree<State> =
         tree {
-            let! deltas = Tree.field "blocks" _.Deltas (Tree.array (Tree.field "delta" id Lora.deltaTree))
+            let! deltas =
+                Tree.field "blocks" _.Deltas (Tree.array (Tree.field "delta" id Lora.deltaTree))
+
             and! prototypes = Tree.field "prototypes" _.Prototypes Tree.tensor
             and! sums = Tree.field "sums" _.Sums (Tree.option ClassSums.tree)
 
@@ -144,8 +146,7 @@ module LoRASubDrs =
             and! trained = Tree.field "trained" _.Trained trainedTree
 
             and! network =
-                Tree.computed _.Network Adapters.tree (fun () ->
-                    VisionTransformer.training state.Deltas vit)
+                Tree.computed _.Network Adapters.tree (fun () -> VisionTransformer.training state.Deltas vit)
 
             and! projections =
                 Tree.field "projections" _.Projections (Tree.array Projection.tree)
@@ -329,7 +330,8 @@ module LoRASubDrs =
                 Projections = projections
                 // no rate matters before the first step
                 Optimizer =
-                    (confined optimizer { Network = 0.0; Classifier = 0.0 } projections trained).Init parameters
+                    (confined optimizer { Network = 0.0; Classifier = 0.0 } projections trained).Init
+                        parameters
             })
 
     /// CE(head(f), y) + λ·ATL(f/‖f‖, y, prototypes), and the head's predictions as positions in the task, [n].
@@ -426,9 +428,7 @@ module LoRASubDrs =
             { state with
                 Deltas = Array.map2 Lora.merge training.Trained.Lora state.Deltas
                 Sums =
-                    Some(
-                        ClassSums.zero training.Task.Classes.Length means.shape[1] means.dtype means.device
-                    )
+                    Some(ClassSums.zero training.Task.Classes.Length means.shape[1] means.dtype means.device)
             })
 
     /// Adds a batch of the task to the sums of its classes.
@@ -450,7 +450,8 @@ module LoRASubDrs =
         | None -> state
         | Some sums ->
             Scope.noGrad stateTree.Leaves (fun () ->
-                let nameOf c = $"class in row {state.Prototypes.shape[0] + int64 c}"
+                let nameOf c =
+                    $"class in row {state.Prototypes.shape[0] + int64 c}"
 
                 { state with
                     Prototypes = torch.cat ([| state.Prototypes; ClassSums.means nameOf sums |], 0L)
@@ -516,5 +517,4 @@ module LoRASubDrs =
         }
 
     /// `methodWith` Adam, as published.
-    let method' (vit: VisionTransformer) (settings: LoRASubSettings) =
-        methodWith (adam settings) vit settings
+    let method' (vit: VisionTransformer) (settings: LoRASubSettings) = methodWith (adam settings) vit settings

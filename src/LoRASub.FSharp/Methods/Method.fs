@@ -143,8 +143,7 @@ module Method =
     let hide (method: Method<'S, 'O, 'T>) : AnyMethod =
         let subject = subject method
 
-        let hideState (state: 'S) : MethodState =
-            Hidden.hide subject method.State state
+        let hideState (state: 'S) : MethodState = Hidden.hide subject method.State state
 
         let reveal (state: MethodState) : 'S = Hidden.reveal subject state
 
