@@ -246,12 +246,12 @@ let private drift (sample: Sample) (random: Random) : DriftFile =
                     for first in 1 .. second - 1 do
                         for b in 0 .. sample.Blocks - 1 do
                             {
-                                Block = b
-                                First = first
-                                Second = second
-                                MeanSquaredCosine = 0.85 - 0.03 * float (second - first)
-                                SmallestAngle = 0.4
-                                LargestAngle = 88.0
+                                DriftFile.Overlap.Block = b
+                                DriftFile.Overlap.First = first
+                                DriftFile.Overlap.Second = second
+                                DriftFile.Overlap.MeanSquaredCosine = 0.85 - 0.03 * float (second - first)
+                                DriftFile.Overlap.SmallestAngle = 0.4
+                                DriftFile.Overlap.LargestAngle = 88.0
                             }
             |]
         Picture =

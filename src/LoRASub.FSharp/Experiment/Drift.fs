@@ -472,12 +472,12 @@ module Drift =
                     for block, numbers in Array.indexed blocks do
                         if not (Double.IsNaN numbers[0]) then
                             {
-                                Block = block
-                                First = first
-                                Second = second
-                                MeanSquaredCosine = numbers[0]
-                                SmallestAngle = numbers[1]
-                                LargestAngle = numbers[2]
+                                DriftFile.Overlap.Block = block
+                                DriftFile.Overlap.First = first
+                                DriftFile.Overlap.Second = second
+                                DriftFile.Overlap.MeanSquaredCosine = numbers[0]
+                                DriftFile.Overlap.SmallestAngle = numbers[1]
+                                DriftFile.Overlap.LargestAngle = numbers[2]
                             }
         |]
 
