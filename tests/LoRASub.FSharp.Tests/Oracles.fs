@@ -375,8 +375,8 @@ type PlainVit =
         Epsilon: float
     }
 
-/// Class token after the final norm, and the attention input of each block, of one image [channels][size, size].
-let forward (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : float[] * float[,] list =
+/// Per block its attention input and the tokens that leave it, [N, d] each, of one image [channels][size, size].
+let run (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : (float[,] * float[,]) list =
     let side = vit.Size / vit.Patch
     let weight, bias = vit.Embedding
 
@@ -398,7 +398,7 @@ let forward (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : flo
 
     let norm epsilon (weight, bias) x = layerNorm epsilon weight bias x
 
-    let step (x, inputs) (i, block: PlainBlock) =
+    let step (x, found) (i, block: PlainBlock) =
         let input = norm vit.BlockEpsilon block.Norm1 x
         let pair = lora |> Option.map (Array.item i)
         let x = add x (attention vit.Heads block.Qkv block.Projection pair input)
@@ -406,12 +406,44 @@ let forward (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : flo
         let hidden =
             linear (fst block.Fc1) (snd block.Fc1) (norm vit.BlockEpsilon block.Norm2 x)
 
-        add x (linear (fst block.Fc2) (snd block.Fc2) (Array2D.map gelu hidden)), input :: inputs
+        let x = add x (linear (fst block.Fc2) (snd block.Fc2) (Array2D.map gelu hidden))
+        x, (input, x) :: found
 
-    let x, inputs =
-        Array.fold step (add embedded vit.Positions, []) (Array.indexed vit.Blocks)
+    Array.fold step (add embedded vit.Positions, []) (Array.indexed vit.Blocks)
+    |> snd
+    |> List.rev
 
-    Generators.row (norm vit.Epsilon vit.Norm x) 0, List.rev inputs
+/// One part of an embedding, from the tokens that leave each block of one image.
+let part (vit: PlainVit) (outputs: float[,] list) (part: LoRASub.EmbeddingPart) : float[] =
+    let side = vit.Size / vit.Patch
+
+    let tokens =
+        if part.FinalNorm then
+            layerNorm vit.Epsilon (fst vit.Norm) (snd vit.Norm) outputs[part.Block - 1]
+        else
+            outputs[part.Block - 1]
+
+    let mean (patches: (int * int) list) =
+        Array.init (length2 tokens) (fun j ->
+            patches |> List.averageBy (fun (y, x) -> tokens[1 + y * side + x, j]))
+
+    let square top left size =
+        [
+            for y in top .. top + size - 1 do
+                for x in left .. left + size - 1 -> y, x
+        ]
+
+    match part.Tokens with
+    | LoRASub.Tokens.Class -> tokens[0, *]
+    | LoRASub.Tokens.PatchMean -> mean (square 0 0 side)
+    | LoRASub.Tokens.PatchQuadrants ->
+        let half = side / 2
+
+        Array.concat
+            [
+                for top in [ 0; half ] do
+                    for left in [ 0; half ] -> mean (square top left half)
+            ]
 
 // Classification.
 

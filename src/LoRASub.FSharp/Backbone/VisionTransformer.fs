@@ -1,5 +1,6 @@
 namespace LoRASub
 
+open System
 open TorchSharp
 
 [<ReferenceEquality>]
@@ -22,6 +23,26 @@ type Block =
         Norm2: LayerNorm
         Fc1: Linear
         Fc2: Linear
+    }
+
+/// What is read of the tokens that leave a block.
+[<RequireQualifiedAccess>]
+type Tokens =
+    /// The class token: d columns.
+    | Class
+    /// The mean of the patches' tokens: d columns.
+    | PatchMean
+    /// The means of the four quarters of the patch grid, row by row: 4d columns.
+    | PatchQuadrants
+
+/// One part of an embedding.
+type EmbeddingPart =
+    {
+        /// Counted from 1; a network's last is its depth.
+        Block: int
+        Tokens: Tokens
+        /// Whether the tokens pass the network's final norm first, which is trained for those of the last block.
+        FinalNorm: bool
     }
 
 /// Class tokens of a batch on their way through the network, all in the master format.
@@ -63,6 +84,8 @@ type VisionTransformer =
     member this.Width = this.ClassToken.shape[2]
     /// Side of a patch, in pixels.
     member this.PatchSize = int this.PatchEmbedding.Weight.shape[2]
+    /// Patches along each side of an image.
+    member this.GridSide = this.ImageSize / this.PatchSize
     /// Channels of its images.
     member this.Channels = int this.PatchEmbedding.Weight.shape[1]
     member this.Device = this.ClassToken.device
@@ -76,6 +99,16 @@ type Adapters =
         /// Per block, or empty outside training.
         Lora: LayerLora[]
     }
+
+[<RequireQualifiedAccess>]
+module Adapters =
+    /// Of adapters without pairs in training.
+    let tree: Tree<Adapters> =
+        tree {
+            let! qkv = Tree.field "qkv" _.Qkv (Tree.array Tree.tensor)
+            and! lora = Tree.given _.Lora [||]
+            return { Qkv = qkv; Lora = lora }
+        }
 
 [<RequireQualifiedAccess>]
 module VisionTransformer =
@@ -127,7 +160,7 @@ module VisionTransformer =
 
     let private embed (vit: VisionTransformer) (images: torch.Tensor) =
         let batch, channels, p = images.shape[0], int64 vit.Channels, int64 vit.PatchSize
-        let side = int64 vit.ImageSize / p
+        let side = int64 vit.GridSide
         // patches do not overlap: their convolution is one product, which is faster than conv2d in float32
         let grid =
             images.``to``(vit.ClassToken.dtype).reshape [| batch; channels; side; p; side; p |]
@@ -173,10 +206,16 @@ module VisionTransformer =
 
         x.add (Linear.forward block.Fc2 hidden)
 
-    // One block, [B, N, d] -> [B, N, d], from x and its first norm. Of the last one only the class token is read:
-    // [B, 1, d].
+    // Which tokens of a block are computed.
+    [<Struct>]
+    type private Rows =
+        | All
+        | First
+
+    // One block, [B, N, d] -> [B, N, d], or [B, 1, d] for the first token alone, from x and its first norm.
     let private runBlock
         (vit: VisionTransformer)
+        rows
         i
         struct (qkv, lora)
         (input: torch.Tensor)
@@ -185,20 +224,19 @@ module VisionTransformer =
         let block = vit.Blocks[i]
 
         let attend, x =
-            if i = vit.Blocks.Length - 1 then
-                Attention.forwardFirst, x.narrow (1L, 0L, 1L)
-            else
-                Attention.forward, x
+            match rows with
+            | First -> Attention.forwardFirst, x.narrow (1L, 0L, 1L)
+            | All -> Attention.forward, x
 
         attend (int64 vit.Heads) qkv block.Projection lora input
         |> x.add
         |> runMlp block
 
-    let private runWhole (vit: VisionTransformer) i layer (x: torch.Tensor) =
-        runBlock vit i layer (normalise vit.Blocks[i].Norm1 x) x
+    let private runWhole (vit: VisionTransformer) rows i layer (x: torch.Tensor) =
+        runBlock vit rows i layer (normalise vit.Blocks[i].Norm1 x) x
 
     // `runWhole` that keeps no activations for the gradient, but the merged weight, which all slices share.
-    let private runAgain (vit: VisionTransformer) i (qkv: Linear) (lora: LayerLora) (x: torch.Tensor) =
+    let private runAgain (vit: VisionTransformer) rows i (qkv: Linear) (lora: LayerLora) (x: torch.Tensor) =
         let run (inputs: torch.Tensor[]) =
             let lora: LayerLora =
                 {
@@ -206,7 +244,7 @@ module VisionTransformer =
                     Value = { A = inputs[4]; B = inputs[5] }
                 }
 
-            runWhole vit i (struct ({ qkv with Weight = inputs[1] }, Some lora)) inputs[0]
+            runWhole vit rows i (struct ({ qkv with Weight = inputs[1] }, Some lora)) inputs[0]
 
         Recomputation.run run [| x; qkv.Weight; yield! Lora.leaves lora |]
 
@@ -239,75 +277,170 @@ module VisionTransformer =
         else
             images.split each
 
-    // Folds `visit` over the class tokens [B, 1, d] that leave the blocks, on the way to the last one, which is
-    // returned. What no gradient needs is freed block by block.
-    let private run
-        (leaves: Leaves<'S>)
-        (visit: 'S -> torch.Tensor -> 'S)
-        (initial: 'S)
+    // One part of the tokens x [b, N, d] that leave its block, in the master format: [b, d], or [b, 4d] for quadrants. Of
+    // the class token, x may hold nothing else.
+    let private read (vit: VisionTransformer) (part: EmbeddingPart) (x: torch.Tensor) : torch.Tensor =
+        let master = Precision.master vit.Precision
+
+        // the final norm works token by token
+        let patches () =
+            let patches = x.narrow (1L, 1L, x.shape[1] - 1L) // [b, N - 1, d]
+
+            if part.FinalNorm then
+                normalise vit.Norm patches
+            else
+                patches
+
+        match part.Tokens with
+        | Tokens.Class ->
+            let token = x.select (1L, 0L)
+            // copied otherwise: a view would hold the tokens of all patches
+            (if part.FinalNorm then
+                 normalise vit.Norm token
+             else
+                 token.clone ())
+                .``to``
+                master
+        | Tokens.PatchMean -> (patches ()).mean([| 1L |], false, Nullable master)
+        | Tokens.PatchQuadrants ->
+            let batch, half, d = x.shape[0], int64 vit.GridSide / 2L, vit.Width
+            let quarters = (patches ()).reshape [| batch; 2L; half; 2L; half; d |]
+            quarters.mean([| 2L; 4L |], false, Nullable master).reshape(batch, 4L * d)
+
+    // The parts of one slice of the images. What no gradient needs is freed block by block; of the last block asked for,
+    // the class token alone is computed where nothing else of it is read.
+    let private tokensOf
+        (parts: EmbeddingPart[])
         (vit: VisionTransformer)
         (layers: struct (Linear * LayerLora option)[])
         (images: torch.Tensor)
-        : struct (torch.Tensor * 'S) =
-        let both = Leaves.both Leaves.tensor leaves
+        : torch.Tensor[] =
+        let last = parts |> Array.map _.Block |> Array.max
 
-        Scope.keep both (fun () ->
-            let step struct (x: torch.Tensor, state) i =
-                let output =
-                    match layers[i] with
-                    | struct (qkv, Some lora) when vit.CheckpointActivations && torch.is_grad_enabled () ->
-                        runAgain vit i qkv lora x
-                    | layer -> runWhole vit i layer x
+        let isFirstEnough =
+            parts
+            |> Array.forall (fun part -> part.Block < last || part.Tokens = Tokens.Class)
 
-                struct (output, visit state (output.narrow (1L, 0L, 1L)))
+        // tokens after a block, and the parts found so far by their position
+        let both: Leaves<struct (torch.Tensor * Map<int, torch.Tensor>)> =
+            Leaves.both Leaves.tensor _.Values
 
-            Scope.fold both step struct (embed vit images, initial) [ 0 .. vit.Blocks.Length - 1 ])
+        let step struct (x: torch.Tensor, found) block =
+            let rows = if block = last && isFirstEnough then First else All
+            let i = block - 1
 
-    // The class token after the final norm, which works row by row: [B, N, d] -> [B, d].
-    let private readOut (vit: VisionTransformer) (x: torch.Tensor) =
-        (normalise vit.Norm (x.select (1L, 0L))).``to``(Precision.master vit.Precision)
+            let output =
+                match layers[i] with
+                | struct (qkv, Some lora) when vit.CheckpointActivations && torch.is_grad_enabled () ->
+                    runAgain vit rows i qkv lora x
+                | layer -> runWhole vit rows i layer x
+
+            let add found (position, part) =
+                if part.Block = block then
+                    Map.add position (read vit part output) found
+                else
+                    found
+
+            struct (output, Array.fold add found (Array.indexed parts))
+
+        Scope.keep Leaves.tensors (fun () ->
+            let struct (_, found) =
+                Scope.fold both step struct (embed vit images, Map.empty) [ 1..last ]
+
+            Array.init parts.Length (fun position -> found[position]))
 
     let private whole (parts: torch.Tensor[]) =
         if parts.Length = 1 then parts[0] else torch.cat parts
 
-    /// Features of images [B, c, H, W], floating point, in the backbone's input range -> [B, d] (class token after the
-    /// final norm, in the master format), owned by the caller. Borrows the rest. Differentiable once.
+    let internal checkParts (parts: EmbeddingPart[]) (vit: VisionTransformer) =
+        let depth = vit.Blocks.Length
+
+        if Array.isEmpty parts then
+            Errors.reject "embedding" "must have at least one part" "none" ""
+
+        for part in parts do
+            if part.Block < 1 || part.Block > depth then
+                Errors.reject
+                    "embedding's block"
+                    $"must be in [1, {depth}], the backbone's blocks"
+                    $"{part.Block}"
+                    ""
+
+            if part.Tokens = Tokens.PatchQuadrants && vit.GridSide % 2 <> 0 then
+                Errors.reject
+                    "embedding's patch quadrants"
+                    "need a patch grid of even side"
+                    $"{vit.GridSide}"
+                    "use the mean of all patches, or another image size"
+
+    /// <summary>Tokens of images at several blocks, in one forward pass that ends at the last block asked
+    /// for.</summary>
+    /// <param name="parts">What to read, in any order; at least one.</param>
+    /// <param name="adapters">The network's adapters, borrowed.</param>
+    /// <param name="vit">The backbone, borrowed.</param>
+    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
+    /// <returns>For each part [n, d], or [n, 4d] for quadrants, in the master format; owned by the caller.
+    /// Differentiable once.</returns>
+    /// <exception cref="T:LoRASub.InputException">No parts, a block outside 1..depth, quadrants of a patch grid of odd
+    /// side, images of another size or device, or adapters of another depth.</exception>
+    let tokens
+        (parts: EmbeddingPart[])
+        (adapters: Adapters)
+        (vit: VisionTransformer)
+        (images: torch.Tensor)
+        : torch.Tensor[] =
+        checkParts parts vit
+
+        Scope.keep Leaves.tensors (fun () ->
+            let layers = layers adapters vit
+            let slices = slices vit images |> Array.map (tokensOf parts vit layers)
+            Array.init parts.Length (fun i -> slices |> Array.map (Array.item i) |> whole))
+
+    /// The class token of the last block after the final norm.
+    let internal output (vit: VisionTransformer) : EmbeddingPart =
+        {
+            Block = vit.Blocks.Length
+            Tokens = Tokens.Class
+            FinalNorm = true
+        }
+
+    /// <summary>The last block's class token after the final norm: `tokens` of one part.</summary>
+    /// <param name="adapters">The network's adapters, borrowed.</param>
+    /// <param name="vit">The backbone, borrowed.</param>
+    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
+    /// <returns>[n, d] in the master format, owned by the caller. Differentiable once.</returns>
+    /// <exception cref="T:LoRASub.InputException">Images of another size or device, or adapters of another
+    /// depth.</exception>
     let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
-        Scope.keep Leaves.tensor (fun () ->
-            let layers = layers adapters vit
+        (tokens [| output vit |] adapters vit images)[0]
 
-            let ofSlice images =
-                Scope.keep Leaves.tensor (fun () ->
-                    let struct (x, ()) = run Leaves.none (fun () _ -> ()) () vit layers images
-                    readOut vit x)
-
-            slices vit images |> Array.map ofSlice |> whole)
-
-    /// `features` and the class token after each block, in the same pass. Owned by the caller.
+    /// <summary>`features` and the class token after each block, in the same pass.</summary>
+    /// <param name="adapters">The network's adapters, borrowed.</param>
+    /// <param name="vit">The backbone, borrowed.</param>
+    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
+    /// <returns>Class tokens [n, d] in the master format, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.InputException">As for `features`.</exception>
     let featuresByBlock (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : Features =
-        Scope.keep Features.leaves (fun () ->
-            let layers = layers adapters vit
-            let master = Precision.master vit.Precision
+        let depth = vit.Blocks.Length
 
-            // copied: a view would hold the tokens of all patches
-            let visit tokens (token: torch.Tensor) =
-                Array.append tokens [| token.squeeze(1L).clone().``to`` master |]
-
-            let ofSlice images =
-                Scope.keep Features.leaves (fun () ->
-                    let struct (x, blocks) = run Leaves.tensors visit [||] vit layers images
-
+        let parts =
+            [|
+                for block in 1..depth do
                     {
-                        Blocks = blocks
-                        Output = readOut vit x
-                    })
+                        Block = block
+                        Tokens = Tokens.Class
+                        FinalNorm = false
+                    }
 
-            let parts = slices vit images |> Array.map ofSlice
+                output vit
+            |]
 
-            {
-                Blocks = Array.init vit.Blocks.Length (fun i -> parts |> Array.map _.Blocks[i] |> whole)
-                Output = parts |> Array.map _.Output |> whole
-            })
+        let found = tokens parts adapters vit images
+
+        {
+            Blocks = Array.take depth found
+            Output = found[depth]
+        }
 
     /// Folds `visit` over the attention inputs [b, N, d] of the blocks (the outputs of their first norms), in order,
     /// for one slice of the images after the other; nothing is computed beyond the last of them. `leaves` lists the
@@ -329,7 +462,7 @@ module VisionTransformer =
             let step struct (x: torch.Tensor, state) i =
                 let input = normalise vit.Blocks[i].Norm1 x
                 let state = visit state i input
-                struct ((if i = last then x else runBlock vit i layers[i] input x), state)
+                struct ((if i = last then x else runBlock vit All i layers[i] input x), state)
 
             let ofSlice state images =
                 Scope.keep leaves (fun () ->
@@ -339,3 +472,8 @@ module VisionTransformer =
                     state)
 
             Scope.fold leaves ofSlice initial (slices vit images))
+
+    let merged sign deltas vit : Adapters = { Qkv = effectiveQkv sign deltas vit; Lora = [||] }
+    let training deltas vit : Adapters = { Qkv = trainingQkv deltas vit; Lora = [||] }
+    let frozen (vit: VisionTransformer) : Adapters =
+        { Qkv = vit.Blocks |> Array.map (fun b -> b.Qkv.Weight.``to``(Precision.compute vit.Precision, copy = true)); Lora = [||] }

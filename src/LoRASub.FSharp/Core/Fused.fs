@@ -19,10 +19,13 @@ module internal Fused =
     /// The same mathematics in plain operations.
     module Composed =
 
-        let layerNorm (weight: torch.Tensor) (bias: torch.Tensor) (epsilon: float) (x: torch.Tensor) =
+        let standardise (epsilon: float) (x: torch.Tensor) =
             let centred = x.sub (x.mean ([| -1L |], true))
             let variance = centred.mul(centred).mean([| -1L |], true)
-            centred.mul(variance.add(number epsilon).rsqrt()).mul(weight).add bias
+            centred.mul (variance.add(number epsilon).rsqrt())
+
+        let layerNorm (weight: torch.Tensor) (bias: torch.Tensor) (epsilon: float) (x: torch.Tensor) =
+            (standardise epsilon x).mul(weight).add bias
 
         let attention (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) =
             let scale = number (1.0 / sqrt (float q.shape[3]))
@@ -36,6 +39,13 @@ module internal Fused =
 
         let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) =
             left.unsqueeze(1L).sub(right.unsqueeze 0L).norm(2, p = float32 order)
+
+    /// Rows of x [.., d] brought to mean 0 and variance 1.
+    let standardise (epsilon: float) (x: torch.Tensor) : torch.Tensor =
+        if isFused x then
+            torch.nn.functional.layer_norm (x, [| x.shape[x.shape.Length - 1] |], null, null, epsilon)
+        else
+            Composed.standardise epsilon x
 
     /// Rows of x [.., d] brought to mean 0 and variance 1, then scaled and shifted.
     let layerNorm

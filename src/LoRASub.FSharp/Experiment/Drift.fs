@@ -471,6 +471,7 @@ module Drift =
                 for first, blocks in Array.indexed (cube task.Overlaps) do
                     for block, numbers in Array.indexed blocks do
                         if not (Double.IsNaN numbers[0]) then
+<<<<<<< HEAD
                             ({
                                 Block = block
                                 First = first
@@ -478,6 +479,15 @@ module Drift =
                                 MeanSquaredCosine = numbers[0]
                                 SmallestAngle = numbers[1]
                                 LargestAngle = numbers[2]
+=======
+                            {
+                                DriftFile.Overlap.Block = block
+                                DriftFile.Overlap.First = first
+                                DriftFile.Overlap.Second = second
+                                DriftFile.Overlap.MeanSquaredCosine = numbers[0]
+                                DriftFile.Overlap.SmallestAngle = numbers[1]
+                                DriftFile.Overlap.LargestAngle = numbers[2]
+>>>>>>> d66887274e468637f775623d05f7601b72d30119
                             }
                             : DriftFile.Overlap)
         |]

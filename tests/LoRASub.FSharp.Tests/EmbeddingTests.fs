@@ -1,0 +1,433 @@
+module LoRASub.Tests.EmbeddingTests
+
+open Expecto
+open LoRASub
+open LoRASub.Tests.Check
+open LoRASub.Tests.Generators
+open LoRASub.Tests.VisionTransformerTests
+open TorchSharp
+
+let private property name law = propertyOf 40 "Embedding" name law
+
+// Every part that a network can give, one block after the other.
+let private everyPart (c: Network) : EmbeddingPart[] =
+    [|
+        for block in 1 .. c.Depth do
+            for tokens in [ Tokens.Class; Tokens.PatchMean; Tokens.PatchQuadrants ] do
+                if tokens <> Tokens.PatchQuadrants || c.Side % 2 = 0 then
+                    for norm in [ false; true ] do
+                        {
+                            Block = block
+                            Tokens = tokens
+                            FinalNorm = norm
+                        }
+    |]
+
+let private withPairs (c: Network) vit =
+    { bare vit with
+        Lora = lora c.PlainLora
+    }
+
+let private againstLoops (c: Network) (parts: EmbeddingPart[]) =
+    let vit = build c.Plain
+    let found = VisionTransformer.tokens parts (withPairs c vit) vit c.Batch
+    Expect.hasLength found parts.Length "one per part"
+
+    for i in 0 .. c.Images - 1 do
+        let outputs = Oracles.run c.Plain (Some c.PlainLora) (c.Image i) |> List.map snd
+
+        for part, tokens in Array.zip parts found do
+            close $"%A{part} of image {i}" (Oracles.part c.Plain outputs part) (numbers tokens[int64 i])
+
+// The named embeddings that a network can give, and one with a part twice.
+let private embeddings (c: Network) vit : Embedding list =
+    [
+        Embedding.output vit
+        Embedding.lastBlocks vit
+
+        if c.Side % 2 = 0 then
+            Embedding.allBlocks vit
+
+        { Embedding.output vit with
+            Parts = Array.append (everyPart c) (everyPart c)
+        }
+    ]
+
+let private wide =
+    {
+        Seed = 1
+        Images = 3
+        Channels = 2
+        Patch = 2
+        Side = 4
+        Depth = 3
+        Heads = 2
+        HeadWidth = 3
+        Rank = 2
+    }
+
+let private odd = { wide with Side = 3 }
+
+let private differentiate (c: Network) vit parts =
+    [| c.Batch; yield! Seq.collect Lora.leaves (lora c.PlainLora) |]
+    |> Grad.valueAndGrad (fun p ->
+        let tree = Tree.array Lora.tree
+        let pairs = Tree.withLeaves tree p[1..] (lora c.PlainLora)
+        let found = VisionTransformer.tokens parts { bare vit with Lora = pairs } vit p[0]
+
+        let weighed i (t: torch.Tensor) =
+            t.mul(Scalar.op_Implicit (float (i + 1))).tanh().sum()
+
+        found |> Array.mapi weighed |> Array.reduce (fun a b -> a.add b))
+
+let private gives name depth side (expected: (int * Tokens * bool) list) embedding =
+    testCase name (fun () ->
+        Scope.run (fun () ->
+            let vit = build { wide with Depth = depth; Side = side }.Plain
+            let e: Embedding = embedding vit
+
+            Expect.equal [ for part in e.Parts -> part.Block, part.Tokens, part.FinalNorm ] expected "parts"
+
+            Embedding.check vit e))
+
+[<Tests>]
+let tests =
+    testList
+        "Embedding"
+        [
+            property "every part of one pass ≡ the loops" (fun (c: Network) -> againstLoops c (everyPart c))
+
+            property "each part on its own ≡ the loops" (fun (c: Network) ->
+                for part in everyPart c do
+                    againstLoops c [| part |])
+
+            property "parts in another order are the same tokens" (fun (c: Network) ->
+                let vit, parts = build c.Plain, everyPart c
+                let order = order c.Seed parts.Length
+                let all = VisionTransformer.tokens parts (bare vit) vit c.Batch
+
+                let shuffled =
+                    VisionTransformer.tokens (order |> Array.map (Array.get parts)) (bare vit) vit c.Batch
+
+                order |> Array.iteri (fun i o -> closeTensors $"part {o}" all[o] shuffled[i]))
+
+            property "the mean of the quadrants is the mean of all patches" (fun (c: Network) ->
+                let c = if c.Side % 2 = 0 then c else { c with Side = c.Side + 1 }
+                let vit = build c.Plain
+
+                for norm in [ false; true ] do
+                    let part tokens =
+                        {
+                            Block = c.Depth
+                            Tokens = tokens
+                            FinalNorm = norm
+                        }
+
+                    let found =
+                        VisionTransformer.tokens
+                            [| part Tokens.PatchQuadrants; part Tokens.PatchMean |]
+                            (bare vit)
+                            vit
+                            c.Batch
+
+                    let quadrants = found[0].reshape(int64 c.Images, 4L, vit.Width)
+                    closeTensors "mean" (quadrants.mean [| 1L |]) found[1])
+
+            property "nothing beyond the last block asked for is read" (fun (c: Network) ->
+                let vit = build c.Plain
+
+                for part in everyPart c do
+                    let cut =
+                        { vit with
+                            Blocks = Array.take part.Block vit.Blocks
+                        }
+
+                    let last (vit: VisionTransformer) =
+                        VisionTransformer.tokens [| part |] (bare vit) vit c.Batch |> Array.head
+
+                    closeTensors "tokens" (last cut) (last vit))
+
+            property "the default embedding is the feature, bit for bit" (fun (c: Network) ->
+                let vit = build c.Plain
+                let adapters = withPairs c vit
+
+                identical
+                    "feature"
+                    (VisionTransformer.features adapters vit c.Batch)
+                    (Embedding.embed (Embedding.output vit) adapters vit c.Batch))
+
+            property "the width is the number of columns" (fun (c: Network) ->
+                let vit = build c.Plain
+
+                for e in embeddings c vit do
+                    Expect.equal
+                        (Embedding.embed e (bare vit) vit c.Batch).shape
+                        [| int64 c.Images; Embedding.width vit e |]
+                        "[n, width]")
+
+            property "joined columns are those of the parts, in order" (fun (c: Network) ->
+                let vit = build c.Plain
+
+                for e in embeddings c vit do
+                    let e = { e with Standardise = false }
+                    let tokens = VisionTransformer.tokens e.Parts (bare vit) vit c.Batch
+                    let joined = Embedding.join e tokens
+
+                    (0L, tokens)
+                    ||> Array.fold (fun first t ->
+                        identical "columns" t (joined.narrow (1L, first, t.shape[1]))
+                        first + t.shape[1])
+                    |> fun last -> Expect.equal last joined.shape[1] "no column more")
+
+            property "standardised: each d columns have mean 0 and variance 1" (fun (c: Network) ->
+                let vit = build c.Plain
+
+                for e in embeddings c vit do
+                    let tokens = VisionTransformer.tokens e.Parts (bare vit) vit c.Batch
+                    let rows (t: torch.Tensor) = t.reshape (-1L, vit.Width)
+                    let plain = rows (Embedding.join { e with Standardise = false } tokens)
+                    let actual = rows (Embedding.join { e with Standardise = true } tokens)
+                    let ones, zeros = Array.create c.Width 1.0, Array.zeroCreate c.Width
+                    closeMatrix "rows" (Oracles.layerNorm 1e-6 ones zeros (matrix plain)) actual)
+
+            property "standardised: a constant added to a part changes nothing" (fun (c: Network) ->
+                let vit = build c.Plain
+
+                for e in embeddings c vit do
+                    let e = { e with Standardise = true }
+                    let tokens = VisionTransformer.tokens e.Parts (bare vit) vit c.Batch
+
+                    let shifted =
+                        tokens |> Array.mapi (fun i t -> t.add (Scalar.op_Implicit (float (i + 1))))
+
+                    // differences of numbers with the constant in them
+                    closeTo
+                        1e-6
+                        "embedding"
+                        (numbers (Embedding.join e tokens))
+                        (numbers (Embedding.join e shifted)))
+
+            property "two mirrorings give the image back" (fun (c: Network) ->
+                let vit = build c.Plain
+
+                let views =
+                    Embedding.views
+                        { Embedding.output vit with
+                            Flip = true
+                        }
+
+                let once = views c.Batch
+                let twice = views once[1]
+                identical "the image itself" c.Batch once[0]
+                identical "mirrored twice" c.Batch twice[1]
+
+                Expect.hasLength (Embedding.views (Embedding.output vit) c.Batch) 1 "one view"
+
+                for i in 0 .. c.Images - 1 do
+                    for channel, plane in Array.indexed (c.Image i) do
+                        closeMatrix
+                            "mirrored left to right"
+                            (plane |> Array2D.mapi (fun y x _ -> plane[y, c.Size - 1 - x]))
+                            (once[1].select(0L, int64 i).select(0L, int64 channel)))
+
+            property "activations computed again ≡ activations kept, for every part" (fun (c: Network) ->
+                let vit, parts = build c.Plain, everyPart c
+                let struct (value, gradients) = differentiate c vit parts
+
+                let struct (again, gradientsAgain) =
+                    differentiate
+                        c
+                        { vit with
+                            CheckpointActivations = true
+                        }
+                        parts
+
+                closeTensors "value" value again
+
+                Array.iteri2
+                    (fun i (e: torch.Tensor option) (g: torch.Tensor option) ->
+                        closeTensors $"gradient {i}" e.Value g.Value)
+                    gradients
+                    gradientsAgain)
+
+            testCase "the gradient of every part ≡ differences of values" (fun () ->
+                Scope.run (fun () ->
+                    let vit, parts = build wide.Plain, everyPart wide
+
+                    let value (images: torch.Tensor) =
+                        let found = VisionTransformer.tokens parts (withPairs wide vit) vit images
+
+                        found
+                        |> Array.mapi (fun i t -> t.mul(Scalar.op_Implicit (float (i + 1))).tanh().sum())
+                        |> Array.sumBy _.item<float>()
+
+                    let struct (_, gradients) = differentiate wide vit parts
+                    let direction = Rng.normal wide.Batch.shape torch.float64 device (Rng.ofSeed 5L)
+                    let step = 1e-5
+
+                    let at (s: float) =
+                        value (wide.Batch.add (direction.mul (Scalar.op_Implicit s)))
+
+                    closeTo
+                        1e-4
+                        "slope along a direction"
+                        [ gradients[0].Value.mul(direction).sum().item<float>() ]
+                        [ (at step - at -step) / (2.0 * step) ]))
+
+            gives
+                "class-token: the last block's class token after the final norm"
+                3
+                3
+                [ 3, Tokens.Class, true ]
+                (Embedding.named "class-token")
+
+            gives
+                "last-blocks: class and mean patch token of the last three"
+                5
+                3
+                [
+                    for block in 3..5 do
+                        block, Tokens.Class, false
+                        block, Tokens.PatchMean, false
+                ]
+                (Embedding.named "last-blocks")
+
+            gives
+                "last-blocks: of two blocks, both"
+                2
+                3
+                [
+                    for block in 1..2 do
+                        block, Tokens.Class, false
+                        block, Tokens.PatchMean, false
+                ]
+                (Embedding.named "last-blocks")
+
+            gives
+                "all-blocks: every block, quadrants of the last"
+                3
+                4
+                [
+                    for block in 1..2 do
+                        block, Tokens.Class, false
+                        block, Tokens.PatchMean, false
+                    3, Tokens.Class, false
+                    3, Tokens.PatchQuadrants, true
+                ]
+                (Embedding.named "all-blocks")
+
+            testCase "every name gives an embedding of six blocks in its published width" (fun () ->
+                Scope.run (fun () ->
+                    let vit = build { wide with Depth = 6 }.Plain
+
+                    let width name =
+                        Embedding.width vit (Embedding.named name vit) / vit.Width
+
+                    Expect.equal (List.map width Embedding.names) [ 1L; 6L; 15L ] "widths in d"))
+
+            rejects
+                "an unknown name"
+                [
+                    "embedding"
+                    "class-token, last-blocks, all-blocks"
+                    "'all-block'"
+                    "all-blocks?"
+                ]
+                (fun () -> Embedding.named "all-block" |> ignore)
+
+            rejects "no parts" [ "embedding"; "at least one part"; "none" ] (fun () ->
+                let vit = build wide.Plain
+
+                Embedding.check
+                    vit
+                    { Embedding.output vit with
+                        Parts = [||]
+                    })
+
+            for block in [ 0; 4 ] do
+                rejects
+                    $"block {block} of three"
+                    [ "embedding's block"; "[1, 3]"; $"found {block}" ]
+                    (fun () ->
+                        let vit = build wide.Plain
+
+                        VisionTransformer.tokens
+                            [|
+                                { VisionTransformer.output vit with
+                                    Block = block
+                                }
+                            |]
+                            (bare vit)
+                            vit
+                            wide.Batch
+                        |> ignore)
+
+            rejects
+                "quadrants of an odd grid"
+                [ "patch quadrants"; "even side"; "found 3"; "mean" ]
+                (fun () ->
+                    let vit = build odd.Plain
+                    Embedding.check vit (Embedding.allBlocks vit))
+
+            rejects "tokens of another number of parts" [ "tokens"; "6 parts"; "found 5" ] (fun () ->
+                let vit = build wide.Plain
+                let e = Embedding.lastBlocks vit
+                let tokens = VisionTransformer.tokens e.Parts (bare vit) vit wide.Batch
+                Embedding.join e tokens[1..] |> ignore)
+
+            rejects "tokens of another part" [ "tokens of part 6"; "[3, 24]"; "[3, 6]" ] (fun () ->
+                let vit = build wide.Plain
+
+                let tokens =
+                    VisionTransformer.tokens (Embedding.lastBlocks vit).Parts (bare vit) vit wide.Batch
+
+                Embedding.join (Embedding.allBlocks vit) tokens |> ignore)
+
+            rejects
+                "an image without a batch"
+                [ "images"; "[batch, channels, height, width]"; "[2, 8, 8]" ]
+                (fun () ->
+                    let vit = build wide.Plain
+                    Embedding.views (Embedding.output vit) wide.Batch[0] |> ignore)
+
+            testCase "no images give no rows" (fun () ->
+                Scope.run (fun () ->
+                    let vit = build wide.Plain
+                    let e = Embedding.allBlocks vit
+                    let none = wide.Batch.narrow (0L, 0L, 0L)
+
+                    Expect.equal
+                        (Embedding.embed e (bare vit) vit none).shape
+                        [| 0L; Embedding.width vit e |]
+                        "[0, width]"))
+
+            (let inputs () = build wide.Plain, wide.Batch
+
+             testList
+                 "ownership"
+                 [
+                     noLeaks "tokens" inputs (fun (vit, images) ->
+                         use _ = torch.no_grad ()
+                         let parts = Array.append (everyPart wide) (everyPart wide)
+                         VisionTransformer.tokens parts (bare vit) vit images)
+
+                     noLeaks "embed" inputs (fun (vit, images) ->
+                         use _ = torch.no_grad ()
+                         [ Embedding.embed (Embedding.allBlocks vit) (bare vit) vit images ])
+
+                     noLeaks "views" inputs (fun (vit, images) ->
+                         [
+                             (Embedding.views
+                                 { Embedding.output vit with
+                                     Flip = true
+                                 }
+                                 images)[1]
+                         ])
+
+                     noLeaks "the gradient of tokens" inputs (fun (vit, _) ->
+                         Scope.keep Leaves.tensors (fun () ->
+                             let struct (value, gradients) = differentiate wide vit (everyPart wide)
+                             [| value; yield! Array.choose id gradients |])
+                         |> Seq.ofArray)
+                 ])
+        ]
