@@ -471,7 +471,6 @@ module Drift =
                 for first, blocks in Array.indexed (cube task.Overlaps) do
                     for block, numbers in Array.indexed blocks do
                         if not (Double.IsNaN numbers[0]) then
-<<<<<<< HEAD
                             ({
                                 Block = block
                                 First = first
@@ -479,15 +478,6 @@ module Drift =
                                 MeanSquaredCosine = numbers[0]
                                 SmallestAngle = numbers[1]
                                 LargestAngle = numbers[2]
-=======
-                            {
-                                DriftFile.Overlap.Block = block
-                                DriftFile.Overlap.First = first
-                                DriftFile.Overlap.Second = second
-                                DriftFile.Overlap.MeanSquaredCosine = numbers[0]
-                                DriftFile.Overlap.SmallestAngle = numbers[1]
-                                DriftFile.Overlap.LargestAngle = numbers[2]
->>>>>>> d66887274e468637f775623d05f7601b72d30119
                             }
                             : DriftFile.Overlap)
         |]
