@@ -161,7 +161,12 @@ type ContinualClassifier
         | _ -> ()
 
     // A classifier outlives the scopes of its caller.
-    static let opened (settings: RunSettings) (file: string) options (build: VisionTransformer -> struct (Learner * TaskState)) =
+    static let opened
+        (settings: RunSettings)
+        (file: string)
+        options
+        (build: VisionTransformer -> struct (Learner * TaskState))
+        =
         Settings.check settings
         let sha256 = DataFile.sha256 file
         let backbone = Weights.load (Plan.backboneOptions settings) file
@@ -246,7 +251,12 @@ type ContinualClassifier
         | None ->
             let known = state.Classes |> Array.map _.Name |> List.ofArray
             let advice = Errors.didYouMean known className
-            Errors.reject $"class '{className}'" "must be a class that the classifier knows" "an unknown class" advice
+
+            Errors.reject
+                $"class '{className}'"
+                "must be a class that the classifier knows"
+                "an unknown class"
+                advice
 
     /// The best class of each image, at the given positions of a set.
     member _.Predict(images: ImageSet, positions: int[]) : Prediction[] =
@@ -262,7 +272,10 @@ type ContinualClassifier
                 let best = Scorer.best scores
 
                 let ofBest =
-                    (scores.gather (1L, best.unsqueeze 1L)).``to``(torch.ScalarType.Float64).cpu().data<float>()
+                    (scores.gather (1L, best.unsqueeze 1L))
+                        .``to``(torch.ScalarType.Float64)
+                        .cpu()
+                        .data<float>()
 
                 Seq.map2
                     (fun (row: int64) score ->

@@ -72,15 +72,15 @@ let learner () : unit =
                 ScheduleEpochs = 3
             }
 
-        let ours = LoRASubDrs.learner vit settings
+        let ours = LoRASubDrs.method' vit settings
         use theirs = new Literal.Learner(vit, settings)
 
-        let learn (state: TaskState) (task: LearningTask) : TaskState =
+        let learn (state: LoRASubDrs.State) (task: LearningTask) : LoRASubDrs.State =
             let batches =
                 Array.init 2 (fun i ->
                     batch vit 9 task.FirstClass task.Classes.Length (int64 (10 * task.Index + i)))
 
-            let begun = ours.BeginTask task state
+            let begun = ours.BeginTask (Rng.ofSeed (int64 task.Index)) task state
             theirs.BeginTask(task, begun.Lora, begun.Head)
 
             let observed =
@@ -99,11 +99,19 @@ let learner () : unit =
             let mutable training = ours.Prepare observed
 
             for epoch in 0..1 do
-                training <- ours.BeginEpoch epoch training
                 theirs.Epoch <- epoch
 
+                let rate baseRate =
+                    Schedule.cosine baseRate settings.ScheduleEpochs epoch
+
+                let rates =
+                    {
+                        Network = rate settings.LearningRate
+                        Classifier = rate settings.HeadLearningRate
+                    }
+
                 for batch in batches do
-                    let struct (next, report) = ours.Update batch training
+                    let struct (next, report) = ours.Update rates batch training
                     let struct (loss, right) = theirs.Step batch
                     training <- next
                     expectEqual "loss" report.Loss (torch.tensor (float32 loss))
@@ -126,19 +134,31 @@ let learner () : unit =
                             Labels = batch.Labels.clone ()
                         })
 
-            let learned = ours.AfterTask (loaders ()) training
+            let merged = ours.Merge training
+            let adapters = ours.Adapters merged
+
+            let learned =
+                loaders ()
+                |> Array.fold
+                    (fun state load ->
+                        let batch = load ()
+                        ours.Consolidate batch (VisionTransformer.features adapters vit batch.Images) state)
+                    merged
+                |> ours.Finish
+
             theirs.EndTask loaders
-            expectEqual "prototypes" learned.Prototypes.Means (tensorOf theirs.Prototypes)
+            expectEqual "prototypes" learned.Prototypes (tensorOf theirs.Prototypes)
             learned
 
         let state =
             [ taskAfter 0 3; taskAfter 3 3 ] |> List.fold learn (ours.Start(Rng.ofSeed 4L))
 
         let images = (batch vit 20 0 6 90L).Images
-        let model = ours.Deploy state
+        let features = VisionTransformer.features (ours.Adapters state) vit images
 
         let predicted =
-            (Learner.predict ours model images).data<int64>().ToArray() |> Array.map int
+            (Scorer.best ((NearestMean.ofMeans state.Prototypes).Score features)).data<int64>().ToArray()
+            |> Array.map int
 
         expectSame "predictions" predicted (theirs.Predict images))
 

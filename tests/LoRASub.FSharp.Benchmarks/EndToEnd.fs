@@ -83,8 +83,7 @@ let private tasksOf (plan: Plan) =
 
 let private ours (plan: Plan) () : Run =
     Scope.run (fun () ->
-        let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
-        let outcome = Experiment.run learner plan ignore
+        let outcome = Experiment.run (Plan.learner plan) plan ignore
         let last = Array.last outcome.Matrix
 
         {
@@ -96,15 +95,16 @@ let private ours (plan: Plan) () : Run =
 let private literal (plan: Plan) () : Run =
     Scope.run (fun () ->
         let settings = plan.Settings
-        let ours = LoRASubDrs.learner plan.Backbone settings.Method
+        let ours = LoRASubDrs.method' plan.Backbone settings.Method
         use theirs = new Literal.Learner(plan.Backbone, settings.Method)
         let clock = PhaseClock()
-        let start = ours.Start(Rng.ofSeed settings.Seed)
+        let key = Rng.ofSeed settings.Seed
+        let start = ours.Start key
         let plain = Plan.batchOptions plan Augmentation.None
 
         let batches task epoch =
             let options = Plan.batchOptions plan settings.Augmentation
-            TaskStream.trainBatches options (Plan.epochKey settings start.Key task epoch) plan.Stream task
+            TaskStream.trainBatches options (Plan.epochKey settings key task epoch) plan.Stream task
 
         let each (loaders: BatchLoader[]) visit =
             for load in loaders do
@@ -128,7 +128,12 @@ let private literal (plan: Plan) () : Run =
 
         for task in tasksOf plan do
             Scope.run (fun () ->
-                let begun = ours.BeginTask task start
+                let begun =
+                    ours.BeginTask
+                        (key |> Rng.fold RandomBranch.Method |> Rng.fold (int64 task.Index))
+                        task
+                        start
+
                 theirs.BeginTask(task, begun.Lora, begun.Head))
 
             if ours.Observes task then

@@ -47,7 +47,7 @@ let private longRun root (dataset: Dataset) (drift: bool) : struct (float[] * fl
             }
 
         let plan = EndToEnd.plan settings dataset (TaskImages, TestImages) vit
-        let learner = LoRASubDrs.learner vit settings.Method
+        let learner = Plan.learner plan
         let outcome = Experiment.run learner plan ignore
 
         let steps (task: LearningTask) =
@@ -80,7 +80,9 @@ let private stepsByTask rounds root : (Timing * Timing) list =
                     let local = batch.Labels.sub (Scalar.op_Implicit (int64 known))
 
                     $"step {number}",
-                    fun () -> Scope.run (fun () -> LoRASubDrs.update vit settings batch training |> ignore)
+                    fun () ->
+                        Scope.run (fun () ->
+                            LoRASubDrs.update vit settings Workload.rates batch training |> ignore)
 
                     $"triplet {number}",
                     fun () ->
@@ -90,7 +92,7 @@ let private stepsByTask rounds root : (Timing * Timing) list =
                                     AugmentedTriplet.loss
                                         settings.Margin
                                         settings.NormOrder
-                                        state.Prototypes.Means
+                                        state.Prototypes
                                         local
                                         f[0])
                                 [| rows |]
@@ -184,13 +186,8 @@ let private byPrototypes rounds (counts: int list) width : Table =
 
         counts
         |> List.map (fun count ->
-            let prototypes =
-                Prototype.append
-                    (Array.init count id)
-                    (Workload.unitRows count width 4L)
-                    (Prototype.none (int64 width) torch.float32 torch.CPU)
-
-            count, (fun () -> Scope.run (fun () -> Prototype.nearest prototypes features |> ignore)))
+            let scorer = NearestMean.ofMeans (Workload.unitRows count width 4L)
+            count, (fun () -> Scope.run (fun () -> scorer.Score features |> Scorer.best |> ignore)))
         |> bySize
             rounds
             $"Prediction of 128 features of width {width} by the number of prototypes"
@@ -203,7 +200,7 @@ let private step vit settings images : unit -> unit =
     let training =
         Workload.training vit settings (Workload.taskAfter 0 10) (Workload.stateOf vit 0) batch
 
-    fun () -> Scope.run (fun () -> LoRASubDrs.update vit settings batch training |> ignore)
+    fun () -> Scope.run (fun () -> LoRASubDrs.update vit settings Workload.rates batch training |> ignore)
 
 let private byBatch rounds root (sizes: int list) : Table =
     Scope.run (fun () ->

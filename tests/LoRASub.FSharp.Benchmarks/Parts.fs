@@ -179,7 +179,8 @@ module Parts =
                         "step",
                         fun () ->
                             Scope.run (fun () ->
-                                LoRASubDrs.update vit Workload.settings batch training |> ignore)
+                                LoRASubDrs.update vit Workload.settings Workload.rates batch training
+                                |> ignore)
                     ]
 
             loss.Cleanup()
@@ -297,9 +298,33 @@ module Parts =
     [<Literal>]
     let private Classes = 10
 
-    /// The stage as a phase of the method, its result freed.
-    let private ours vit training (loaders: unit -> BatchLoader[]) () =
-        LoRASubDrs.afterTask vit (loaders ()) training |> Scope.free TaskState.leaves
+    /// The pass after training as the task loop runs it, its result freed.
+    let private ours vit (training: LoRASubDrs.Training<_>) (loaders: unit -> BatchLoader[]) () =
+        let learner =
+            Learner.create
+                vit
+                (Method.hide (LoRASubDrs.method' vit Workload.settings))
+                (Head.hide NearestMean.head)
+                (Embedding.output vit)
+
+        let start = Learner.start learner (Workload.key 0L)
+
+        // without epochs: the training that follows is its start
+        let context =
+            {
+                Learner = learner
+                Task = training.Task
+                Names = training.Task.Classes |> Array.map string
+                Batches = fun _ -> loaders ()
+                Epochs = 0
+                Rates = fun _ -> Workload.rates
+                Clock = PhaseClock()
+                OnEvent = ignore
+                OnStep = ignore
+            }
+
+        TaskLoop.learn context start None |> Scope.free LearnedTask.leaves
+        Scope.free TaskState.leaves start
 
     let private literal vit (adapters: Adapters) (loaders: unit -> BatchLoader[]) () =
         let features (images: torch.Tensor) =
@@ -325,8 +350,7 @@ module Parts =
             let training =
                 Workload.training vit Workload.settings (Workload.taskAfter 0 Classes) state seen
 
-            let model = LoRASubDrs.deploy vit state
-            f vit training model.Adapters)
+            f vit training (VisionTransformer.merged 1.0 state.Deltas vit))
 
     let private inMemory rounds root : Timing list =
         onBundled root (fun vit training adapters ->

@@ -138,7 +138,8 @@ let private epochs (setup: Setup) rounds : (string * Epoch[]) list =
                 Workload.training vit setup.Settings task (Workload.stateOf vit 0) seen
 
             let step batch =
-                Scope.run (fun () -> LoRASubDrs.update vit setup.Settings batch training |> ignore)
+                Scope.run (fun () ->
+                    LoRASubDrs.update vit setup.Settings Workload.rates batch training |> ignore)
 
             let loaders () =
                 TaskStream.trainBatches options (Workload.key 8L) stream task

@@ -93,10 +93,12 @@ let unitRows (n: int) (width: int) (number: int64) : torch.Tensor =
 
         rows.div (rows.norm (1, keepdim = true)))
 
-/// The state of a learner that has seen so many classes, with random prototypes and no deltas. Owned by the caller.
-let stateOf (vit: VisionTransformer) (classes: int) : TaskState =
-    Scope.noGrad TaskState.leaves (fun () ->
-        let start = LoRASubDrs.start vit (key 0L)
+let private method' vit = LoRASubDrs.method' vit settings
+
+/// The state of a method that has seen so many classes, with random prototypes and no deltas. Owned by the caller.
+let stateOf (vit: VisionTransformer) (classes: int) : LoRASubDrs.State =
+    Scope.noGrad (method' vit).State.Leaves (fun () ->
+        let start = LoRASubDrs.start vit
 
         if classes = 0 then
             start
@@ -104,10 +106,7 @@ let stateOf (vit: VisionTransformer) (classes: int) : TaskState =
             let shape = [| int64 classes; vit.Width |]
             let means = Rng.normal shape (Precision.master vit.Precision) vit.Device (key 1L)
 
-            { start with
-                Finished = 1
-                Prototypes = Prototype.append (Array.init classes id) means start.Prototypes
-            })
+            { start with Prototypes = means })
 
 /// The task after so many classes: the first where there are none.
 let taskAfter (known: int) (classes: int) : LearningTask =
@@ -118,17 +117,24 @@ let taskAfter (known: int) (classes: int) : LearningTask =
     }
 
 /// A task ready to train, observed on one batch where it is not the first. Owned by the caller; borrows the state.
-let training vit settings (task: LearningTask) (state: TaskState) (seen: Batch) =
-    let learner = LoRASubDrs.learner vit settings
+let training vit settings (task: LearningTask) (state: LoRASubDrs.State) (seen: Batch) =
+    let method = LoRASubDrs.method' vit settings
 
-    Scope.keep (learner.TrainingTree task state).Leaves (fun () ->
-        let begun = learner.BeginTask task state
+    Scope.keep (method.Training task state).Leaves (fun () ->
+        let begun = method.BeginTask (key 9L) task state
 
-        (if learner.Observes task then
-             learner.Observe seen begun
+        (if method.Observes task then
+             method.Observe seen begun
          else
              begun)
-        |> learner.Prepare)
+        |> method.Prepare)
+
+/// The rates of the first epoch.
+let rates: Rates =
+    {
+        Network = settings.LearningRate
+        Classifier = settings.HeadLearningRate
+    }
 
 /// A second moment [width, width] of twice as many rows whose variance falls by 4% from one direction to the next, in a
 /// random frame. Owned by the caller.

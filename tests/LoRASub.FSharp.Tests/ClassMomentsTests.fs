@@ -148,10 +148,7 @@ let tests =
                     let x = (Array.last (features example.Layers)).``to`` torch.float32
 
                     let moments =
-                        ClassMoments.observe
-                            [| x; x; x |]
-                            (labelTensor example.Labels)
-                            (zero example)
+                        ClassMoments.observe [| x; x; x |] (labelTensor example.Labels) (zero example)
 
                     let exact = x.``to`` torch.float64
 

@@ -165,7 +165,6 @@ let tests =
                      noLeaks "⊕" inputs (fun (_, _, sums) -> ClassSums.leaves (sums + sums))
                      noLeaks "means" (fun () -> observed example) (fun sums -> [ means sums ])
                      noLeaks "grow" inputs (fun (_, _, sums) -> ClassSums.leaves (ClassSums.grow 1 sums))
-                     noLeaks "forget" inputs (fun (_, _, sums) ->
-                         ClassSums.leaves (ClassSums.forget 0 sums))
+                     noLeaks "forget" inputs (fun (_, _, sums) -> ClassSums.leaves (ClassSums.forget 0 sums))
                  ])
         ]

@@ -61,7 +61,9 @@ let private phases (make: VisionTransformer -> AnyMethod) (plan: Plan) : Phase l
             prepared
 
     let merged = method.Merge trained
-    let features = torch.ones ([| batch.Labels.shape[0]; vit.Width |], device = vit.Device)
+
+    let features =
+        torch.ones ([| batch.Labels.shape[0]; vit.Width |], device = vit.Device)
 
     let consolidated =
         Array.fold
@@ -83,7 +85,9 @@ let private phases (make: VisionTransformer -> AnyMethod) (plan: Plan) : Phase l
         }
 
     let ofState = Array.ofSeq (Hidden.leaves state)
-    let after phase = Seq.append ofState (Hidden.leaves phase)
+
+    let after phase =
+        Seq.append ofState (Hidden.leaves phase)
 
     [
         phase "Start" Hidden.leaves [] (fun () -> method.Start(Rng.ofSeed 3L))
@@ -99,8 +103,7 @@ let private phases (make: VisionTransformer -> AnyMethod) (plan: Plan) : Phase l
 
         phase "Diagnostics" Diagnostics.leaves (after trained) (fun () -> method.Diagnostics trained)
         phase "Merge" Hidden.leaves (after trained) (fun () -> method.Merge trained)
-        phase "Consolidate" Hidden.leaves (after merged) (fun () ->
-            method.Consolidate batch features merged)
+        phase "Consolidate" Hidden.leaves (after merged) (fun () -> method.Consolidate batch features merged)
         phase "Finish" Hidden.leaves (after consolidated) (fun () -> method.Finish consolidated)
         phase "Forget" Hidden.leaves ofState (fun () -> method.Forget 1 state)
         phase "Adapters" Adapters.tree.Leaves ofState (fun () -> method.Adapters state)
@@ -136,8 +139,7 @@ let private failures (make: VisionTransformer -> AnyMethod) (plan: Plan) : (stri
     let trained = method.Prepare(method.Observe batch begun)
     let model = Learner.deploy learner known
 
-    let stranger: MethodState =
-        Hidden.hide "method of another name" Tree.unit ()
+    let stranger: MethodState = Hidden.hide "method of another name" Tree.unit ()
 
     let learnFrom (load: Pass -> BatchLoader[]) () =
         let context =
@@ -164,8 +166,7 @@ let private failures (make: VisionTransformer -> AnyMethod) (plan: Plan) : (stri
             "Observe of small images", (fun () -> method.Observe narrow begun |> ignore)
 
         if method.Info.Trains then
-            "Update on small images",
-            (fun () -> method.Update (Tiny.rates plan) narrow trained |> ignore)
+            "Update on small images", (fun () -> method.Update (Tiny.rates plan) narrow trained |> ignore)
 
         "prediction of small images", (fun () -> Learner.predict learner model narrow.Images |> ignore)
         "forgetting an unknown class", (fun () -> Learner.forget learner (ClassId 99) known |> ignore)
@@ -247,10 +248,11 @@ let contract (name: string) (make: VisionTransformer -> AnyMethod) : Test =
                     let first = Tiny.learnFirst learner plan
                     let second = Experiment.learnTask learner plan first plan.Stream.Tasks[1]
                     let sums (state: TaskState) = Head.reveal NearestMean.head state.Head
-                    identical "old sums" (sums first).Sums ((sums second).Sums.narrow (0L, 0L, 2L))
+                    identical "old sums" (sums first).Sums ((sums second).Sums.narrow(0L, 0L, 2L))
 
                     Expect.equal
-                        (second.Classes |> Array.map (fun one -> one.Id.Value, one.Name, one.Task, one.Images))
+                        (second.Classes
+                         |> Array.map (fun one -> one.Id.Value, one.Name, one.Task, one.Images))
                         [| for i in 0..3 -> i, $"colour {i}", i / 2, 4L |]
                         "classes"
 
@@ -412,6 +414,5 @@ let tests =
                 contract row.Info.Name (fun vit -> row.Create vit Tiny.settings.Method)
 
             for name, change in variants do
-                contract name (fun vit ->
-                    Method.hide (LoRASubDrs.method' vit (change Tiny.settings.Method)))
+                contract name (fun vit -> Method.hide (LoRASubDrs.method' vit (change Tiny.settings.Method)))
         ]

@@ -541,22 +541,25 @@ let tests =
             rejects "a task out of turn" [ "drift"; "task 0 next"; "task 1" ] (fun () ->
                 stepWith example.Token example (none example) 1 |> ignore)
 
-            rejects "a task without a new class" [ "means of task 1"; "at least one class"; "none" ] (fun () ->
-                let state = stepWith example.Token example (none example) 0
+            rejects
+                "a task without a new class"
+                [ "means of task 1"; "at least one class"; "none" ]
+                (fun () ->
+                    let state = stepWith example.Token example (none example) 0
 
-                Drift.afterTask 1 ((example.Means 0).narrow (0L, 0L, 0L)) (momentsWith example.Token example 0) [||] state
-                |> ignore)
+                    Drift.afterTask
+                        1
+                        ((example.Means 0).narrow(0L, 0L, 0L))
+                        (momentsWith example.Token example 0)
+                        [||]
+                        state
+                    |> ignore)
 
             rejects "means of another width" [ "means of a task"; "[classes, 4]"; "[2, 3]" ] (fun () ->
                 stepWith example.Token example (none { example with Width = 4 }) 0 |> ignore)
 
             rejects "moments of other classes" [ "class moments"; "[2, 3, 3]"; "[4, 3, 3]" ] (fun () ->
-                Drift.afterTask
-                    0
-                    (example.Means 0)
-                    (momentsWith example.Token example 1)
-                    [||]
-                    (none example)
+                Drift.afterTask 0 (example.Means 0) (momentsWith example.Token example 1) [||] (none example)
                 |> ignore)
 
             rejects "a class without test images" [ "class 1"; "at least one image" ] (fun () ->

@@ -299,7 +299,9 @@ let tests =
                         }
 
                     Experiment.run counted plan Tiny.silent |> ignore
-                    let batches what = [ $"{what 4}"; $"{what 4}"; $"{what 1}" ]
+
+                    let batches what =
+                        [ $"{what 4}"; $"{what 4}"; $"{what 1}" ]
 
                     let epoch number =
                         let rate = (Plan.rates settings number).Network
@@ -375,8 +377,7 @@ let tests =
                             Method =
                                 { method with
                                     Observe =
-                                        fun batch o ->
-                                            failing observed 1 (fun () -> method.Observe batch o)
+                                        fun batch o -> failing observed 1 (fun () -> method.Observe batch o)
                                 }
                         }))
 

@@ -522,72 +522,81 @@ let tests =
                     Expect.hasLength (Directory.GetFileSystemEntries data) 2 "two classes"
                     classifier.Save(Path.Combine(folder, "kept"))))
 
-            testCase "a classifier saved by an earlier program predicts as it did, learns on and is saved anew" (fun () ->
-                let saved = Path.Combine(AppContext.BaseDirectory, "saved-learner")
-                let backbone = Path.Combine(saved, "backbone.safetensors")
+            testCase
+                "a classifier saved by an earlier program predicts as it did, learns on and is saved anew"
+                (fun () ->
+                    let saved = Path.Combine(AppContext.BaseDirectory, "saved-learner")
+                    let backbone = Path.Combine(saved, "backbone.safetensors")
 
-                // the images that it was made with
-                let image label number : byte[] =
-                    Array.init 192 (fun i ->
-                        byte ((label * 71 + i / 16 * (13 + 29 * label) + (i * number * 7) % 23) % 256))
+                    // the images that it was made with
+                    let image label number : byte[] =
+                        Array.init 192 (fun i ->
+                            byte ((label * 71 + i / 16 * (13 + 29 * label) + (i * number * 7) % 23) % 256))
 
-                let images (labels: int[]) (classes: int[]) =
-                    labels
-                    |> Array.mapi (fun i label -> image classes[label] i)
-                    |> Array.concat
-                    |> ImageSet.ofBytes "images" labels 3 8 8
+                    let images (labels: int[]) (classes: int[]) =
+                        labels
+                        |> Array.mapi (fun i label -> image classes[label] i)
+                        |> Array.concat
+                        |> ImageSet.ofBytes "images" labels 3 8 8
 
-                let test = images [| for i in 0..11 -> i % 4 |] [| 0..3 |]
+                    let test = images [| for i in 0..11 -> i % 4 |] [| 0..3 |]
 
-                let expected =
-                    [|
-                        for line in File.ReadAllLines(Path.Combine(saved, "predictions.csv")) do
-                            let parts = line.Split ','
-                            parts[0], Double.Parse(parts[1], Globalization.CultureInfo.InvariantCulture)
-                    |]
+                    let expected =
+                        [|
+                            for line in File.ReadAllLines(Path.Combine(saved, "predictions.csv")) do
+                                let parts = line.Split ','
+                                parts[0], Double.Parse(parts[1], Globalization.CultureInfo.InvariantCulture)
+                        |]
 
-                let options =
-                    ClassifierOptions(Epochs = 1, BatchSize = 4, Rank = 2, Device = Generators.deviceName)
+                    let options =
+                        ClassifierOptions(
+                            Epochs = 1,
+                            BatchSize = 4,
+                            Rank = 2,
+                            Device = Generators.deviceName
+                        )
 
-                let check (classifier: ContinualClassifier) =
-                    let found = classifier.Predict test
-                    Expect.equal (found |> Array.map _.ClassName) (Array.map fst expected) "classes"
+                    let check (classifier: ContinualClassifier) =
+                        let found = classifier.Predict test
+                        Expect.equal (found |> Array.map _.ClassName) (Array.map fst expected) "classes"
 
-                    closeTo
-                        1e-4
-                        "similarities"
-                        (Array.map snd expected)
-                        (found |> Array.map _.Similarity)
+                        closeTo
+                            1e-4
+                            "similarities"
+                            (Array.map snd expected)
+                            (found |> Array.map _.Similarity)
 
-                use classifier = ContinualClassifier.Load(saved, backbone, options)
-                check classifier
+                    use classifier = ContinualClassifier.Load(saved, backbone, options)
+                    check classifier
 
-                Probe.inFolder (fun folder ->
-                    classifier.Save folder
-                    use again = ContinualClassifier.Load(folder, backbone, options)
-                    check again)
+                    Probe.inFolder (fun folder ->
+                        classifier.Save folder
+                        use again = ContinualClassifier.Load(folder, backbone, options)
+                        check again)
 
-                classifier.Learn([| "four" |], images [| 0; 0; 0; 0 |] [| 4 |])
+                    classifier.Learn([| "four" |], images [| 0; 0; 0; 0 |] [| 4 |])
 
-                Expect.equal
-                    (List.ofSeq classifier.ClassNames)
-                    [ "zero"; "one"; "two"; "three"; "four" ]
-                    "names")
+                    Expect.equal
+                        (List.ofSeq classifier.ClassNames)
+                        [ "zero"; "one"; "two"; "three"; "four" ]
+                        "names")
 
-            testCase "a forgotten class is predicted no more, and a name that is not known is refused" (fun () ->
-                let saved = Path.Combine(AppContext.BaseDirectory, "saved-learner")
-                let options = ClassifierOptions(Rank = 2, Device = Generators.deviceName)
+            testCase
+                "a forgotten class is predicted no more, and a name that is not known is refused"
+                (fun () ->
+                    let saved = Path.Combine(AppContext.BaseDirectory, "saved-learner")
+                    let options = ClassifierOptions(Rank = 2, Device = Generators.deviceName)
 
-                use classifier =
-                    ContinualClassifier.Load(saved, Path.Combine(saved, "backbone.safetensors"), options)
+                    use classifier =
+                        ContinualClassifier.Load(saved, Path.Combine(saved, "backbone.safetensors"), options)
 
-                classifier.Forget "one"
-                Expect.equal (List.ofSeq classifier.ClassNames) [ "zero"; "two"; "three" ] "names"
-                let pixels = Array.init (192 * 8) (fun i -> byte (i * 37 % 256))
-                let images = ImageSet.ofBytes "images" (Array.zeroCreate 8) 3 8 8 pixels
+                    classifier.Forget "one"
+                    Expect.equal (List.ofSeq classifier.ClassNames) [ "zero"; "two"; "three" ] "names"
+                    let pixels = Array.init (192 * 8) (fun i -> byte (i * 37 % 256))
+                    let images = ImageSet.ofBytes "images" (Array.zeroCreate 8) 3 8 8 pixels
 
-                for found in classifier.Predict images do
-                    Expect.notEqual found.ClassName "one" "a class that is still known"
+                    for found in classifier.Predict images do
+                        Expect.notEqual found.ClassName "one" "a class that is still known"
 
-                refused [ "class 'thre'"; "did you mean"; "three" ] (fun () -> classifier.Forget "thre"))
+                    refused [ "class 'thre'"; "did you mean"; "three" ] (fun () -> classifier.Forget "thre"))
         ]

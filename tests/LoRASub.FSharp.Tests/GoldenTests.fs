@@ -298,6 +298,7 @@ let private learner (f: Fixture) =
 
         if task.Index > 0 then
             let ranks = wholeNumbers (f.Tensor(at "retained"))
+
             Expect.equal
                 ((method.Diagnostics prepared).Retained |> Array.map (_.Rank >> int64))
                 ranks
@@ -323,7 +324,9 @@ let private learner (f: Fixture) =
         let features = VisionTransformer.features adapters backbone probe
 
         let predictions =
-            (NearestMean.ofMeans next.Prototypes).Score features |> Scorer.best |> wholeNumbers
+            (NearestMean.ofMeans next.Prototypes).Score features
+            |> Scorer.best
+            |> wholeNumbers
 
         Expect.equal predictions (wholeNumbers (f.Tensor(at "probe_predictions"))) (at "probe_predictions")
 

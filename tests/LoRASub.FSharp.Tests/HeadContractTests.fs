@@ -184,17 +184,13 @@ let contract (head: AnyHead) : Test =
                         |> head.Grow classes
                         |> head.Observe ((tensor embeddings).``to`` torch.float32) (labelTensor rows)
 
-                    let found =
-                        (head.Scores state).Score((tensor embeddings).``to`` torch.float32)
+                    let found = (head.Scores state).Score((tensor embeddings).``to`` torch.float32)
 
                     Expect.all (numbers (found.``to`` torch.float64)) Double.IsFinite "scores"))
 
-            rejects
-                $"{head.Info.Name}: embeddings of another width"
-                [ "[batch, 5]"; "[2, 3]" ]
-                (fun () ->
-                    head.Observe (tensor (normalMatrix 1 2 3)) (labelTensor [| 0; 1 |]) (empty head)
-                    |> ignore)
+            rejects $"{head.Info.Name}: embeddings of another width" [ "[batch, 5]"; "[2, 3]" ] (fun () ->
+                head.Observe (tensor (normalMatrix 1 2 3)) (labelTensor [| 0; 1 |]) (empty head)
+                |> ignore)
 
             rejects $"{head.Info.Name}: another head's state" [ head.Info.Name; "its own state" ] (fun () ->
                 head.Grow 1 (Hidden.hide "another head" Tree.unit ()) |> ignore)

@@ -84,8 +84,7 @@ let private damages: (string * string list * (string -> Plan -> TaskState -> uni
         "an embedding of a block that is not there",
         [ "learner.json"; "block"; "9" ],
         json (fun folder ->
-            editJson folder (fun json ->
-                json["embedding"].["parts"].[0].["block"] <- JsonValue.Create 9))
+            editJson folder (fun json -> json["embedding"].["parts"].[0].["block"] <- JsonValue.Create 9))
         "two classes of one name",
         [ "learner.json"; "name of its own" ],
         json (changeClass 1 "name" "\"colour 0\"")
@@ -94,8 +93,7 @@ let private damages: (string * string list * (string -> Plan -> TaskState -> uni
         "a class of a task to come", [ "learner.json"; "1 tasks"; "task 1" ], json (changeClass 1 "task" "1")
         "one class too few",
         [ "learner.json"; "head.counts"; "[1]"; "[2]" ],
-        json (fun folder ->
-            editJson folder (fun json -> (json["state"].["classes"].AsArray()).RemoveAt 1))
+        json (fun folder -> editJson folder (fun json -> (json["state"].["classes"].AsArray()).RemoveAt 1))
         "a key that is no number", [ "randomKey"; "hexadecimal" ], json (setState "randomKey" "\"xyz\"")
         "a range of three", [ "inputRange"; "2 numbers"; "3" ], json (set "inputRange" "[0, 1, 2]")
         "no prototypes",
@@ -234,7 +232,8 @@ let tests =
                     for vit, words in
                         [
                             Tiny.vit Precision.Float32 10 2 7, [ "head.sums"; "[2, 10]"; "[2, 8]" ]
-                            Tiny.vit Precision.Float32 8 3 7, [ "learner.json"; "method.blocks.2.delta.key"; "no such tensor" ]
+                            Tiny.vit Precision.Float32 8 3 7,
+                            [ "learner.json"; "method.blocks.2.delta.key"; "no such tensor" ]
                         ] do
                         refused words (fun () ->
                             Scope.run (fun () ->
@@ -322,9 +321,7 @@ let tests =
                     File.Delete folderInTheWay
                     Directory.CreateDirectory folderInTheWay |> ignore
 
-                    Expect.throws
-                        (fun () -> Tiny.save folder plan newer)
-                        "fails"
+                    Expect.throws (fun () -> Tiny.save folder plan newer) "fails"
 
                     Directory.Delete folderInTheWay
                     File.WriteAllText(folderInTheWay, json)

@@ -115,7 +115,9 @@ let private update (plan: Plan) task steps (training: LoRASubDrs.Training<_>) =
 
     List.fold
         (fun training step ->
-            let struct (next, _) = learner.Update (Tiny.rates plan) (batchOf plan task step) training
+            let struct (next, _) =
+                learner.Update (Tiny.rates plan) (batchOf plan task step) training
+
             next)
         training
         [ 0 .. steps - 1 ]
@@ -478,8 +480,7 @@ let tests =
                     let model = Learner.deploy learner outcome.State
 
                     for batch in Array.append batches (Tiny.batches plan 0) do
-                        let distances =
-                            Oracles.squaredDistances (matrix prototypes) (features batch)
+                        let distances = Oracles.squaredDistances (matrix prototypes) (features batch)
 
                         wholeNumbers (Tiny.predict learner model batch.Images)
                         |> Array.iteri (fun i predicted ->

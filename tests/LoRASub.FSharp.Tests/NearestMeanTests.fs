@@ -28,7 +28,7 @@ let private learned (means: float[,]) : Scorer = NearestMean.ofMeans (tensor mea
 
 /// Squared distances of unit vectors, of which the score is 1 − d/2.
 let private distances (scorer: Scorer) (x: torch.Tensor) : torch.Tensor =
-    (scorer.Score x).sub(Scalar.op_Implicit 1.0).mul (Scalar.op_Implicit -2.0)
+    (scorer.Score x).sub(Scalar.op_Implicit 1.0).mul(Scalar.op_Implicit -2.0)
 
 let private nearest (scorer: Scorer) x =
     wholeNumbers (Scorer.best (scorer.Score(tensor x))) |> Array.map int
@@ -139,8 +139,7 @@ let tests =
 
             testCase "a feature of zeros has a distance to every class" (fun () ->
                 Scope.run (fun () ->
-                    let d =
-                        distances (learned example.Means) (tensor (Array2D.zeroCreate 1 3))
+                    let d = distances (learned example.Means) (tensor (Array2D.zeroCreate 1 3))
 
                     close "distances" [ 1.0; 1.0 ] (numbers d)))
 
@@ -205,9 +204,7 @@ let tests =
                         Scorer.leaves (NearestMean.ofMeans means))
                     noLeaks "score" (fun () -> learned example.Means, tensor example.X) (fun (scorer, x) ->
                         [ scorer.Score x ])
-                    noLeaks
-                        "best"
-                        (fun () -> (learned example.Means).Score(tensor example.X))
-                        (fun scores -> [ Scorer.best scores ])
+                    noLeaks "best" (fun () -> (learned example.Means).Score(tensor example.X)) (fun scores ->
+                        [ Scorer.best scores ])
                 ]
         ]

@@ -252,7 +252,7 @@ let private drift (sample: Sample) (random: Random) : DriftFile =
                                 MeanSquaredCosine = 0.85 - 0.03 * float (second - first)
                                 SmallestAngle = 0.4
                                 LargestAngle = 88.0
-                             }
+                            }
                             : DriftFile.Overlap)
             |]
         Picture =

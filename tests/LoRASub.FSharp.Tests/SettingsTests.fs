@@ -233,11 +233,7 @@ let tests =
                         Expect.equal s.Method.UpdateScale UpdateScale.Frobenius "scale of P"
 
                         Expect.equal
-                            [
-                                s.Method.Projection
-                                s.Method.Subtraction
-                                s.Method.Triplet
-                            ]
+                            [ s.Method.Projection; s.Method.Subtraction; s.Method.Triplet ]
                             [ true; true; true ]
                             "nothing ablated"
 

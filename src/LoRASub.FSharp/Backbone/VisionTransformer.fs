@@ -473,7 +473,22 @@ module VisionTransformer =
 
             Scope.fold leaves ofSlice initial (slices vit images))
 
-    let merged sign deltas vit : Adapters = { Qkv = effectiveQkv sign deltas vit; Lora = [||] }
-    let training deltas vit : Adapters = { Qkv = trainingQkv deltas vit; Lora = [||] }
+    let merged sign deltas vit : Adapters =
+        {
+            Qkv = effectiveQkv sign deltas vit
+            Lora = [||]
+        }
+
+    let training deltas vit : Adapters =
+        {
+            Qkv = trainingQkv deltas vit
+            Lora = [||]
+        }
+
     let frozen (vit: VisionTransformer) : Adapters =
-        { Qkv = vit.Blocks |> Array.map (fun b -> b.Qkv.Weight.``to``(Precision.compute vit.Precision, copy = true)); Lora = [||] }
+        {
+            Qkv =
+                vit.Blocks
+                |> Array.map (fun b -> b.Qkv.Weight.``to`` (Precision.compute vit.Precision, copy = true))
+            Lora = [||]
+        }

@@ -385,8 +385,7 @@ module TaskStream =
         (stream: TaskStream)
         (task: LearningTask)
         : BatchLoader[] =
-        trainIndices stream task
-        |> epochBatches options key stream.Dataset.Train task
+        trainIndices stream task |> epochBatches options key stream.Dataset.Train task
 
     /// A task's training images in order, without augmentation, for prototypes by the test transform.
     let plainTrainBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
