@@ -26,13 +26,13 @@ let first, second = plan.Stream.Tasks[0], plan.Stream.Tasks[1]
 
 let methods =
     [
-        "as published", settings.Method
+        "as published", settings.LearnerSettings
         "no subtraction",
-        { settings.Method with
+        { settings.LearnerSettings with
             Subtraction = false
         }
         "no projection",
-        { settings.Method with
+        { settings.LearnerSettings with
             Projection = false
         }
     ]
@@ -72,9 +72,9 @@ let distance (left: torch.Tensor) (right: torch.Tensor) =
     Scope.run (fun () -> (left.sub right).norm(1).mean().item<single>())
 
 // The first task is the same in all three, because nothing is projected yet. Each starts from this state.
-let learner = LoRASubDrs.learner plan.Backbone settings.Method
+let learner = LoRASubDrs.learner plan.Backbone settings.LearnerSettings
 let start = learner.Start(Rng.ofSeed settings.Seed)
-let afterFirst = learn settings.Method start first
+let afterFirst = learn settings.LearnerSettings start first
 let before = classMeans afterFirst
 let prototypes = afterFirst.Prototypes.Means
 

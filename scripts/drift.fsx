@@ -27,7 +27,7 @@ let withMethod change (settings: RunSettings) =
 let measure (folder: string) (settings: RunSettings) =
     use _ = RunFolder.hold folder
     let plan = smallPlan settings.Tasks settings
-    let learner = LoRASubDrs.learner plan.Backbone settings.Method
+    let learner = LoRASubDrs.learner plan.Backbone settings.LearnerSettings
     let began = System.DateTime.UtcNow
 
     let outcome =

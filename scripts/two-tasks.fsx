@@ -14,7 +14,7 @@ let plan =
             Batch = 16
         }
 
-let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+let learner = LoRASubDrs.learner plan.Backbone plan.Settings.LearnerSettings
 
 let listen progress =
     match progress with

@@ -46,7 +46,7 @@ let private despite (shell: Shell) (show: Display.Show) (carry: (Progress -> uni
 
 // One run from its plan to its saved and printed results.
 let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Learner<_, _> -> Carry) =
-    let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+    let learner = LoRASubDrs.learner plan.Backbone plan.Settings.LearnerSettings
     let workload = Display.Workload.ofPlan learner plan
     let began = DateTime.UtcNow
 
@@ -198,7 +198,7 @@ let private requireKept (config: MergedConfig) (folder: string) =
     for name, path in [ "--backbone", settings.Backbone; "--class-order", Some settings.ClassOrder ] do
         path |> Option.iter (fun path -> require name path path)
 
-    for reference in Reference.folders settings.Reference do
+    for reference in settings.Reference do
         require "--reference" reference (RunFiles.summary reference)
 
 // Rejects an output folder inside the images of the run.

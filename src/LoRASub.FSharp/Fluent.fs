@@ -93,7 +93,6 @@ type ClassifierOptions() =
                     Rank = this.Rank
                     LearningRate = this.LearningRate
                     HeadLearningRate = this.HeadLearningRate
-                    ScheduleEpochs = max 1 this.Epochs
                     Energy = this.Energy
                     Margin = this.Margin
                     TripletWeight = this.TripletWeight
@@ -122,7 +121,7 @@ type Prediction =
 /// out in main memory or on the GPU; the classifier then stays as it was.
 type ContinualClassifier
     private (plan: Plan, options: ClassifierOptions, initial: TaskState, names: string[], sizes: int[]) =
-    let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+    let learner = LoRASubDrs.learner plan.Backbone plan.Settings.LearnerSettings
     let mutable state = initial
     let mutable classNames = names
     let mutable groupSizes = sizes
@@ -202,7 +201,7 @@ type ContinualClassifier
         let plan = openPlan backbone (options.ToSettings backbone)
 
         guarded plan (fun () ->
-            let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+            let learner = LoRASubDrs.learner plan.Backbone plan.Settings.LearnerSettings
             let state = learner.Start(Rng.ofSeed options.Seed)
             classifier plan options state [||] [||])
 

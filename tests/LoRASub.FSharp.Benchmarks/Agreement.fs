@@ -69,7 +69,7 @@ let learner () : unit =
                 Rank = 3
                 Energy = 0.9
                 LearningRate = 1e-2
-                ScheduleEpochs = 3
+                ScheduleEpochs = Some 3
             }
 
         let ours = LoRASubDrs.learner vit settings

@@ -39,10 +39,6 @@ let settings (tasks: int) (epochs: int) : RunSettings =
     { published with
         Tasks = tasks
         Epochs = epochs
-        Method =
-            { published.Method with
-                ScheduleEpochs = epochs
-            }
         NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
         InputRange = struct (-1.0, 1.0)
         Augmentation = Augmentation.None
@@ -83,7 +79,7 @@ let private tasksOf (plan: Plan) =
 
 let private ours (plan: Plan) () : Run =
     Scope.run (fun () ->
-        let learner = LoRASubDrs.learner plan.Backbone plan.Settings.Method
+        let learner = LoRASubDrs.learner plan.Backbone plan.Settings.LearnerSettings
         let outcome = Experiment.run learner plan ignore
         let last = Array.last outcome.Matrix
 
@@ -96,8 +92,8 @@ let private ours (plan: Plan) () : Run =
 let private literal (plan: Plan) () : Run =
     Scope.run (fun () ->
         let settings = plan.Settings
-        let ours = LoRASubDrs.learner plan.Backbone settings.Method
-        use theirs = new Literal.Learner(plan.Backbone, settings.Method)
+        let ours = LoRASubDrs.learner plan.Backbone settings.LearnerSettings
+        use theirs = new Literal.Learner(plan.Backbone, settings.LearnerSettings)
         let clock = PhaseClock()
         let start = ours.Start(Rng.ofSeed settings.Seed)
         let plain = Plan.batchOptions plan Augmentation.None

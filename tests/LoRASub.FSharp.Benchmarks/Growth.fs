@@ -47,7 +47,7 @@ let private longRun root (dataset: Dataset) (drift: bool) : struct (float[] * fl
             }
 
         let plan = EndToEnd.plan settings dataset (TaskImages, TestImages) vit
-        let learner = LoRASubDrs.learner vit settings.Method
+        let learner = LoRASubDrs.learner vit settings.LearnerSettings
         let outcome = Experiment.run learner plan ignore
 
         let steps (task: LearningTask) =

@@ -305,7 +305,7 @@ type Learner(vit: VisionTransformer, settings: LoRASubSettings) =
         let correction beta = 1.0 - Math.Pow(beta, float p.Steps)
 
         let size =
-            Schedule.cosine p.Rate settings.ScheduleEpochs epoch
+            Schedule.cosine p.Rate settings.ScheduleEpochs.Value epoch
             * sqrt (correction adam.Beta2)
             / correction adam.Beta1
 

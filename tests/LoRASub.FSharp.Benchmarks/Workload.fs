@@ -70,7 +70,8 @@ let tiny () : VisionTransformer =
             Map.empty)
 
 /// The published choices for CIFAR-100.
-let settings: LoRASubSettings = (Preset.cifar100 Variant.LibContinual).Method
+let settings: LoRASubSettings =
+    (Preset.cifar100 Variant.LibContinual).LearnerSettings
 
 let key (number: int64) : RandomKey = Rng.fold number (Rng.ofSeed 3L)
 

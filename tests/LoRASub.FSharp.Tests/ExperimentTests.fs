@@ -93,7 +93,7 @@ let tests =
                 (inScope (fun () ->
                     let settings =
                         { Tiny.settings with Epochs = 6 }
-                        |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 6 })
+                        |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = Some 6 })
 
                     let plan =
                         Tiny.planWith settings (Tiny.dataset 4 8 8) (Tiny.vit Precision.Float32 16 2 7)
@@ -459,7 +459,7 @@ let tests =
                             Epochs = 2
                             InitialEpochs = Some 4
                         }
-                        |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 1 })
+                        |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = Some 1 })
 
                     let struct (_, events) = told (planOf settings)
 

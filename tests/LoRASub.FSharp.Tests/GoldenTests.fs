@@ -209,7 +209,7 @@ let private learner (f: Fixture) =
             TripletWeight = number "triplet_weight"
             Margin = number "margin"
             Energy = number "threshold"
-            ScheduleEpochs = int (f.Setting "schedule_epochs")
+            ScheduleEpochs = Some(int (f.Setting "schedule_epochs"))
             Adam =
                 {
                     Beta1 = number "beta1"

@@ -301,7 +301,7 @@ let private badSettings: (string * string list * (LoRASubSettings -> LoRASubSett
         "a negative margin", [ "margin"; "-0.5" ], (fun m -> { m with Margin = -0.5 })
         "an infinite weight", [ "triplet weight" ], (fun m -> { m with TripletWeight = infinity })
         "a norm below 1", [ "norm order"; "0.5" ], (fun m -> { m with NormOrder = 0.5 })
-        "a schedule of nothing", [ "schedule epochs"; "0" ], (fun m -> { m with ScheduleEpochs = 0 })
+        "a schedule of nothing", [ "schedule epochs"; "0" ], (fun m -> { m with ScheduleEpochs = Some 0 })
         "a β of 1",
         [ "beta 1" ],
         (fun m ->
@@ -656,7 +656,7 @@ let tests =
                     let plan =
                         { plan with
                             Settings =
-                                plan.Settings |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 6 })
+                                plan.Settings |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = Some 6 })
                         }
 
                     let learner = Tiny.learner plan

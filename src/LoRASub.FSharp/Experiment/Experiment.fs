@@ -160,7 +160,7 @@ module Plan =
             | None -> Errors.reject name "must be given" "none" $"set {name}"
 
         let options = backboneOptions settings
-        let references = Reference.folders settings.Reference |> Array.map Reference.read
+        let references = settings.Reference |> List.map Reference.read |> Array.ofList
 
         let dataset =
             Datasets.loadWith (Settings.reading settings) settings.Data (needed "data-path" settings.DataPath)
@@ -515,7 +515,7 @@ module Experiment =
                             LearningRate =
                                 Schedule.cosine
                                     settings.Method.LearningRate
-                                    settings.Method.ScheduleEpochs
+                                    settings.ScheduleEpochs
                                     step.Epoch
                             Seconds = began.Elapsed.TotalSeconds
                         }
@@ -758,7 +758,7 @@ module Experiment =
         |> Array.choose (fun task ->
             let epochs = plan.Settings.EpochsOf task
 
-            Schedule.heldFrom plan.Settings.Method.ScheduleEpochs epochs
+            Schedule.heldFrom plan.Settings.ScheduleEpochs epochs
             |> Option.map (fun epoch ->
                 Notice
                     $"task {task.Index + 1}: the learning rate stays constant from epoch {epoch} (end of schedule)"))

@@ -13,8 +13,9 @@ type LoRASubSettings =
         /// Base rate of the task's linear head.
         HeadLearningRate: float
         Adam: AdamOptions
-        /// K of the schedule, the same in every task.
-        ScheduleEpochs: int
+        /// K of the schedule, the same in every task; None: the epochs of the later tasks. A learner needs the number:
+        /// see `RunSettings.LearnerSettings`.
+        ScheduleEpochs: int option
         /// Share of the second moment's energy that the retained space holds; 1 switches the projection off.
         Energy: float
         UpdateScale: UpdateScale
@@ -161,8 +162,9 @@ module LoRASubDrs =
         if not (settings.NormOrder >= 1.0) then
             Errors.reject "norm order" "must be at least 1" $"{settings.NormOrder}" ""
 
-        if settings.ScheduleEpochs < 1 then
-            Errors.reject "schedule epochs" "must be at least 1" $"{settings.ScheduleEpochs}" ""
+        match settings.ScheduleEpochs with
+        | Some epochs when epochs < 1 -> Errors.reject "schedule epochs" "must be at least 1" $"{epochs}" ""
+        | _ -> ()
 
     /// Rejects settings out of range for a backbone of this width.
     let check (width: int64) (settings: LoRASubSettings) =
@@ -265,7 +267,14 @@ module LoRASubDrs =
         (trained: Trained)
         : Transform<struct ('S[] * unit)> =
         let rate baseRate =
-            Schedule.cosine baseRate settings.ScheduleEpochs epoch
+            match settings.ScheduleEpochs with
+            | Some epochs -> Schedule.cosine baseRate epochs epoch
+            | None ->
+                Errors.reject
+                    "schedule epochs"
+                    "must be given to a learner"
+                    "none"
+                    "use the LearnerSettings of the run's settings"
 
         let head = Linear.leaves trained.Head |> Seq.length
         let pairs = trained.Lora |> Seq.sumBy (Lora.leaves >> Seq.length)
