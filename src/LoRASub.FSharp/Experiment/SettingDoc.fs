@@ -46,6 +46,7 @@ module SettingDoc =
             | Some usual, Some cifar when cifar <> usual && s.Name <> "data" ->
                 $" (default {usual}; cifar100: {cifar})"
             | Some usual, _ -> $" (default {usual})"
+            | None, _ when s.Otherwise <> "" -> $" (default: {s.Otherwise})"
             | None, _ -> ""
 
         let what =
@@ -80,8 +81,10 @@ module SettingDoc =
         let shown (preset: Variant -> RunSettings) =
             match s.Get(preset Variant.LibContinual), s.Get(preset Variant.Official) with
             | Some one, Some other when one = other -> code one
+            // this setting chooses between the columns itself
+            | Some _, Some other when s.Name = "variant" -> code other
             | Some one, Some other -> $"libcontinual {code one}, official {code other}"
-            | _ -> ""
+            | _ -> s.Otherwise
 
         let usual = shown (snd Preset.all.Head)
 

@@ -32,6 +32,8 @@ type Setting =
         Group: string
         /// One phrase, for help and documentation. That of a switch is an order: "skip broken images".
         Doc: string
+        /// What applies where the setting is left open and no preset has a value, in a few words.
+        Otherwise: string
         Kind: SettingKind
         /// Shown by `run --help`, not only by `--help-all`.
         Common: bool
@@ -186,6 +188,7 @@ module Settings =
             Name = name
             Group = ""
             Doc = doc
+            Otherwise = ""
             Kind = form.Kind
             Common = false
             FreeOnResume = false
@@ -201,6 +204,7 @@ module Settings =
 
     let private common (setting: Setting) = { setting with Common = true }
     let private freeOnResume (setting: Setting) = { setting with FreeOnResume = true }
+    let private otherwise text (setting: Setting) = { setting with Otherwise = text }
 
     let private group name (rows: Setting list) =
         rows |> List.map (fun s -> { s with Group = name })
@@ -253,15 +257,13 @@ module Settings =
             row "data" "one of lorasub data list" name
             |> field _.Data (fun v s -> { s with Data = v })
             |> common
-            row
-                "data-path"
-                "folder with its files (fashion-mnist: bundled)"
-                (optional (text SettingKind.Folder))
+            row "data-path" "folder with the data set's files" (optional (text SettingKind.Folder))
             |> field _.DataPath (fun v s -> { s with DataPath = v })
             |> common
             |> freeOnResume
-            row "backbone" "timm ViT as safetensors (default: bundled ViT)" (optional (text SettingKind.File))
+            row "backbone" "timm ViT as safetensors" (optional (text SettingKind.File))
             |> field _.Backbone (fun v s -> { s with Backbone = v })
+            |> otherwise "bundled ViT"
             |> common
             |> freeOnResume
             row "input-range" "pixel range of the network" inputRange
@@ -284,10 +286,12 @@ module Settings =
             |> field _.SplitSeed (fun v s -> { s with SplitSeed = v })
             row "skip-broken" "skip images that cannot be decoded" switch
             |> field _.SkipBroken (fun v s -> { s with SkipBroken = v })
-            row "heads" "attention heads (default: from the weights)" (optional count)
+            row "heads" "attention heads" (optional count)
             |> field _.Heads (fun v s -> { s with Heads = v })
-            row "image-size" "image side in pixels (default: from the weights)" (optional count)
+            |> otherwise "from the weights"
+            row "image-size" "image side in pixels" (optional count)
             |> field _.ImageSize (fun v s -> { s with ImageSize = v })
+            |> otherwise "from the weights"
             row "norm-epsilon" "epsilon of the layer norms: in the blocks, and of the final one" normEpsilon
             |> field
                 (fun s -> struct (s.NormEpsilon.Blocks, s.NormEpsilon.Final))
@@ -351,11 +355,11 @@ module Settings =
             |> field _.PrototypeTransform (fun v s -> { s with PrototypeTransform = v })
             row "projection" "project updates" switch
             |> ofMethod _.Projection (fun v m -> { m with Projection = v })
-            row "subtraction" "subtract the old tasks' weights to observe a task" switch
+            row "subtraction" "subtract the old tasks' updates when a task is observed" switch
             |> ofMethod _.Subtraction (fun v m -> { m with Subtraction = v })
             row "triplet" "add the triplet loss to cross-entropy" switch
             |> ofMethod _.Triplet (fun v m -> { m with Triplet = v })
-            row "training" "train; without it, the frozen backbone with prototypes" switch
+            row "training" "train the low-rank updates and the head" switch
             |> ofMethod _.Training (fun v m -> { m with Training = v })
         ]
 
@@ -373,8 +377,9 @@ module Settings =
             |> ofMethod _.HeadLearningRate (fun v m -> { m with HeadLearningRate = v })
             row "initial-epochs" "epochs of the first task, if different" (optional count)
             |> field _.InitialEpochs (fun v s -> { s with InitialEpochs = v })
-            row "schedule-epochs" "length K of the learning-rate schedule (default: epochs)" (optional count)
+            row "schedule-epochs" "length K of the learning-rate schedule" (optional count)
             |> ofMethod _.ScheduleEpochs (fun v m -> { m with ScheduleEpochs = v })
+            |> otherwise "epochs"
             row "weight-decay" "weight decay, added to the gradient" notNegative
             |> ofAdam _.WeightDecay (fun v a -> { a with WeightDecay = v })
             row "adam-beta1" "Adam's decay of the first moment" decay
@@ -416,8 +421,9 @@ module Settings =
             |> field _.Device (fun v s -> { s with Device = v })
             |> common
             // LibTorch starts all threads that it is given, and crashes with too many
-            row "threads" "LibTorch threads (default: LibTorch's choice)" (optional (whole 1 1024))
+            row "threads" "LibTorch threads" (optional (whole 1 1024))
             |> field _.Threads (fun v s -> { s with Threads = v })
+            |> otherwise "LibTorch's choice"
             row "precision" "floating-point type" (choice precisions)
             |> field _.Precision (fun v s -> { s with Precision = v })
             row "checkpoint-activations" "recompute activations: slower, less memory" switch
