@@ -27,9 +27,6 @@ let private texts: (string * string * string) list =
             s.Name, first, second
     ]
 
-let private setting name =
-    Settings.all |> List.find (fun s -> s.Name = name)
-
 /// Which of its two texts, or none, each setting gets.
 type Choices =
     {
@@ -84,7 +81,7 @@ let tests =
 
                     for text in [ first; second ] do
                         let changed = Settings.set name text start
-                        Expect.equal ((setting name).Get changed) (Some text) "text"
+                        Expect.equal ((Settings.find name).Get changed) (Some text) "text"
 
                         for other in Settings.all do
                             if other.Name <> name then
@@ -308,7 +305,7 @@ let tests =
                         "lr", "1E-10", "1e-10"
                     ] do
                     let settings = ofPairs [ name, text ]
-                    Expect.equal ((setting name).Get settings) (Some shown) text
+                    Expect.equal ((Settings.find name).Get settings) (Some shown) text
                     Expect.equal (ofPairs [ name, shown ]) settings "read back"
                     Expect.equal (throughJson settings) settings "through JSON"
 

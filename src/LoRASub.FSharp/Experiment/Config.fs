@@ -80,7 +80,7 @@ module Config =
         | _ -> []
 
     let private sourceOf (preset: string) (given: SettingSource list) (name: string) (value: string) =
-        let get = (Settings.all |> List.find (fun s -> s.Name = name)).Get
+        let get = (Settings.find name).Get
 
         match lastOf name given with
         | Some said -> said.Source

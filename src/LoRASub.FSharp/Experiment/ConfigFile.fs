@@ -8,8 +8,7 @@ module ConfigFile =
 
     /// Seeds on the command line: `1,2,3`. Rejects what is not a number, and a repeated one.
     let seeds (subject: string) (text: string) : int64[] =
-        text.Split ','
-        |> parseSeeds (fun rule -> Errors.reject subject rule $"'{ConfigTree.shortened text}'" "write 1,2,3")
+        text.Split ',' |> parseSeeds subject text "write 1,2,3"
 
     // ------------------------------------------------------------------------------------------ this program's own
 
@@ -18,13 +17,10 @@ module ConfigFile =
 
     /// Whether a setting's values may also be written as a list.
     let private takesList (name: string) =
-        Settings.all
-        |> List.exists (fun s ->
-            s.Name = name
-            && match s.Kind with
-               | SettingKind.Pair _
-               | SettingKind.Folders -> true
-               | _ -> false)
+        match (Settings.find name).Kind with
+        | SettingKind.Pair _
+        | SettingKind.Folders -> true
+        | _ -> false
 
     let private own (root: Section) : ConfigFile =
         let place (node: ConfigNode) = $"{root.File}, line {node.Line}"

@@ -137,6 +137,7 @@ type internal Section =
 /// How the keys of a configuration file become settings.
 module internal ConfigSection =
 
+    let private invariant = CultureInfo.InvariantCulture
     let listed (names: string seq) = String.Join(", ", names)
 
     let says name value source : SettingSource =
@@ -179,16 +180,15 @@ module internal ConfigSection =
             name
             (Errors.didYouMean Datasets.names (name.Trim '\''))
 
-    /// Rejects, with a rule, texts that are not different whole numbers.
-    let parseSeeds (refuse: string -> unit) (texts: string[]) : int64[] =
+    /// Rejects texts that are not different whole numbers; `shown` is what messages say was found.
+    let parseSeeds (subject: string) (shown: string) (fix: string) (texts: string[]) : int64[] =
+        let refuse rule : 'T =
+            Errors.reject subject rule $"'{ConfigTree.shortened shown}'" fix
+
         let parse (text: string) =
-            match
-                Int64.TryParse(text.Trim(), NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture)
-            with
+            match Int64.TryParse(text.Trim(), NumberStyles.AllowLeadingSign, invariant) with
             | true, seed -> seed
-            | _ ->
-                refuse "must be whole numbers of at most 64 bits"
-                0L
+            | _ -> refuse "must be whole numbers of at most 64 bits"
 
         let seeds = Array.map parse texts
 
@@ -204,10 +204,7 @@ module internal ConfigSection =
             | Items _ -> found.Items |> Array.map _.Text
             | _ -> [| found.Text |]
 
-        let refuse rule =
-            Errors.reject found.Source rule $"'{ConfigTree.shortened (listed texts)}'" ""
-
-        parseSeeds refuse texts, found.Source
+        parseSeeds found.Source (listed texts) "" texts, found.Source
 
     let nothingExpected: Expectations =
         {

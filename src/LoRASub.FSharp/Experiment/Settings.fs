@@ -169,11 +169,13 @@ module Settings =
             |> Array.map (given name)
             |> List.ofArray
 
-        form SettingKind.Folders read (fun names ->
-            if names.IsEmpty then
+        let show names =
+            if List.isEmpty names then
                 None
             else
-                Some(String.concat "," names))
+                Some(String.concat "," names)
+
+        form SettingKind.Folders read show
 
     let private optional (inner: Form<'T>) : Form<'T option> =
         form inner.Kind (fun name text -> Some(inner.Read name text)) (Option.bind inner.Show)
@@ -444,14 +446,18 @@ module Settings =
 
     // ------------------------------------------------------------------------------------------ settings as texts
 
-    /// Sets one by name. Rejects an unknown name, a text of the wrong kind, and a value that no run can have.
-    let set (name: string) (text: string) (settings: RunSettings) : RunSettings =
+    /// The row of a setting. Rejects an unknown name.
+    let find (name: string) : Setting =
         match all |> List.tryFind (fun s -> s.Name = name) with
-        | Some setting -> setting.Set text settings
+        | Some setting -> setting
         | None ->
             let known = List.map _.Name all
             let rule = "must be one of " + String.concat ", " known
             Errors.reject $"setting '{name}'" rule $"'{name}'" (Errors.didYouMean known name)
+
+    /// Sets one by name. Rejects an unknown name, a text of the wrong kind, and a value that no run can have.
+    let set (name: string) (text: string) (settings: RunSettings) : RunSettings =
+        (find name).Set text settings
 
     /// The preset of the named variant, then each (name, text) in turn. Rejects as `set`.
     let ofPairs (preset: Variant -> RunSettings) (pairs: (string * string) list) : RunSettings =

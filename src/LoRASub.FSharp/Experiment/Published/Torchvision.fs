@@ -49,15 +49,16 @@ module internal Torchvision =
             | Nothing -> found, []
             | _ -> found.Refuse "must be a list of steps" "")
 
-    let private side (arguments: Section) : (int * Found) option =
+    /// The side of a square, and its place.
+    let private side (arguments: Section) : (string * string) option =
         arguments.Find "size"
         |> Option.map (fun found ->
             match found.Value with
             | Items _ ->
                 match found.Items |> Array.distinctBy _.Text with
-                | [| one |] -> one.Count, found
+                | [| one |] -> string one.Count, found.Source
                 | _ -> found.Refuse "must be square" ""
-            | _ -> found.Count, found)
+            | _ -> string found.Count, found.Source)
 
     /// Black and white after Normalize.
     let private inputRange (arguments: Section) : string * string =
@@ -84,6 +85,17 @@ module internal Torchvision =
 
         $"{string ((0.0 - mean) / deviation)},{string ((1.0 - mean) / deviation)}", source
 
+    /// The setting that all of several values give. Rejects one that differs from the first.
+    let private agreed setting rule why (values: (string * string) list) : SettingSource list =
+        match values with
+        | [] -> []
+        | (value, source) :: others ->
+            for other, place in others do
+                if other <> value then
+                    Errors.reject place (rule value source) $"'{other}'" why
+
+            [ says setting value source ]
+
     /// The settings of both lists of transforms and image_size, over a preset.
     let settings (preset: RunSettings) (root: Section) : SettingSource list =
         let train, test = steps root "train_trfms", steps root "test_trfms"
@@ -92,17 +104,11 @@ module internal Torchvision =
             all |> List.filter (fun (kind, _) -> kind <> "ToTensor" && kind <> "Normalize")
 
         let refuse (found: Found) rule (all: (string * Section) list) : 'T =
-            Errors.reject
-                found.Source
-                rule
-                (if all.IsEmpty then
-                     "none"
-                 else
-                     all |> List.map fst |> listed |> ConfigTree.shortened)
-                ""
+            let names = all |> List.map fst |> listed |> ConfigTree.shortened
+            Errors.reject found.Source rule (if all.IsEmpty then "none" else names) ""
 
-        // each with the sizes that must be the network's
-        let augment, trainSizes =
+        // each with the transforms whose size must be the network's
+        let augment, sizedInTraining =
             match train with
             | None -> [], []
             | Some(found, all) ->
@@ -113,11 +119,11 @@ module internal Torchvision =
                     let range setting name =
                         assignPair (fun low high -> [ setting, $"{low},{high}" ]) (crop.Find name)
 
-                    say "crop-flip" :: range "crop-scale" "scale" @ range "crop-ratio" "ratio", [ side crop ]
+                    say "crop-flip" :: range "crop-scale" "scale" @ range "crop-ratio" "ratio", [ crop ]
                 | [ "Resize", resize; "RandomHorizontalFlip", _ ]
-                | [ "RandomHorizontalFlip", _; "Resize", resize ] -> [ say "flip" ], [ side resize ]
+                | [ "RandomHorizontalFlip", _; "Resize", resize ] -> [ say "flip" ], [ resize ]
                 | [ "RandomHorizontalFlip", _ ] -> [ say "flip" ], []
-                | [ "Resize", resize ] -> [ say "none" ], [ side resize ]
+                | [ "Resize", resize ] -> [ say "none" ], [ resize ]
                 | [] -> [ say "none" ], []
                 | other ->
                     refuse
@@ -125,60 +131,39 @@ module internal Torchvision =
                         "must be RandomResizedCrop and RandomHorizontalFlip, Resize and RandomHorizontalFlip, or Resize, then ToTensor and Normalize"
                         other
 
-        let testResize, testSizes =
+        let testResize, sizedInTest =
             match test with
             | None -> [], []
             | Some(found, all) ->
                 match geometric all with
                 | [] -> [], []
-                | [ "Resize", resize ] ->
-                    // takes the place of a preset's larger one
-                    (if preset.TestResize.IsSome then
-                         assign "test-resize" (resize.Find "size")
-                     else
-                         []),
-                    [ side resize ]
+                // takes the place of a preset's larger one
+                | [ "Resize", resize ] when preset.TestResize.IsSome ->
+                    assign "test-resize" (resize.Find "size"), [ resize ]
+                | [ "Resize", resize ] -> [], [ resize ]
                 | [ "Resize", resize; "CenterCrop", crop ] ->
-                    assign "test-resize" (resize.Find "size"), [ side crop ]
+                    assign "test-resize" (resize.Find "size"), [ crop ]
                 | other ->
                     refuse found "must be Resize, or Resize and CenterCrop, then ToTensor and Normalize" other
 
-        let sizes =
-            (root.Find "image_size" |> Option.map (fun f -> f.Count, f)) :: trainSizes
-            @ testSizes
-            |> List.choose id
-
         let imageSize =
-            match sizes with
-            | [] -> []
-            | (size, first) :: others ->
-                for other, found in others do
-                    if other <> size then
-                        found.Refuse
-                            $"must be {size}, the size of {first.Source}"
-                            "the network has one size of images"
+            (root.Find "image_size" |> Option.map (fun f -> string f.Count, f.Source))
+            :: List.map side (sizedInTraining @ sizedInTest)
+            |> List.choose id
+            |> agreed
+                "image-size"
+                (fun size source -> $"must be {size}, the size of {source}")
+                "the network has one size of images"
 
-                [ says "image-size" (string size) first.Source ]
-
-        let ranges =
+        let range =
             [ train; test ]
             |> List.choose id
             |> List.collect snd
             |> List.filter (fst >> (=) "Normalize")
             |> List.map (snd >> inputRange)
-
-        let range =
-            match ranges with
-            | [] -> []
-            | (range, source) :: others ->
-                for other, place in others do
-                    if other <> range then
-                        Errors.reject
-                            place
-                            $"must give the range of {source}, {range}"
-                            other
-                            "training and test images share one range"
-
-                [ says "input-range" range source ]
+            |> agreed
+                "input-range"
+                (fun range source -> $"must give the range of {source}, {range}")
+                "training and test images share one range"
 
         augment @ testResize @ imageSize @ range
