@@ -6,73 +6,67 @@ open Argu
 open LoRASub
 open LoRASub.Cli.Flags
 
-/// What the help of a command shows beside its flags, which describe themselves.
-type private Page =
-    {
-        Usage: string
-        About: string
-        Examples: string list
-    }
-
-let private pageOf (path: string list) : Page =
-    let page usage about examples =
-        {
-            Usage = usage
-            About = about
-            Examples = examples
-        }
-
+/// The help of a command above its flags.
+let private introduction (path: string list) : string =
     match path with
     | "run" :: _ ->
-        page
-            "run [OPTIONS]"
-            "Learn a data set's classes task by task and print the accuracy."
-            [
-                "lorasub run                                    # bundled data, about a minute"
-                "lorasub run --data folder --data-path photos --out results"
-                "lorasub run --data cifar100 --data-path cifar --seeds 1,2,3"
-                "lorasub run --resume results"
-            ]
+        """run [OPTIONS]
+Learn a data set's classes task by task and print the accuracy.
+
+Examples:
+  lorasub run                                    # bundled data, about a minute
+  lorasub run --data folder --data-path photos --out results
+  lorasub run --data cifar100 --data-path cifar --seeds 1,2,3
+  lorasub run --resume results
+"""
     | "evaluate" :: _ ->
-        page
-            "evaluate DIR [OPTIONS]"
-            "Test a saved learner again and compare with the saved accuracy."
-            [
-                "lorasub evaluate results"
-                "lorasub evaluate results --data-path /new/place"
-            ]
+        """evaluate DIR [OPTIONS]
+Test a saved learner again and compare with the saved accuracy.
+
+Examples:
+  lorasub evaluate results
+  lorasub evaluate results --data-path /new/place
+"""
     | "report" :: _ ->
-        page
-            "report DIR... [OPTIONS]"
-            "Make an HTML page, figures and tables of one or more runs."
-            [
-                "lorasub report results"
-                "lorasub report with without --out compare.html --tables tables"
-            ]
+        """report DIR... [OPTIONS]
+Make an HTML page, figures and tables of one or more runs.
+
+Examples:
+  lorasub report results
+  lorasub report with without --out compare.html --tables tables
+"""
     | "doctor" :: _ ->
-        page
-            "doctor [OPTIONS]"
-            "Check the installation, suggest fixes and measure the speed."
-            [ "lorasub doctor" ]
+        """doctor [OPTIONS]
+Check the installation, suggest fixes and measure the speed.
+
+Examples:
+  lorasub doctor
+"""
     | "data" :: "check" :: _ ->
-        page
-            "data check NAME DIR"
-            "Validate a data set folder."
-            [ "lorasub data check cifar100 cifar"; "lorasub data check folder photos" ]
+        """data check NAME DIR
+Validate a data set folder.
+
+Examples:
+  lorasub data check cifar100 cifar
+  lorasub data check folder photos
+"""
     | "data" :: _ ->
-        page
-            "data COMMAND"
-            "List data sets or check a folder."
-            [ "lorasub data list"; "lorasub data check folder photos" ]
+        """data COMMAND
+List data sets or check a folder.
+
+Examples:
+  lorasub data list
+  lorasub data check folder photos
+"""
     | _ ->
-        page
-            "COMMAND [OPTIONS]"
-            "Learn new image classes over time without keeping the old images."
-            [
-                "lorasub run --out results                      # bundled data, about a minute"
-                "lorasub report results"
-                "lorasub run --help"
-            ]
+        """COMMAND [OPTIONS]
+Learn new image classes over time without keeping the old images.
+
+Examples:
+  lorasub run --out results                      # bundled data, about a minute
+  lorasub report results
+  lorasub run --help
+"""
 
 /// A flag in the help.
 type private Line =
@@ -157,19 +151,12 @@ let private grouped (lines: Line list) : string list =
 
 /// The help of the command that `path` names, at most 80 columns wide; without `all`, common flags only.
 let text (all: bool) (path: string list) : string =
-    let page = pageOf path
     let arguments = parserOf path |> argumentsOf |> List.map ofArgument
 
     String.concat
         "\n"
         [
-            "Usage: lorasub " + page.Usage
-            page.About
-            ""
-            "Examples:"
-            for example in page.Examples do
-                "  " + example
-            ""
+            "Usage: lorasub " + introduction path
             match path with
             | [ "run" ] ->
                 yield!

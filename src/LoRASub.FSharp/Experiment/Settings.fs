@@ -182,17 +182,20 @@ module Settings =
 
     // ------------------------------------------------------------------------------------------ the table
 
-    /// A row without its field.
-    let private row name doc (form: Form<'T>) = struct (name, doc, form)
+    /// A row without its field, for --help-all only.
+    let private row name doc (form: Form<'T>) = struct (name, doc, false, form)
 
-    let private field (get: RunSettings -> 'T) set (struct (name, doc, form: Form<'T>)) : Setting =
+    /// A row without its field, for --help as well.
+    let private common name doc (form: Form<'T>) = struct (name, doc, true, form)
+
+    let private field (get: RunSettings -> 'T) set (struct (name, doc, common, form: Form<'T>)) : Setting =
         {
             Name = name
             Group = ""
             Doc = doc
             Otherwise = ""
             Kind = form.Kind
-            Common = false
+            Common = common
             FreeOnResume = false
             Get = get >> form.Show
             Set = form.Read name >> set
@@ -204,7 +207,6 @@ module Settings =
     let private ofAdam (get: AdamOptions -> 'T) set =
         ofMethod (_.Adam >> get) (fun v m -> { m with Adam = set v m.Adam })
 
-    let private common (setting: Setting) = { setting with Common = true }
     let private freeOnResume (setting: Setting) = { setting with FreeOnResume = true }
     let private otherwise text (setting: Setting) = { setting with Otherwise = text }
 
@@ -212,8 +214,21 @@ module Settings =
         rows |> List.map (fun s -> { s with Group = name })
 
     let private name = text SettingKind.Name
+    let private file = optional (text SettingKind.File)
+    let private folder = optional (text SettingKind.Folder)
     let private count = whole 1 1_000_000
     let private seed = whole64 Int64.MinValue Int64.MaxValue
+
+    let private seeding =
+        choice [ "every-epoch", Seeding.EveryEpoch; "once", Seeding.Once ]
+
+    let private bInit = choice [ "zeros", BInit.Zeros; "sparse", BInit.Sparse ]
+
+    let private betweenZeroAndOne =
+        number "between 0 and 1" (fun x -> x > 0.0 && x < 1.0)
+
+    let private minutes = number "0 to 1000000" (fun x -> x >= 0.0 && x <= 1e6)
+    let private order = number "at least 1" (fun x -> x >= 1.0)
     let private decay = number "in [0, 1)" (fun x -> x >= 0.0 && x < 1.0)
 
     let private notNegative =
@@ -237,41 +252,48 @@ module Settings =
         pair "BLOCKS,FINAL" ", or one number for both, between 0 and 1" true (fun blocks final ->
             holds blocks && holds final)
 
-    let private augmentations =
-        [
-            "none", Augmentation.None
-            "flip", Augmentation.Flip
-            "crop-flip", Augmentation.CropFlip
-        ]
+    let private share =
+        number "in (0, 1], where 1 switches the projection off" (fun x -> x > 0.0 && x <= 1.0)
 
-    let private variants =
-        [ "libcontinual", Variant.LibContinual; "official", Variant.Official ]
+    let private prototypeTransform =
+        choice [ "train", PrototypeTransform.Train; "test", PrototypeTransform.Test ]
 
-    let private precisions =
-        [
-            "float32", Precision.Float32
-            "bfloat16", Precision.BFloat16
-            "float64", Precision.Float64
-        ]
+    let private updateScale =
+        choice [ "frobenius", UpdateScale.Frobenius; "none", UpdateScale.Unscaled ]
+
+    let private variant =
+        choice [ "libcontinual", Variant.LibContinual; "official", Variant.Official ]
+
+    let private augmentation =
+        choice
+            [
+                "none", Augmentation.None
+                "flip", Augmentation.Flip
+                "crop-flip", Augmentation.CropFlip
+            ]
+
+    let private precision =
+        choice
+            [
+                "float32", Precision.Float32
+                "bfloat16", Precision.BFloat16
+                "float64", Precision.Float64
+            ]
 
     let private data =
         [
-            row "data" "one of lorasub data list" name
+            common "data" "one of lorasub data list" name
             |> field _.Data (fun v s -> { s with Data = v })
-            |> common
-            row "data-path" "folder with the data set's files" (optional (text SettingKind.Folder))
+            common "data-path" "folder with the data set's files" folder
             |> field _.DataPath (fun v s -> { s with DataPath = v })
-            |> common
             |> freeOnResume
-            row "backbone" "timm ViT as safetensors" (optional (text SettingKind.File))
+            common "backbone" "timm ViT as safetensors" file
             |> field _.Backbone (fun v s -> { s with Backbone = v })
             |> otherwise "bundled ViT"
-            |> common
             |> freeOnResume
-            row "input-range" "pixel range of the network" inputRange
+            common "input-range" "pixel range of the network" inputRange
             |> field _.InputRange (fun v s -> { s with InputRange = v })
-            |> common
-            row "augment" "augmentation of training images" (choice augmentations)
+            row "augment" "augmentation of training images" augmentation
             |> field _.Augmentation (fun v s -> { s with Augmentation = v })
             row "crop-scale" "smallest and largest area of random crops, as a share of the image" cropScale
             |> field _.CropScale (fun v s -> { s with CropScale = v })
@@ -279,10 +301,7 @@ module Settings =
             |> field _.CropRatio (fun v s -> { s with CropRatio = v })
             row "test-resize" "shorter side of test images before the centre crop" (optional count)
             |> field _.TestResize (fun v s -> { s with TestResize = v })
-            row
-                "split-ratio"
-                "training share of each class, for data without a split"
-                (number "between 0 and 1" (fun x -> x > 0.0 && x < 1.0))
+            row "split-ratio" "training share of each class, for data without a split" betweenZeroAndOne
             |> field _.SplitRatio (fun v s -> { s with SplitRatio = v })
             row "split-seed" "seed of that split" seed
             |> field _.SplitSeed (fun v s -> { s with SplitSeed = v })
@@ -305,13 +324,9 @@ module Settings =
 
     let private protocol =
         [
-            row "tasks" "number of tasks" count
+            common "tasks" "number of tasks" count
             |> field _.Tasks (fun v s -> { s with Tasks = v })
-            |> common
-            row
-                "initial-classes"
-                "classes of the first task, if different; the other tasks share the rest"
-                (optional count)
+            row "initial-classes" "classes of the first task; the other tasks share the rest" (optional count)
             |> field _.InitialClasses (fun v s -> { s with InitialClasses = v })
             row "class-order" "natural, seed1993 or a JSON file" name
             |> field _.ClassOrder (fun v s -> { s with ClassOrder = v })
@@ -324,36 +339,23 @@ module Settings =
 
     let private learner =
         [
-            row "rank" "rank of the low-rank updates" count
+            common "rank" "rank of the low-rank updates" count
             |> ofMethod _.Rank (fun v m -> { m with Rank = v })
-            |> common
-            row "variant" "published code whose defaults apply" (choice variants)
+            row "variant" "published code whose defaults apply" variant
             |> field _.Variant (fun v s -> { s with Variant = v })
-            row "b-init" "B at the start of a task" (choice [ "zeros", BInit.Zeros; "sparse", BInit.Sparse ])
+            row "b-init" "B at the start of a task" bInit
             |> ofMethod _.BInit (fun v m -> { m with BInit = v })
             row "margin" "margin of the triplet loss, between unit vectors" notNegative
             |> ofMethod _.Margin (fun v m -> { m with Margin = v })
             row "triplet-weight" "weight of the triplet loss" notNegative
             |> ofMethod _.TripletWeight (fun v m -> { m with TripletWeight = v })
-            row
-                "norm-order"
-                "order of the norm between features and prototypes in the triplet loss"
-                (number "at least 1" (fun x -> x >= 1.0))
+            row "norm-order" "order of the norm between features and prototypes in the triplet loss" order
             |> ofMethod _.NormOrder (fun v m -> { m with NormOrder = v })
-            row
-                "energy"
-                "share of the second moment that is retained"
-                (number "in (0, 1], where 1 switches the projection off" (fun x -> x > 0.0 && x <= 1.0))
+            row "energy" "share of the second moment that is retained" share
             |> ofMethod _.Energy (fun v m -> { m with Energy = v })
-            row
-                "update-scale"
-                "scale of the projection: divided by its Frobenius norm, or not"
-                (choice [ "frobenius", UpdateScale.Frobenius; "none", UpdateScale.Unscaled ])
+            row "update-scale" "scale of the projection: divided by its Frobenius norm, or not" updateScale
             |> ofMethod _.UpdateScale (fun v m -> { m with UpdateScale = v })
-            row
-                "prototype-transform"
-                "image transform for prototypes"
-                (choice [ "train", PrototypeTransform.Train; "test", PrototypeTransform.Test ])
+            row "prototype-transform" "image transform for prototypes" prototypeTransform
             |> field _.PrototypeTransform (fun v s -> { s with PrototypeTransform = v })
             row "projection" "project updates" switch
             |> ofMethod _.Projection (fun v m -> { m with Projection = v })
@@ -367,12 +369,10 @@ module Settings =
 
     let private training =
         [
-            row "epochs" "epochs per task" count
+            common "epochs" "epochs per task" count
             |> field _.Epochs (fun v s -> { s with Epochs = v })
-            |> common
-            row "lr" "learning rate of the LoRA pairs" notNegative
+            common "lr" "learning rate of the LoRA pairs" notNegative
             |> ofMethod _.LearningRate (fun v m -> { m with LearningRate = v })
-            |> common
             row "batch" "batch size" count
             |> field _.Batch (fun v s -> { s with Batch = v })
             row "head-lr" "learning rate of the heads" notNegative
@@ -392,19 +392,13 @@ module Settings =
             |> ofAdam _.Epsilon (fun v a -> { a with Epsilon = v })
             row "amsgrad" "use AMSGrad" switch
             |> ofAdam _.AmsGrad (fun v a -> { a with AmsGrad = v })
-            row
-                "seeding"
-                "when random numbers restart"
-                (choice [ "every-epoch", Seeding.EveryEpoch; "once", Seeding.Once ])
+            row "seeding" "when random numbers restart" seeding
             |> field _.Seeding (fun v s -> { s with Seeding = v })
         ]
 
     let private output =
         [
-            row
-                "checkpoint-minutes"
-                "minutes between checkpoints; 0: only after each task"
-                (number "0 to 1000000" (fun x -> x >= 0.0 && x <= 1e6))
+            row "checkpoint-minutes" "minutes between checkpoints; 0: only after each task" minutes
             |> field _.CheckpointMinutes (fun v s -> { s with CheckpointMinutes = v })
             |> freeOnResume
             row "drift" "measure how far class means move" switch
@@ -419,14 +413,13 @@ module Settings =
 
     let private machine =
         [
-            row "device" "cpu or cuda:N" name
+            common "device" "cpu or cuda:N" name
             |> field _.Device (fun v s -> { s with Device = v })
-            |> common
             // LibTorch starts all threads that it is given, and crashes with too many
             row "threads" "LibTorch threads" (optional (whole 1 1024))
             |> field _.Threads (fun v s -> { s with Threads = v })
             |> otherwise "LibTorch's choice"
-            row "precision" "floating-point type" (choice precisions)
+            row "precision" "floating-point type" precision
             |> field _.Precision (fun v s -> { s with Precision = v })
             row "checkpoint-activations" "recompute activations: slower, less memory" switch
             |> field _.CheckpointActivations (fun v s -> { s with CheckpointActivations = v })
