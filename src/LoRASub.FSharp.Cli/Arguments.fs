@@ -197,8 +197,11 @@ let parse (argv: string[]) : Command =
     else
         try
             // Parse would look for an app.config as well, with all of System.Configuration
-            let command' = Array.tryHead argv |> Option.defaultValue ""
-            let arguments = settingsApart command' (List.ofArray argv) |> Array.ofList
+            let arguments =
+                match List.ofArray argv with
+                | name :: rest when not (name.StartsWith '-') ->
+                    Array.ofList (name :: settingsApart name rest)
+                | _ -> argv
 
             parser.Value.ParseCommandLine(arguments, ignoreUnrecognized = true) |> command
         with :? ArguParseException as e ->
@@ -207,5 +210,8 @@ let parse (argv: string[]) : Command =
             | _ ->
                 // the first line names the error, the rest is the usage
                 let error = e.Message.Split('\n')[0]
-                let error = error.Replace("ERROR: ", "").Replace($", but was '{SettingFlag}'", "")
+
+                let error =
+                    error.Replace("ERROR: ", "").Replace((", but was '" + SettingFlag + "'"), "")
+
                 raise (InputException(error, e))

@@ -116,6 +116,7 @@ let parser =
             checkStructure = false
         )
 
+/// The parser of the command that words name.
 let parserOf (path: string list) : ArgumentParser =
     (parser.Value :> ArgumentParser, path)
     ||> List.fold (fun parser word ->
@@ -158,13 +159,14 @@ let names (command: string) (parser: ArgumentParser) : string list =
 /// value: --X is true, --no-X false. Rejects a setting without its value.
 let settingsApart (command: string) (arguments: string list) : string list =
     let settings = settingsOf command
-    let known = "--help" :: "-h" :: names command (parserOf [ command ])
+    // takes time, and most commands have no settings
+    let known = lazy ("--help" :: "-h" :: names command (parserOf [ command ]))
 
     let isValue (s: Setting) (argument: string) =
         if isSwitch s then
             not (argument.StartsWith '-')
         else
-            not (List.contains (argument.Split('=')[0]) known)
+            not (List.contains (argument.Split('=')[0]) known.Value)
 
     let rec apart (arguments: string list) =
         match arguments with

@@ -131,7 +131,13 @@ let private wrap (width: int) (text: string) : string list =
 /// A flag and its text in lines of 80 columns, after a label.
 let private show (label: string) (line: Line) : string list =
     let before = "".PadRight(label.Length + FlagColumn)
-    let text = wrap (80 - before.Length) line.Text
+    let width = 80 - before.Length
+
+    let text =
+        if line.Text.Length <= width then
+            [ line.Text ]
+        else
+            wrap width line.Text
 
     if line.Flag.Length < FlagColumn - 1 then
         String.Concat(label, line.Flag.PadRight FlagColumn, text.Head)
