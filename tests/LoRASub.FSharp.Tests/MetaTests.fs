@@ -72,7 +72,7 @@ let private wholeTask precision (variant: Variant) =
     Scope.run (fun () ->
         let vit = backbone precision
         let master = Precision.master precision
-        let settings = (Preset.cifar100 variant).Method
+        let settings = (Preset.cifar100 variant).LearnerSettings
         let method = LoRASubDrs.learner vit { settings with Rank = 2 }
 
         let batch: Batch =
