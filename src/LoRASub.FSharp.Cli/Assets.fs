@@ -46,10 +46,7 @@ let fill (settings: RunSettings) : RunSettings =
     { settings with
         DataPath = Option.map absolute data
         Backbone = orAsset File.Exists "backbone" backbone settings.Backbone |> Option.map absolute
-        Reference =
-            settings.Reference
-            |> Option.map (fun text ->
-                Reference.folders (Some text) |> Array.map absolute |> String.concat ",")
+        Reference = List.map absolute settings.Reference
         ClassOrder =
             match settings.ClassOrder with
             | "natural"

@@ -198,7 +198,7 @@ let private requireKept (config: MergedConfig) (folder: string) =
     for name, path in [ "--backbone", settings.Backbone; "--class-order", Some settings.ClassOrder ] do
         path |> Option.iter (fun path -> require name path path)
 
-    for reference in Reference.folders settings.Reference do
+    for reference in settings.Reference do
         require "--reference" reference (RunFiles.summary reference)
 
 // Rejects an output folder inside the images of the run.

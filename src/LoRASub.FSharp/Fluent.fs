@@ -93,7 +93,6 @@ type ClassifierOptions() =
                     Rank = this.Rank
                     LearningRate = this.LearningRate
                     HeadLearningRate = this.HeadLearningRate
-                    ScheduleEpochs = max 1 this.Epochs
                     Energy = this.Energy
                     Margin = this.Margin
                     TripletWeight = this.TripletWeight

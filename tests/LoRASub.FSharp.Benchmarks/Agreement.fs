@@ -69,11 +69,10 @@ let learner () : unit =
                 Rank = 3
                 Energy = 0.9
                 LearningRate = 1e-2
-                ScheduleEpochs = 3
             }
 
         let ours = LoRASubDrs.method' vit settings
-        use theirs = new Literal.Learner(vit, settings)
+        use theirs = new Literal.Learner(vit, settings, 3)
 
         let learn (state: LoRASubDrs.State) (task: LearningTask) : LoRASubDrs.State =
             let batches =
@@ -101,8 +100,7 @@ let learner () : unit =
             for epoch in 0..1 do
                 theirs.Epoch <- epoch
 
-                let rate baseRate =
-                    Schedule.cosine baseRate settings.ScheduleEpochs epoch
+                let rate baseRate = Schedule.cosine baseRate 3 epoch
 
                 let rates =
                     {

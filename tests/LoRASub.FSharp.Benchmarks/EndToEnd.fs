@@ -39,10 +39,6 @@ let settings (tasks: int) (epochs: int) : RunSettings =
     { published with
         Tasks = tasks
         Epochs = epochs
-        Method =
-            { published.Method with
-                ScheduleEpochs = epochs
-            }
         NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
         InputRange = struct (-1.0, 1.0)
         Augmentation = Augmentation.None
@@ -96,7 +92,10 @@ let private literal (plan: Plan) () : Run =
     Scope.run (fun () ->
         let settings = plan.Settings
         let ours = LoRASubDrs.method' plan.Backbone settings.Method
-        use theirs = new Literal.Learner(plan.Backbone, settings.Method)
+
+        use theirs =
+            new Literal.Learner(plan.Backbone, settings.Method, settings.ScheduleLength)
+
         let clock = PhaseClock()
         let key = Rng.ofSeed settings.Seed
         let start = ours.Start key

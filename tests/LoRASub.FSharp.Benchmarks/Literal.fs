@@ -171,7 +171,7 @@ type private Parameter =
 
 /// A learner that changes in place, as the published one does. Of the backbone it borrows the frozen weights, in
 /// float32; Dispose frees its own tensors.
-type Learner(vit: VisionTransformer, settings: LoRASubSettings) =
+type Learner(vit: VisionTransformer, settings: LoRASubSettings, scheduleEpochs: int) =
     let depth = vit.Blocks.Length
     let width = vit.Width
 
@@ -305,8 +305,7 @@ type Learner(vit: VisionTransformer, settings: LoRASubSettings) =
         let correction beta = 1.0 - Math.Pow(beta, float p.Steps)
 
         let size =
-            Schedule.cosine p.Rate settings.ScheduleEpochs epoch
-            * sqrt (correction adam.Beta2)
+            Schedule.cosine p.Rate scheduleEpochs epoch * sqrt (correction adam.Beta2)
             / correction adam.Beta1
 
         let free = p.Mean.mul(number -size).div(p.Square.sqrt().add_(number adam.Epsilon))

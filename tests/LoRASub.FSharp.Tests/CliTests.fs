@@ -444,12 +444,12 @@ let private badInput =
         flags "batch of 0" [ "--batch"; "0" ] [ "batch"; "at least 1"; "found 0" ]
         flags "no epoch" [ "--epochs"; "0" ] [ "epochs"; "at least 1"; "found 0" ]
         flags "no thread" [ "--threads"; "0" ] [ "threads"; "at least 1"; "found 0" ]
-        flags "negative rate" [ "--lr"; "-1" ] [ "learning rate"; "found -1" ]
+        flags "negative rate" [ "--lr"; "-1" ] [ "--lr: must be finite and at least 0"; "found -1" ]
         flags "negative margin" [ "--margin=-1" ] [ "margin"; "found -1" ]
-        flags "norm order below 1" [ "--norm-order"; "0.5" ] [ "norm order"; "found 0.5" ]
+        flags "norm order below 1" [ "--norm-order"; "0.5" ] [ "norm-order"; "found 0.5" ]
         flags "falling input range" [ "--input-range"; "1,-1" ] [ "input-range"; "1,-1" ]
         flags "half an input range" [ "--input-range"; "1" ] [ "input-range"; "LOW,HIGH"; "found '1'" ]
-        flags "epsilon 2" [ "--norm-epsilon"; "2" ] [ "norm-epsilon"; "found 2" ]
+        flags "epsilon 2" [ "--norm-epsilon"; "2" ] [ "norm-epsilon"; "between 0 and 1"; "found '2'" ]
         flags "a word for a number" [ "--epochs"; "many" ] [ "epochs"; "whole number"; "'many'" ]
         flags "unknown choice" [ "--b-init"; "ones" ] [ "b-init"; "zeros, sparse"; "'ones'" ]
         flags "unknown variant" [ "--variant"; "oficial" ] [ "variant"; "official"; "'oficial'" ]
@@ -556,7 +556,13 @@ let private badInput =
         flags "unknown flag" [ "--epoch"; "3" ] [ "--epoch"; "lorasub run"; "did you mean --epochs?" ]
         flags "stray word" [ "stray" ] [ "stray" ]
         flags "repeated flag" [ "--seed"; "1"; "--seed=2" ] [ "--seed"; "more than once" ]
-        flags "flag without its value" [ "--seed" ] [ "--seed"; "must be followed by" ]
+        flags "flag without its value" [ "--seed" ] [ "--seed"; "must be followed by N" ]
+        flags "flag before another flag" [ "--seed"; "--rank"; "4" ] [ "--seed"; "must be followed by N" ]
+        flags
+            "folder without its name"
+            [ "--resume"; "--tasks"; "4" ]
+            [ "'--resume' must be followed by <DIR>" ]
+        flags "switch with another value" [ "--amsgrad"; "maybe" ] [ "--amsgrad"; "true, false"; "'maybe'" ]
         flags "switch with a value" [ "--no-triplet=maybe" ] [ "maybe" ]
         line "unknown command" [ "rum" ] [ "unknown command 'rum'"; "did you mean run?" ]
         line
@@ -677,29 +683,28 @@ let private line' =
             Expect.equal all.Code 0 "exit code"
             Expect.isLessThanOrEqual (columns all.Out) 80 "columns"
 
-            // every setting of the library is a flag
             for setting in Settings.all do
-                let flag =
-                    if
-                        List.contains
-                            setting.Name
-                            [ "projection"; "subtraction"; "triplet"; "training"; "drift" ]
-                    then
-                        $"--no-{setting.Name}"
-                    elif
-                        List.contains setting.Name [ "skip-broken"; "checkpoint-activations"; "tensorboard" ]
-                    then
-                        $"--{setting.Name}"
-                    else
-                        $"--{setting.Name} [A-Z]"
-
-                Expect.isMatch all.Out $@"(?m)^.{{9}}{flag}" "the list of flags")
+                let flag = Regex.Escape(SettingDoc.flag setting)
+                Expect.isMatch all.Out $@"(?m)^.{{9}}{flag}( |$)" "the list of flags")
 
         testCase "values may begin with a dash and follow an equals sign" (fun () ->
             let settingsOf arguments =
                 match Arguments.parse (Array.ofList ("run" :: arguments)) with
                 | Arguments.Command.Run run -> run.Config.Settings
                 | other -> failtest $"{other}"
+
+            for s in Settings.all do
+                match s.Kind with
+                | SettingKind.Switch ->
+                    for text, forms in
+                        [
+                            "true", [ [ $"--{s.Name}" ]; [ $"--{s.Name}"; "true" ]; [ $"--{s.Name}=true" ] ]
+                            "false",
+                            [ [ $"--no-{s.Name}" ]; [ $"--{s.Name}"; "false" ]; [ $"--{s.Name}=false" ] ]
+                        ] do
+                        for form in forms do
+                            Expect.equal (s.Get(settingsOf (form @ [ "--rank"; "3" ]))) (Some text) $"{form}"
+                | _ -> ()
 
             let spaced =
                 [ "--input-range"; "-1,1"; "--seed"; "-3"; "--lr"; "1e-2"; "--no-triplet" ]
@@ -777,83 +782,19 @@ let private line' =
                 "1 task; the number of classes depends on the data"
                 "unknown classes")
 
-        testCase "every default that help and documentation show is taken, and is the default" (fun () ->
-            let quick = Preset.quick Variant.Official
+        testCase "every default that help and documentation show is accepted alone" (fun () ->
+            for s in Settings.all do
+                for _, preset in Preset.all do
+                    for variant in [ Variant.Official; Variant.LibContinual ] do
+                        let text = preset variant |> s.Get
 
-            // whose default is shown
-            let presetsOf (qualifier: string) =
-                match qualifier with
-                | ""
-                | "official" -> [ quick ]
-                | "libcontinual" -> [ Preset.quick Variant.LibContinual ]
-                | "cifar100" -> [ Preset.cifar100 Variant.Official ]
-                | "imagenet-r" -> [ Preset.imageNetR Variant.Official ]
-                | "published" -> [ Preset.cifar100 Variant.Official; Preset.imageNetR Variant.Official ]
-                | other -> failtest $"whose default is '{other}'"
+                        for text in Option.toList text do
+                            for file in [ $"{s.Name}: {text}"; $"{{\"{s.Name}\": \"{text}\"}}" ] do
+                                let read = ConfigFile.parse "file" (Encoding.UTF8.GetBytes file)
+                                Expect.equal read.Settings[0].Value text "in a file"
 
-            let isDefault (name: string) qualifier (text: string) =
-                let setting = Settings.all |> List.find (fun s -> s.Name = name)
-
-                for preset in presetsOf qualifier do
-                    let set = Settings.set name text preset
-                    Expect.equal (setting.Get set) (setting.Get preset) $"{name} {text} {qualifier}"
-
-                // alone on the command line and in files of both kinds
-                for file in [ $"{name}: {text}"; $"{{\"{name}\": \"{text}\"}}" ] do
-                    let read = ConfigFile.parse "file" (Encoding.UTF8.GetBytes file)
-                    Expect.equal read.Settings[0].Value text "in a file"
-
-                Config.merge None [ name, text ] None |> ignore
-
-            // | `name` | type | default | meaning |
-            let documented =
-                [
-                    for line in
-                        File.ReadAllLines(
-                            Path.Combine(Path.GetDirectoryName ConfigFileTests.examples, "configuration.md")
-                        ) do
-                        match line.Split '|' |> Array.map _.Trim() |> List.ofArray with
-                        | [ ""; names; kind; value; _; "" ] when names.StartsWith '`' && kind <> "---" ->
-                            let names = names.Split ", " |> Array.map _.Trim('`')
-
-                            let values =
-                                value.Replace(", ", ";").Split(';', StringSplitOptions.RemoveEmptyEntries)
-                                |> Array.map (_.Trim() >> _.Replace("`", ""))
-
-                            // described in words
-                            let words =
-                                [ "data-path"; "backbone"; "schedule-epochs"; "image-size"; "threads" ]
-
-                            if not (List.contains names[0] words) then
-                                for i, value in Array.indexed values do
-                                    let name = if names.Length > 1 then names[i] else names[0]
-
-                                    match value.Split ' ' with
-                                    | [| text |] -> name, "", text
-                                    | [| qualifier; text |] -> name, qualifier, text
-                                    | _ -> failtest $"{name}: {value}"
-                        | _ -> ()
-                ]
-
-            let helped =
-                [
-                    for line in (inside [ "run"; "--help-all" ]).Out.Split '\n' do
-                        let flag = Regex.Match(line, @"^.{9}--([a-z0-9-]+)")
-                        let name = flag.Groups[1].Value
-
-                        if flag.Success then
-                            for m in Regex.Matches(line, @"([^\s,]+) \(default\)|\(default ([^:;)]+)") do
-                                name, "", m.Groups[1].Value + m.Groups[2].Value
-
-                            for m in Regex.Matches(line, @"cifar100: ([^)]+)\)") do
-                                name, "cifar100", m.Groups[1].Value
-                ]
-
-            Expect.isGreaterThan documented.Length 45 "in the documentation"
-            Expect.isGreaterThan helped.Length 20 "in the help"
-
-            for name, qualifier, text in documented @ helped do
-                isDefault name qualifier text)
+                            let merged = Config.merge None [ s.Name, text ] None
+                            Expect.equal (s.Get merged.Settings) (Some text) s.Name)
 
         testCase "a dry run counts the classes of a folder that is there" (fun () ->
             Probe.inFolder (fun folder ->
@@ -927,7 +868,7 @@ let private line' =
                 Directory.Delete(folder, true))
 
         testCase "the arguments are a structure that Argu accepts" (fun () ->
-            Argu.ArgumentParser.Create<Arguments.Flag>(checkStructure = true) |> ignore)
+            Argu.ArgumentParser.Create<Flags.Flag>(checkStructure = true) |> ignore)
 
         testCase "the doctor finds what is broken" (fun () ->
             let ended = outside noLibTorch [ "doctor" ]

@@ -101,9 +101,7 @@ let tests =
                             Expect.stringStarts source "own.yaml, line " setting.Name
                         else
                             Expect.isTrue
-                                (source.StartsWith "preset "
-                                 || source = "default"
-                                 || source = "follows epochs")
+                                (source.StartsWith "preset " || source = "default")
                                 $"{setting.Name}: {source}"
                     | None, None -> ()
                     | value, source -> failtest $"{setting.Name}: {value}, {source}")
@@ -142,7 +140,7 @@ let tests =
                     [
                         "rank", Some("4", "command line")
                         "epochs", Some("3", "own.yaml, line 2")
-                        "schedule-epochs", Some("3", "follows epochs")
+                        "schedule-epochs", None
                         "class-order", Some("seed1993", "preset cifar100 libcontinual")
                         "augment", Some("crop-flip", "preset cifar100 libcontinual")
                         "energy", Some("0.99", "default")
@@ -160,7 +158,7 @@ let tests =
                 Expect.equal merged.Settings.Variant Variant.LibContinual "variant"
                 Expect.equal merged.Settings.ClassOrder "seed1993" "class order"
                 Expect.equal (source "seed" merged) (Some("1993", "LibContinual's default")) "seed"
-                Expect.equal merged.Settings.Method.ScheduleEpochs 7 "K is the later tasks' epochs"
+                Expect.equal merged.Settings.ScheduleLength 7 "K is the later tasks' epochs"
                 Expect.equal merged.Seeds [| 1993L |] "seeds"
                 let official = Config.merge off [] None
                 Expect.equal official.Settings.Variant Variant.Official "official"
@@ -291,7 +289,7 @@ let tests =
                 for name, text, words in
                     [
                         "lr", "fast", [ "--lr: must be a number; found 'fast'" ]
-                        "lr", "-1", [ "--lr: learning rate: must be"; "found -1" ]
+                        "lr", "-1", [ "--lr: must be finite and at least 0"; "found -1" ]
                         "crop-ratio", "3/0,1", [ "--crop-ratio: must be LOW,HIGH" ]
                         "tasks", "0", [ "--tasks: must be at least 1" ]
                     ] do

@@ -91,9 +91,7 @@ let tests =
             testCase
                 "coloured squares are learned"
                 (inScope (fun () ->
-                    let settings =
-                        { Tiny.settings with Epochs = 6 }
-                        |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 6 })
+                    let settings = { Tiny.settings with Epochs = 6 }
 
                     let plan =
                         Tiny.planWith settings (Tiny.dataset 4 8 8) (Tiny.vit Precision.Float32 16 2 7)
@@ -470,8 +468,8 @@ let tests =
                             Tasks = 2
                             Epochs = 2
                             InitialEpochs = Some 4
+                            ScheduleEpochs = Some 1
                         }
-                        |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 1 })
 
                     let struct (_, events) = told (planOf settings)
 

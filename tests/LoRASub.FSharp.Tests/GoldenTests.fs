@@ -209,7 +209,6 @@ let private learner (f: Fixture) =
             TripletWeight = number "triplet_weight"
             Margin = number "margin"
             Energy = number "threshold"
-            ScheduleEpochs = int (f.Setting "schedule_epochs")
             Adam =
                 {
                     Beta1 = number "beta1"
@@ -284,7 +283,7 @@ let private learner (f: Fixture) =
 
         let epoch state e =
             let rate baseRate =
-                Schedule.cosine baseRate settings.ScheduleEpochs e
+                Schedule.cosine baseRate (int (f.Setting "schedule_epochs")) e
 
             let rates =
                 {

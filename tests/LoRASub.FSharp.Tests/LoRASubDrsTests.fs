@@ -305,7 +305,6 @@ let private badSettings: (string * string list * (LoRASubSettings -> LoRASubSett
         "a negative margin", [ "margin"; "-0.5" ], (fun m -> { m with Margin = -0.5 })
         "an infinite weight", [ "triplet weight" ], (fun m -> { m with TripletWeight = infinity })
         "a norm below 1", [ "norm order"; "0.5" ], (fun m -> { m with NormOrder = 0.5 })
-        "a schedule of nothing", [ "schedule epochs"; "0" ], (fun m -> { m with ScheduleEpochs = 0 })
         "a β of 1",
         [ "beta 1" ],
         (fun m ->
@@ -658,7 +657,9 @@ let tests =
                     let plan =
                         { plan with
                             Settings =
-                                plan.Settings |> Tiny.ofMethod (fun m -> { m with ScheduleEpochs = 6 })
+                                { plan.Settings with
+                                    ScheduleEpochs = Some 6
+                                }
                         }
 
                     let learner = Tiny.drs plan

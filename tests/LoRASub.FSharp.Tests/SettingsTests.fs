@@ -6,65 +6,26 @@ open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 
-/// Two different texts of every setting, as it writes them itself.
+/// Two different values of a setting, as it writes them itself.
+let private valuesOf (s: Setting) : string * string =
+    match s.Name, s.Kind with
+    | "norm-order", _ -> "1", "Infinity"
+    | "data", _ -> "cifar100", "mnist"
+    | _, SettingKind.Whole(least, most) when least < 0L -> "-7", string most
+    | _, SettingKind.Whole(least, _) -> string (least + 1L), string (least + 2L)
+    | _, SettingKind.Number _ -> "0.25", "1e-6"
+    | _, SettingKind.Pair _ -> "0.25,0.75", "1/3,0.5"
+    | _, SettingKind.Choice cases -> cases[0], cases[1]
+    | _, SettingKind.Switch -> "true", "false"
+    | _, SettingKind.Folders -> "runs/joint", "007,b"
+    | _, (SettingKind.Name | SettingKind.File | SettingKind.Folder) -> "some folder", "007"
+
 let private texts: (string * string * string) list =
     [
-        "variant", "libcontinual", "official"
-        "data", "cifar100", "mnist"
-        "data-path", "some folder", "007"
-        "backbone", "a.safetensors", "true.safetensors"
-        "tasks", "10", "20"
-        "initial-classes", "4", "50"
-        "class-order", "natural", "order.json"
-        "epochs", "1", "50"
-        "initial-epochs", "40", "2"
-        "schedule-epochs", "7", "8"
-        "batch", "32", "1"
-        "rank", "1", "64"
-        "lr", "0.0005", "1e-6"
-        "head-lr", "0.1", "0"
-        "margin", "2", "0.25"
-        "triplet-weight", "0.2", "0"
-        "energy", "1", "0.95"
-        "weight-decay", "0", "0.0001"
-        "adam-beta1", "0.5", "0.8"
-        "adam-beta2", "0.5", "0.99"
-        "adam-epsilon", "1e-6", "0.001"
-        "amsgrad", "true", "false"
-        "norm-order", "1", "Infinity"
-        "heads", "3", "12"
-        "image-size", "224", "32"
-        "b-init", "zeros", "sparse"
-        "norm-epsilon", "1e-5,1e-6", "0.001,0.001"
-        "input-range", "-1,1", "0,1"
-        "prototype-transform", "train", "test"
-        "update-scale", "frobenius", "none"
-        "projection", "true", "false"
-        "subtraction", "true", "false"
-        "triplet", "true", "false"
-        "training", "true", "false"
-        "stop-after", "1", "3"
-        "augment", "none", "flip"
-        "crop-scale", "0.5,1", "0.1,0.2"
-        "crop-ratio", "1,1", "0.5,2"
-        "test-resize", "256", "40"
-        "split-ratio", "0.5", "0.9"
-        "split-seed", "0", "-7"
-        "skip-broken", "true", "false"
-        "seeding", "every-epoch", "once"
-        "precision", "float64", "bfloat16"
-        "device", "cpu", "cuda:1"
-        "threads", "1", "2"
-        "seed", "-1", "9223372036854775807"
-        "checkpoint-minutes", "0", "0.5"
-        "drift", "true", "false"
-        "checkpoint-activations", "true", "false"
-        "tensorboard", "true", "false"
-        "reference", "runs/joint", "a"
+        for s in Settings.all do
+            let first, second = valuesOf s
+            s.Name, first, second
     ]
-
-let private setting name =
-    Settings.all |> List.find (fun s -> s.Name = name)
 
 /// Which of its two texts, or none, each setting gets.
 type Choices =
@@ -114,19 +75,13 @@ let tests =
     testList
         "Settings"
         [
-            testCase "every setting has its two texts here" (fun () ->
-                Expect.equal
-                    (texts |> List.map (fun (name, _, _) -> name) |> List.sort)
-                    (Settings.all |> List.map _.Name |> List.sort)
-                    "names")
-
             for name, first, second in texts do
                 testCase $"{name} keeps its text and changes nothing else" (fun () ->
                     let start = Preset.cifar100 Variant.LibContinual
 
                     for text in [ first; second ] do
                         let changed = Settings.set name text start
-                        Expect.equal ((setting name).Get changed) (Some text) "text"
+                        Expect.equal ((Settings.find name).Get changed) (Some text) "text"
 
                         for other in Settings.all do
                             if other.Name <> name then
@@ -175,12 +130,15 @@ let tests =
                 Expect.isNull json["heads"] "what is left open is left out")
 
             testCase "K of the schedule is the later tasks' epochs unless given" (fun () ->
-                let k pairs = (ofPairs pairs).Method.ScheduleEpochs
+                let k pairs = (ofPairs pairs).ScheduleLength
                 Expect.equal (k []) 4 "the preset's"
                 Expect.equal (k [ "epochs", "9" ]) 9 "epochs"
                 Expect.equal (k [ "epochs", "9"; "initial-epochs", "4" ]) 9 "initial epochs do not count"
                 Expect.equal (k [ "schedule-epochs", "5"; "epochs", "9" ]) 5 "given"
-                Expect.equal (Preset.quick Variant.Official).Method.ScheduleEpochs 4 "the preset itself")
+                let preset = Preset.quick Variant.Official
+                Expect.equal { preset with Epochs = 9 } (ofPairs [ "epochs", "9" ]) "in code as in words"
+                let saved = ofJson """{"epochs": 4, "schedule-epochs": 4}"""
+                Expect.equal saved.ScheduleEpochs (Some 4) "as older runs saved it")
 
             testCase "epochs of a task" (fun () ->
                 let task i : LearningTask =
@@ -217,7 +175,7 @@ let tests =
                         Expect.equal s.Data data "data"
                         Expect.equal s.Tasks 10 "tasks"
                         Expect.equal (s.EpochsOf(task 0), s.EpochsOf(task 1)) (firstEpochs, epochs) "epochs"
-                        Expect.equal s.Method.ScheduleEpochs k "K"
+                        Expect.equal s.ScheduleLength k "K"
                         Expect.equal s.Method.HeadLearningRate headRate "head rate"
                         Expect.equal s.Method.Margin margin "margin"
                         Expect.equal s.Method.TripletWeight weight "λ"
@@ -289,7 +247,7 @@ let tests =
                     "batch", "-1", [ "batch"; "-1" ]
                     "initial-classes", "0", [ "initial-classes" ]
                     "initial-epochs", "0", [ "initial-epochs" ]
-                    "schedule-epochs", "0", [ "schedule epochs" ]
+                    "schedule-epochs", "0", [ "schedule-epochs"; "at least 1" ]
                     "heads", "0", [ "heads" ]
                     "image-size", "0", [ "image-size" ]
                     "threads", "0", [ "threads" ]
@@ -299,11 +257,38 @@ let tests =
                     "norm-epsilon", "1E-06,0", [ "norm-epsilon"; "between 0 and 1" ]
                     "norm-epsilon", "NaN", [ "norm-epsilon" ]
                     "rank", "0", [ "rank" ]
-                    "energy", "1.001", [ "energy threshold"; "switches the projection off" ]
-                    "lr", "NaN", [ "learning rate" ]
-                    "weight-decay", "-1", [ "weight decay" ]
+                    "energy", "1.001", [ "energy"; "switches the projection off"; "found 1.001" ]
+                    "lr", "NaN", [ "lr"; "finite"; "NaN" ]
+                    "weight-decay", "-1", [ "weight-decay"; "at least 0"; "found -1" ]
+                    "adam-beta1", "1", [ "adam-beta1"; "in [0, 1)" ]
+                    "split-ratio", "1", [ "split-ratio"; "between 0 and 1" ]
+                    "crop-scale", "0,1", [ "crop-scale"; "0 < LOW" ]
+                    "checkpoint-minutes", "-1", [ "checkpoint-minutes"; "0 to 1000000" ]
+                    "threads", "1025", [ "threads"; "at most 1024" ]
+                    "reference", "a,,b", [ "reference"; "an empty name" ]
                 ] do
-                rejects $"a run with {name} {text}" words (fun () -> Settings.check (ofPairs [ name, text ]))
+                rejects $"a run with {name} {text}" words (fun () -> ofPairs [ name, text ] |> ignore)
+
+                rejects $"{name} {text} in a file" ("a file" :: words) (fun () ->
+                    ofJson $"{{\"{name}\": \"{text}\"}}" |> ignore)
+
+            for words, (change: RunSettings -> RunSettings) in
+                [
+                    [ "tasks: must be at least 1; found 0" ], (fun (s: RunSettings) -> { s with Tasks = 0 })
+                    [ "input-range: must be LOW,HIGH with LOW < HIGH; found '1,0'" ],
+                    (fun s ->
+                        { s with
+                            InputRange = struct (1.0, 0.0)
+                        })
+                    [ "backbone"; "an empty name" ], (fun (s: RunSettings) -> { s with Backbone = Some "" })
+                    [ "margin: must be finite"; "NaN" ],
+                    (fun s ->
+                        { s with
+                            Method = { s.Method with Margin = nan }
+                        })
+                ] do
+                rejects $"a record whose {words.Head}" words (fun () ->
+                    Settings.check (change (Preset.quick Variant.Official)))
 
             testCase "numbers may be fractions, and are shown in the shortest form" (fun () ->
                 for name, text, shown in
@@ -319,7 +304,7 @@ let tests =
                         "lr", "1E-10", "1e-10"
                     ] do
                     let settings = ofPairs [ name, text ]
-                    Expect.equal ((setting name).Get settings) (Some shown) text
+                    Expect.equal ((Settings.find name).Get settings) (Some shown) text
                     Expect.equal (ofPairs [ name, shown ]) settings "read back"
                     Expect.equal (throughJson settings) settings "through JSON"
 

@@ -92,7 +92,6 @@ let settings: RunSettings =
                 Rank = 2
                 LearningRate = 5e-3
                 HeadLearningRate = 1e-2
-                ScheduleEpochs = 2
                 Energy = 0.9
             }
     }

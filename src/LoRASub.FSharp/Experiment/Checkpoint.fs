@@ -132,21 +132,10 @@ module Checkpoint =
             "number of threads", string (torch.get_num_threads ())
         ]
 
-    // They may change when a run is resumed: they affect no number, or the files they name are checked.
-    let internal ofTheMachine =
-        [
-            "data-path"
-            "backbone"
-            "class-order"
-            "reference"
-            "checkpoint-minutes"
-            "tensorboard"
-        ]
-
     /// The settings in which two runs differ; paths of files and what else is written do not count.
     let differences (left: RunSettings) (right: RunSettings) : SettingDifference list =
         Settings.all
-        |> List.filter (fun s -> not (List.contains s.Name ofTheMachine))
+        |> List.filter (fun s -> not s.FreeOnResume)
         |> List.choose (fun s ->
             match s.Get left, s.Get right with
             | a, b when a = b -> None

@@ -2,6 +2,7 @@ namespace LoRASub
 
 open System
 open System.Text.Json.Nodes
+open LoRASub.ConfigSection
 
 /// sources.json.
 type SourcesFile =
@@ -27,13 +28,6 @@ type MergedConfig =
 [<RequireQualifiedAccess>]
 module Config =
 
-    let private says name value source : SettingSource =
-        {
-            Name = name
-            Value = value
-            Source = source
-        }
-
     let private commandLine = "command line"
 
     /// The image size that the presets' test-resize is meant for.
@@ -41,7 +35,7 @@ module Config =
 
     let private defaults: RunSettings list =
         [
-            for preset in [ Preset.quick; Preset.cifar100; Preset.imageNetR; Preset.domains ] do
+            for _, preset in Preset.all do
                 for variant in [ Variant.LibContinual; Variant.Official ] do
                     preset variant
         ]
@@ -86,11 +80,10 @@ module Config =
         | _ -> []
 
     let private sourceOf (preset: string) (given: SettingSource list) (name: string) (value: string) =
-        let get = (Settings.all |> List.find (fun s -> s.Name = name)).Get
+        let get = (Settings.find name).Get
 
         match lastOf name given with
         | Some said -> said.Source
-        | None when name = "schedule-epochs" && (lastOf "epochs" given).IsSome -> "follows epochs"
         | None when defaults |> List.forall (fun d -> get d = Some value) -> "default"
         | None -> preset
 
@@ -107,16 +100,13 @@ module Config =
 
     /// Rejects a value that no run can have, under the name of its flag.
     let private checkArgument (s: SettingSource) =
-        try
-            Preset.quick Variant.Official |> Settings.set s.Name s.Value |> Settings.check
-        with :? InputException as e ->
-            let flag =
-                if e.Message.StartsWith($"{s.Name}:", StringComparison.Ordinal) then
-                    "--"
-                else
-                    $"--{s.Name}: "
+        if s.Name = "data" && not (List.contains s.Value Datasets.names) then
+            refuseData "--data" s.Value
 
-            raise (InputException(flag + e.Message, e))
+        try
+            Preset.quick Variant.Official |> Settings.set s.Name s.Value |> ignore
+        with :? InputException as e ->
+            raise (InputException("--" + e.Message, e))
 
     /// The command line's (setting, text) pairs and seeds over the file's, over the preset of the data set and variant
     /// that these name. Rejects an unknown setting or data set, a text of the wrong kind, and seeds beside a seed.
@@ -127,9 +117,7 @@ module Config =
         : MergedConfig =
         let said = arguments |> List.map (fun (name, value) -> says name value commandLine)
 
-        for s in said do
-            if Settings.all |> List.exists (fun setting -> setting.Name = s.Name) then
-                checkArgument s
+        List.iter checkArgument said
 
         if seeds.IsSome && (lastOf "seed" said).IsSome then
             Errors.reject "--seeds" "cannot be combined with --seed" "both" "remove one of them"
@@ -154,9 +142,6 @@ module Config =
             |> Option.map _.Value
             |> Option.defaultValue (Preset.quick Variant.Official).Data
 
-        if not (List.contains data Datasets.names) then
-            ConfigFile.refuseData "data set" data
-
         let presetName, preset = Preset.ofData data
 
         let settings, notes =
@@ -172,8 +157,7 @@ module Config =
             | Some(seeds, _) -> seeds
             | None -> [| settings.Seed |]
 
-        let expected =
-            file |> Option.map _.Expected |> Option.defaultValue ConfigFile.nothingExpected
+        let expected = file |> Option.map _.Expected |> Option.defaultValue nothingExpected
 
         {
             Settings = settings

@@ -35,6 +35,9 @@ module internal ConfigTree =
     /// A text from a file as a message shows it, cut to a number of characters.
     let cut (most: int) (text: string) = Text.cut "…" most text
 
+    /// A key or value from a file as a message shows it.
+    let shortened (text: string) = cut 60 text
+
     // parsers quote what they stumble on, whole
     let private said (e: exn) = cut 200 e.Message
 

@@ -160,7 +160,7 @@ module Experiment =
         plan.Stream.Tasks
         |> Array.truncate 2
         |> Array.choose (fun task ->
-            Schedule.heldFrom plan.Settings.Method.ScheduleEpochs (plan.Settings.EpochsOf task)
+            Schedule.heldFrom plan.Settings.ScheduleLength (plan.Settings.EpochsOf task)
             |> Option.map (fun epoch ->
                 Notice
                     $"task {task.Index + 1}: the learning rate stays constant from epoch {epoch} (end of schedule)"))

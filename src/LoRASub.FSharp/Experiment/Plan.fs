@@ -60,7 +60,7 @@ module Plan =
             | None -> Errors.reject name "must be given" "none" $"set {name}"
 
         let options = backboneOptions settings
-        let references = Reference.folders settings.Reference |> Array.map Reference.read
+        let references = settings.Reference |> List.map Reference.read |> Array.ofList
 
         let dataset =
             Datasets.loadWith (Settings.reading settings) settings.Data (needed "data-path" settings.DataPath)
@@ -137,7 +137,7 @@ module Plan =
     /// The learning rates of an epoch.
     let rates (settings: RunSettings) (epoch: int) : Rates =
         let rate baseRate =
-            Schedule.cosine baseRate settings.Method.ScheduleEpochs epoch
+            Schedule.cosine baseRate settings.ScheduleLength epoch
 
         {
             Network = rate settings.Method.LearningRate

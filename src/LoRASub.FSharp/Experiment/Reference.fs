@@ -21,9 +21,3 @@ module Reference =
             Matrix = summary.CorrectAndTotal
             Classes = classes.Classes |> Array.map _.ClassScore
         }
-
-    /// The folders that a setting names, separated by commas.
-    let folders (setting: string option) : string[] =
-        match setting with
-        | Some text -> text.Split(',', System.StringSplitOptions.TrimEntries)
-        | None -> [||]

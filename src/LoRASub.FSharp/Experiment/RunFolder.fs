@@ -143,8 +143,12 @@ module RunFolder =
             (Plan.batchOptions plan Augmentation.None).Format
             plan.Settings.NormEpsilon
             plan.BackboneSha256
-            (Settings.toPairs plan.Settings
-             |> List.filter (fun (name, _) -> not (List.contains name Checkpoint.ofTheMachine)))
+            [
+                for setting in Settings.all do
+                    match setting.Get plan.Settings with
+                    | Some text when not setting.FreeOnResume -> setting.Name, text
+                    | _ -> ()
+            ]
 
     /// Writes a finished run that began at a time; summary.json comes last, so that its presence means the run is
     /// complete, and the checkpoint goes. Makes the folder. Rejects one that holds a finished run.

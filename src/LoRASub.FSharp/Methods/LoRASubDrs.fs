@@ -13,8 +13,6 @@ type LoRASubSettings =
         /// Base rate of the task's linear head.
         HeadLearningRate: float
         Adam: AdamOptions
-        /// K of the schedule, the same in every task.
-        ScheduleEpochs: int
         /// Share of the second moment's energy that the retained space holds; 1 switches the projection off.
         Energy: float
         UpdateScale: UpdateScale
@@ -181,9 +179,6 @@ module LoRASubDrs =
 
         if not (settings.NormOrder >= 1.0) then
             Errors.reject "norm order" "must be at least 1" $"{settings.NormOrder}" ""
-
-        if settings.ScheduleEpochs < 1 then
-            Errors.reject "schedule epochs" "must be at least 1" $"{settings.ScheduleEpochs}" ""
 
     /// Rejects settings out of range for a backbone of this width.
     let check (width: int64) (settings: LoRASubSettings) =

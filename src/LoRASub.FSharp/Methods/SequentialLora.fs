@@ -7,7 +7,7 @@ module SequentialLora =
 
     let info: MethodInfo =
         {
-            Name = "sequential-lora"
+            Name = "sequential"
             Summary = "low-rank training on each task in turn, without protection of earlier ones"
             Source = "Hu et al. 2022, arXiv 2106.09685"
             Stores = LoRASubDrs.info.Stores
@@ -17,7 +17,7 @@ module SequentialLora =
 
     let jointInfo =
         { info with
-            Name = "joint-lora"
+            Name = "joint"
             Summary = "low-rank training on all classes as one task: an upper bound"
             Joint = true
         }

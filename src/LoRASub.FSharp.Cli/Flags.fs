@@ -1,0 +1,195 @@
+/// The flags of every command. Those of settings are the rows of `Settings.all`; Argu reads the others.
+module LoRASub.Cli.Flags
+
+open System
+open Argu
+open LoRASub
+
+/// One setting, as a name and a value: `settingsApart` writes --rank 4 and --no-triplet in this form, so that the rows of
+/// `Settings.all` alone say which flags there are. No name of a setting can begin with two dashes.
+[<Literal>]
+let SettingFlag = "----setting"
+
+/// The options of `lorasub run`; those that `--help` leaves to `--help-all` are hidden.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type RunFlag =
+    | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
+    | [<Unique>] Seeds of LIST: string
+    | [<Unique>] Config of FILE: string
+    | [<Unique>] Out of DIR: string
+    | [<Unique>] Resume of DIR: string
+    | [<Unique; Hidden>] Overwrite
+    | [<Unique; Hidden>] Dry_Run
+    | [<Unique; Hidden>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Setting _ -> "a setting of the library"
+            | Seeds _ -> "run once per seed, such as 1,2,3"
+            | Config _ -> "settings from YAML or JSON, also published ones"
+            | Out _ -> "folder for the results (default: not saved)"
+            | Resume _ -> "resume the run in this folder"
+            | Overwrite -> "replace an existing run in the --out folder"
+            | Dry_Run -> "print the settings and their sources, then stop"
+            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+
+/// The options of `lorasub evaluate`: settings that may differ from those of the run, and more.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type EvaluateFlag =
+    | [<MainCommand; Unique>] Folder of DIR: string
+    | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Folder _ -> "run folder (from run --out)"
+            | Setting _ -> "a setting of the library"
+            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type DoctorFlag =
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member _.Usage = "folder of another LibTorch, such as a CUDA build"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type CheckFlag =
+    | [<MainCommand; Unique>] Name_And_Folder of NAME_DIR: string list
+
+    interface IArgParserTemplate with
+        member _.Usage = "name of the data set and its folder"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type DataFlag =
+    | [<SubCommand; CliPrefix(CliPrefix.None)>] List
+    | [<CliPrefix(CliPrefix.None)>] Check of ParseResults<CheckFlag>
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | List -> "list the data sets with their sources and files"
+            | Check _ -> "validate a data set folder"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type ReportFlag =
+    | [<MainCommand>] Folders of DIR: string list
+    | [<Unique>] Out of FILE: string
+    | [<Unique>] Figures of DIR: string
+    | [<Unique>] Tables of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Folders _ -> "run folders (from run --out), compared if several"
+            | Out _ -> "HTML file to write (default: report.html)"
+            | Figures _ -> "folder for figures: SVG and PNG"
+            | Tables _ -> "folder for tables: report.md and tables.tex"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type Flag =
+    | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
+    | [<CliPrefix(CliPrefix.None)>] Evaluate of ParseResults<EvaluateFlag>
+    | [<CliPrefix(CliPrefix.None); CustomCommandLine "data">] DataSets of ParseResults<DataFlag>
+    | [<CliPrefix(CliPrefix.None)>] Report of ParseResults<ReportFlag>
+    | [<CliPrefix(CliPrefix.None)>] Doctor of ParseResults<DoctorFlag>
+    | Version
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Run _ -> "learn a data set's classes task by task"
+            | Evaluate _ -> "test a saved learner again"
+            | DataSets _ -> "list data sets or check a folder"
+            | Report _ -> "make an HTML page, figures and tables of runs"
+            | Doctor _ -> "check the installation and measure its speed"
+            | Version -> "print the version"
+
+// A test checks the structure: here it would add a third to every start.
+let parser =
+    lazy
+        ArgumentParser.Create<Flag>(
+            programName = "lorasub",
+            usageStringCharacterWidth = 80,
+            checkStructure = false
+        )
+
+/// The parser of the command that words name.
+let parserOf (path: string list) : ArgumentParser =
+    (parser.Value :> ArgumentParser, path)
+    ||> List.fold (fun parser word ->
+        parser.GetSubCommandParsers()
+        |> List.tryFind (fun p ->
+            p.ParentInfo
+            |> Option.exists (fun c -> List.contains word c.CommandLineNames.Value))
+        |> Option.defaultValue parser)
+
+// ---------------------------------------------------------------------------------------------- settings
+
+/// The settings that a command takes as flags.
+let settingsOf (command: string) : Setting list =
+    match command with
+    | "run" -> Settings.all
+    | "evaluate" ->
+        let names = [ "data-path"; "backbone"; "batch"; "device"; "threads" ]
+        Settings.all |> List.filter (fun s -> List.contains s.Name names)
+    | _ -> []
+
+let private isSwitch (s: Setting) = s.Kind = SettingKind.Switch
+
+/// The flags and commands that Argu reads.
+let argumentsOf (parser: ArgumentParser) : ArgumentCaseInfo list =
+    parser.GetArgumentCases()
+    |> List.filter (fun flag -> flag.CommandLineNames.Value <> [ SettingFlag ])
+
+/// Every name that a command knows.
+let names (command: string) (parser: ArgumentParser) : string list =
+    [
+        yield! argumentsOf parser |> List.collect _.CommandLineNames.Value
+        for s in settingsOf command do
+            "--" + s.Name
+
+            if isSwitch s then
+                "--no-" + s.Name
+    ]
+
+/// The arguments of a command with each setting as `SettingFlag`, and --name=value as two arguments. A switch needs no
+/// value: --X is true, --no-X false. Rejects a setting without its value.
+let settingsApart (command: string) (arguments: string list) : string list =
+    let settings = settingsOf command
+    // takes time, and most commands have no settings
+    let known = lazy ("--help" :: "-h" :: names command (parserOf [ command ]))
+
+    let isValue (s: Setting) (argument: string) =
+        if isSwitch s then
+            not (argument.StartsWith '-')
+        else
+            not (List.contains (argument.Split('=')[0]) known.Value)
+
+    let rec apart (arguments: string list) =
+        match arguments with
+        | [] -> []
+        | argument :: rest ->
+            let name, value =
+                match argument.IndexOf '=' with
+                | at when at > 0 && argument.StartsWith "--" -> argument[.. at - 1], [ argument[at + 1 ..] ]
+                | _ -> argument, []
+
+            let named prefix =
+                settings |> List.tryFind (fun s -> prefix + s.Name = name)
+
+            let set (s: Setting) value rest =
+                SettingFlag :: s.Name :: value :: apart rest
+
+            match named "--", named "--no-", value @ rest with
+            | Some s, _, given :: rest when not value.IsEmpty || isValue s given -> set s given rest
+            | Some s, _, _ when isSwitch s -> set s "true" rest
+            | Some s, _, _ ->
+                let placeholder = SettingDoc.placeholder s.Kind
+                raise (InputException(String.Concat [| name; " must be followed by "; placeholder |]))
+            | None, Some s, rest when isSwitch s -> set s "false" rest
+            | _ -> name :: value @ apart rest
+
+    apart arguments

@@ -1,0 +1,187 @@
+/// What `--help` prints.
+module LoRASub.Cli.Help
+
+open System
+open Argu
+open LoRASub
+open LoRASub.Cli.Flags
+
+/// The help of a command above its flags.
+let private introduction (path: string list) : string =
+    match path with
+    | "run" :: _ ->
+        """run [OPTIONS]
+Learn a data set's classes task by task and print the accuracy.
+
+Examples:
+  lorasub run                                    # bundled data, about a minute
+  lorasub run --data folder --data-path photos --out results
+  lorasub run --data cifar100 --data-path cifar --seeds 1,2,3
+  lorasub run --resume results
+"""
+    | "evaluate" :: _ ->
+        """evaluate DIR [OPTIONS]
+Test a saved learner again and compare with the saved accuracy.
+
+Examples:
+  lorasub evaluate results
+  lorasub evaluate results --data-path /new/place
+"""
+    | "report" :: _ ->
+        """report DIR... [OPTIONS]
+Make an HTML page, figures and tables of one or more runs.
+
+Examples:
+  lorasub report results
+  lorasub report with without --out compare.html --tables tables
+"""
+    | "doctor" :: _ ->
+        """doctor [OPTIONS]
+Check the installation, suggest fixes and measure the speed.
+
+Examples:
+  lorasub doctor
+"""
+    | "data" :: "check" :: _ ->
+        """data check NAME DIR
+Validate a data set folder.
+
+Examples:
+  lorasub data check cifar100 cifar
+  lorasub data check folder photos
+"""
+    | "data" :: _ ->
+        """data COMMAND
+List data sets or check a folder.
+
+Examples:
+  lorasub data list
+  lorasub data check folder photos
+"""
+    | _ ->
+        """COMMAND [OPTIONS]
+Learn new image classes over time without keeping the old images.
+
+Examples:
+  lorasub run --out results                      # bundled data, about a minute
+  lorasub report results
+  lorasub run --help
+"""
+
+/// A flag in the help.
+type private Line =
+    {
+        /// Empty but for `run`.
+        Group: string
+        Flag: string
+        Text: string
+        /// Shown without --help-all.
+        Common: bool
+    }
+
+let private ofArgument (flag: ArgumentCaseInfo) : Line =
+    let name = flag.CommandLineNames.Value |> List.tryHead |> Option.defaultValue ""
+
+    let value =
+        match flag.UnionCaseInfo.GetFields() with
+        | [| field |] when flag.ArgumentType <> ArgumentType.SubCommand -> field.Name.Replace('_', ' ')
+        | _ -> ""
+
+    {
+        Group =
+            match name with
+            | "--seeds"
+            | "--config" -> "Protocol"
+            | "--libtorch" -> "Machine"
+            | _ -> "Output"
+        Flag = String.Concat(name, " ", value).Trim()
+        Text = flag.Description.Value
+        Common = not flag.IsHidden.Value
+    }
+
+let private ofSetting (s: Setting) : Line =
+    {
+        Group = s.Group
+        Flag = SettingDoc.flag s
+        Text = SettingDoc.usage s
+        Common = s.Common
+    }
+
+/// As `evaluate` shows it, where the defaults are those of the saved run.
+let private ofSavedSetting (s: Setting) : Line =
+    { ofSetting s with
+        Text = s.Doc
+        Common = true
+    }
+
+/// Longer flags have their text on the next line.
+[<Literal>]
+let private FlagColumn = 20
+
+/// Words in lines of at most `width` characters.
+let private wrap (width: int) (text: string) : string list =
+    let add (lines: string list) (word: string) =
+        match lines with
+        | line :: others when line.Length + 1 + word.Length <= width ->
+            String.Concat(line, " ", word) :: others
+        | _ -> word :: lines
+
+    text.Split ' ' |> Array.fold add [] |> List.rev
+
+/// A flag and its text in lines of 80 columns, after a label.
+let private show (label: string) (line: Line) : string list =
+    let before = "".PadRight(label.Length + FlagColumn)
+    let width = 80 - before.Length
+
+    let text =
+        if line.Text.Length <= width then
+            [ line.Text ]
+        else
+            wrap width line.Text
+
+    if line.Flag.Length < FlagColumn - 1 then
+        String.Concat(label, line.Flag.PadRight FlagColumn, text.Head)
+        :: List.map ((+) before) text.Tail
+    else
+        label + line.Flag :: List.map ((+) before) text
+
+/// The lines of `run` under the headings of its settings, common flags first.
+let private grouped (lines: Line list) : string list =
+    [
+        for group in Settings.all |> List.map _.Group |> List.distinct do
+            let ofGroup = lines |> List.filter (fun line -> line.Group = group)
+
+            for i, line in ofGroup |> List.sortBy (fun line -> not line.Common) |> List.indexed do
+                yield! show ((if i = 0 then group else "").PadRight 9) line
+    ]
+
+/// The help of the command that `path` names, at most 80 columns wide; without `all`, common flags only.
+let text (all: bool) (path: string list) : string =
+    let arguments = parserOf path |> argumentsOf |> List.map ofArgument
+
+    String.concat
+        "\n"
+        [
+            "Usage: lorasub " + introduction path
+            match path with
+            | [ "run" ] ->
+                yield!
+                    List.map ofSetting Settings.all @ arguments
+                    |> List.filter (fun line -> all || line.Common)
+                    |> grouped
+
+                if not all then
+                    "All options: lorasub run --help-all"
+            | _ ->
+                let settings = path |> List.collect settingsOf |> List.map ofSavedSetting
+
+                let words, flags =
+                    arguments |> List.partition (fun line -> not (line.Flag.StartsWith '-'))
+
+                yield! words @ settings @ flags |> List.collect (show "  ")
+
+            if path.IsEmpty then
+                "  --help              show this help"
+                ""
+                "Help for a command: lorasub COMMAND --help"
+        ]

@@ -1,0 +1,222 @@
+namespace LoRASub
+
+/// The two published codes, whose defaults differ (see `Preset`).
+[<RequireQualifiedAccess>]
+type Variant =
+    | LibContinual
+    | Official
+
+/// How a task's training images are prepared when their features are averaged into prototypes.
+[<RequireQualifiedAccess>]
+type PrototypeTransform =
+    /// Augmented, as in training.
+    | Train
+    /// As at test time.
+    | Test
+
+/// When the stream of random numbers for shuffling and augmentation starts anew.
+[<RequireQualifiedAccess>]
+type Seeding =
+    /// From seed + epoch at every epoch, the same in every task (LibContinual).
+    | EveryEpoch
+    /// Once per run (the authors' code).
+    | Once
+
+/// Everything that decides a run's numbers: the same settings give the same results on one machine and thread count.
+type RunSettings =
+    {
+        Variant: Variant
+        /// Name of a data set; see `Datasets.names`.
+        Data: string
+        DataPath: string option
+        /// A safetensors file in timm's names.
+        Backbone: string option
+        Tasks: int
+        /// Classes of the first task, where it differs from the later ones.
+        InitialClasses: int option
+        /// natural, seed1993 or an order file.
+        ClassOrder: string
+        Epochs: int
+        /// Epochs of the first task, where they differ.
+        InitialEpochs: int option
+        /// K of the learning rate's schedule, the same in every task; None: the epochs of the later tasks.
+        ScheduleEpochs: int option
+        Batch: int
+        /// Name of a method; see `Methods.names`.
+        MethodName: string
+        Method: LoRASubSettings
+        /// Name of a head; see `Heads.names`.
+        Head: string
+        /// Name of an embedding; see `Embedding.names`.
+        Embedding: string
+        Heads: int option
+        ImageSize: int option
+        NormEpsilon: NormEpsilon
+        /// Black and white as the network sees them.
+        InputRange: struct (float * float)
+        Augmentation: Augmentation
+        /// Smallest and largest share of the image's area in a random crop.
+        CropScale: struct (float * float)
+        /// Smallest and largest width / height of a random crop.
+        CropRatio: struct (float * float)
+        /// Pixels of the shorter side before the centre crop of test images, where larger than the network's.
+        TestResize: int option
+        /// Share of each class's images that train, for data sets published without a split.
+        SplitRatio: float
+        SplitSeed: int64
+        /// Leave out image files that cannot be decoded instead of stopping.
+        SkipBroken: bool
+        PrototypeTransform: PrototypeTransform
+        Seeding: Seeding
+        Precision: Precision
+        /// Compute activations again for the gradient instead of keeping them.
+        CheckpointActivations: bool
+        /// cpu or cuda:N.
+        Device: string
+        Threads: int option
+        Seed: int64
+        /// Tasks to learn before stopping early.
+        StopAfter: int option
+        /// Minutes between checkpoints within a task; 0 saves after each task only.
+        CheckpointMinutes: float
+        /// Measure how far class means move.
+        Drift: bool
+        /// Write TensorBoard's event files beside the results.
+        TensorBoard: bool
+        /// Folders of finished runs to measure forward transfer or intransigence against.
+        Reference: string list
+    }
+
+    /// Epochs of a task.
+    member this.EpochsOf(task: LearningTask) =
+        if not (Methods.find this.MethodName).Info.Trains then
+            0
+        else
+            match this.InitialEpochs with
+            | Some epochs when task.Index = 0 -> epochs
+            | _ -> this.Epochs
+
+    /// K of the learning rate's schedule.
+    member this.ScheduleLength = defaultArg this.ScheduleEpochs this.Epochs
+
+/// Published settings: the tables of docs/method.md, column by column.
+[<RequireQualifiedAccess>]
+module Preset =
+
+    /// CIFAR-100 in 10 tasks: 20 epochs, head rate 2e-3, margin 1, λ 0.05.
+    let cifar100 (variant: Variant) : RunSettings =
+        let libcontinual = variant = Variant.LibContinual
+
+        {
+            Variant = variant
+            Data = "cifar100"
+            DataPath = None
+            Backbone = None
+            Tasks = 10
+            InitialClasses = None
+            ClassOrder = if libcontinual then "seed1993" else "natural"
+            Epochs = 20
+            InitialEpochs = None
+            ScheduleEpochs = None
+            Batch = 128
+            MethodName = LoRASubDrs.info.Name
+            Method =
+                {
+                    Rank = 10
+                    BInit = if libcontinual then BInit.Zeros else BInit.Sparse
+                    LearningRate = 5e-4
+                    HeadLearningRate = 2e-3
+                    Adam = Adam.defaults
+                    Energy = 0.99
+                    UpdateScale = UpdateScale.Frobenius
+                    Projection = true
+                    Subtraction = true
+                    Triplet = true
+                    Margin = 1.0
+                    TripletWeight = 0.05
+                    NormOrder = 2.0
+                }
+            Head = NearestMean.head.Info.Name
+            Embedding = Embedding.names.Head
+            Heads = None
+            ImageSize = None
+            NormEpsilon =
+                {
+                    Blocks = if libcontinual then 1e-5 else 1e-6
+                    Final = 1e-6
+                }
+            InputRange = struct (0.0, 1.0)
+            Augmentation = Augmentation.CropFlip
+            CropScale = struct (0.08, 1.0)
+            CropRatio = struct (3.0 / 4.0, 4.0 / 3.0)
+            TestResize = None
+            SplitRatio = 0.8
+            SplitSeed = 1993L
+            SkipBroken = false
+            PrototypeTransform =
+                if libcontinual then
+                    PrototypeTransform.Train
+                else
+                    PrototypeTransform.Test
+            Seeding = if libcontinual then Seeding.EveryEpoch else Seeding.Once
+            Precision = Precision.Float32
+            CheckpointActivations = false
+            Device = "cpu"
+            Threads = None
+            Seed = 1993L
+            StopAfter = None
+            CheckpointMinutes = 10.0
+            Drift = true
+            TensorBoard = false
+            Reference = []
+        }
+
+    /// ImageNet-R in 10 tasks: 40 epochs in the first task, 50 later, head rate 5e-4, margin 2, λ 0.2.
+    let imageNetR (variant: Variant) : RunSettings =
+        let cifar = cifar100 variant
+
+        { cifar with
+            Data = "imagenet-r"
+            Epochs = 50
+            InitialEpochs = Some 40
+            TestResize = Some 256
+            Method =
+                { cifar.Method with
+                    HeadLearningRate = 5e-4
+                    Margin = 2.0
+                    TripletWeight = 0.2
+                }
+        }
+
+    /// The command line's defaults for small data sets: CIFAR-100's settings in 2 tasks of 4 epochs, about a minute
+    /// on two cores with the bundled subset of Fashion-MNIST. Flips only: crops down to 8% of an
+    /// image, made for photographs, cost 2 points there.
+    let quick (variant: Variant) : RunSettings =
+        { cifar100 variant with
+            Data = "fashion-mnist"
+            Tasks = 2
+            Epochs = 4
+            Augmentation = Augmentation.Flip
+        }
+
+    /// DomainNet's six domains, one a task; otherwise as `quick`.
+    let domains (variant: Variant) : RunSettings =
+        { quick variant with
+            Data = "domainnet-domains"
+            Tasks = 6
+            ClassOrder = "natural"
+            Augmentation = Augmentation.CropFlip
+        }
+
+    /// Every preset by name: that of the data set for which it was published, or `quick`.
+    let all: (string * (Variant -> RunSettings)) list =
+        [
+            "quick", quick
+            "cifar100", cifar100
+            "imagenet-r", imageNetR
+            "domainnet-domains", domains
+        ]
+
+    /// The preset of a data set, and the preset's name: `quick` without a published one.
+    let ofData (data: string) : string * (Variant -> RunSettings) =
+        all |> List.tryFind (fst >> (=) data) |> Option.defaultValue all.Head
