@@ -42,11 +42,15 @@ module Plan =
 
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
     let learnerOver (backbone: VisionTransformer) (settings: RunSettings) : Learner =
-        Learner.named backbone settings.MethodName settings.Method settings.Head settings.Embedding
+        Learner.create
+            backbone
+            (settings.ChosenMethod.Create backbone settings.Method)
+            (Heads.find settings.Head)
+            (Embedding.named settings.Embedding backbone)
 
     // All classes are one task for the upper bound.
     let private streamOf order (settings: RunSettings) dataset : TaskStream =
-        if (Methods.find settings.MethodName).Info.Joint then
+        if settings.ChosenMethod.Info.Joint then
             TaskStream.create dataset order 1 None
         else
             TaskStream.create dataset order settings.Tasks settings.InitialClasses

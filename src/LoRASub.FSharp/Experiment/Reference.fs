@@ -17,7 +17,7 @@ module Reference =
             Json.load<ClassesFile> "the classes of a finished run" (RunFiles.classes folder)
 
         {
-            Trained = (Methods.find settings.MethodName).Info.Trains
+            Trained = settings.ChosenMethod.Info.Trains
             Matrix = summary.CorrectAndTotal
             Classes = classes.Classes |> Array.map _.ClassScore
         }

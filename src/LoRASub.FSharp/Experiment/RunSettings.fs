@@ -44,6 +44,8 @@ type RunSettings =
         Batch: int
         /// Name of a method; see `Methods.names`.
         MethodName: string
+        /// Off: the frozen method, whatever the name.
+        Training: bool
         Method: LoRASubSettings
         /// Name of a head; see `Heads.names`.
         Head: string
@@ -87,9 +89,13 @@ type RunSettings =
         Reference: string list
     }
 
+    /// The method that runs.
+    member this.ChosenMethod: MethodRow =
+        Methods.find (if this.Training then this.MethodName else Frozen.info.Name)
+
     /// Epochs of a task.
     member this.EpochsOf(task: LearningTask) =
-        if not (Methods.find this.MethodName).Info.Trains then
+        if not this.ChosenMethod.Info.Trains then
             0
         else
             match this.InitialEpochs with
@@ -120,6 +126,7 @@ module Preset =
             ScheduleEpochs = None
             Batch = 128
             MethodName = LoRASubDrs.info.Name
+            Training = true
             Method =
                 {
                     Rank = 10

@@ -348,7 +348,7 @@ module Settings =
             |> field _.Head (fun v s -> { s with Head = v })
             row "embedding" "tokens that the head sees" (named Embedding.names)
             |> field _.Embedding (fun v s -> { s with Embedding = v })
-            common "rank" "rank of the low-rank updates" count
+            row "rank" "rank of the low-rank updates" count
             |> ofMethod _.Rank (fun v m -> { m with Rank = v })
             row "variant" "published code whose defaults apply" variant
             |> field _.Variant (fun v s -> { s with Variant = v })
@@ -372,23 +372,15 @@ module Settings =
             |> ofMethod _.Subtraction (fun v m -> { m with Subtraction = v })
             row "triplet" "add the triplet loss to cross-entropy" switch
             |> ofMethod _.Triplet (fun v m -> { m with Triplet = v })
-            // an older name for the frozen method
-            row "training" "train the low-rank updates and the head" switch
-            |> field (fun s -> s.MethodName <> Frozen.info.Name) (fun trains s ->
-                match trains, s.MethodName = Frozen.info.Name with
-                | false, _ -> { s with MethodName = Frozen.info.Name }
-                | true, true ->
-                    { s with
-                        MethodName = LoRASubDrs.info.Name
-                    }
-                | true, false -> s)
+            row "training" "train; without, the method is frozen" switch
+            |> field _.Training (fun v s -> { s with Training = v })
         ]
 
     let private training =
         [
             common "epochs" "epochs per task" count
             |> field _.Epochs (fun v s -> { s with Epochs = v })
-            common "lr" "learning rate of the LoRA pairs" notNegative
+            row "lr" "learning rate of the LoRA pairs" notNegative
             |> ofMethod _.LearningRate (fun v m -> { m with LearningRate = v })
             row "batch" "batch size" count
             |> field _.Batch (fun v s -> { s with Batch = v })

@@ -117,14 +117,6 @@ module Learner =
             Embedding = embedding
         }
 
-    /// The learner whose method, head and embedding have these names. Rejects unknown names and settings out of range.
-    let named (backbone: VisionTransformer) method (settings: LoRASubSettings) head embedding : Learner =
-        create
-            backbone
-            ((Methods.find method).Create backbone settings)
-            (Heads.find head)
-            (Embedding.named embedding backbone)
-
     let private master (learner: Learner) =
         Precision.master learner.Backbone.Precision
 
