@@ -108,45 +108,16 @@ module Augment =
         let uniform = boxNumbers n key
         Array.init n (fun i -> box cropping height width uniform (4 * i * tries))
 
-    let private chances (n: int64) (device: torch.Device) (key: RandomKey) =
-        (Rng.uniform 0.0 1.0 [| n; 1L; 1L; 1L |] torch.ScalarType.Float32 device key)
-            .lt(Scalar.op_Implicit 0.5)
+    /// Which of n images are mirrored.
+    let private mirrors (n: int) (key: RandomKey) : bool[] =
+        Scope.noGrad Leaves.none (fun () ->
+            let numbers =
+                Rng.uniform 0.0 1.0 [| int64 n |] torch.ScalarType.Float32 torch.CPU key
 
-    let private flip (key: RandomKey) (images: torch.Tensor) =
-        torch.where (chances images.shape[0] images.device key, images.flip 3L, images)
+            numbers.data<float32>().ToArray() |> Array.map (fun x -> x < 0.5f))
 
-    let private keys (key: RandomKey) =
-        struct (Rng.fold 0L key, Rng.fold 1L key)
-
-    let private testSide (cropping: Cropping) (size: int) = defaultArg cropping.TestResize size
-
-    /// Brings a batch to size x size with the augmentation's random changes, which the key decides: float32
-    /// [n, c, H, W] -> [n, c, size, size]; `black` where an image ends. Borrows; owned by the caller.
-    let apply
-        (augmentation: Augmentation)
-        (cropping: Cropping)
-        (size: int)
-        (black: float)
-        (images: torch.Tensor)
-        (key: RandomKey)
-        : torch.Tensor =
-        Shape.expect "images" [ Axis.Any "n"; Axis.Any "c"; Axis.Any "H"; Axis.Any "W" ] images
-        let struct (cropKey, flipKey) = keys key
-        let centre = Resample.centre (testSide cropping size) size black
-
-        Scope.noGrad Leaves.tensor (fun () ->
-            match augmentation with
-            | Augmentation.None -> centre images
-            // mirrored first, while the images are small: the place of a box is as likely as its mirror image
-            | Augmentation.Flip -> flip flipKey images |> centre
-            | Augmentation.CropFlip ->
-                let n, height, width = int images.shape[0], int images.shape[2], int images.shape[3]
-
-                flip flipKey images
-                |> Resample.crop size (cropBoxes cropping height width n cropKey))
-
-    /// `apply` for images of differing sizes, one by one: what to do with the i-th of n pictures. The numbers are drawn
-    /// at once, so that the function may be called from any thread, in any order.
+    /// What the augmentation does to the i-th of n pictures, which the key decides. The numbers are drawn at once, so that
+    /// the function may be called from any thread, in any order.
     let pictures
         (augmentation: Augmentation)
         (cropping: Cropping)
@@ -154,16 +125,13 @@ module Augment =
         (n: int)
         (key: RandomKey)
         : int -> Picture -> Picture =
-        let struct (cropKey, flipKey) = keys key
-        let centre = Picture.centre (testSide cropping size) size
-
-        let mirrored =
-            lazy (Scope.noGrad Leaves.none (fun () -> (chances n torch.CPU flipKey).data<bool>().ToArray()))
+        let cropKey, flipKey = Rng.fold 0L key, Rng.fold 1L key
+        let centre = Picture.centre (defaultArg cropping.TestResize size) size
 
         match augmentation with
         | Augmentation.None -> fun _ picture -> centre picture
         | Augmentation.Flip ->
-            let mirrored = mirrored.Value
+            let mirrored = mirrors n flipKey
 
             fun i picture ->
                 if mirrored[i] then
@@ -171,13 +139,13 @@ module Augment =
                 else
                     centre picture
         | Augmentation.CropFlip ->
-            let mirrored, uniform = mirrored.Value, boxNumbers n cropKey
+            let mirrored, uniform = mirrors n flipKey, boxNumbers n cropKey
 
             fun i picture ->
                 let box = box cropping picture.Height picture.Width uniform (4 * i * tries)
 
                 if mirrored[i] then
-                    // the box is in the mirrored image, as in a batch
+                    // the place of a box is as likely as its mirror image; the box is of the mirrored one
                     let left = picture.Width - box.Left - box.Width
                     Picture.crop { box with Left = left } size size picture |> Picture.flip
                 else

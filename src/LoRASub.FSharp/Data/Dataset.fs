@@ -3,7 +3,6 @@ namespace LoRASub
 open System
 open System.IO
 open System.Text.RegularExpressions
-open TorchSharp
 
 /// One split of a data set, in its original order.
 [<ReferenceEquality>]
@@ -13,12 +12,8 @@ type ImageSet =
         Source: string
         /// One label per image, in [0, classes).
         Labels: int[]
-        /// The images at some positions as uint8 [n, c, H, W] (RGB or grey) on the CPU, owned by the caller; may be
-        /// called from any thread. Rejects images that differ in size.
-        Read: int[] -> torch.Tensor
-        /// One image by itself, from any thread, for sets whose images may differ in size; None where all are of one
-        /// size, which `Read` gathers at once.
-        Decode: (int -> Picture) option
+        /// The image at a position. May be called from any thread.
+        Read: int -> Picture
     }
 
 /// A labelled data set with its two published splits.
@@ -181,7 +176,36 @@ module ImageSet =
                 $"a folder in {source}"
                 "choose another folder"
 
-    /// Images held in one managed array of n·c·H·W bytes, which is shared, not copied; reading gathers rows.
+    let internal requirePosition (source: string) (count: int) (position: int) =
+        if position < 0 || position >= count then
+            Errors.reject source $"positions must be in 0 to {count - 1}" $"{position}" ""
+
+    let private requireShape
+        (source: string)
+        (count: int)
+        (channels: int)
+        (height: int)
+        (width: int)
+        (bytes: byte[])
+        =
+        if channels <> 1 && channels <> 3 then
+            Errors.reject source "channels must be 1 (grey) or 3 (RGB)" $"{channels}" ""
+
+        if height < 1 || width < 1 then
+            Errors.reject source "height and width must be at least 1" $"{height} x {width}" ""
+
+        let needed = int64 count * int64 channels * int64 height * int64 width
+
+        if bytes.LongLength <> needed then
+            let images = Text.counted count "image" "images"
+
+            Errors.reject
+                source
+                $"{images} of {channels} x {height} x {width} need {needed} bytes"
+                $"{bytes.LongLength}"
+                ""
+
+    /// Images of one size held in one array of n·c·H·W bytes, each image plane by plane, which is shared, not copied.
     let ofBytes
         (source: string)
         (labels: int[])
@@ -190,107 +214,44 @@ module ImageSet =
         (width: int)
         (pixels: byte[])
         : ImageSet =
-        if channels < 1 || height < 1 || width < 1 then
-            Errors.reject
-                source
-                "channels, height and width must be at least 1"
-                $"{channels} x {height} x {width}"
-                ""
-
-        let size = int64 channels * int64 height * int64 width
-
-        if pixels.LongLength <> labels.LongLength * size then
-            let rule =
-                $"{labels.Length} images of {channels} x {height} x {width} need {labels.LongLength * size} bytes"
-
-            Errors.reject source rule $"{pixels.LongLength}" ""
-
-        let read (positions: int[]) =
-            match positions |> Array.tryFind (fun i -> i < 0 || i >= labels.Length) with
-            | Some bad -> Errors.reject source $"positions must be in 0 to {labels.Length - 1}" $"{bad}" ""
-            | None -> ()
-
-            let shape = [| positions.LongLength; int64 channels; int64 height; int64 width |]
-            let images = torch.empty (shape, dtype = torch.ScalarType.Byte, device = torch.CPU)
-
-            if positions.Length > 0 then
-                let rows = images.bytes
-                let size = int size
-
-                for row in 0 .. positions.Length - 1 do
-                    pixels.AsSpan(positions[row] * size, size).CopyTo(rows.Slice(row * size, size))
-
-            images
+        requireShape source labels.Length channels height width pixels
+        let size = channels * height * width
 
         {
             Source = source
             Labels = labels
-            Read = read
-            Decode = None
+            Read =
+                fun position ->
+                    requirePosition source labels.Length position
+                    Picture.ofPlanes channels height width (ReadOnlySpan(pixels, position * size, size))
+        }
+
+    /// Images of one size whose bytes `read` gives one image at a time, plane by plane.
+    let ofReader
+        (source: string)
+        (labels: int[])
+        (channels: int)
+        (height: int)
+        (width: int)
+        (read: int -> byte[])
+        : ImageSet =
+        {
+            Source = source
+            Labels = labels
+            Read =
+                fun position ->
+                    requirePosition source labels.Length position
+                    let planes = read position
+                    requireShape source 1 channels height width planes
+                    Picture.ofPlanes channels height width (ReadOnlySpan planes)
         }
 
     /// The images at some positions, in that order.
     let select (positions: int[]) (set: ImageSet) : ImageSet =
-        {
-            Source = set.Source
+        { set with
             Labels = positions |> Array.map (fun i -> set.Labels[i])
-            Read = Array.map (fun i -> positions[i]) >> set.Read
-            Decode = set.Decode |> Option.map (fun decode i -> decode positions[i])
+            Read = fun i -> set.Read positions[i]
         }
-
-    /// Bytes of n RGB images, plane by plane, as a tensor uint8 [n, 3, height, width], owned by the caller.
-    let internal ofPlanes (n: int) (height: int) (width: int) (planes: byte[]) : torch.Tensor =
-        let shape = [| int64 n; 3L; int64 height; int64 width |]
-        let images = torch.empty (shape, dtype = torch.ScalarType.Byte, device = torch.CPU)
-
-        if planes.Length > 0 then
-            planes.AsSpan().CopyTo images.bytes
-
-        images
-
-    /// Images decoded one by one, which may differ in size.
-    let internal ofPictures (source: string) (labels: int[]) (decode: int -> Picture) : ImageSet =
-        let read (positions: int[]) =
-            let pictures = positions |> Array.map decode
-
-            match pictures |> Array.map (fun p -> p.Height, p.Width) |> Array.distinct with
-            | [| height, width |] ->
-                let size = 3 * height * width
-                let planes = Array.zeroCreate<byte>(positions.Length * size)
-                pictures |> Array.iteri (fun i p -> Picture.copyPlanes planes (i * size) p)
-                ofPlanes positions.Length height width planes
-            | [||] -> ofPlanes 0 0 0 [||]
-            | several ->
-                let (h0, w0), (h1, w1) = several[0], several[1]
-                let rule = "images read at once must be of one size"
-                Errors.reject source rule $"{h0} x {w0} and {h1} x {w1}" "decode them one by one"
-
-        {
-            Source = source
-            Labels = labels
-            Read = read
-            Decode = Some decode
-        }
-
-    /// One image by itself; grey is repeated to red, green and blue.
-    let picture (set: ImageSet) (position: int) : Picture =
-        match set.Decode with
-        | Some decode -> decode position
-        | None ->
-            use image = set.Read [| position |] // [1, c, H, W]
-
-            let channels, height, width =
-                int image.shape[1], int image.shape[2], int image.shape[3]
-
-            let planes = image.bytes.ToArray()
-
-            {
-                Height = height
-                Width = width
-                Pixels =
-                    Array.init (3 * height * width) (fun i ->
-                        planes[(i % 3 % channels) * height * width + i / 3])
-            }
 
 [<RequireQualifiedAccess>]
 module Dataset =

@@ -181,13 +181,14 @@ module ImageFiles =
     let verify (paths: string[]) : BrokenFile[] = broken decodeOnce paths
 
     let private setWith (cache: PictureCache) (source: string) (files: LabelledFile[]) : ImageSet =
-        let decode i =
-            if i < 0 || i >= files.Length then
-                Errors.reject source $"positions must be in 0 to {files.Length - 1}" $"{i}" ""
-
-            cache.Read files[i].Path
-
-        ImageSet.ofPictures source (files |> Array.map _.Label) decode
+        {
+            Source = source
+            Labels = files |> Array.map _.Label
+            Read =
+                fun i ->
+                    ImageSet.requirePosition source files.Length i
+                    cache.Read files[i].Path
+        }
 
     /// Images of differing sizes from files; `source` is what errors name. What is decoded stays in memory up to 2 GiB,
     /// or a quarter of the memory.

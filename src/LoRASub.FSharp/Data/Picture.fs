@@ -136,8 +136,16 @@ module Picture =
 
             result[y * row + x] <- byte (Math.Clamp(sum >>> Precision, 0, 255))
 
+    let private whole (height: int) (width: int) =
+        {
+            Top = 0
+            Left = 0
+            Height = height
+            Width = width
+        }
+
     /// `box` of a picture resampled to height x width, of which only `window` is made.
-    let private resample (box: CropBox) (height: int) (width: int) (window: CropBox) (picture: Picture) =
+    let private resampled (box: CropBox) (height: int) (width: int) (window: CropBox) (picture: Picture) =
         let columns = weights box.Width width window.Left window.Width
         let rows = weights box.Height height window.Top window.Height
         let row = 3 * window.Width
@@ -163,13 +171,29 @@ module Picture =
             Pixels = result
         }
 
-    let private whole (height: int) (width: int) =
-        {
-            Top = 0
-            Left = 0
-            Height = height
-            Width = width
-        }
+    /// As `resampled`; a picture that stays what it is is given back itself.
+    let private resample (box: CropBox) (height: int) (width: int) (window: CropBox) (picture: Picture) =
+        let all = whole picture.Height picture.Width
+
+        if box = all && window = all && height = box.Height && width = box.Width then
+            picture
+        else
+            resampled box height width window picture
+
+    /// The picture itself. Rejects one whose bytes do not fit its size; `source` is what made it.
+    let internal require (source: string) (picture: Picture) : Picture =
+        if
+            picture.Height < 1
+            || picture.Width < 1
+            || picture.Pixels.LongLength <> 3L * int64 picture.Height * int64 picture.Width
+        then
+            Errors.reject
+                source
+                "must read pictures of at least one pixel, 3 bytes a pixel"
+                $"{picture.Height} x {picture.Width} with {picture.Pixels.Length} bytes"
+                ""
+
+        picture
 
     let private requireSize (height: int) (width: int) =
         if height < 1 || width < 1 then
@@ -271,11 +295,37 @@ module Picture =
 
         { picture with Pixels = pixels }
 
-    /// The red, then the green, then the blue plane, into `planes` from byte `at` on.
-    let internal copyPlanes (planes: byte[]) (at: int) (picture: Picture) =
-        let size = picture.Height * picture.Width
+    /// The picture of one plane (grey, which is repeated) or of three (red, green, blue) of height x width bytes.
+    let internal ofPlanes (channels: int) (height: int) (width: int) (planes: ReadOnlySpan<byte>) : Picture =
+        let size = height * width
+        let green, blue = (if channels = 1 then 0, 0 else size, 2 * size)
+        let pixels = Array.zeroCreate<byte>(3 * size)
 
         for i in 0 .. size - 1 do
-            planes[at + i] <- picture.Pixels[3 * i]
-            planes[at + size + i] <- picture.Pixels[3 * i + 1]
-            planes[at + 2 * size + i] <- picture.Pixels[3 * i + 2]
+            pixels[3 * i] <- planes[i]
+            pixels[3 * i + 1] <- planes[green + i]
+            pixels[3 * i + 2] <- planes[blue + i]
+
+        {
+            Height = height
+            Width = width
+            Pixels = pixels
+        }
+
+    /// The opposite of `ofPlanes`, into `planes` from byte `at` on: red, green and blue, or the one plane of PIL's
+    /// `convert("L")`, ITU-R 601 luma in integers, which leaves grey as it is.
+    let internal copyPlanes (channels: int) (planes: byte[]) (at: int) (picture: Picture) =
+        let size = picture.Height * picture.Width
+        let pixels = picture.Pixels
+
+        if channels = 1 then
+            for i in 0 .. size - 1 do
+                let red, green, blue =
+                    int pixels[3 * i], int pixels[3 * i + 1], int pixels[3 * i + 2]
+
+                planes[at + i] <- byte ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >>> 16)
+        else
+            for i in 0 .. size - 1 do
+                planes[at + i] <- pixels[3 * i]
+                planes[at + size + i] <- pixels[3 * i + 1]
+                planes[at + 2 * size + i] <- pixels[3 * i + 2]

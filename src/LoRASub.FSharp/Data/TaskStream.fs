@@ -1,5 +1,6 @@
 namespace LoRASub
 
+open System
 open System.Collections.Generic
 open System.Threading.Tasks
 open TorchSharp
@@ -248,15 +249,15 @@ module TaskStream =
     [<Literal>]
     let private Ahead = 2
 
-    /// Bytes of some images of differing sizes, fitted for the network, plane by plane; on all cores. Images that cannot
-    /// be decoded are refused together.
+    /// Bytes of some images, fitted for the network, plane by plane; on all cores. Images that cannot be read are refused
+    /// together.
     let private fitted
-        size
-        (decode: int -> Picture)
+        (format: ImageFormat)
+        (set: ImageSet)
         (fit: int -> Picture -> Picture)
         (positions: int[])
         : byte[] =
-        let image = 3 * size * size
+        let image = format.Channels * format.Size * format.Size
         let planes = Array.zeroCreate<byte>(positions.Length * image)
         let refusals = Array.create<exn option> positions.Length None
 
@@ -265,7 +266,10 @@ module TaskStream =
             positions.Length,
             fun i ->
                 try
-                    decode positions[i] |> fit i |> Picture.copyPlanes planes (i * image)
+                    set.Read positions[i]
+                    |> Picture.require set.Source
+                    |> fit i
+                    |> Picture.copyPlanes format.Channels planes (i * image)
                 with :? InputException as e ->
                     refusals[i] <- Some e
         )
@@ -282,8 +286,15 @@ module TaskStream =
 
             raise (InputException(refusals[0].Message + others, refusals[0]))
 
-    /// The network input of each chunk of positions, augmented by the chunk's child of the key. Images of differing
-    /// sizes are decoded on all cores, ahead of the chunk asked for; the others are gathered when asked for.
+    let private tensor (n: int) (format: ImageFormat) (planes: byte[]) : torch.Tensor =
+        let side = int64 format.Size
+        let shape = [| int64 n; int64 format.Channels; side; side |]
+        let images = torch.empty (shape, dtype = torch.ScalarType.Byte, device = torch.CPU)
+        planes.AsSpan().CopyTo images.bytes
+        images
+
+    /// The network input of each chunk of positions, augmented by the chunk's child of the key. Images are read, cut and
+    /// resampled on all cores, ahead of the chunk asked for.
     let internal inputs
         options
         augmentation
@@ -291,49 +302,29 @@ module TaskStream =
         (set: ImageSet)
         (chunks: int[][])
         : (unit -> torch.Tensor)[] =
-        let format, cropping = options.Format, options.Cropping
-        let keyOf (number: int) = Rng.fold (int64 number) key
+        let format = ImageFormat.validate options.Format
 
-        match set.Decode with
-        | None ->
-            chunks
-            |> Array.mapi (fun number some ->
-                fun () ->
-                    Scope.noGrad Leaves.tensor (fun () ->
-                        let pixels = set.Read some
+        let prepare number =
+            let some = chunks[number]
 
-                        if pixels.shape[0] <> some.LongLength then
-                            Errors.reject
-                                set.Source
-                                $"must read {some.Length} images"
-                                $"{pixels.shape[0]}"
-                                ""
+            let fit =
+                Augment.pictures
+                    augmentation
+                    options.Cropping
+                    format.Size
+                    some.Length
+                    (Rng.fold (int64 number) key)
 
-                        ImageFormat.toInput
-                            format
-                            cropping
-                            augmentation
-                            (keyOf number)
-                            options.Device
-                            options.Dtype
-                            pixels))
-        | Some decode ->
-            let prepare number =
-                let some = chunks[number]
+            fun () -> fitted format set fit some
 
-                let fit =
-                    Augment.pictures augmentation cropping format.Size some.Length (keyOf number)
+        Prefetch.ahead Ahead chunks.Length prepare
+        |> Array.mapi (fun number make ->
+            fun () ->
+                let planes = make ()
 
-                fun () -> fitted format.Size decode fit some
-
-            Prefetch.ahead Ahead chunks.Length prepare
-            |> Array.mapi (fun number make ->
-                fun () ->
-                    let planes = make ()
-
-                    Scope.noGrad Leaves.tensor (fun () ->
-                        ImageSet.ofPlanes chunks[number].Length format.Size format.Size planes
-                        |> ImageFormat.ofFitted format options.Device options.Dtype))
+                Scope.noGrad Leaves.tensor (fun () ->
+                    tensor chunks[number].Length format planes
+                    |> ImageFormat.toInput format options.Device options.Dtype))
 
     /// Loaders of some images of one task, in the given order; each batch augments by its own child of the key.
     let private batches
@@ -347,14 +338,12 @@ module TaskStream =
         if options.BatchSize < 1 then
             Errors.reject "batch size" "must be at least 1" $"{options.BatchSize}" ""
 
-        let format = ImageFormat.validate options.Format
-
         let place =
             dict (task.Classes |> Seq.mapi (fun i c -> c, int64 (task.FirstClass + i)))
 
         let chunks = positions |> Array.chunkBySize options.BatchSize
 
-        inputs { options with Format = format } augmentation key set chunks
+        inputs options augmentation key set chunks
         |> Array.mapi (fun number input ->
             let labels = chunks[number] |> Array.map (fun i -> place[set.Labels[i]])
 
