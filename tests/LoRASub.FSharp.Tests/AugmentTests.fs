@@ -14,6 +14,11 @@ let private augmented augmentation size n key (picture: Picture) : Picture[] =
     let change = Augment.pictures augmentation Cropping.standard size n key
     Array.init n (fun i -> change i picture)
 
+/// The boxes of n images of one size.
+let private cropBoxes height width n key : CropBox[] =
+    let box = Augment.boxes Cropping.standard n key
+    Array.init n (fun i -> box i height width)
+
 let private badInputs: BadInput list =
     [
         for augmentation in all do
@@ -37,7 +42,7 @@ let tests =
                     // sides of at least 24, where rounding to whole pixels moves area and ratio by little
                     let height, width = 24 + h % 200, 24 + w % 200
                     let area, ratio = float (height * width), float width / float height
-                    let fits = Augment.cropBoxes Cropping.standard height width 8 (Rng.ofSeed seed)
+                    let fits = cropBoxes height width 8 (Rng.ofSeed seed)
                     Expect.hasLength fits 8 "one box per image"
 
                     for box in fits do
@@ -62,7 +67,7 @@ let tests =
                             $"{box} in ratio {ratio}")
 
             testCase "boxes vary in size and place" (fun () ->
-                let boxes = Augment.cropBoxes Cropping.standard 32 32 1000 (Rng.ofSeed 3L)
+                let boxes = cropBoxes 32 32 1000 (Rng.ofSeed 3L)
                 let share (b: CropBox) = float (b.Height * b.Width) / 1024.0
                 // uniform on 0.08 to 1, a little less because large boxes of a wide ratio do not fit
                 Expect.isTrue (abs (Array.averageBy share boxes - 0.5) < 0.06) "mean share of the area"
@@ -83,8 +88,7 @@ let tests =
                     }
 
                 let only height width =
-                    Augment.cropBoxes Cropping.standard height width 20 (Rng.ofSeed 5L)
-                    |> Array.distinct
+                    cropBoxes height width 20 (Rng.ofSeed 5L) |> Array.distinct
 
                 Expect.equal (only 1 100) [| box 0 49 1 1 |] "wide"
                 Expect.equal (only 300 3) [| box 148 0 4 3 |] "high"
@@ -126,7 +130,7 @@ let tests =
             law "cropping is the box of its key, in the image or in its mirror image" (fun (seed: int64) ->
                 let key = Rng.ofSeed seed
                 let picture = PillowFixtures.pattern 12 10
-                let boxes = Augment.cropBoxes Cropping.standard 12 10 16 (Rng.fold 0L key)
+                let boxes = cropBoxes 12 10 16 (Rng.fold 0L key)
 
                 for box, made in Array.zip boxes (augmented Augmentation.CropFlip 6 16 key picture) do
                     let mirrored =

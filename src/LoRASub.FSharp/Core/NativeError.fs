@@ -109,7 +109,7 @@ module NativeError =
             None
 
     /// The first line of a native message, without where it was raised and the native stack.
-    let text (message: string) : string =
+    let internal text (message: string) : string =
         let stack = Regex.Match(message, @"\s*(Exception raised from|frame #\d+:)")
 
         let message =
@@ -184,7 +184,7 @@ module NativeError =
         | _ -> kilobytes "/proc/meminfo" "MemAvailable"
 
     /// "out of memory {what}: how much was requested and free; {fix}", where `what` begins with a preposition or is empty.
-    let explain (what: string) (shortage: Shortage) (fix: string) : string =
+    let internal explain (what: string) (shortage: Shortage) (fix: string) : string =
         let where =
             match shortage.Kind with
             | MemoryKind.Main -> ""

@@ -43,7 +43,7 @@ module Product =
 
     /// The route for a maker's processor: oneDNN if MKL would not use AVX-512. `asked` is the variable's
     /// value, or empty. Rejects another value.
-    let choose (asked: string) (vendor: string) (avx512: bool) : ProductRoute =
+    let internal choose (asked: string) (vendor: string) (avx512: bool) : ProductRoute =
         match asked with
         | "blas" -> ProductRoute.Blas
         | "onednn" -> ProductRoute.OneDnn

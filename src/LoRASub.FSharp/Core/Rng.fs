@@ -27,9 +27,6 @@ module Rng =
             Bits = mix (key.Bits ^^^ mix (uint64 number * 0xD1342543DE82EF95UL + 0x9E3779B97F4A7C15UL))
         }
 
-    /// The key's own number, not negative, for other generators (FsCheck, System.Random).
-    let toSeed (key: RandomKey) = int64 (key.Bits >>> 1)
-
     // Drawn on the CPU whatever the target device: the same key gives the same numbers everywhere.
     let private draw (key: RandomKey) (device: torch.Device) (sample: torch.Generator -> torch.Tensor) =
         use generator = new torch.Generator(key.Bits, torch.CPU)

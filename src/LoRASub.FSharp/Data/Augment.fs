@@ -96,17 +96,14 @@ module Augment =
         |> Seq.tryPick attempt
         |> Option.defaultWith (fun () -> fallback cropping height width)
 
-    let private boxNumbers (n: int) (key: RandomKey) : float[] =
+    /// The box of the i-th of n images of some height and width, by torchvision's RandomResizedCrop: the area is uniform
+    /// in the scale, the ratio log-uniform; after ten boxes that do not fit, the largest centred one.
+    let internal boxes (cropping: Cropping) (n: int) (key: RandomKey) : int -> int -> int -> CropBox =
         use numbers =
             Rng.uniform 0.0 1.0 [| int64 n; int64 tries; 4L |] torch.ScalarType.Float64 torch.CPU key
 
-        numbers.data<float>().ToArray()
-
-    /// n boxes of torchvision's RandomResizedCrop in images of height x width: the area is uniform in the scale, the
-    /// ratio log-uniform; after ten boxes that do not fit, the largest centred one.
-    let cropBoxes (cropping: Cropping) (height: int) (width: int) (n: int) (key: RandomKey) : CropBox[] =
-        let uniform = boxNumbers n key
-        Array.init n (fun i -> box cropping height width uniform (4 * i * tries))
+        let uniform = numbers.data<float>().ToArray()
+        fun i height width -> box cropping height width uniform (4 * i * tries)
 
     /// Which of n images are mirrored.
     let private mirrors (n: int) (key: RandomKey) : bool[] =
@@ -139,10 +136,10 @@ module Augment =
                 else
                     centre picture
         | Augmentation.CropFlip ->
-            let mirrored, uniform = mirrors n flipKey, boxNumbers n cropKey
+            let mirrored, boxOf = mirrors n flipKey, boxes cropping n cropKey
 
             fun i picture ->
-                let box = box cropping picture.Height picture.Width uniform (4 * i * tries)
+                let box = boxOf i picture.Height picture.Width
 
                 if mirrored[i] then
                     // the place of a box is as likely as its mirror image; the box is of the mirrored one

@@ -58,7 +58,7 @@ module ClassOrder =
 
     /// What numpy's `RandomState(seed).permutation(n)` gives: Fisher-Yates from the end, each index drawn by masking
     /// a 32-bit word to the bits of its bound and rejecting what is larger.
-    let numpyPermutation (seed: uint32) (n: int) : int[] =
+    let internal numpyPermutation (seed: uint32) (n: int) : int[] =
         let next = MersenneTwister.words seed
         let order = Array.init n id
 

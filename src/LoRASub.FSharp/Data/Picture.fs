@@ -217,7 +217,7 @@ module Picture =
         crop (whole picture.Height picture.Width) height width picture
 
     /// torchvision's `Resize` with one number: the shorter side becomes `side`, the other keeps the ratio, rounded down.
-    let shorterSide (side: int) (height: int) (width: int) : struct (int * int) =
+    let internal shorterSide (side: int) (height: int) (width: int) : struct (int * int) =
         let longer long short =
             int (float side * float long / float short)
 
@@ -227,7 +227,7 @@ module Picture =
             struct (longer height width, side)
 
     /// Where torchvision's `CenterCrop` begins along an axis: half of the rest, halves to even.
-    let centreOffset (extent: int) (size: int) : int =
+    let internal centreOffset (extent: int) (size: int) : int =
         int (Math.Round(float (extent - size) / 2.0))
 
     /// Copies a picture into the middle of a black one of size x size that is nowhere smaller.
