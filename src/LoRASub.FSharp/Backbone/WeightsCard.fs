@@ -6,10 +6,22 @@ open System.IO
 open System.Text.Json
 
 /// Layer-norm epsilons: in the blocks and at the end.
-type NormEpsilon = { Blocks: float; Final: float }
+type NormEpsilon =
+    {
+        /// Of the norms in the blocks.
+        Blocks: float
+        /// Of the norm after the last block.
+        Final: float
+    }
 
-/// A value that a file states, and where: the file and its key, for errors.
-type Stated<'T> = { Value: 'T; Place: string }
+/// A value that a file states.
+type Stated<'T> =
+    {
+        /// What it states.
+        Value: 'T
+        /// The file and its key, for errors.
+        Place: string
+    }
 
 /// What a weights file says about the training of its network; None where it does not say.
 type WeightsCard =
@@ -30,7 +42,7 @@ module WeightsCard =
     let private keys =
         [ "input-range"; "mean"; "std"; "image-size"; "heads"; "norm-epsilon" ]
 
-    /// The JSON file beside a weights file.
+    /// <summary>The JSON file beside a weights file.</summary>
     /// <param name="weights">Path of the weights file.</param>
     /// <returns>The path with `.json` after it, whether or not there is such a file.</returns>
     let path (weights: string) : string = weights + ".json"
@@ -116,9 +128,10 @@ module WeightsCard =
                     })
         }
 
-    /// What the metadata of a weights file says.
+    /// <summary>What the metadata of a weights file says.</summary>
     /// <param name="subject">Names the file in errors.</param>
     /// <param name="metadata">Text by key; other keys than a card's are ignored.</param>
+    /// <returns>The card; None for each key that is absent.</returns>
     /// <exception cref="T:LoRASub.InputException">A value is of the wrong kind or out of range.</exception>
     let ofMetadata (subject: string) (metadata: Map<string, string>) : WeightsCard =
         ofTexts (fun key ->
@@ -165,8 +178,9 @@ module WeightsCard =
         let texts = Map.ofList texts
         ofTexts (fun key -> Map.tryFind key texts |> Option.map (fun text -> text, place key))
 
-    /// What a weights file says about itself: the JSON file beside it comes before its metadata.
+    /// <summary>What a weights file says about itself: the JSON file beside it comes before its metadata.</summary>
     /// <param name="header">The header of the weights file.</param>
+    /// <returns>The card; None for what neither states.</returns>
     /// <exception cref="T:LoRASub.InputException">The JSON file is damaged or has an unknown key, or a value is of the
     /// wrong kind or out of range.</exception>
     let read (header: TensorFileHeader) : WeightsCard =

@@ -8,7 +8,7 @@ open System.Runtime.InteropServices
 /// Where a path leads: one file or folder can have several names, through symbolic links, bind mounts and file systems
 /// that ignore case.
 [<RequireQualifiedAccess>]
-module RealPath =
+module internal RealPath =
 
     [<DllImport("libc", EntryPoint = "statx")>]
     extern int private statx(

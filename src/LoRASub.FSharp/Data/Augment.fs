@@ -24,10 +24,12 @@ type Cropping =
         TestResize: int option
     }
 
+/// Croppings.
 [<RequireQualifiedAccess>]
 module Cropping =
 
-    /// torchvision's: area 8% to 100%, ratio 3/4 to 4/3; at test time the shorter side fills the network's.
+    /// <summary>torchvision's cropping: area 8% to 100%, ratio 3/4 to 4/3; at test time the shorter side fills
+    /// the network's.</summary>
     let standard =
         {
             Scale = struct (0.08, 1.0)
@@ -36,7 +38,7 @@ module Cropping =
         }
 
 [<RequireQualifiedAccess>]
-module Augment =
+module internal Augment =
 
     let private tries = 10
 

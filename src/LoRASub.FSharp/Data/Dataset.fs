@@ -20,9 +20,13 @@ type ImageSet =
 [<ReferenceEquality>]
 type Dataset =
     {
+        /// As the settings name it.
         Name: string
+        /// The name of each label.
         ClassNames: string[]
+        /// The images that are learned.
         Train: ImageSet
+        /// The images that are predicted.
         Test: ImageSet
         /// The correct answer for each label: the label itself, except for domain-incremental sets, where a
         /// class has a label in each domain.
@@ -156,11 +160,12 @@ module internal DataFile =
     let lines (path: string) : string[] =
         numberedLines path |> Array.map (fun struct (_, line) -> line)
 
+/// Sets of images.
 [<RequireQualifiedAccess>]
 module ImageSet =
 
     /// Rejects the first label outside [0, classes), with its position.
-    let requireLabels (source: string) (classes: int) (labels: int[]) =
+    let internal requireLabels (source: string) (classes: int) (labels: int[]) =
         match labels |> Array.tryFindIndex (fun label -> label < 0 || label >= classes) with
         | Some at ->
             Errors.reject source $"labels must be in 0 to {classes - 1}" $"{labels[at]} at position {at}" ""
@@ -168,7 +173,7 @@ module ImageSet =
 
     /// Rejects an output folder in a folder that images are read from: it would be one of their classes from then on.
     /// `source` is `ImageSet.Source`, which may name a file instead.
-    let requireOutside (source: string) (output: string) =
+    let internal requireOutside (source: string) (output: string) =
         if Directory.Exists source && RealPath.isWithin source output then
             Errors.reject
                 output
@@ -205,7 +210,17 @@ module ImageSet =
                 $"{bytes.LongLength}"
                 ""
 
-    /// Images of one size held in one array of n·c·H·W bytes, each image plane by plane, which is shared, not copied.
+    /// <summary>Images of one size in one array.</summary>
+    /// <param name="source">Names the set in errors, such as a file.</param>
+    /// <param name="labels">One per image, in [0, classes).</param>
+    /// <param name="channels">1 (grey) or 3 (RGB).</param>
+    /// <param name="height">Pixels, at least 1.</param>
+    /// <param name="width">Pixels, at least 1.</param>
+    /// <param name="pixels">n·channels·height·width bytes, each image plane by plane, each plane row by row.
+    /// Shared, not copied.</param>
+    /// <returns>The set; grey is repeated to red, green and blue when an image is read.</returns>
+    /// <exception cref="T:LoRASub.InputException">The number of bytes does not fit, or a size is out of
+    /// range.</exception>
     let ofBytes
         (source: string)
         (labels: int[])
@@ -226,7 +241,16 @@ module ImageSet =
                     Picture.ofPlanes channels height width (ReadOnlySpan(pixels, position * size, size))
         }
 
-    /// Images of one size whose bytes `read` gives one image at a time, plane by plane.
+    /// <summary>Images of one size, read one at a time.</summary>
+    /// <param name="source">Names the set in errors.</param>
+    /// <param name="labels">One per image, in [0, classes).</param>
+    /// <param name="channels">1 (grey) or 3 (RGB).</param>
+    /// <param name="height">Pixels, at least 1.</param>
+    /// <param name="width">Pixels, at least 1.</param>
+    /// <param name="read">The channels·height·width bytes of the image at a position, plane by plane. May be
+    /// called from several threads at once.</param>
+    /// <returns>The set. Reading an image rejects bytes of another number and a position that the set does not
+    /// have.</returns>
     let ofReader
         (source: string)
         (labels: int[])
@@ -246,20 +270,31 @@ module ImageSet =
                     Picture.ofPlanes channels height width (ReadOnlySpan planes)
         }
 
-    /// The images at some positions, in that order.
+    /// <summary>The images at some positions, in that order.</summary>
+    /// <param name="positions">Positions in the set; one may be there several times.</param>
+    /// <param name="set">Borrowed.</param>
+    /// <returns>A set as long as the positions.</returns>
     let select (positions: int[]) (set: ImageSet) : ImageSet =
         { set with
             Labels = positions |> Array.map (fun i -> set.Labels[i])
             Read = fun i -> set.Read positions[i]
         }
 
+/// Data sets.
 [<RequireQualifiedAccess>]
 module Dataset =
 
-    /// Number of classes.
+    /// <summary>The number of classes.</summary>
+    /// <param name="dataset">A data set.</param>
+    /// <returns>The number of its class names.</returns>
     let classes (dataset: Dataset) = dataset.ClassNames.Length
 
-    /// A data set whose labels are its answers, without notes.
+    /// <summary>A data set whose labels are its answers, without notes.</summary>
+    /// <param name="name">As the settings name it.</param>
+    /// <param name="classNames">The name of each label.</param>
+    /// <param name="train">Training images.</param>
+    /// <param name="test">Test images.</param>
+    /// <returns>The data set, which is not validated.</returns>
     let create (name: string) (classNames: string[]) (train: ImageSet) (test: ImageSet) : Dataset =
         {
             Name = name
@@ -270,7 +305,11 @@ module Dataset =
             Notes = [||]
         }
 
-    /// The data set itself; rejects an empty split, a data set without classes, and a label that names no class.
+    /// <summary>Checks a data set.</summary>
+    /// <param name="dataset">The data set.</param>
+    /// <returns>The data set itself.</returns>
+    /// <exception cref="T:LoRASub.InputException">It has no class, an empty split, a label that names no class,
+    /// or an answer too few or too many.</exception>
     let validate (dataset: Dataset) : Dataset =
         if Array.isEmpty dataset.ClassNames then
             Errors.reject dataset.Name "must have at least one class" "none" ""

@@ -30,7 +30,7 @@ module ImageFile =
 
     /// What the folder readers take for an image, in lower case: torchvision's list and two more extensions of JPEG
     /// files. Of these, TIFF and the portable maps are not read, but reported as broken.
-    let extensions =
+    let internal extensions =
         set [ ".jpg"; ".jpeg"; ".png"; ".bmp"; ".webp"; ".tif"; ".tiff"; ".ppm"; ".pgm" ]
         |> Set.union unusualExtensions
 
@@ -60,8 +60,8 @@ module ImageFile =
                 | "libSkiaSharp" -> find () |> Option.map NativeLibrary.Load |> Option.defaultValue 0n
                 | _ -> 0n)
 
-    /// Lets Skia's native part be found in the package folder where it is not beside the program, as in scripts that
-    /// use SkiaSharp themselves; the functions here need no such call.
+    /// <summary>Lets the native part of Skia be found in the package folder where it is not beside the program,
+    /// as in scripts that use SkiaSharp themselves. The functions here need no such call.</summary>
     let ensureLoaded () : unit = resolver.Force()
 
     /// Runs `f`, which uses Skia.
@@ -85,7 +85,7 @@ module ImageFile =
                 "reference the package SkiaSharp.NativeAssets.Linux.NoDependencies 2.88.9"
 
     /// Whether this system has Skia, which decodes and writes image files.
-    let isAvailable () : bool =
+    let internal isAvailable () : bool =
         try
             withSkia (fun () ->
                 use bitmap = new SKBitmap(1, 1)
@@ -196,7 +196,7 @@ module ImageFile =
         | :? UnauthorizedAccessException as e -> Error e.Message
 
     /// The picture, or why there is none, in a few words.
-    let tryRead (path: string) : Result<Picture, string> =
+    let internal tryRead (path: string) : Result<Picture, string> =
         bytes path
         |> Result.bind (fun bytes ->
             withSkia (fun () ->
@@ -207,8 +207,12 @@ module ImageFile =
                 | Some reason -> Error reason
                 | None -> decoded codec))
 
-    /// Reads an image file. Rejects one that is missing, broken, truncated, of another format or of more than 100
-    /// million pixels.
+    /// <summary>Reads an image file.</summary>
+    /// <param name="path">A JPEG, PNG, WebP, BMP or GIF file; a link is followed.</param>
+    /// <returns>The picture. Grey is repeated to red, green and blue; 16 bits keep the high byte; alpha is
+    /// dropped.</returns>
+    /// <exception cref="T:LoRASub.InputException">The file is missing, damaged, of another format, or has more
+    /// than 100 million pixels.</exception>
     let read (path: string) : Picture =
         match tryRead path with
         | Ok picture -> picture
@@ -240,7 +244,7 @@ module ImageFile =
 
     /// The error of a file by its header and its end; if these are not enough, it is decoded. Damage
     /// in between shows only when the file is read.
-    let glance (path: string) : string option =
+    let internal glance (path: string) : string option =
         let decode () =
             match tryRead path with
             | Ok _ -> None

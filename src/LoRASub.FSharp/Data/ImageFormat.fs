@@ -16,7 +16,7 @@ type ImageFormat =
     }
 
 [<RequireQualifiedAccess>]
-module ImageFormat =
+module internal ImageFormat =
 
     /// The format itself; rejects sizes below 1, channels other than 1 and 3, and an empty or infinite range.
     let validate (format: ImageFormat) : ImageFormat =

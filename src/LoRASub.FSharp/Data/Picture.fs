@@ -8,9 +8,13 @@ open System.Runtime.Intrinsics
 [<Struct>]
 type CropBox =
     {
+        /// The first row.
         Top: int
+        /// The first column.
         Left: int
+        /// Rows.
         Height: int
+        /// Columns.
         Width: int
     }
 
@@ -18,13 +22,16 @@ type CropBox =
 [<ReferenceEquality>]
 type Picture =
     {
+        /// Rows of pixels.
         Height: int
+        /// Pixels of a row.
         Width: int
         /// Red, green and blue of each pixel, row by row: 3·Height·Width bytes.
         Pixels: byte[]
     }
 
-/// Resampling of single images in PIL's integers, so that files come out as torchvision's transforms on PIL make them.
+/// Resampling of single images in the integers of PIL, so that images come out as the transforms of torchvision on PIL make
+/// them, whether they are files or arrays.
 [<RequireQualifiedAccess>]
 module Picture =
 
@@ -199,8 +206,15 @@ module Picture =
         if height < 1 || width < 1 then
             Errors.reject "image size" "must be at least 1" $"{height} x {width}" ""
 
-    /// A box of a picture resampled to height x width: PIL's `crop` and then `resize` with its bilinear filter, bit for
-    /// bit. Rejects a box that is not in the picture.
+    /// <summary>A box of a picture, resampled: `crop` and then `resize` of PIL with its bilinear filter, bit for
+    /// bit.</summary>
+    /// <param name="box">A box in the picture.</param>
+    /// <param name="height">Pixels of the result, at least 1.</param>
+    /// <param name="width">Pixels of the result, at least 1.</param>
+    /// <param name="picture">Stays as it was.</param>
+    /// <returns>A picture of height x width; the picture itself where nothing changes.</returns>
+    /// <exception cref="T:LoRASub.InputException">The box is not in the picture, or a size is below
+    /// 1.</exception>
     let crop (box: CropBox) (height: int) (width: int) (picture: Picture) : Picture =
         requireSize height width
 
@@ -212,7 +226,12 @@ module Picture =
 
         resample box height width (whole height width) picture
 
-    /// A whole picture resampled to height x width, as `crop`.
+    /// <summary>A whole picture, resampled: `resize` of PIL with its bilinear filter, bit for bit.</summary>
+    /// <param name="height">Pixels of the result, at least 1.</param>
+    /// <param name="width">Pixels of the result, at least 1.</param>
+    /// <param name="picture">Stays as it was.</param>
+    /// <returns>A picture of height x width; the picture itself where nothing changes.</returns>
+    /// <exception cref="T:LoRASub.InputException">A size is below 1.</exception>
     let resize (height: int) (width: int) (picture: Picture) : Picture =
         crop (whole picture.Height picture.Width) height width picture
 
@@ -250,8 +269,13 @@ module Picture =
             Pixels = pixels
         }
 
-    /// torchvision's `Resize(side)` and `CenterCrop(size)` on PIL, bit for bit: the shorter side becomes `side`, then
-    /// the middle size x size is cut out, with black where the picture ends.
+    /// <summary>`Resize(side)` and `CenterCrop(size)` of torchvision on PIL, bit for bit.</summary>
+    /// <param name="side">Pixels of the shorter side before the middle is cut out; the longer side keeps the
+    /// ratio, rounded down.</param>
+    /// <param name="size">Pixels of a side of the result.</param>
+    /// <param name="picture">Stays as it was.</param>
+    /// <returns>A picture of size x size, with black where the picture ends.</returns>
+    /// <exception cref="T:LoRASub.InputException">A size is below 1.</exception>
     let centre (side: int) (size: int) (picture: Picture) : Picture =
         requireSize side size
         let struct (height, width) = shorterSide side picture.Height picture.Width
@@ -281,7 +305,9 @@ module Picture =
         else
             padded size middle
 
-    /// Mirrored left to right.
+    /// <summary>A picture mirrored left to right.</summary>
+    /// <param name="picture">Stays as it was.</param>
+    /// <returns>A new picture of the same size.</returns>
     let flip (picture: Picture) : Picture =
         let width = picture.Width
         let pixels = Array.zeroCreate<byte> picture.Pixels.Length

@@ -32,12 +32,17 @@ type BatchLoader = unit -> Batch
 /// How images become batches.
 type BatchOptions =
     {
+        /// What the network expects of its images.
         Format: ImageFormat
+        /// Images of a batch, at least 1.
         BatchSize: int
         /// Of training batches; test batches have none.
         Augmentation: Augmentation
+        /// Which part of an image the network sees.
         Cropping: Cropping
+        /// Where batches are.
         Device: torch.Device
+        /// The type of the images of a batch.
         Dtype: torch.ScalarType
     }
 
@@ -45,16 +50,21 @@ type BatchOptions =
 [<ReferenceEquality>]
 type TaskStream =
     {
+        /// All images, of every task.
         Dataset: Dataset
         /// Entry i is the data set's label of the class learned i-th.
         Order: int[]
+        /// In the order in which they are learned.
         Tasks: LearningTask[]
     }
 
+/// Batches.
 [<RequireQualifiedAccess>]
 module Batch =
+    /// <summary>The tensors of a batch: images and labels.</summary>
     let leaves: Leaves<Batch> = fun batch -> [ batch.Images; batch.Labels ]
 
+/// Tasks and their batches.
 [<RequireQualifiedAccess>]
 module TaskStream =
 
@@ -136,7 +146,7 @@ module TaskStream =
     /// Cuts a class order into tasks of equal size, of which the last may be smaller, as published runs have it where
     /// the classes do not divide (Cars: 9 x 20 classes, then 16). With `initialClasses` the first task has that many and
     /// the others share the rest. Rejects numbers that would leave a task empty, and suggests others.
-    let split (tasks: int) (initialClasses: int option) (order: int[]) : LearningTask[] =
+    let internal split (tasks: int) (initialClasses: int option) (order: int[]) : LearningTask[] =
         let sizes = sizes tasks initialClasses order.Length
         let firsts = Array.scan (+) 0 sizes
 
@@ -149,7 +159,7 @@ module TaskStream =
             })
 
     /// Sizes of tasks as people read them: "10 tasks x 5 classes", "11 tasks: 20 classes, then 10 x 18".
-    let describeSizes (sizes: int[]) : string =
+    let internal describeSizes (sizes: int[]) : string =
         // runs of equal sizes, each as how many of which size
         let runs =
             (sizes, [])
@@ -175,7 +185,7 @@ module TaskStream =
             $"""{tasks}: {runs |> List.mapi part |> String.concat ", then "}"""
 
     /// What a reader should know of tasks whose last one is smaller.
-    let sizeNote (initialClasses: int option) (sizes: int[]) : string option =
+    let internal sizeNote (initialClasses: int option) (sizes: int[]) : string option =
         let later = if initialClasses.IsSome then Array.skip 1 sizes else sizes
 
         match Array.tryHead later, Array.tryLast later with
@@ -206,17 +216,31 @@ module TaskStream =
 
         found
 
-    /// Positions of a task's training images in the data set, ascending.
+    /// <summary>Positions of the training images of a task in the data set.</summary>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Positions, ascending.</returns>
+    /// <exception cref="T:LoRASub.InputException">The task has no such image.</exception>
     let trainIndices (stream: TaskStream) (task: LearningTask) : int[] =
         indices "training" stream.Dataset.Train stream task
 
-    /// Positions of a task's test images in the data set, ascending.
+    /// <summary>Positions of the test images of a task in the data set.</summary>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Positions, ascending.</returns>
+    /// <exception cref="T:LoRASub.InputException">The task has no such image.</exception>
     let testIndices (stream: TaskStream) (task: LearningTask) : int[] =
         indices "test" stream.Dataset.Test stream task
 
-    /// A data set cut into tasks. Rejects a data set with bad labels, an order that is not a permutation, numbers of
-    /// tasks and classes that do not fit, a task without training or test images, and a class without training images,
-    /// which could not have a prototype.
+    /// <summary>Cuts a data set into tasks.</summary>
+    /// <param name="dataset">The data set.</param>
+    /// <param name="order">The order in which its classes are learned.</param>
+    /// <param name="tasks">The number of tasks; they are of equal size, and the last may be smaller.</param>
+    /// <param name="initialClasses">The number of classes in the first task; None: as many as in the
+    /// others.</param>
+    /// <returns>The stream, which reads no image.</returns>
+    /// <exception cref="T:LoRASub.InputException">The data set is not valid, the order does not name each class
+    /// once, a task would be empty, or a task or class has no images.</exception>
     let create (dataset: Dataset) (order: ClassOrder) (tasks: int) (initialClasses: int option) : TaskStream =
         let dataset = Dataset.validate dataset
         let order = ClassOrder.resolve (Dataset.classes dataset) order
@@ -242,7 +266,7 @@ module TaskStream =
         stream
 
     /// What counts as the right answer for the class at each position of the order.
-    let answers (stream: TaskStream) : int[] =
+    let internal answers (stream: TaskStream) : int[] =
         stream.Order |> Array.map (fun label -> stream.Dataset.Answers[label])
 
     /// Batches that are made ahead of the one asked for.
@@ -354,8 +378,16 @@ module TaskStream =
                         Labels = torch.tensor(labels).``to`` options.Device
                     }))
 
-    /// One epoch over a task's training images, shuffled and augmented as the key decides; the last batch may be
-    /// smaller. The loaders read no image of another task.
+    /// <summary>One epoch over the training images of a task, shuffled and augmented. No image of another task is
+    /// read.</summary>
+    /// <param name="options">Size, range and device of the images, and how they are cut.</param>
+    /// <param name="key">Decides the order and the augmentation.</param>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Loaders in order, the last batch maybe smaller: images [n, channels, size, size] and labels [n],
+    /// owned by the caller. Images are read when the first loader is called, two batches ahead.</returns>
+    /// <exception cref="T:LoRASub.InputException">The batch size is below 1, the image format is not valid, or
+    /// the task has no images.</exception>
     let trainBatches
         (options: BatchOptions)
         (key: RandomKey)
@@ -369,12 +401,26 @@ module TaskStream =
 
         batches options options.Augmentation (Rng.fold 1L key) stream.Dataset.Train task shuffled
 
-    /// A task's training images in order, without augmentation, for prototypes by the test transform.
+    /// <summary>The training images of a task in order, without augmentation.</summary>
+    /// <param name="options">Size, range and device of the images, and how they are cut.</param>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Loaders in order, the last batch maybe smaller: images [n, channels, size, size] and labels [n],
+    /// owned by the caller. Images are read when the first loader is called, two batches ahead.</returns>
+    /// <exception cref="T:LoRASub.InputException">The batch size is below 1, the image format is not valid, or
+    /// the task has no images.</exception>
     let plainTrainBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
         trainIndices stream task
         |> batches options Augmentation.None (Rng.ofSeed 0L) stream.Dataset.Train task
 
-    /// A task's test images in order, without augmentation.
+    /// <summary>The test images of a task in order, without augmentation.</summary>
+    /// <param name="options">Size, range and device of the images, and how they are cut.</param>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Loaders in order, the last batch maybe smaller: images [n, channels, size, size] and labels [n],
+    /// owned by the caller. Images are read when the first loader is called, two batches ahead.</returns>
+    /// <exception cref="T:LoRASub.InputException">The batch size is below 1, the image format is not valid, or
+    /// the task has no images.</exception>
     let testBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
         testIndices stream task
         |> batches options Augmentation.None (Rng.ofSeed 0L) stream.Dataset.Test task
