@@ -507,6 +507,22 @@ let tests =
                                         (input inFiles)
                                         $"{stored} to {channels} channels, {augmentation}"))
 
+            testCase "another error of a reader arrives as it is" (fun () ->
+                let set: ImageSet =
+                    {
+                        Source = "own set"
+                        Labels = [| 0; 0 |]
+                        Read =
+                            fun i ->
+                                if i = 1 then
+                                    raise (TimeoutException "slow")
+                                else
+                                    PillowFixtures.pattern 2 2
+                    }
+
+                let inputs = TaskStream.inputs options Augmentation.None key set [| [| 0; 1 |] |]
+                Expect.throwsT<TimeoutException> (fun () -> inputs[0]() |> ignore) "its type")
+
             testCase "a picture of the wrong length is refused with the set's name" (fun () ->
                 let set: ImageSet =
                     {

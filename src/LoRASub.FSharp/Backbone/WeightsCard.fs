@@ -32,6 +32,7 @@ type WeightsCard =
         ImageSize: Stated<int> option
         /// Attention heads.
         Heads: Stated<int> option
+        /// In the blocks and at the end.
         NormEpsilon: Stated<NormEpsilon> option
     }
 

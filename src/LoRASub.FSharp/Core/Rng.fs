@@ -5,7 +5,11 @@ open TorchSharp
 /// A position in the tree of random streams: a value, so that the same key always gives the same numbers and
 /// nothing is remembered between draws. After JAX's explicit keys; the mixing is SplitMix64 (Steele et al. 2014).
 [<Struct>]
-type RandomKey = { Bits: uint64 }
+type RandomKey =
+    {
+        /// Decides every number drawn.
+        Bits: uint64
+    }
 
 /// Random numbers as functions of a key.
 [<RequireQualifiedAccess>]

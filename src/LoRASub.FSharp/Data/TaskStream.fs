@@ -2,6 +2,7 @@ namespace LoRASub
 
 open System
 open System.Collections.Generic
+open System.Runtime.ExceptionServices
 open System.Threading.Tasks
 open TorchSharp
 
@@ -61,7 +62,9 @@ type TaskStream =
 /// Batches.
 [<RequireQualifiedAccess>]
 module Batch =
-    /// <summary>The tensors of a batch: images and labels.</summary>
+    /// <summary>The tensors of a batch.</summary>
+    /// <param name="batch">The batch.</param>
+    /// <returns>Its images and labels.</returns>
     let leaves: Leaves<Batch> = fun batch -> [ batch.Images; batch.Labels ]
 
 /// Tasks and their batches.
@@ -274,7 +277,7 @@ module TaskStream =
     let private Ahead = 2
 
     /// Bytes of some images, fitted for the network, plane by plane; on all cores. Images that cannot be read are refused
-    /// together.
+    /// together; another error of a reader arrives as it is.
     let private fitted
         (format: ImageFormat)
         (set: ImageSet)
@@ -283,7 +286,7 @@ module TaskStream =
         : byte[] =
         let image = format.Channels * format.Size * format.Size
         let planes = Array.zeroCreate<byte>(positions.Length * image)
-        let refusals = Array.create<exn option> positions.Length None
+        let failures = Array.create<exn option> positions.Length None
 
         Parallel.For(
             0,
@@ -294,21 +297,26 @@ module TaskStream =
                     |> Picture.require set.Source
                     |> fit i
                     |> Picture.copyPlanes format.Channels planes (i * image)
-                with :? InputException as e ->
-                    refusals[i] <- Some e
+                with e ->
+                    failures[i] <- Some e
         )
         |> ignore
 
-        match Array.choose id refusals with
-        | [||] -> planes
-        | refusals ->
+        let failures = Array.choose id failures
+
+        match failures |> Array.tryFind (fun e -> not (e :? InputException)) with
+        | Some other -> ExceptionDispatchInfo.Throw other
+        | None when failures.Length > 0 ->
             let others =
-                if refusals.Length = 1 then
+                if failures.Length = 1 then
                     ""
                 else
-                    $"; {refusals.Length - 1} more of the same batch cannot be read either"
+                    $"; {failures.Length - 1} more of the same batch cannot be read either"
 
-            raise (InputException(refusals[0].Message + others, refusals[0]))
+            raise (InputException(failures[0].Message + others, failures[0]))
+        | None -> ()
+
+        planes
 
     let private tensor (n: int) (format: ImageFormat) (planes: byte[]) : torch.Tensor =
         let side = int64 format.Size
