@@ -85,12 +85,15 @@ let writeData (folder: string) =
             let content = Array.append (Array.collect bigEndian (Array.ofList header)) bytes
             File.WriteAllBytes(under folder $"{name}-{kind}-ubyte", content)
 
-        use images = few.Read(Array.init few.Labels.Length id) // [n, 1, H, W]
+        let pictures = Array.init few.Labels.Length few.Read
+        // grey: red, green and blue are the same
+        let grey (picture: Picture) =
+            Array.init (picture.Height * picture.Width) (fun i -> picture.Pixels[3 * i])
 
         write
             "images-idx3"
-            [ 2051; int images.shape[0]; int images.shape[2]; int images.shape[3] ]
-            (images.bytes.ToArray())
+            [ 2051; pictures.Length; pictures[0].Height; pictures[0].Width ]
+            (Array.collect grey pictures)
 
         write "labels-idx1" [ 2049; few.Labels.Length ] (Array.map byte few.Labels)
 

@@ -207,14 +207,13 @@ let private requireOutside (plan: Plan) (folder: string) =
         ImageSet.requireOutside set.Source folder
 
 // Notes about data and backbone, after reading them.
-let private planNotes (config: MergedConfig) (plan: Plan) : string list =
+let private planNotes (config: MergedConfig) (plan: Plan) (header: TensorFileHeader) (card: WeightsCard) =
     let settings, vit = plan.Settings, plan.Backbone
-    let header = Safetensors.header settings.Backbone.Value
 
     [
         yield! Config.backboneNotes config.Expected (int vit.Width) (int vit.Heads)
-        yield! Weights.notes (Plan.backboneOptions settings) header
-        yield! Config.assumed config header.Metadata
+        yield! Weights.notes (Plan.backboneOptions settings) card header
+        yield! Config.assumed config card header.Metadata
         yield!
             plan.Stream.Tasks
             |> Array.map _.Classes.Length
@@ -250,13 +249,17 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     use _ = Scope.own Plan.leaves plan
     command.Out |> Option.iter (requireOutside plan)
     let inputs = Checkpoint.inputs plan
-    let found = planNotes config plan
+    let header = Safetensors.header settings.Backbone.Value
+    let card = WeightsCard.read header
+    let found = planNotes config plan header card
     Shell.notes shell found
+    let warnings = Config.contradiction settings card |> Option.toList
+    Shell.warnings shell warnings
 
     // saved with the run as well
     let config =
         { config with
-            Notes = Array.append config.Notes (Array.ofList found)
+            Notes = Array.append config.Notes (Array.ofList (found @ warnings))
         }
 
     Shell.say shell (Display.header plan (torch.get_num_threads ()))

@@ -112,6 +112,10 @@ module Shell =
     let notes (shell: Shell) (some: string seq) =
         say shell [ for note in some -> $"note: {note}" ]
 
+    let warnings (shell: Shell) (some: string seq) =
+        for warning in some do
+            complain shell.Error $"warning: {warning}"
+
     /// Loads the given or bundled LibTorch and sets its threads. Prints a note if it is not the tested version.
     let loadNative (shell: Shell) (libTorch: string option) (settings: RunSettings) =
         Option.iter NativeBackend.useLibTorch libTorch

@@ -362,28 +362,16 @@ type Images =
         Given.value "pixels" pixels
         ImageSet.ofBytes "images in memory" labels channels height width pixels
 
-    /// Images read when they are needed: `read` gives the bytes of the images at some positions, laid out as for
-    /// `FromBytes`, and may be called from any thread.
+    /// Images read when they are needed, one at a time: `read` gives the bytes of the images at the positions it is given,
+    /// laid out as for `FromBytes`, and may be called from several threads at once.
     static member FromReader
         (labels: int[], channels: int, height: int, width: int, read: Func<int[], byte[]>)
         : ImageSet =
-        {
-            Source = "images from a reader"
-            Labels = labels
-            Read =
-                fun positions ->
-                    let found =
-                        ImageSet.ofBytes
-                            "images from a reader"
-                            (Array.zeroCreate positions.Length)
-                            channels
-                            height
-                            width
-                            (read.Invoke positions)
+        Given.value "labels" labels
+        Given.value "read" read
 
-                    found.Read(Array.init positions.Length id)
-            Decode = None
-        }
+        (fun position -> read.Invoke [| position |])
+        |> ImageSet.ofReader "images from a reader" labels channels height width
 
     /// Image files, which may differ in size: JPEG, PNG, WebP, BMP or GIF. They are decoded when they are needed, and kept in
     /// memory up to 2 GiB. `labels` holds one number per file.

@@ -27,11 +27,7 @@ type private Run =
 let private limited (count: int) (indices: LearningTask -> int[]) (tasks: LearningTask[]) (set: ImageSet) =
     let kept = tasks |> Array.collect (indices >> Array.truncate count) |> Array.sort
 
-    { set with
-        Labels = kept |> Array.map (fun i -> set.Labels[i])
-        Read = Array.map (fun i -> kept[i]) >> set.Read
-        Decode = set.Decode |> Option.map (fun decode -> fun i -> decode kept[i])
-    }
+    ImageSet.select kept set
 
 let settings (tasks: int) (epochs: int) : RunSettings =
     let published = Preset.cifar100 Variant.LibContinual

@@ -442,7 +442,7 @@ module Parts =
                 // the library would keep what it decoded, the published loaders do not
                 let train =
                     { data.Train with
-                        Decode = Some(fun i -> ImageFile.read scan.Train[i].Path)
+                        Read = fun i -> ImageFile.read scan.Train[i].Path
                     }
 
                 let stream = TaskStream.create { data with Train = train } ClassOrder.Natural 1 None

@@ -69,8 +69,7 @@ let private streamOf (setup: Setup) (paths: string[]) : TaskStream =
         {
             Source = "photographs"
             Labels = paths |> Array.mapi (fun i _ -> i % Classes)
-            Read = fun _ -> invalidOp "photographs are decoded one by one"
-            Decode = Some(fun i -> ImageFile.read paths[i])
+            Read = fun i -> ImageFile.read paths[i]
         }
 
     let dataset =

@@ -7,22 +7,25 @@ open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 open TorchSharp
 
-let private images (t: torch.Tensor) =
-    numbers t |> Array.chunkBySize (int (t.numel () / t.shape[0]))
+let private all = [ Augmentation.None; Augmentation.Flip; Augmentation.CropFlip ]
+
+/// What an augmentation makes of n copies of a picture.
+let private augmented augmentation size n key (picture: Picture) : Picture[] =
+    let change = Augment.pictures augmentation Cropping.standard size n key
+    Array.init n (fun i -> change i picture)
+
+/// The boxes of n images of one size.
+let private cropBoxes height width n key : CropBox[] =
+    let box = Augment.boxes Cropping.standard n key
+    Array.init n (fun i -> box i height width)
 
 let private badInputs: BadInput list =
-    let key = Rng.ofSeed 1L
-
     [
-        for augmentation in [ Augmentation.None; Augmentation.Flip; Augmentation.CropFlip ] do
+        for augmentation in all do
             $"{augmentation} to a size of 0",
             [ "image size"; "0" ],
-            fun _ -> Augment.apply augmentation Cropping.standard 0 0.0 (pattern 1 4 4) key |> ignore
-
-            $"{augmentation} of three axes",
-            [ "[n, c, H, W]" ],
             fun _ ->
-                Augment.apply augmentation Cropping.standard 4 0.0 ((pattern 1 4 4).squeeze 0L) key
+                augmented augmentation 0 1 (Rng.ofSeed 1L) (PillowFixtures.pattern 4 4)
                 |> ignore
     ]
 
@@ -39,7 +42,7 @@ let tests =
                     // sides of at least 24, where rounding to whole pixels moves area and ratio by little
                     let height, width = 24 + h % 200, 24 + w % 200
                     let area, ratio = float (height * width), float width / float height
-                    let fits = Augment.cropBoxes Cropping.standard height width 8 (Rng.ofSeed seed)
+                    let fits = cropBoxes height width 8 (Rng.ofSeed seed)
                     Expect.hasLength fits 8 "one box per image"
 
                     for box in fits do
@@ -64,7 +67,7 @@ let tests =
                             $"{box} in ratio {ratio}")
 
             testCase "boxes vary in size and place" (fun () ->
-                let boxes = Augment.cropBoxes Cropping.standard 32 32 1000 (Rng.ofSeed 3L)
+                let boxes = cropBoxes 32 32 1000 (Rng.ofSeed 3L)
                 let share (b: CropBox) = float (b.Height * b.Width) / 1024.0
                 // uniform on 0.08 to 1, a little less because large boxes of a wide ratio do not fit
                 Expect.isTrue (abs (Array.averageBy share boxes - 0.5) < 0.06) "mean share of the area"
@@ -85,92 +88,72 @@ let tests =
                     }
 
                 let only height width =
-                    Augment.cropBoxes Cropping.standard height width 20 (Rng.ofSeed 5L)
-                    |> Array.distinct
+                    cropBoxes height width 20 (Rng.ofSeed 5L) |> Array.distinct
 
                 Expect.equal (only 1 100) [| box 0 49 1 1 |] "wide"
                 Expect.equal (only 300 3) [| box 148 0 4 3 |] "high"
                 Expect.equal (only 1 1) [| box 0 0 1 1 |] "one pixel")
 
-            testCase "no augmentation is resampling" (fun () ->
-                Scope.run (fun () ->
-                    let given = pattern 3 8 8
+            law
+                "without augmentation an image is cut as at test time"
+                (fun (PositiveInt h, PositiveInt w, seed: int64) ->
+                    let picture = PillowFixtures.pattern (1 + h % 12) (1 + w % 12)
+                    let made = augmented Augmentation.None 5 1 (Rng.ofSeed seed) picture
+                    Expect.equal made[0].Pixels (Picture.centre 5 5 picture).Pixels "pixels")
 
-                    let plain =
-                        Augment.apply Augmentation.None Cropping.standard 5 0.0 given (Rng.ofSeed 1L)
+            law "flipping mirrors each image that its key's number decides" (fun (seed: int64) ->
+                let key = Rng.ofSeed seed
+                let picture = PillowFixtures.pattern 6 7
+                let plain = Picture.centre 4 4 picture
+                let mirrored = Picture.flip plain
 
-                    Check.closeTo 1e-6 "pixels" (numbers (Resample.resize 5 given)) (numbers plain)))
+                let numbers =
+                    numbers (
+                        Rng.uniform 0.0 1.0 [| 9L |] torch.ScalarType.Float32 torch.CPU (Rng.fold 1L key)
+                    )
 
-            law "flipping keeps or mirrors each image" (fun (seed: int64) ->
-                let given = pattern 4 6 6
-                let plain, mirrored = images given, images (given.flip 3L)
-
-                let flipped =
-                    images (Augment.apply Augmentation.Flip Cropping.standard 6 0.0 given (Rng.ofSeed seed))
-
-                for i in 0..3 do
-                    Expect.isTrue (flipped[i] = plain[i] || flipped[i] = mirrored[i]) $"image {i}")
+                for number, made in Array.zip numbers (augmented Augmentation.Flip 4 9 key picture) do
+                    let expected = if number < 0.5 then mirrored else plain
+                    Expect.equal made.Pixels expected.Pixels "pixels")
 
             testCase "about half of the images are mirrored" (fun () ->
-                Scope.run (fun () ->
-                    let given = pattern 400 2 2
-                    let plain = images given
+                let picture = PillowFixtures.pattern 2 2
 
-                    let flipped =
-                        images (
-                            Augment.apply Augmentation.Flip Cropping.standard 2 0.0 given (Rng.ofSeed 9L)
-                        )
+                let kept =
+                    augmented Augmentation.Flip 2 400 (Rng.ofSeed 9L) picture
+                    |> Array.filter (fun made -> made.Pixels = picture.Pixels)
 
-                    let kept = Array.map2 (fun a b -> if a = b then 1 else 0) plain flipped |> Array.sum
-                    Expect.isTrue (kept > 160 && kept < 240) $"{kept} of 400 are as they were"))
+                Expect.isTrue
+                    (kept.Length > 160 && kept.Length < 240)
+                    $"{kept.Length} of 400 are as they were")
 
-            testCase "cropping is the box of its key in the image, mirrored or not" (fun () ->
-                Scope.run (fun () ->
-                    let key = Rng.ofSeed 17L
-                    let given = pattern 16 12 10
-                    let boxes = Augment.cropBoxes Cropping.standard 12 10 16 (Rng.fold 0L key)
-                    let plain = images (Resample.crop 6 boxes given)
-                    let mirrored = images (Resample.crop 6 boxes (given.flip 3L))
+            law "cropping is the box of its key, in the image or in its mirror image" (fun (seed: int64) ->
+                let key = Rng.ofSeed seed
+                let picture = PillowFixtures.pattern 12 10
+                let boxes = cropBoxes 12 10 16 (Rng.fold 0L key)
 
-                    let augmented =
-                        images (Augment.apply Augmentation.CropFlip Cropping.standard 6 0.0 given key)
+                for box, made in Array.zip boxes (augmented Augmentation.CropFlip 6 16 key picture) do
+                    let mirrored =
+                        { box with
+                            Left = picture.Width - box.Left - box.Width
+                        }
 
-                    // two products of the same numbers may differ in their last digits
-                    let alike = Array.forall2 (fun (a: float) b -> abs (a - b) < 1e-3)
-                    let kept = Array.map2 alike augmented plain
-                    let turned = Array.map2 alike augmented mirrored
-
-                    for i in 0..15 do
-                        Expect.isTrue (kept[i] || turned[i]) $"image {i}"
-
-                    Expect.isFalse (Array.forall id kept || Array.forall id turned) "some of each"))
+                    let plain = (Picture.crop box 6 6 picture).Pixels
+                    let turned = (Picture.flip (Picture.crop mirrored 6 6 picture)).Pixels
+                    Expect.contains [ plain; turned ] made.Pixels "pixels")
 
             testCase "the same key gives the same images, another key others" (fun () ->
-                Scope.run (fun () ->
-                    let given = pattern 8 10 10
+                let at seed =
+                    augmented Augmentation.CropFlip 8 8 (Rng.ofSeed seed) (PillowFixtures.pattern 10 10)
+                    |> Array.map _.Pixels
 
-                    let at seed =
-                        numbers (
-                            Augment.apply
-                                Augmentation.CropFlip
-                                Cropping.standard
-                                8
-                                0.0
-                                given
-                                (Rng.ofSeed seed)
-                        )
+                Expect.equal (at 1L) (at 1L) "same key"
+                Expect.notEqual (at 1L) (at 2L) "other key"
+                Expect.isGreaterThan (Array.distinct (at 1L)).Length 6 "each image by its own numbers")
 
-                    Expect.equal (at 1L) (at 1L) "same key"
-                    Expect.notEqual (at 1L) (at 2L) "other key"))
-
-            testCase "nothing is left behind" (fun () ->
+            testCase "no tensor is left behind" (fun () ->
                 leavesNothing (fun () ->
-                    use given = pattern 2 6 6
-
-                    for augmentation in [ Augmentation.None; Augmentation.Flip; Augmentation.CropFlip ] do
-                        for size in [ 4; 6 ] do
-                            use made =
-                                Augment.apply augmentation Cropping.standard size 0.0 given (Rng.ofSeed 1L)
-
-                            Expect.equal made.shape [| 2L; 1L; int64 size; int64 size |] "shape"))
+                    for augmentation in all do
+                        augmented augmentation 4 2 (Rng.ofSeed 1L) (PillowFixtures.pattern 6 6)
+                        |> ignore))
         ]

@@ -40,7 +40,7 @@ let private nameSeed (name: string) =
         Encoding.UTF8.GetBytes name
         |> Seq.fold (fun key b -> Rng.fold (int64 b) key) (Rng.ofSeed rootSeed)
 
-    uint64 (Rng.toSeed key)
+    key.Bits >>> 1
 
 /// A named law over generated cases; each case runs in a dispose scope of its own.
 let propertyWith

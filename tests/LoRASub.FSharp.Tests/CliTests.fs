@@ -963,6 +963,24 @@ let private runs =
                     Expect.stringContains ended.Out word "output"))
 
         testCase
+            "settings that contradict the weights are warned of once, and saved as a note"
+            (inWorld (fun world ->
+                File.WriteAllText(under world "vit.safetensors.json", """{"input-range": [-1, 1]}""")
+
+                let warning =
+                    "input-range 0,1 differs from -1,1, which the weights were trained with; --input-range -1,1 follows the weights"
+
+                let ended = inside (arguments world [ "--seeds"; "1,2" ])
+                Expect.equal (ended.Code, ended.Error) (0, $"warning: {warning}\n") "warned"
+                let sources = File.ReadAllText(under (under world "out") "sources.json")
+                Expect.stringContains sources warning "saved"
+
+                let silent =
+                    inside (arguments world [ "--input-range"; "-1,1"; "--out"; under world "other" ])
+
+                Expect.equal (silent.Code, silent.Error) (0, "") "agreement"))
+
+        testCase
             "a run is saved whole, and evaluating it reproduces its last row"
             (inWorld (fun world ->
                 let ended = inside (arguments world [ "--tasks"; "5"; "--seed"; "7" ])

@@ -268,22 +268,67 @@ let tests =
                     (Config.backboneNotes (Config.merge None [] None).Expected 7 7)
                     "without a file")
 
-            testCase "a range that nobody gave is told, with what the weights say" (fun () ->
-                let assumed file pairs =
-                    Config.assumed (Config.merge file pairs None)
+            testCase "a range that nobody gave is noted where the weights state none" (fun () ->
+                let assumed file pairs metadata =
+                    let metadata = Map.ofList metadata
+
+                    Config.assumed
+                        (Config.merge file pairs None)
+                        (WeightsCard.ofMetadata "w" metadata)
+                        metadata
 
                 Expect.equal
-                    (assumed None [] Map.empty)
+                    (assumed None [] [])
                     [ "input-range 0,1 is a default; most timm weights expect -1,1" ]
                     "nothing known"
 
                 Expect.equal
-                    (assumed None [] (Map.ofList [ "input", "x\u001B[31m" ]))
+                    (assumed None [] [ "input", "x\u001B[31m" ])
                     [ @"input-range 0,1 is a default; the weights file states 'x\u001B[31m'" ]
                     "as the file says"
 
-                Expect.isEmpty (assumed None [ "input-range", "0,1" ] Map.empty) "given"
-                Expect.isEmpty (assumed (own "input-range: [0, 1]") [] Map.empty) "in a file")
+                Expect.isEmpty (assumed None [] [ "input-range", "-1,1" ]) "stated"
+                Expect.isEmpty (assumed None [ "input-range", "0,1" ] []) "given"
+                Expect.isEmpty (assumed (own "input-range: [0, 1]") [] []) "in a file")
+
+            testCase "a setting from any source that contradicts the weights is warned of" (fun () ->
+                let warning file pairs metadata =
+                    let settings = (Config.merge file pairs None).Settings
+                    Config.contradiction settings (WeightsCard.ofMetadata "w" (Map.ofList metadata))
+
+                let range = [ "input-range", "-1,1" ]
+
+                let expected =
+                    Some
+                        "input-range 0,1 differs from -1,1, which the weights were trained with; --input-range -1,1 follows the weights"
+
+                Expect.equal (warning None [] range) expected "default"
+                Expect.equal (warning None [ "input-range", "0,1" ] range) expected "command line"
+                Expect.equal (warning (own "input-range: [0, 1]") [] range) expected "file"
+                Expect.equal (warning None [ "data", "cifar100" ] range) expected "preset"
+
+                Expect.equal (warning None range range) None "agreement on the command line"
+                Expect.equal (warning (own "input-range: [-1, 1]") [] range) None "agreement in a file"
+                Expect.equal (warning None range [ "mean", "0.5"; "std", "0.5" ]) None "mean and std"
+                Expect.equal (warning None [] []) None "nothing stated"
+                Expect.equal (warning None [] [ "heads", "3"; "image-size", "32" ]) None "left open"
+
+                Expect.equal
+                    (warning
+                        None
+                        [ "heads", "6"; "image-size", "64"; "norm-epsilon", "1e-5" ]
+                        [ "heads", "3"; "image-size", "32"; "norm-epsilon", "1e-6" ])
+                    (Some(
+                        "image-size 64 differs from 32, and heads 6 differs from 3, and norm-epsilon 1e-5,1e-5 differs from 1e-6,1e-6, "
+                        + "which the weights were trained with; --image-size 32 --heads 3 --norm-epsilon 1e-6,1e-6 follow the weights"
+                    ))
+                    "several"
+
+                Expect.equal
+                    (warning None [] [ "mean", "0.485,0.456,0.406"; "std", "0.229,0.224,0.225" ])
+                    (Some
+                        "input-range 0,1 differs from -1.986,2.4392, which the weights were trained with; --input-range -1.986,2.4392 comes nearest to the weights, whose channels have ranges of their own")
+                    "channels of their own")
 
             testCase "a value on the command line is refused under its flag" (fun () ->
                 for name, text, words in

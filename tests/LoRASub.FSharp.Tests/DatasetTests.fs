@@ -15,7 +15,6 @@ let private dataset train test : Dataset =
             Source = name
             Labels = labels
             Read = fun _ -> failwith "not read"
-            Decode = None
         }
 
     Dataset.create "toy" [| "a"; "b" |] (set "train.bin" train) (set "test.bin" test)
@@ -42,8 +41,14 @@ let private badInputs: BadInput list =
         "bytes for fewer images",
         [ "memory"; "3 images of 1 x 2 x 2 need 12"; "11" ],
         fun _ -> ImageSet.ofBytes "memory" [| 0; 0; 0 |] 1 2 2 (Array.zeroCreate 11) |> ignore
-        "a position after the end", [ "memory"; "0 to 4"; "5" ], fun _ -> (images 5).Read [| 0; 5 |] |> ignore
-        "a negative position", [ "memory"; "0 to 4"; "-1" ], fun _ -> (images 5).Read [| -1 |] |> ignore
+        "two channels",
+        [ "memory"; "1 (grey) or 3 (RGB)"; "2" ],
+        fun _ -> ImageSet.ofBytes "memory" [| 0 |] 2 2 2 (Array.zeroCreate 8) |> ignore
+        "images without rows",
+        [ "memory"; "at least 1"; "0 x 2" ],
+        fun _ -> ImageSet.ofBytes "memory" [| 0 |] 3 0 2 [||] |> ignore
+        "a position after the end", [ "memory"; "0 to 4"; "5" ], fun _ -> (images 5).Read 5 |> ignore
+        "a negative position", [ "memory"; "0 to 4"; "-1" ], fun _ -> (images 5).Read -1 |> ignore
     ]
 
 [<Tests>]
@@ -58,26 +63,29 @@ let tests =
                 Expect.isTrue (obj.ReferenceEquals(Dataset.validate good, good)) "the same value"
                 Expect.equal (Dataset.classes good) 2 "classes")
 
-            law "reading gathers the images asked for, in their order" (fun (positions: NonNegativeInt[]) ->
-                let positions = positions |> Array.map (fun p -> p.Get % 7)
-                let read = (images 7).Read positions
-                Expect.equal read.dtype TorchSharp.torch.ScalarType.Byte "bytes"
-                Expect.equal read.shape [| positions.LongLength; 3L; 2L; 2L |] "shape"
-                let expected = positions |> Array.collect (fun p -> Array.create 12 (byte p))
-                Expect.equal (if positions.Length = 0 then [||] else bytes read) expected "rows")
+            law
+                "reading gives the planes of an image back, and selecting keeps the order"
+                (fun (positions: NonNegativeInt[], seed: int) ->
+                    let positions = positions |> Array.map (fun p -> p.Get % 7)
+                    let pixels = Array.zeroCreate<byte>(7 * 3 * 2 * 4)
+                    System.Random(seed).NextBytes pixels
+                    let each = Array.chunkBySize 24 pixels
+                    let rgb = ImageSet.ofBytes "rgb" (Array.zeroCreate 7) 3 2 4 pixels
+                    let grey = ImageSet.ofBytes "grey" (Array.zeroCreate 7) 1 6 4 pixels
 
-            testCase "a set holds no tensor, and a batch is the caller's" (fun () ->
-                leavesNothing (fun () ->
-                    use batch = (images 5).Read [| 4; 0 |]
-                    Expect.equal batch.shape[0] 2L "two images"))
+                    for channels, set in [ 3, rgb; 1, grey ] do
+                        Expect.equal
+                            (planesAt
+                                channels
+                                (ImageSet.select positions set)
+                                [| 0 .. positions.Length - 1 |])
+                            (positions |> Array.collect (fun p -> each[p]))
+                            $"{channels} channels")
 
-            testCase "batches are read on several threads at once" (fun () ->
+            testCase "images are read on several threads at once" (fun () ->
                 let set = images 64
 
-                let firsts =
-                    Array.Parallel.init 200 (fun i ->
-                        use batch = set.Read [| i % 64 |]
-                        int (Array.head (bytes batch)))
+                let firsts = Array.Parallel.init 200 (fun i -> int (set.Read(i % 64)).Pixels[0])
 
                 Expect.equal firsts (Array.init 200 (fun i -> i % 64)) "each thread its image")
         ]

@@ -58,11 +58,11 @@ let tests =
                     Expect.equal dataset.ClassNames[9] "Ankle boot" "names"
                     // the first image of the full set is an ankle boot, too
                     Expect.equal dataset.Train.Labels[0] 9 "original order"
-                    use image = dataset.Train.Read [| 0 |]
+                    let image = dataset.Train.Read 0
 
                     Expect.equal
-                        (image.shape, Array.sumBy int (bytes image))
-                        ([| 1L; 1L; 28L; 28L |], 76247)
+                        (image.Height, image.Width, Array.sumBy int (planes 1 image))
+                        (28, 28, 76247)
                         "pixels"))
 
             testCase "a known name is nearest to itself, and one letter off still near" (fun () ->
@@ -99,7 +99,7 @@ let tests =
                             // every image has its class's red and its split's green
                             for set, green in [ data.Train, 200; data.Test, 100 ] do
                                 for i, label in Array.indexed set.Labels do
-                                    let picture = set.Decode.Value i
+                                    let picture = set.Read i
 
                                     let middle =
                                         3 * (picture.Height / 2 * picture.Width + picture.Width / 2)

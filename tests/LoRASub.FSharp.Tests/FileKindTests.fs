@@ -55,10 +55,11 @@ let kinds: (byte[] * string * string) list =
         Array.append [| 8uy; 7uy; 18uy; 7uy |] "pytorch\026\0052.1.0"B, "ONNX", "exported from"
         text "\uFEFF\n <!DOCTYPE html><html></html>", "HTML", "not the page"
         text "<HTML><body>Access denied", "an HTML page", "not the page"
+        text "<?xml version='1.0'?><svg/>", "an SVG drawing", ""
         text "<?xml version=\"1.0\"?><Error/>", "XML", "login"
         text """{"metadata": {}, "weight_map": {"cls_token": "a.safetensors"}}""", "index of shards", "merge"
         text """{"architecture": "vit"}""", "a JSON text", "beside it"
-        Array.append [| 0x89uy |] "PNG\r\n\026\n"B, "an image (PNG)", ""
+        Array.append [| 0x89uy |] "PNG\r\n\026\n"B, "a PNG image", ""
     ]
 
 [<Tests>]
@@ -78,6 +79,9 @@ let tests =
                 for bytes in
                     [
                         Array.append (BitConverter.GetBytes 2UL) "{}"B
+                        // lengths whose bytes begin as an icon and as JPEG XL do
+                        Array.append (BitConverter.GetBytes 0x10000UL) "{}"B
+                        Array.append (BitConverter.GetBytes 0x0AFFUL) "{}"B
                         Array.append (BitConverter.GetBytes 0x088B1FUL) "{}"B |> Array.skip 1
                         Array.zeroCreate 300
                         "some text"B

@@ -69,7 +69,7 @@ let private badInputs: BadInput list =
                 "a HEIC", "\000\000\000\032ftypheic", "a HEIC image"
                 "a portable map", "P6\n2 2 255\n", "a portable map"
                 "a zip archive", "PK\003\004", "a zip archive"
-                "a cut GIF", "GIF89a\002\000", "a GIF that is damaged"
+                "a cut GIF", "GIF89a\002\000", "a GIF image that is damaged"
                 "noise", "\001\255\002\254", "not an image in a known format"
             ] do
             bytes name (Encoding.Latin1.GetBytes start) why
@@ -83,9 +83,9 @@ let private badInputs: BadInput list =
                 let file = File.ReadAllBytes path
                 File.WriteAllBytes(path, file[.. file.Length * 2 / 3])
                 ImageFile.read path |> ignore
-        bytes "only a JPEG's header" jpeg[..20] "a JPEG that is damaged"
+        bytes "only a JPEG's header" jpeg[..20] "a JPEG image that is damaged"
         bytes "a PNG of 60000 x 50000" (png 60000 50000) "more than 100000000"
-        bytes "a PNG of 0 x 5" (png 0 5) "a PNG that is damaged"
+        bytes "a PNG of 0 x 5" (png 0 5) "a PNG image that is damaged"
         bytes "a PNG with fewer rows than declared" (png 9 600) ""
         "a missing file",
         [ "nothing.png"; rule; "no such file" ],

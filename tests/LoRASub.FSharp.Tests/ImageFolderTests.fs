@@ -445,7 +445,7 @@ let tests =
 
                     let before = state ()
                     let data = Datasets.load "folder" folder
-                    data.Train.Decode.Value 0 |> ignore
+                    data.Train.Read 0 |> ignore
                     Expect.equal (state ()) before "files"))
 
             testCase "all images of a folder, without a split" (fun () ->

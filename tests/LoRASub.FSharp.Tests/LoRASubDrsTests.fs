@@ -283,12 +283,11 @@ let private guarded (allowed: string -> int -> bool) (dataset: Dataset) =
     let guard split (set: ImageSet) =
         { set with
             Read =
-                fun positions ->
-                    for i in positions do
-                        if not (allowed split set.Labels[i]) then
-                            failwith $"read a {split} image of class {set.Labels[i]}"
+                fun i ->
+                    if not (allowed split set.Labels[i]) then
+                        failwith $"read a {split} image of class {set.Labels[i]}"
 
-                    set.Read positions
+                    set.Read i
         }
 
     { dataset with

@@ -78,6 +78,15 @@ let private badInputs: BadInput list =
         "an empty box", [ "crop box"; "Height = 0" ], crop (box 0 0 0 2)
         "an overflowing box", [ "crop box" ], crop (box 1 0 Int32.MaxValue 1)
         "a height of 0", [ "image size"; "0 x 3" ], fun _ -> Picture.resize 0 3 (sized 2 2 1) |> ignore
+        "a picture with too few bytes",
+        [ "reader"; "3 bytes a pixel"; "2 x 2 with 11" ],
+        fun _ ->
+            Picture.require
+                "reader"
+                { sized 2 2 1 with
+                    Pixels = Array.zeroCreate 11
+                }
+            |> ignore
         "a centre of size 0", [ "image size"; "0" ], fun _ -> Picture.centre 4 0 (sized 2 2 1) |> ignore
     ]
 
@@ -180,24 +189,14 @@ let tests =
                         picture.Pixels[3 * picture.Width - 3 .. 3 * picture.Width - 1]
                         "corner")
 
-            testCase "whole batches of one size agree within a level" (fun () ->
-                Scope.run (fun () ->
-                    let picture = PillowFixtures.pattern 23 31
-
-                    let planes = Array.zeroCreate<byte>(3 * 23 * 31)
-                    Picture.copyPlanes planes 0 picture
-                    let images = ImageSet.ofPlanes 1 23 31 planes
-
-                    let tensor =
-                        Resample.centre 12 10 0.0 (images.``to`` TorchSharp.torch.ScalarType.Float32)
-
-                    let made = Array.zeroCreate<byte> 300
-                    Picture.copyPlanes made 0 (Picture.centre 12 10 picture)
-
-                    let differences =
-                        Array.map2 (fun (a: float) (b: byte) -> abs (a - float b)) (numbers tensor) made
-
-                    Expect.isLessThanOrEqual (Array.max differences) 1.0 "levels"))
+            law
+                "grey by PIL's integers is ITU-R 601 luma, rounded, and grey stays"
+                (fun (r: byte, g: byte, b: byte) ->
+                    let grey = planes 1 (plainPicture 1 1 (int r) (int g) (int b))
+                    let luma = 0.299 * float r + 0.587 * float g + 0.114 * float b
+                    // 16 binary places
+                    Expect.isLessThan (abs (float grey[0] - luma)) 0.505 "luma"
+                    Expect.equal (planes 1 (plainPicture 1 1 (int r) (int r) (int r))) [| r |] "grey")
 
             testCase "the picture given stays as it was" (fun () ->
                 let picture = PillowFixtures.pattern 8 9

@@ -42,7 +42,7 @@ let tests =
                             under folder "a/up/twice"
                             Path.GetRelativePath(here, real)
                         ] do
-                        Expect.equal (RealPath.ofPath name) (RealPath.ofPath real) name
+                        Expect.equal (RealPath.tryOfPath name) (RealPath.tryOfPath real) name
                         Expect.isTrue (RealPath.same real name) name
 
                         Expect.isTrue
@@ -65,11 +65,12 @@ let tests =
                     File.CreateSymbolicLink(under folder "a", under folder "b") |> ignore
                     File.CreateSymbolicLink(under folder "b", under folder "a") |> ignore
                     File.CreateSymbolicLink(under folder "gone", under folder "nowhere") |> ignore
-                    RealPath.ofPath (under folder "a/x") |> ignore
+                    Expect.isNone (RealPath.tryOfPath (under folder "a/x")) "a circle"
+                    Expect.isFalse (RealPath.same (under folder "a/x") folder) "a circle is nowhere else"
 
                     Expect.equal
-                        (RealPath.ofPath (under folder "gone"))
-                        (under (RealPath.ofPath folder) "nowhere")
+                        (RealPath.tryOfPath (under folder "gone"))
+                        (RealPath.tryOfPath folder |> Option.map (fun real -> under real "nowhere"))
                         "where it would lead"))
 
             testCase "a folder mounted at a second place is the same" (fun () ->

@@ -67,9 +67,6 @@ let tests =
                 Expect.equal (Array.sort order) (Array.init c.Count id) "each once"
                 Expect.equal (Rng.permutation c.Count (key c)) order "again")
 
-            property "toSeed is not negative" (fun (c: Draw) ->
-                Expect.isGreaterThanOrEqual (Rng.toSeed (key c)) 0L "seed")
-
             testCase "every order of three is about equally likely" (fun () ->
                 let counts =
                     Array.init 6000 (fun i -> Rng.permutation 3 (Rng.ofSeed (int64 i)))

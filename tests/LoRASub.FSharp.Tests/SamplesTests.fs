@@ -63,7 +63,7 @@ let tests =
                             [
                                 for i in TaskStream.testIndices stream stream.Tasks[sample.Task] do
                                     if stream.Dataset.Test.Labels[i] = sample.Truth then
-                                        (ImageSet.picture stream.Dataset.Test i).Pixels
+                                        (stream.Dataset.Test.Read i).Pixels
                             ]
 
                         Expect.contains originals picture.Pixels "one of the class's images"))

@@ -1,6 +1,8 @@
 module LoRASub.Tests.TaskStreamTests
 
+open System
 open System.Collections.Generic
+open System.IO
 open Expecto
 open FsCheck
 open LoRASub
@@ -140,12 +142,11 @@ let private badInputs: BadInput list =
 let private guarded (allowed: int -> bool) : TaskStream =
     let set = stream.Dataset.Train
 
-    let read positions =
-        for i in positions do
-            if not (allowed set.Labels[i]) then
-                failwith $"image {i} of class {set.Labels[i]} belongs to another task"
+    let read i =
+        if not (allowed set.Labels[i]) then
+            failwith $"image {i} of class {set.Labels[i]} belongs to another task"
 
-        set.Read positions
+        set.Read i
 
     { stream with
         Dataset =
@@ -156,9 +157,12 @@ let private guarded (allowed: int -> bool) : TaskStream =
 
 /// n images of two classes, each of another size.
 let private mixed (n: int) : TaskStream =
-    let set =
-        ImageSet.ofPictures "pictures" (Array.init n (fun i -> i % 2)) (fun i ->
-            PillowFixtures.pattern (5 + i % 7) (4 + i % 11))
+    let set: ImageSet =
+        {
+            Source = "pictures"
+            Labels = Array.init n (fun i -> i % 2)
+            Read = fun i -> PillowFixtures.pattern (5 + i % 7) (4 + i % 11)
+        }
 
     TaskStream.create (Dataset.create "mixed" [| "a"; "b" |] set set) ClassOrder.Natural 1 None
 
@@ -313,7 +317,7 @@ let tests =
             testCase "each batch augments by its own key, every time the same" (fun () ->
                 // eight times the same image: two batches differ only by their keys
                 let images =
-                    numbers (pattern 1 8 8) |> Array.map byte |> Array.replicate 8 |> Array.concat
+                    planes 1 (PillowFixtures.pattern 8 8) |> Array.replicate 8 |> Array.concat
 
                 let set = ImageSet.ofBytes "train.bin" (Array.zeroCreate 8) 1 8 8 images
                 let dataset = { toy 1 with Train = set }
@@ -435,14 +439,9 @@ let tests =
                             }
                     }
 
-                let decode = stream.Dataset.Test.Decode.Value
-
                 let expected =
                     TaskStream.testIndices stream task
-                    |> Array.collect (fun i ->
-                        let planes = Array.zeroCreate<byte> 108
-                        Picture.copyPlanes planes 0 (Picture.centre 9 6 (decode i))
-                        planes)
+                    |> Array.collect (stream.Dataset.Test.Read >> Picture.centre 9 6 >> planes 3)
 
                 let loaders = TaskStream.testBatches options stream task
 
@@ -452,48 +451,95 @@ let tests =
 
                 Check.closeTo 1e-6 "pixels" (expected |> Array.map (fun b -> float b / 127.5 - 1.0)) actual)
 
-            testCase "images of one size read as files or as bytes get the same boxes and mirrors" (fun () ->
-                let size = 16
+            law
+                "a picture in a PNG file and in an array is the same network input, bit for bit"
+                (fun (PositiveInt h, PositiveInt w, PositiveInt size, resize: PositiveInt option, seed: int) ->
+                    let n, h, w, size = 3, 1 + h % 20, 1 + w % 20, 1 + size % 24
+                    let noise = Random seed
 
-                let planes, pictures =
-                    Array.unzip (
-                        Array.init 8 (fun i ->
-                            let picture = PillowFixtures.pattern size size
+                    inFolder (fun folder ->
+                        for stored in [ 1; 3 ] do
+                            let pixels = Array.zeroCreate<byte>(n * stored * h * w)
+                            noise.NextBytes pixels
+                            let labels = Array.zeroCreate<int> n
+                            let inMemory = ImageSet.ofBytes "memory" labels stored h w pixels
 
-                            let picture =
-                                { picture with
-                                    Pixels =
-                                        picture.Pixels |> Array.map (fun p -> byte (int p * (i + 9) / 20))
-                                }
+                            let files =
+                                Array.init n (fun i ->
+                                    let path = Path.Combine(folder, $"{stored} {i}.png")
+                                    writePicture path (inMemory.Read i)
+                                    ({ Path = path; Label = 0 }: LabelledFile))
 
-                            let planes = Array.zeroCreate<byte>(3 * size * size)
-                            Picture.copyPlanes planes 0 picture
-                            planes, picture)
-                    )
+                            let inFiles = ImageFiles.set folder files
 
-                let labels = Array.zeroCreate<int> 8
-                let one = ImageSet.ofBytes "bytes" labels 3 size size (Array.concat planes)
-                let other = ImageSet.ofPictures "files" labels (fun i -> pictures[i])
+                            for augmentation in
+                                [ Augmentation.None; Augmentation.Flip; Augmentation.CropFlip ] do
+                                for channels in [ 1; 3 ] do
+                                    let options =
+                                        { options with
+                                            Format =
+                                                {
+                                                    Size = size
+                                                    Channels = channels
+                                                    Low = -1.0
+                                                    High = 1.0
+                                                }
+                                            Cropping =
+                                                { Cropping.standard with
+                                                    TestResize =
+                                                        resize |> Option.map (fun r -> 1 + r.Get % 30)
+                                                }
+                                        }
 
-                let options =
-                    { options with
-                        Format =
-                            { options.Format with
-                                Size = 7
-                                Channels = 3
-                            }
-                        BatchSize = 8
+                                    let input set =
+                                        let inputs =
+                                            TaskStream.inputs
+                                                options
+                                                augmentation
+                                                (Rng.ofSeed (int64 seed))
+                                                set
+                                                [| [| 0 .. n - 1 |] |]
+
+                                        Scope.run (fun () -> numbers (inputs[0]()))
+
+                                    Expect.equal
+                                        (input inMemory)
+                                        (input inFiles)
+                                        $"{stored} to {channels} channels, {augmentation}"))
+
+            testCase "another error of a reader arrives as it is" (fun () ->
+                let set: ImageSet =
+                    {
+                        Source = "own set"
+                        Labels = [| 0; 0 |]
+                        Read =
+                            fun i ->
+                                if i = 1 then
+                                    raise (TimeoutException "slow")
+                                else
+                                    PillowFixtures.pattern 2 2
                     }
 
-                for augmentation in [ Augmentation.None; Augmentation.Flip; Augmentation.CropFlip ] do
-                    let pixels set =
-                        let inputs = TaskStream.inputs options augmentation key set [| [| 0..7 |] |]
-                        Scope.run (fun () -> numbers (inputs[0]()))
+                let inputs = TaskStream.inputs options Augmentation.None key set [| [| 0; 1 |] |]
+                Expect.throwsT<TimeoutException> (fun () -> inputs[0]() |> ignore) "its type")
 
-                    let differences = Array.map2 (fun a b -> abs (a - b)) (pixels one) (pixels other)
-                    // the files' way rounds to whole levels, once an axis
-                    Expect.isLessThan (Array.max differences) 1.5 $"{augmentation}: largest"
-                    Expect.isLessThan (Array.average differences) 0.5 $"{augmentation}: mean")
+            testCase "a picture of the wrong length is refused with the set's name" (fun () ->
+                let set: ImageSet =
+                    {
+                        Source = "own set"
+                        Labels = [| 0 |]
+                        Read =
+                            fun _ ->
+                                {
+                                    Height = 2
+                                    Width = 2
+                                    Pixels = Array.zeroCreate 4
+                                }
+                    }
+
+                refused [ "own set"; "3 bytes a pixel"; "2 x 2 with 4 bytes" ] (fun () ->
+                    let inputs = TaskStream.inputs options Augmentation.None key set [| [| 0 |] |]
+                    inputs[0]() |> ignore))
 
             testCase "an abandoned epoch of images leaves no tensor, and a batch is the caller's" (fun () ->
                 let stream = mixed 24
@@ -514,7 +560,12 @@ let tests =
 
                         PillowFixtures.pattern 5 (4 + i)
 
-                    let set = ImageSet.ofPictures "files" labels decode
+                    let set: ImageSet =
+                        {
+                            Source = "files"
+                            Labels = labels
+                            Read = decode
+                        }
 
                     let stream =
                         TaskStream.create

@@ -64,21 +64,15 @@ let bytes (t: torch.Tensor) : byte[] =
 let countedPixels (n: int) (size: int) =
     Array.init (n * size) (fun i -> byte (i / size))
 
-/// Whole-batch data for tests of resampling: pixel (x, y) of image i, 0 to 255.
-let pattern (n: int) (height: int) (width: int) : torch.Tensor =
-    let pixel i y x =
-        (x * 37 + y * 91 + (x * y) % 17 * 13 + (x * x * y) % 29 * 5 + i * 53) % 256
+/// The bytes of a picture: red, green and blue planes, or one grey plane.
+let planes (channels: int) (picture: Picture) : byte[] =
+    let made = Array.zeroCreate<byte>(channels * picture.Height * picture.Width)
+    Picture.copyPlanes channels made 0 picture
+    made
 
-    let values =
-        [|
-            for i in 0 .. n - 1 do
-                for y in 0 .. height - 1 do
-                    for x in 0 .. width - 1 do
-                        single (pixel i y x)
-        |]
-
-    Scope.keep Leaves.tensor (fun () ->
-        (Generators.place (torch.tensor values)).view(int64 n, 1L, int64 height, int64 width))
+/// The bytes of a set's images at some positions, plane by plane.
+let planesAt (channels: int) (set: ImageSet) (positions: int[]) : byte[] =
+    positions |> Array.collect (set.Read >> planes channels)
 
 /// Writes a picture as JPEG, PNG, WebP or BMP, as the name's end says; folders are made.
 let writePicture (path: string) (picture: Picture) =

@@ -45,6 +45,9 @@ let private sameUpdates what (expected: Gradients) (actual: Gradients) =
 let private pair () =
     [| tensor (normalMatrix 1 2 3); tensor (normalMatrix 2 2 3) |]
 
+let private scale (factor: float) =
+    Transform.stateless (fun _ update _ -> update.mul (Scalar.op_Implicit factor))
+
 let private adam = Adam.transform 0.1 Adam.defaults
 
 let private owned (given: torch.Tensor[]) struct (parameters: torch.Tensor[], state) (leaves: Leaves<'S>) =
@@ -56,25 +59,23 @@ let tests =
     testList
         "Transform"
         [
-            property "scale multiplies, missing gradients stay missing" (fun (c: Arrays) ->
+            property "a stateless one maps each update, missing gradients stay missing" (fun (c: Arrays) ->
                 let expected =
                     c.Gradients
                     |> Array.map (Option.map (fun g -> g.mul (Scalar.op_Implicit (float c.Factor))))
 
-                sameUpdates "scale" expected (run (Transform.scale (float c.Factor)) c.Gradients (c.Make 0)))
+                sameUpdates "scale" expected (run (scale (float c.Factor)) c.Gradients (c.Make 0)))
 
             property "chain feeds the first's updates to the second" (fun (c: Arrays) ->
                 let parameters = c.Make 0
 
-                let first, second =
-                    Adam.transform 0.1 Adam.defaults, Transform.scale (float c.Factor)
+                let first, second = Adam.transform 0.1 Adam.defaults, scale (float c.Factor)
 
                 let expected = run second (run first c.Gradients parameters) parameters
                 sameUpdates "chain" expected (run (Transform.chain first second) c.Gradients parameters))
 
             property "chain is associative" (fun (c: Arrays) ->
-                let a, b, d =
-                    Transform.scale 2.0, Adam.transform 0.1 Adam.defaults, Transform.scale (float c.Factor)
+                let a, b, d = scale 2.0, Adam.transform 0.1 Adam.defaults, scale (float c.Factor)
 
                 let left = run (Transform.chain (Transform.chain a b) d) c.Gradients (c.Make 0)
 
@@ -93,10 +94,7 @@ let tests =
                         g |> Option.map (fun g -> g.mul (Scalar.op_Implicit factors[groupOf[i]])))
 
                 let actual =
-                    run
-                        (Transform.partition groupOf (Array.map Transform.scale factors))
-                        c.Gradients
-                        (c.Make 0)
+                    run (Transform.partition groupOf (Array.map scale factors)) c.Gradients (c.Make 0)
 
                 sameUpdates "partition" expected actual)
 
@@ -120,8 +118,7 @@ let tests =
                     let parameters = c.Make 0
                     let before = parameters |> Array.map _.clone()
 
-                    let struct (stepped, ()) =
-                        Transform.step (Transform.scale -1.0) c.Gradients () parameters
+                    let struct (stepped, ()) = Transform.step (scale -1.0) c.Gradients () parameters
 
                     for i in 0 .. c.Parameters - 1 do
                         match c.Gradients[i] with

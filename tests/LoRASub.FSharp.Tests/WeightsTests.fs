@@ -400,7 +400,8 @@ let tests =
                                     Expect.equal (numbers one) (numbers other) name
 
                                 Expect.equal
-                                    (Weights.notes options (Safetensors.header path))
+                                    (Safetensors.header path
+                                     |> fun header -> Weights.notes options (WeightsCard.read header) header)
                                     [
                                         $"{path}: names are read without the prefix '{Text.visible prefix}'"
                                         $"{path}: ignored without the prefix: 1 tensor, such as 'criterion.weight'"
@@ -450,7 +451,30 @@ let tests =
                                 Weights.ofTensors tinyOptions "w" Map.empty some |> ignore))
                 ]
 
+            testCase "the file beside gives the heads; a wrong one is refused by its name" (fun () ->
+                inFolder (fun folder ->
+                    use _ = torch.NewDisposeScope()
+                    let path = Path.Combine(folder, "w.safetensors")
+                    Safetensors.write path Map.empty (Map.toSeq (distinctTensors tiny))
+                    let card (json: string) = File.WriteAllText(path + ".json", json)
+                    card """{"heads": 4, "image-size": 12}"""
+                    Expect.equal (Weights.load options path).Heads 4 "heads"
+
+                    for json, words in
+                        [
+                            """{"heads": 3}""",
+                            [ "w.safetensors.json: 'heads'"; "divides its width 8"; "found 3" ]
+                            """{"heads": 4, "image-size": 16}""",
+                            [ "w.safetensors.json: 'image-size'"; "must be 12"; "found 16" ]
+                            """{"heads": 4""", [ "w.safetensors.json"; "must be JSON" ]
+                        ] do
+                        card json
+                        refused words (fun () -> Weights.load options path |> ignore)))
+
             testCase "a number of heads that is guessed is noted" (fun () ->
+                let notes options (header: TensorFileHeader) =
+                    Weights.notes options (WeightsCard.ofMetadata "w" header.Metadata) header
+
                 let header (metadata: (string * string) list) width =
                     {
                         Path = "w"
@@ -468,14 +492,14 @@ let tests =
                     }
 
                 for width, heads in [ 192L, 3; 384L, 6; 768L, 12; 1024L, 16; 1280L, 16 ] do
-                    let note = Weights.notes options (header [] width) |> List.exactlyOne
+                    let note = notes options (header [] width) |> List.exactlyOne
                     Expect.stringContains note $"attention heads; assuming {heads}, " "the guess"
                     Expect.stringContains note $"width {width}" "from what"
                     Expect.stringContains note "--heads" "what to do"
 
-                Expect.isEmpty (Weights.notes tinyOptions (header [] 384L)) "given"
-                Expect.isEmpty (Weights.notes options (header [ "heads", "12" ] 384L)) "in the metadata"
-                Expect.isEmpty (Weights.notes options (header [] 100L)) "a width that nobody guesses")
+                Expect.isEmpty (notes tinyOptions (header [] 384L)) "given"
+                Expect.isEmpty (notes options (header [ "heads", "12" ] 384L)) "in the metadata"
+                Expect.isEmpty (notes options (header [] 100L)) "a width that nobody guesses")
 
             testCase "epsilons go to the blocks and to the end" (fun () ->
                 use _ = torch.NewDisposeScope()

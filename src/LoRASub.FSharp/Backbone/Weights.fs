@@ -4,13 +4,10 @@ open System
 open System.Globalization
 open TorchSharp
 
-/// Layer-norm epsilons: in the blocks and at the end.
-type NormEpsilon = { Blocks: float; Final: float }
-
 /// What a weights file leaves open.
 type BackboneOptions =
     {
-        /// None: the file's metadata `heads`, or timm's number for the width, which `Weights.notes` reports.
+        /// None: what the file states (`WeightsCard`), or timm's number for the width, which `Weights.notes` reports.
         Heads: int option
         /// Pixels; None: the size whose positions the file holds.
         ImageSize: int option
@@ -140,22 +137,14 @@ module Weights =
     let private timmHeads =
         Map.ofList [ 192L, 3; 384L, 6; 768L, 12; 1024L, 16; 1280L, 16 ]
 
-    let private headsOf
-        (subject: string)
-        (options: BackboneOptions)
-        (metadata: Map<string, string>)
-        (width: int64)
-        =
-        let heads =
-            match options.Heads, Map.tryFind "heads" metadata with
-            | Some heads, _ -> heads
-            | None, Some text ->
-                match Int32.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture) with
-                | true, heads -> heads
-                | _ -> Errors.reject $"{subject}: metadata 'heads'" "must be a whole number" $"'{text}'" ""
+    let private headsOf (subject: string) (options: BackboneOptions) (card: WeightsCard) (width: int64) =
+        let heads, place =
+            match options.Heads, card.Heads with
+            | Some heads, _ -> heads, subject
+            | None, Some stated -> stated.Value, stated.Place
             | None, None ->
                 match Map.tryFind width timmHeads with
-                | Some heads -> heads
+                | Some heads -> heads, subject
                 | None ->
                     let rule =
                         "must give its number of attention heads where its width is not one of timm's"
@@ -164,7 +153,7 @@ module Weights =
 
         if heads < 1 || width % int64 heads <> 0L then
             Errors.reject
-                subject
+                place
                 $"must have a number of heads that divides its width {width}"
                 $"{heads}"
                 "give --heads"
@@ -229,7 +218,7 @@ module Weights =
         (copy: bool)
         (options: BackboneOptions)
         (subject: string)
-        (metadata: Map<string, string>)
+        (card: WeightsCard)
         (tensors: Map<string, torch.Tensor>)
         : VisionTransformer =
         checkEpsilon "of the blocks" options.NormEpsilon.Blocks
@@ -287,9 +276,17 @@ module Weights =
             if patches.shape[3] <> patch then
                 Errors.reject (named anchor) "must have square patches" (Shape.text patches.shape) ""
 
-            let heads = headsOf subject options metadata d
+            let heads = headsOf subject options card d
             let positions = find "pos_embed" [ Axis.Is 1L; Axis.Any "1 + tokens"; Axis.Is d ]
             let oldGrid = gridOf (named "pos_embed") positions
+
+            match card.ImageSize with
+            | Some stated when int64 stated.Value <> oldGrid * patch ->
+                let rule =
+                    $"must be {oldGrid * patch}, the size that the file's positions were made for"
+
+                Errors.reject stated.Place rule $"{stated.Value}" "correct the number, or remove it"
+            | _ -> ()
 
             let size =
                 options.ImageSize |> Option.map int64 |> Option.defaultValue (oldGrid * patch)
@@ -364,7 +361,7 @@ module Weights =
 
     /// Builds the network from tensors in timm's names: widths, depth, patch, MLP sizes and the qkv bias come from
     /// their shapes. One prefix before all names of the network is left out, and with it the tensors without it.
-    /// `subject` names their file in errors; metadata may hold `heads`. Borrows; owned by the caller.
+    /// `subject` names their file in errors; metadata may hold what a `WeightsCard` does. Borrows; owned by the caller.
     /// Rejects a tensor that is missing, unknown, of another shape, not floating point or not finite, a number of
     /// heads that is unknown or does not divide the width, an image size that is not a multiple of the patch, and tensors
     /// of several networks.
@@ -375,28 +372,29 @@ module Weights =
         (tensors: Map<string, torch.Tensor>)
         : VisionTransformer =
         // so that the caller's tensors and the network's never share memory
-        build true options subject metadata tensors
+        build true options subject (WeightsCard.ofMetadata subject metadata) tensors
 
     /// Reads a plain timm ViT from a safetensors file; a classifier in it is left out. Owned by the caller. Rejects
-    /// a malformed file, and what `ofTensors` rejects.
+    /// a malformed file, what `ofTensors` rejects, and what `WeightsCard.read` rejects of the JSON file beside it.
     let load (options: BackboneOptions) (path: string) : VisionTransformer =
         let what () = $"while loading the backbone {path}"
 
         NativeError.during what NativeError.moreMemory (fun () ->
             Scope.keep VisionTransformer.leaves (fun () ->
-                let names = (Safetensors.header path).Entries |> Array.map _.Name
-                let prefix = prefixOf path names
+                let header = Safetensors.header path
+                let card = WeightsCard.read header
+                let prefix = prefixOf path (header.Entries |> Array.map _.Name)
 
                 let wanted (name: string) =
                     name.StartsWith(prefix, StringComparison.Ordinal)
                     && not (ignored (name.Substring prefix.Length))
 
                 let file = Safetensors.readOnly wanted path
-                build false options path file.Metadata file.Tensors))
+                build false options path card file.Tensors))
 
     /// What `load` takes for granted in a file: a number of heads that is guessed from the width, and a prefix that is
     /// left out. Rejects a file of several networks.
-    let notes (options: BackboneOptions) (header: TensorFileHeader) : string list =
+    let notes (options: BackboneOptions) (card: WeightsCard) (header: TensorFileHeader) : string list =
         let prefix = prefixOf header.Path (header.Entries |> Seq.map _.Name)
 
         let others =
@@ -418,7 +416,7 @@ module Weights =
                 $"{header.Path}: ignored without the prefix: {tensors}, such as '{Safetensors.shown others[0]}'"
 
             match options.Heads, width |> Option.bind (fun width -> Map.tryFind width timmHeads) with
-            | None, Some heads when not (header.Metadata.ContainsKey "heads") ->
+            | None, Some heads when card.Heads.IsNone ->
                 $"{header.Path}: the weights do not state the number of attention heads; assuming {heads}, as timm at width {width.Value} (--heads N sets another)"
             | _ -> ()
         ]

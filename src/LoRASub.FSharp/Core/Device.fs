@@ -3,10 +3,15 @@ namespace LoRASub
 open System
 open TorchSharp
 
+/// Devices by their names.
 [<RequireQualifiedAccess>]
 module Device =
 
-    /// The device named cpu or cuda:N. Rejects other names and a device that is not there.
+    /// <summary>The device of a name.</summary>
+    /// <param name="name">`cpu` or `cuda:N`.</param>
+    /// <returns>The device.</returns>
+    /// <exception cref="T:LoRASub.InputException">The name is another, or the machine has no such
+    /// device.</exception>
     let parse (name: string) : torch.Device =
         let rule = "must be cpu or cuda:N"
 

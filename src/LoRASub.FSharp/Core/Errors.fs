@@ -14,12 +14,19 @@ type InputException(message: string, inner: exn) =
 module Errors =
 
     /// "subject: rule; found received; fix". `subject` is the file, tensor or setting; `fix` may be empty.
-    let message (subject: string) (rule: string) (received: string) (fix: string) : string =
+    let internal message (subject: string) (rule: string) (received: string) (fix: string) : string =
         let fix = if fix = "" then "" else "; " + fix
         // joined, not formatted: F#'s formatting takes 20 ms when it is first used, a tenth of a refused command
         String.Concat [| subject; ": "; rule; "; found "; received; fix |]
 
-    /// Raises an InputException with this `message`.
+    /// <summary>Refuses input: raises an `InputException` of one line, "subject: rule; found received;
+    /// fix".</summary>
+    /// <param name="subject">The file, tensor or setting.</param>
+    /// <param name="rule">What it must be.</param>
+    /// <param name="received">What it is.</param>
+    /// <param name="fix">What to do; may be empty.</param>
+    /// <returns>Nothing: it stands where any type is needed.</returns>
+    /// <exception cref="T:LoRASub.InputException">Always.</exception>
     let reject (subject: string) (rule: string) (received: string) (fix: string) : 'a =
         raise (InputException(message subject rule received fix))
 
@@ -53,7 +60,7 @@ module Errors =
         || begins other name
 
     /// The known name that is nearest to the given one, capitals ignored, if it is close enough to be meant.
-    let nearest (known: string seq) (name: string) : string option =
+    let internal nearest (known: string seq) (name: string) : string option =
         let name = name.ToLowerInvariant()
 
         match List.ofSeq known with
@@ -64,7 +71,7 @@ module Errors =
             if isClose name (lower best) then Some best else None
 
     /// "did you mean X?" for the nearest known name, empty where none is close: advice for `reject`.
-    let didYouMean (known: string seq) (name: string) : string =
+    let internal didYouMean (known: string seq) (name: string) : string =
         match nearest known name with
         | Some best -> $"did you mean {best}?"
         | None -> ""

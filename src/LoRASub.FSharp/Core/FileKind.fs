@@ -3,18 +3,18 @@ namespace LoRASub
 open System
 open System.Text
 
-/// What a file is, by its first bytes, and what to do where safetensors was expected.
-type FileKind =
+/// What a file is, by its first bytes.
+type internal FileKind =
     {
         /// With its article, as in "found a Git LFS pointer".
         Name: string
-        /// May be empty.
+        /// What to do where safetensors was expected; may be empty.
         Advice: string
     }
 
-/// Formats that are mistaken for safetensors, recognised by their signatures.
+/// Formats that are mistaken for safetensors or for images, recognised by their signatures.
 [<RequireQualifiedAccess>]
-module FileKind =
+module internal FileKind =
 
     /// The bytes that `identify` looks at.
     [<Literal>]
@@ -52,6 +52,9 @@ module FileKind =
         && start[2] = 18uy
         && isName (int start[3])
 
+    /// Whether the first eight bytes can be the length of a safetensors header, of less than 4 GB.
+    let private isLength = at 4 (Array.zeroCreate 4)
+
     let private isZip = startsWith "PK\003\004"B
 
     /// The first that fits counts.
@@ -83,7 +86,11 @@ module FileKind =
             |> kind "an HDF5 file (.h5)" convert
             isOnnx |> kind "an ONNX model" "give the weights that it was exported from"
             (fun (start: byte[]) -> opens "<!doctype html" start || opens "<html" start)
-            |> kind "an HTML page" "download the file itself, not the page that shows it"
+            |> kind
+                "an HTML page, as a failed download leaves"
+                "download the file itself, not the page that shows it"
+            (fun (start: byte[]) -> opens "<svg" start || opens "<?xml" start && has "<svg" start)
+            |> kind "an SVG drawing" ""
             opens "<?xml"
             |> kind
                 "an XML text, as servers answer instead of a file"
@@ -94,9 +101,32 @@ module FileKind =
                 "merge the shards that it names into one file, as docs/formats.md shows"
             (fun (start: byte[]) -> opens "{" start || opens "[" start)
             |> kind "a JSON text" "give the weights beside it"
-            startsWith [| 0x89uy; yield! "PNG"B |] |> kind "an image (PNG)" ""
-            startsWith [| 0xFFuy; 0xD8uy; 0xFFuy |] |> kind "an image (JPEG)" ""
-            startsWith "GIF8"B |> kind "an image (GIF)" ""
+            startsWith [| 0x89uy; yield! "PNG"B |] |> kind "a PNG image" ""
+            startsWith [| 0xFFuy; 0xD8uy; 0xFFuy |] |> kind "a JPEG image" ""
+            startsWith "GIF8"B |> kind "a GIF image" ""
+            at 8 "WEBP"B |> kind "a WebP image" ""
+            (fun (start: byte[]) -> startsWith "II*\000"B start || startsWith "MM\000*"B start)
+            |> kind "a TIFF image" ""
+            at 4 "ftypavi"B |> kind "an AVIF image" ""
+            (fun (start: byte[]) -> at 4 "ftyphei"B start || at 4 "ftypmif1"B start)
+            |> kind "a HEIC image" ""
+            at 4 "ftyp"B |> kind "an MP4 video" ""
+            (fun (start: byte[]) ->
+                startsWith [| 0xFFuy; 0x0Auy |] start && not (isLength start)
+                || at 4 "JXL "B start)
+            |> kind "a JPEG XL image" ""
+            at 4 "jP  "B |> kind "a JPEG 2000 image" ""
+            startsWith "8BPS"B |> kind "a Photoshop image" ""
+            both (startsWith [| 0uy; 0uy; 1uy; 0uy |]) (isLength >> not)
+            |> kind "a Windows icon" ""
+            startsWith "%PDF"B |> kind "a PDF document" ""
+            (fun (start: byte[]) ->
+                start.Length > 2
+                && start[0] = byte 'P'
+                && start[1] >= byte '1'
+                && start[1] <= byte '6'
+                && start[2] = 10uy)
+            |> kind "a portable map (PBM, PGM or PPM)" ""
         ]
 
     /// What a file is whose first `Needed` bytes, or all where it has fewer, are these; None where they are of no

@@ -6,11 +6,16 @@ open TorchSharp
 /// A gradient per parameter; None where the value does not depend on it.
 type Gradients = torch.Tensor option[]
 
+/// Gradients as values, which leave parameters as they were.
 [<RequireQualifiedAccess>]
 module Grad =
 
-    /// Value, extra results and gradients of a scalar function of parameters. Parameters are borrowed and keep their
-    /// state; value, extra leaves and gradients are owned by the caller and carry no graph.
+    /// <summary>Value, further results and gradients of a scalar function.</summary>
+    /// <param name="f">Gives a tensor of one element, and tensors to pass on.</param>
+    /// <param name="parameters">Borrowed; their state and their gradients stay as they were.</param>
+    /// <returns>Value, further results and a gradient for each parameter, owned by the caller and without a
+    /// graph.</returns>
+    /// <exception cref="T:LoRASub.InputException">The value has more than one element.</exception>
     let valueAndGradWith
         (f: torch.Tensor[] -> struct (torch.Tensor * torch.Tensor[]))
         (parameters: torch.Tensor[])
@@ -46,7 +51,11 @@ module Grad =
 
                 struct (value.detach (), extra |> Array.map _.detach(), gradients))
 
-    /// Value and gradients of a scalar function of parameters, owned by the caller.
+    /// <summary>Value and gradients of a scalar function.</summary>
+    /// <param name="f">Gives a tensor of one element.</param>
+    /// <param name="parameters">Borrowed; their state and their gradients stay as they were.</param>
+    /// <returns>Value and a gradient for each parameter, owned by the caller and without a graph.</returns>
+    /// <exception cref="T:LoRASub.InputException">The value has more than one element.</exception>
     let valueAndGrad (f: torch.Tensor[] -> torch.Tensor) parameters : struct (torch.Tensor * Gradients) =
         let struct (value, _, gradients) =
             valueAndGradWith (fun variables -> struct (f variables, [||])) parameters

@@ -41,7 +41,7 @@ type internal PercentConverter() =
 
 /// JSON files: built from small pieces, written whole, and read with errors that name the file.
 [<RequireQualifiedAccess>]
-module Json =
+module internal Json =
 
     let int (value: int64) : JsonNode = JsonValue.Create value
     let float (value: float) : JsonNode = JsonValue.Create value

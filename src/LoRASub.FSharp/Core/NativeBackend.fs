@@ -37,7 +37,7 @@ type NativeLoad =
         Weakened: string list
     }
 
-    /// A note that this LibTorch is not the tested version; None if it is.
+    /// <summary>A note that this LibTorch is not the tested version; None if it is.</summary>
     member load.Note: string option =
         if load.IsTested then
             None
@@ -50,7 +50,7 @@ type NativeLoad =
 
             Some $"LibTorch {version} is untested (tested: {LibTorch.Expected})"
 
-    /// Name and value of each fact, for a person to read.
+    /// <summary>Name and value of each fact, for a person to read.</summary>
     member load.Facts: (string * string) list =
         [
             if load.LibTorch = "" then
@@ -85,7 +85,8 @@ type NativeLoad =
 [<RequireQualifiedAccess>]
 module NativeBackend =
 
-    /// The LibTorch version that TorchSharp was built for. Others are accepted where they have all symbols that it needs.
+    /// <summary>The LibTorch version that TorchSharp was built for. Others are accepted where they have all
+    /// symbols that it needs.</summary>
     [<Literal>]
     let ExpectedLibTorch = LibTorch.Expected
 
@@ -537,8 +538,10 @@ module NativeBackend =
              | None, (null | "") -> load None
              | None, folder -> load (Some(Variable, folder)))
 
-    /// Takes LibTorch from `folder` instead of the package; raises InputException when the folder does not hold
-    /// libtorch_cpu.so, or when LibTorch is loaded already.
+    /// <summary>Takes LibTorch from a folder instead of the package.</summary>
+    /// <param name="folder">A LibTorch folder, or its lib folder.</param>
+    /// <exception cref="T:LoRASub.InputException">The folder holds no libtorch_cpu.so, or LibTorch is loaded
+    /// already.</exception>
     let useLibTorch (folder: string) : unit =
         lock gate (fun () ->
             if state.IsValueCreated then
@@ -550,7 +553,9 @@ module NativeBackend =
 
             chosenFolder <- Some(libTorchFolder "useLibTorch" folder))
 
-    /// Loads the native libraries once and returns how; raises InputException if they are absent or do not load. Call
-    /// it before anything of TorchSharp. On Linux it also makes the process keep the memory that it frees, unless
-    /// MALLOC_MMAP_THRESHOLD_ or another setting of glibc's allocator is given.
+    /// <summary>Loads the native libraries once. Call it before anything of TorchSharp. On Linux it also makes
+    /// the process keep the memory that it frees, unless MALLOC_MMAP_THRESHOLD_ or another setting of glibc's
+    /// allocator is given.</summary>
+    /// <returns>How they were loaded.</returns>
+    /// <exception cref="T:LoRASub.InputException">The libraries are absent or do not load.</exception>
     let ensureLoaded () : NativeLoad = lock gate (fun () -> state.Force())

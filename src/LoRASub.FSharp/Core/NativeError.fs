@@ -13,7 +13,7 @@ type MemoryException(message: string, inner: exn) =
 
 /// Numbers of bytes for people.
 [<RequireQualifiedAccess>]
-module Bytes =
+module internal Bytes =
 
     /// In the largest binary unit that leaves at least 1.
     let text (n: int64) : string =
@@ -28,13 +28,13 @@ module Bytes =
 
 /// Which memory ran out.
 [<RequireQualifiedAccess>]
-type MemoryKind =
+type internal MemoryKind =
     | Main
     /// Of the GPU with this number, where it is known.
     | Gpu of int option
 
 /// The amounts of a failed allocation, in bytes.
-type Shortage =
+type internal Shortage =
     {
         Kind: MemoryKind
         Requested: int64 option
@@ -44,7 +44,7 @@ type Shortage =
 /// Readable messages of native exceptions. LibTorch appends where an error was raised and its native stack: some
 /// 3000 characters.
 [<RequireQualifiedAccess>]
-module NativeError =
+module internal NativeError =
 
     let private unknown kind =
         {
@@ -109,7 +109,7 @@ module NativeError =
             None
 
     /// The first line of a native message, without where it was raised and the native stack.
-    let text (message: string) : string =
+    let internal text (message: string) : string =
         let stack = Regex.Match(message, @"\s*(Exception raised from|frame #\d+:)")
 
         let message =
@@ -184,7 +184,7 @@ module NativeError =
         | _ -> kilobytes "/proc/meminfo" "MemAvailable"
 
     /// "out of memory {what}: how much was requested and free; {fix}", where `what` begins with a preposition or is empty.
-    let explain (what: string) (shortage: Shortage) (fix: string) : string =
+    let internal explain (what: string) (shortage: Shortage) (fix: string) : string =
         let where =
             match shortage.Kind with
             | MemoryKind.Main -> ""

@@ -7,7 +7,7 @@ open TorchSharp
 
 /// The part of LibTorch that multiplies float32 matrices on the CPU.
 [<RequireQualifiedAccess>]
-type ProductRoute =
+type internal ProductRoute =
     /// Its BLAS, which is MKL in the packages: the fastest kernels on Intel's processors, and only those for AVX2 on
     /// others.
     | Blas
@@ -16,7 +16,7 @@ type ProductRoute =
     | OneDnn
 
 [<RequireQualifiedAccess>]
-module ProductRoute =
+module internal ProductRoute =
 
     /// As the setting names them.
     let name (route: ProductRoute) : string =
@@ -26,7 +26,7 @@ module ProductRoute =
 
 /// Matrix products of the network.
 [<RequireQualifiedAccess>]
-module Product =
+module internal Product =
 
     /// The setting that overrides the choice: blas or onednn.
     [<Literal>]
@@ -43,7 +43,7 @@ module Product =
 
     /// The route for a maker's processor: oneDNN if MKL would not use AVX-512. `asked` is the variable's
     /// value, or empty. Rejects another value.
-    let choose (asked: string) (vendor: string) (avx512: bool) : ProductRoute =
+    let internal choose (asked: string) (vendor: string) (avx512: bool) : ProductRoute =
         match asked with
         | "blas" -> ProductRoute.Blas
         | "onednn" -> ProductRoute.OneDnn

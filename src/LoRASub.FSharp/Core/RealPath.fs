@@ -8,7 +8,7 @@ open System.Runtime.InteropServices
 /// Where a path leads: one file or folder can have several names, through symbolic links, bind mounts and file systems
 /// that ignore case.
 [<RequireQualifiedAccess>]
-module RealPath =
+module internal RealPath =
 
     [<DllImport("libc", EntryPoint = "statx")>]
     extern int private statx(
@@ -43,21 +43,27 @@ module RealPath =
             StringComparison.OrdinalIgnoreCase
 
     // as many links as Linux follows
-    let rec private follow (links: int) (path: string) : string =
+    let rec private follow (links: int) (path: string) : string option =
         match Path.GetDirectoryName path with
-        | null -> path
+        | _ when links < 0 -> None
+        | null -> Some path
         | parent ->
-            let parent = follow links parent
-            let here = Path.Combine(parent, Path.GetFileName path)
+            follow links parent
+            |> Option.bind (fun parent ->
+                let here = Path.Combine(parent, Path.GetFileName path)
 
-            match FileInfo(here).LinkTarget with
-            | null -> here
-            | _ when links = 0 -> here
-            | target -> follow (links - 1) (Path.GetFullPath(Path.Combine(parent, target)))
+                match FileInfo(here).LinkTarget with
+                | null -> Some here
+                | target -> follow (links - 1) (Path.GetFullPath(target, parent)))
 
-    /// The absolute path without symbolic links; what does not exist yet keeps its name.
-    let ofPath (path: string) : string =
+    /// The absolute path without symbolic links; what does not exist yet keeps its name. None for a link that leads back
+    /// to itself. .NET follows a link from where its path says it is, which is another place below a folder that is a
+    /// link.
+    let internal tryOfPath (path: string) : string option =
         follow 40 (Path.TrimEndingDirectorySeparator(Path.GetFullPath path))
+
+    let private ofPath (path: string) : string =
+        tryOfPath path |> Option.defaultWith (fun () -> Path.GetFullPath path)
 
     let private sameReal (a: string) (b: string) =
         String.Equals(a, b, comparison)

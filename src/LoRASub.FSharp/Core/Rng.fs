@@ -5,8 +5,13 @@ open TorchSharp
 /// A position in the tree of random streams: a value, so that the same key always gives the same numbers and
 /// nothing is remembered between draws. After JAX's explicit keys; the mixing is SplitMix64 (Steele et al. 2014).
 [<Struct>]
-type RandomKey = { Bits: uint64 }
+type RandomKey =
+    {
+        /// Decides every number drawn.
+        Bits: uint64
+    }
 
+/// Random numbers as functions of a key.
 [<RequireQualifiedAccess>]
 module Rng =
 
@@ -15,20 +20,22 @@ module Rng =
         let z = (z ^^^ (z >>> 27)) * 0x94D049BB133111EBUL
         z ^^^ (z >>> 31)
 
-    /// The root key of a seed.
+    /// <summary>The root key of a seed.</summary>
+    /// <param name="seed">Any number.</param>
+    /// <returns>The same key for the same seed.</returns>
     let ofSeed (seed: int64) =
         {
             Bits = mix (uint64 seed + 0x9E3779B97F4A7C15UL)
         }
 
-    /// The child of a key at a number: children of different numbers are independent streams.
+    /// <summary>The child of a key at a number. Children at different numbers are independent streams.</summary>
+    /// <param name="number">Any number.</param>
+    /// <param name="key">The parent, which stays usable.</param>
+    /// <returns>The child key.</returns>
     let fold (number: int64) (key: RandomKey) =
         {
             Bits = mix (key.Bits ^^^ mix (uint64 number * 0xD1342543DE82EF95UL + 0x9E3779B97F4A7C15UL))
         }
-
-    /// The key's own number, not negative, for other generators (FsCheck, System.Random).
-    let toSeed (key: RandomKey) = int64 (key.Bits >>> 1)
 
     // Drawn on the CPU whatever the target device: the same key gives the same numbers everywhere.
     let private draw (key: RandomKey) (device: torch.Device) (sample: torch.Generator -> torch.Tensor) =
@@ -41,7 +48,14 @@ module Rng =
             use onCpu = numbers
             onCpu.``to`` device
 
-    /// Uniform numbers in [low, high). Owned by the caller.
+    /// <summary>Uniform numbers in [low, high). The same key gives the same numbers on every device.</summary>
+    /// <param name="low">The smallest number.</param>
+    /// <param name="high">The bound above.</param>
+    /// <param name="shape">Sizes of the result.</param>
+    /// <param name="dtype">A floating-point type.</param>
+    /// <param name="device">Where the result is.</param>
+    /// <param name="key">Decides the numbers.</param>
+    /// <returns>A tensor of this shape, owned by the caller.</returns>
     let uniform
         (low: float)
         (high: float)
@@ -56,12 +70,22 @@ module Rng =
 
             numbers.mul_(Scalar.op_Implicit (high - low)).add_(Scalar.op_Implicit low))
 
-    /// Standard normal numbers. Owned by the caller.
+    /// <summary>Standard normal numbers. The same key gives the same numbers on every device.</summary>
+    /// <param name="shape">Sizes of the result.</param>
+    /// <param name="dtype">A floating-point type.</param>
+    /// <param name="device">Where the result is.</param>
+    /// <param name="key">Decides the numbers.</param>
+    /// <returns>A tensor of this shape, owned by the caller.</returns>
     let normal (shape: int64[]) (dtype: torch.ScalarType) (device: torch.Device) key =
         draw key device (fun generator ->
             torch.randn (shape, dtype = dtype, device = torch.CPU, generator = generator))
 
-    /// Integers in [0, high). Owned by the caller.
+    /// <summary>Uniform integers in [0, high). The same key gives the same numbers on every device.</summary>
+    /// <param name="high">The bound above, at least 1.</param>
+    /// <param name="shape">Sizes of the result.</param>
+    /// <param name="device">Where the result is.</param>
+    /// <param name="key">Decides the numbers.</param>
+    /// <returns>An int64 tensor of this shape, owned by the caller.</returns>
     let integers (high: int64) (shape: int64[]) (device: torch.Device) key =
         draw key device (fun generator ->
             torch.randint (
@@ -73,7 +97,10 @@ module Rng =
                 generator = generator
             ))
 
-    /// The numbers 0 to n - 1 in random order (Fisher-Yates).
+    /// <summary>The numbers 0 to n - 1 in random order (Fisher-Yates).</summary>
+    /// <param name="n">How many numbers; not negative.</param>
+    /// <param name="key">Decides the order.</param>
+    /// <returns>Each number once.</returns>
     let permutation (n: int) (key: RandomKey) : int[] =
         let order = Array.init n id
         let mutable state = key

@@ -7,17 +7,34 @@ open TorchSharp
 /// Lists the tensors that a value owns, so that `Scope` can hand exactly those to the caller.
 type Leaves<'T> = 'T -> torch.Tensor seq
 
+/// Leaves of the values that records are made of.
 [<RequireQualifiedAccess>]
 module Leaves =
+    /// <summary>A value that owns no tensor.</summary>
     let none: Leaves<'T> = fun _ -> Seq.empty
+    /// <summary>A tensor, which is its own leaf.</summary>
     let tensor: Leaves<torch.Tensor> = Seq.singleton
+    /// <summary>An array of tensors.</summary>
     let tensors: Leaves<torch.Tensor[]> = fun all -> all
+    /// <summary>The leaves of the first of two values; the second owns none.</summary>
+    /// <param name="leaves">Lists the tensors of the first.</param>
+    /// <returns>The leaves of the pair.</returns>
     let first (leaves: Leaves<'A>) : Leaves<struct ('A * 'B)> = fun struct (a, _) -> leaves a
 
+    /// <summary>The leaves of two values.</summary>
+    /// <param name="left">Lists the tensors of the first.</param>
+    /// <param name="right">Lists the tensors of the second.</param>
+    /// <returns>The leaves of the pair.</returns>
     let both (left: Leaves<'A>) (right: Leaves<'B>) : Leaves<struct ('A * 'B)> =
         fun struct (a, b) -> Seq.append (left a) (right b)
 
+    /// <summary>The leaves of every item of an array.</summary>
+    /// <param name="leaves">Lists the tensors of an item.</param>
+    /// <returns>The leaves of the array.</returns>
     let array (leaves: Leaves<'T>) : Leaves<'T[]> = Seq.collect leaves
+    /// <summary>The leaves of a value that may be absent.</summary>
+    /// <param name="leaves">Lists the tensors of the value.</param>
+    /// <returns>No leaves for None.</returns>
     let option (leaves: Leaves<'T>) : Leaves<'T option> = Option.toList >> Seq.collect leaves
 
 /// The only lifetime code. Rule of the library: a function borrows its arguments and owns its result.
@@ -27,8 +44,11 @@ module Scope =
     let private distinct (tensors: torch.Tensor seq) =
         HashSet<torch.Tensor>(tensors, HashIdentity.Reference)
 
-    /// Runs `f` and frees every tensor made in it except the leaves of its result. Leaves that existed before stay
-    /// where they were.
+    /// <summary>Runs a function and frees every tensor made in it except the leaves of its result. Leaves that
+    /// were there before stay where they were.</summary>
+    /// <param name="leaves">Lists the tensors of the result.</param>
+    /// <param name="f">The function; what it raises passes through.</param>
+    /// <returns>The result, its leaves owned by the caller or the scope around.</returns>
     let keep (leaves: Leaves<'T>) (f: unit -> 'T) : 'T =
         use scope = torch.NewDisposeScope()
         let result = f ()
@@ -38,27 +58,41 @@ module Scope =
 
         result
 
-    /// Runs `f` and frees every tensor made in it.
+    /// <summary>Runs a function and frees every tensor made in it.</summary>
+    /// <param name="f">The function; its result must own no tensor.</param>
+    /// <returns>The result.</returns>
     let run (f: unit -> 'T) : 'T = keep Leaves.none f
 
-    /// `keep` without gradients.
+    /// <summary>Does as `keep`, without gradients.</summary>
+    /// <param name="leaves">Lists the tensors of the result.</param>
+    /// <param name="f">The function; what it raises passes through.</param>
+    /// <returns>The result, its leaves owned by the caller or the scope around.</returns>
     let noGrad (leaves: Leaves<'T>) (f: unit -> 'T) : 'T =
         use _ = torch.no_grad ()
         keep leaves f
 
-    /// Frees the leaves of a value.
+    /// <summary>Frees the tensors of a value.</summary>
+    /// <param name="leaves">Lists the tensors of the value.</param>
+    /// <param name="value">Unusable afterwards.</param>
     let free (leaves: Leaves<'T>) (value: 'T) =
         for tensor in distinct (leaves value) do
             tensor.Dispose()
 
-    /// The value, its leaves out of every scope: for an owner that outlives the caller's scopes.
+    /// <summary>Takes the tensors of a value out of every scope, for an owner that outlives the scopes of the
+    /// caller.</summary>
+    /// <param name="leaves">Lists the tensors of the value.</param>
+    /// <param name="value">The value.</param>
+    /// <returns>The value itself, whose owner must free it.</returns>
     let detach (leaves: Leaves<'T>) (value: 'T) : 'T =
         for tensor in distinct (leaves value) do
             tensor.DetachFromDisposeScope() |> ignore
 
         value
 
-    /// Frees the leaves of `previous` that none of `kept` holds.
+    /// <summary>Frees the tensors of a value that no newer value holds.</summary>
+    /// <param name="leaves">Lists the tensors of a value.</param>
+    /// <param name="kept">The values that stay.</param>
+    /// <param name="previous">The value that is replaced.</param>
     let supersede (leaves: Leaves<'S>) (kept: 'S seq) (previous: 'S) =
         let held = distinct (Seq.collect leaves kept)
 
@@ -66,8 +100,13 @@ module Scope =
             if not (held.Contains tensor) then
                 tensor.Dispose()
 
-    /// Folds pure steps over items, freeing what each step makes obsolete, also when a step fails. The initial state
-    /// is borrowed, the result owned; without items the result is the initial state itself.
+    /// <summary>Folds pure steps over items and frees what each step makes obsolete, also when a step
+    /// fails.</summary>
+    /// <param name="leaves">Lists the tensors of a state.</param>
+    /// <param name="step">Borrows the state and returns the next one.</param>
+    /// <param name="initial">Borrowed.</param>
+    /// <param name="items">Read one by one.</param>
+    /// <returns>The last state, owned by the caller; without items the initial state itself.</returns>
     let fold (leaves: Leaves<'S>) (step: 'S -> 'T -> 'S) (initial: 'S) (items: 'T seq) : 'S =
         let mutable state = initial
 
@@ -82,7 +121,11 @@ module Scope =
             supersede leaves [ initial ] state
             reraise ()
 
-    /// A handle that frees the leaves of a value when disposed: for `use` in F# and `using` in C#.
+    /// <summary>A handle that frees the tensors of a value when it is disposed: for `use` in F# and `using` in
+    /// C#.</summary>
+    /// <param name="leaves">Lists the tensors of the value.</param>
+    /// <param name="value">Must not be used after the handle is disposed.</param>
+    /// <returns>The handle.</returns>
     let own (leaves: Leaves<'T>) (value: 'T) : IDisposable =
         { new IDisposable with
             member _.Dispose() = free leaves value

@@ -15,7 +15,9 @@ type Axis =
 [<RequireQualifiedAccess>]
 module Shape =
 
-    /// "[2, 3]" for a list of sizes.
+    /// <summary>Sizes as people read them: "[2, 3]".</summary>
+    /// <param name="sizes">Sizes of a tensor, axis by axis.</param>
+    /// <returns>The sizes with commas between them, in brackets.</returns>
     let text (sizes: int64 seq) =
         let inner = System.String.Join(", ", sizes)
         $"[{inner}]"
@@ -29,7 +31,12 @@ module Shape =
         let inner = axes |> List.map name |> String.concat ", "
         $"[{inner}]"
 
-    /// Checks the number of axes and each fixed size; the message gives both shapes.
+    /// <summary>Checks the shape of a tensor.</summary>
+    /// <param name="subject">Names the tensor in the error.</param>
+    /// <param name="axes">What each axis must be.</param>
+    /// <param name="tensor">Of any type, on any device; borrowed.</param>
+    /// <exception cref="T:LoRASub.InputException">The tensor has another number of axes or another fixed size;
+    /// the message gives both shapes.</exception>
     let expect (subject: string) (axes: Axis list) (tensor: torch.Tensor) =
         let fits axis size =
             match axis with
@@ -41,12 +48,20 @@ module Shape =
         if not (actual.Length = axes.Length && Seq.forall2 fits axes actual) then
             Errors.reject subject $"must have shape {expectedText axes}" (text actual) ""
 
-    /// Checks that a tensor is on the device of its neighbour.
+    /// <summary>Checks that a tensor is on the device of another.</summary>
+    /// <param name="subject">Names the tensor in the error.</param>
+    /// <param name="neighbour">A tensor on the device wanted; borrowed.</param>
+    /// <param name="tensor">The tensor to check; borrowed.</param>
+    /// <exception cref="T:LoRASub.InputException">The tensor is on another device.</exception>
     let expectDevice (subject: string) (neighbour: torch.Tensor) (tensor: torch.Tensor) =
         if tensor.device.ToString() <> neighbour.device.ToString() then
             Errors.reject subject $"must be on {neighbour.device}" $"{tensor.device}" "move it there first"
 
-    /// Checks that a tensor is on the device of its neighbour and has its element type.
+    /// <summary>Checks that a tensor has the device and the element type of another.</summary>
+    /// <param name="subject">Names the tensor in the error.</param>
+    /// <param name="neighbour">A tensor of the device and type wanted; borrowed.</param>
+    /// <param name="tensor">The tensor to check; borrowed.</param>
+    /// <exception cref="T:LoRASub.InputException">The tensor is on another device or of another type.</exception>
     let expectLike (subject: string) (neighbour: torch.Tensor) (tensor: torch.Tensor) =
         if tensor.dtype <> neighbour.dtype then
             Errors.reject subject $"must be {neighbour.dtype}" $"{tensor.dtype}" ""

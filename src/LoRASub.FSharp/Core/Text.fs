@@ -7,7 +7,7 @@ open System.Text
 /// Text on its way to people. Names of files, classes and tensors come from anywhere; on a terminal or a page they
 /// must not act as anything but text. Files for programs keep the exact names.
 [<RequireQualifiedAccess>]
-module Text =
+module internal Text =
 
     let private isHidden (rune: Rune) =
         match Rune.GetUnicodeCategory rune with

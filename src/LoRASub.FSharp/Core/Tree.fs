@@ -7,18 +7,26 @@ open TorchSharp
 /// Tensors by name, such as those of a file; `origin` names it in errors.
 type NamedTensors(origin: string, tensors: IReadOnlyDictionary<string, torch.Tensor>) =
 
-    /// The tensor of that name, borrowed. Rejects a name that is absent.
+    /// <summary>The tensor of a name.</summary>
+    /// <param name="name">The full name.</param>
+    /// <returns>The tensor, borrowed.</returns>
+    /// <exception cref="T:LoRASub.InputException">There is no tensor of this name.</exception>
     member _.Find(name: string) : torch.Tensor =
         match tensors.TryGetValue name with
         | true, tensor -> tensor
         | _ -> Errors.reject origin $"must hold a tensor named {name}" "no such tensor" ""
 
-    /// Whether a name is `path` or below it.
+    /// <summary>Whether a name is a path or below it.</summary>
+    /// <param name="path">Parts of a name with dots between them.</param>
+    /// <returns>Whether any name is.</returns>
     member _.Holds(path: string) : bool =
         tensors.Keys
         |> Seq.exists (fun name -> name = path || name.StartsWith(path + ".", StringComparison.Ordinal))
 
-    /// The number of items below `path`: one more than the largest index, so that a gap is found when it is read.
+    /// <summary>The number of items below a path: one more than the largest index, so that a gap is found when it
+    /// is read.</summary>
+    /// <param name="path">Parts of a name with dots between them.</param>
+    /// <returns>0 where there are none.</returns>
     member _.Count(path: string) : int =
         let index (name: string) =
             if name.StartsWith(path + ".", StringComparison.Ordinal) then
@@ -47,7 +55,7 @@ type Part<'Owner, 'T> =
         Read: NamedTensors -> string -> 'T
     }
 
-    /// The tensors that a value owns.
+    /// <summary>Lists the tensors that a value owns.</summary>
     member this.Leaves: Leaves<'Owner> =
         fun owner ->
             let all = List<torch.Tensor>()
@@ -59,6 +67,10 @@ type Tree<'T> = Part<'T, 'T>
 
 /// `tree { let! a = Tree.field "a" _.A Tree.tensor and! b = … in return { A = a; B = b } }`
 type TreeBuilder() =
+    /// <summary>Ends `tree { … }`: the value made of its members.</summary>
+    /// <param name="part">The members.</param>
+    /// <param name="build">Makes the value.</param>
+    /// <returns>The tree of the value.</returns>
     member _.BindReturn(part: Part<'Owner, 'A>, build: 'A -> 'T) : Part<'Owner, 'T> =
         {
             Collect = part.Collect
@@ -67,6 +79,10 @@ type TreeBuilder() =
             Read = fun tensors path -> build (part.Read tensors path)
         }
 
+    /// <summary>Joins two members of `tree { … }`.</summary>
+    /// <param name="left">The first member.</param>
+    /// <param name="right">The second member.</param>
+    /// <returns>Both, in this order.</returns>
     member _.MergeSources(left: Part<'Owner, 'A>, right: Part<'Owner, 'B>) : Part<'Owner, 'A * 'B> =
         {
             Collect =
@@ -84,17 +100,21 @@ type TreeBuilder() =
                     first, right.Read tensors path
         }
 
+/// Opens `tree { … }`.
 [<AutoOpen>]
 module TreeBuilder =
+    /// <summary>Describes the tensors of a record, member by member: `tree { let! a = …  and! b = …  return …
+    /// }`.</summary>
     let tree = TreeBuilder()
 
+/// Trees of the values that records are made of.
 [<RequireQualifiedAccess>]
 module Tree =
 
     let private below (path: string) (name: string) =
         if path = "" then name else $"{path}.{name}"
 
-    /// One tensor.
+    /// <summary>One tensor.</summary>
     let tensor: Tree<torch.Tensor> =
         {
             Collect = fun all tensor -> all.Add tensor
@@ -115,21 +135,21 @@ module Tree =
                     read onHost
         }
 
-    /// A number, written as an int64 tensor of one entry.
+    /// <summary>A number, written as an int64 tensor of one element.</summary>
     let int: Tree<int> =
         number (fun (n: int) -> torch.tensor (int64 n)) (fun t -> int (t.item<int64>()))
 
-    /// A number, written as an int64 tensor of one entry.
+    /// <summary>A number, written as an int64 tensor of one element.</summary>
     let int64: Tree<int64> = number (fun (n: int64) -> torch.tensor n) _.item<int64>()
 
-    /// A number, written as a float64 tensor of one entry.
+    /// <summary>A number, written as a float64 tensor of one element.</summary>
     let float: Tree<float> = number (fun (x: float) -> torch.tensor x) _.item<float>()
 
-    /// Numbers, written as an int64 tensor [n].
+    /// <summary>Numbers, written as an int64 tensor [n].</summary>
     let int64s: Tree<int64[]> =
         number (fun (all: int64[]) -> torch.tensor all) _.data<int64>().ToArray()
 
-    /// No tensor at all.
+    /// <summary>No tensor at all.</summary>
     let unit: Tree<unit> =
         {
             Collect = fun _ () -> ()
@@ -138,7 +158,11 @@ module Tree =
             Read = fun _ _ -> ()
         }
 
-    /// A member of a record, by its name below the record's path.
+    /// <summary>A member of a record, below the path of the record.</summary>
+    /// <param name="name">The name of the member.</param>
+    /// <param name="get">Reads it from the record.</param>
+    /// <param name="tree">The tree of the member.</param>
+    /// <returns>The member, for `tree { … }`.</returns>
     let field (name: string) (get: 'Owner -> 'T) (tree: Tree<'T>) : Part<'Owner, 'T> =
         {
             Collect = fun all owner -> tree.Collect all (get owner)
@@ -147,7 +171,10 @@ module Tree =
             Read = fun tensors path -> tree.Read tensors (below path name)
         }
 
-    /// A member that is neither owned nor written: the reader of the record supplies it.
+    /// <summary>A member that is neither owned nor written: whoever reads the record supplies it.</summary>
+    /// <param name="get">Reads it from the record.</param>
+    /// <param name="value">The member of a record that is read.</param>
+    /// <returns>The member, for `tree { … }`.</returns>
     let given (get: 'Owner -> 'T) (value: 'T) : Part<'Owner, 'T> =
         {
             Collect = fun _ _ -> ()
@@ -156,7 +183,11 @@ module Tree =
             Read = fun _ _ -> value
         }
 
-    /// A member that is owned but not written, because it can be computed again.
+    /// <summary>A member that is owned but not written, because it can be computed again.</summary>
+    /// <param name="get">Reads it from the record.</param>
+    /// <param name="tree">The tree of the member.</param>
+    /// <param name="compute">Makes the member of a record that is read.</param>
+    /// <returns>The member, for `tree { … }`.</returns>
     let computed (get: 'Owner -> 'T) (tree: Tree<'T>) (compute: unit -> 'T) : Part<'Owner, 'T> =
         {
             Collect = fun all owner -> tree.Collect all (get owner)
@@ -165,8 +196,10 @@ module Tree =
             Read = fun _ _ -> compute ()
         }
 
-    /// Items by their index, each with a tree of its own. How many there are follows from the names; a gap among them
-    /// is rejected when they are read.
+    /// <summary>Items by their index, each with a tree of its own. How many there are follows from the
+    /// names.</summary>
+    /// <param name="item">The tree of the item at an index.</param>
+    /// <returns>The tree of the array; reading it rejects a gap among the names.</returns>
     let items (item: int -> Tree<'T>) : Tree<'T[]> =
         let at path (i: int) = below path (string i)
 
@@ -184,10 +217,14 @@ module Tree =
                     Array.init (tensors.Count path) (fun i -> (item i).Read tensors (at path i))
         }
 
-    /// Items of one kind by their index.
+    /// <summary>Items of one kind by their index.</summary>
+    /// <param name="item">The tree of an item.</param>
+    /// <returns>The tree of the array; reading it rejects a gap among the names.</returns>
     let array (item: Tree<'T>) : Tree<'T[]> = items (fun _ -> item)
 
-    /// A value that may be absent: no tensor has its name then.
+    /// <summary>A value that may be absent: no tensor has its name then.</summary>
+    /// <param name="some">The tree of the value.</param>
+    /// <returns>The tree of the option.</returns>
     let option (some: Tree<'T>) : Tree<'T option> =
         {
             Collect = fun all value -> Option.iter (some.Collect all) value
@@ -201,7 +238,12 @@ module Tree =
                         None
         }
 
-    /// Two values by their names.
+    /// <summary>Two values by their names.</summary>
+    /// <param name="first">The name of the first.</param>
+    /// <param name="a">The tree of the first.</param>
+    /// <param name="second">The name of the second.</param>
+    /// <param name="b">The tree of the second.</param>
+    /// <returns>The tree of the pair.</returns>
     let pair (first: string) (a: Tree<'A>) (second: string) (b: Tree<'B>) : Tree<struct ('A * 'B)> =
         tree {
             let! a = field first (fun struct (a, _) -> a) a
@@ -209,19 +251,36 @@ module Tree =
             return struct (a, b)
         }
 
-    /// Every tensor of a value under its name. Those of the value are borrowed, those made for its numbers belong to
-    /// the caller's scope.
+    /// <summary>Every tensor of a value under its name.</summary>
+    /// <param name="tree">The tree of the value.</param>
+    /// <param name="value">Borrowed.</param>
+    /// <returns>The tensors of the value, borrowed, and those made for its numbers, which belong to the scope of
+    /// the caller.</returns>
     let write (tree: Tree<'T>) (value: 'T) : (string * torch.Tensor) list = tree.Write "" value
 
-    /// The value that `write` gave these names; it takes the tensors over. Rejects an absent tensor; `origin` says in
-    /// the error where it was looked for.
+    /// <summary>The value that `write` gave these names.</summary>
+    /// <param name="tree">The tree of the value.</param>
+    /// <param name="origin">Names the place of the tensors in errors, such as a file.</param>
+    /// <param name="tensors">Tensors by name; the value takes over those that it finds.</param>
+    /// <returns>The value, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.InputException">A tensor is absent.</exception>
     let read (tree: Tree<'T>) (origin: string) (tensors: IReadOnlyDictionary<string, torch.Tensor>) : 'T =
         tree.Read (NamedTensors(origin, tensors)) ""
 
-    /// The value with f applied to each of its tensors, such as a move to another device. The caller owns what f makes.
+    /// <summary>The value with a function applied to each of its tensors, such as a move to another
+    /// device.</summary>
+    /// <param name="f">Borrows a tensor and returns another.</param>
+    /// <param name="tree">The tree of the value.</param>
+    /// <param name="value">Borrowed.</param>
+    /// <returns>The new value; the caller owns what `f` makes.</returns>
     let map (f: torch.Tensor -> torch.Tensor) (tree: Tree<'T>) (value: 'T) : 'T = tree.Map f value
 
-    /// The value with other tensors in place of its own, in the order of its leaves.
+    /// <summary>The value with other tensors in place of its own.</summary>
+    /// <param name="tree">The tree of the value.</param>
+    /// <param name="tensors">As many as the value has, in the order of its leaves; the result takes them
+    /// over.</param>
+    /// <param name="value">Borrowed.</param>
+    /// <returns>The new value.</returns>
     let withLeaves (tree: Tree<'T>) (tensors: torch.Tensor[]) (value: 'T) : 'T =
         let mutable next = -1
 
@@ -232,7 +291,12 @@ module Tree =
             tree
             value
 
-    /// Whether two values have the same names and, under each, tensors of the same type, shape and bits.
+    /// <summary>Whether two values have the same names and, under each, tensors of the same type, shape and
+    /// bits.</summary>
+    /// <param name="tree">The tree of both values.</param>
+    /// <param name="left">Borrowed.</param>
+    /// <param name="right">Borrowed.</param>
+    /// <returns>Whether they are equal.</returns>
     let equal (tree: Tree<'T>) (left: 'T) (right: 'T) : bool =
         let bytes (t: torch.Tensor) =
             t.detach().cpu().contiguous().bytes.ToArray()

@@ -7,7 +7,7 @@ open System.Text
 /// Files that are never seen half-written: the content goes to a temporary name in the same folder, is flushed to
 /// disk, and takes the target's name in one step.
 [<RequireQualifiedAccess>]
-module WholeFile =
+module internal WholeFile =
 
     /// Whether an exception means that another handle has the file locked: EWOULDBLOCK on Linux and macOS, a sharing
     /// violation on Windows.
@@ -150,7 +150,7 @@ module WholeFile =
 
 /// A file that grows piece by piece, each in one write, so that a crash tears the last piece at most; others may read
 /// it meanwhile. Rejects a file that cannot be appended to, and a full disk.
-type AppendFile(path: string) =
+type internal AppendFile(path: string) =
 
     let failed (e: exn) =
         Errors.reject path "must be a file that can be appended to" e.Message ""

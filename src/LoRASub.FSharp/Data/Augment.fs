@@ -24,10 +24,12 @@ type Cropping =
         TestResize: int option
     }
 
+/// Croppings.
 [<RequireQualifiedAccess>]
 module Cropping =
 
-    /// torchvision's: area 8% to 100%, ratio 3/4 to 4/3; at test time the shorter side fills the network's.
+    /// <summary>torchvision's cropping: area 8% to 100%, ratio 3/4 to 4/3; at test time the shorter side fills
+    /// the network's.</summary>
     let standard =
         {
             Scale = struct (0.08, 1.0)
@@ -36,7 +38,7 @@ module Cropping =
         }
 
 [<RequireQualifiedAccess>]
-module Augment =
+module internal Augment =
 
     let private tries = 10
 
@@ -96,57 +98,25 @@ module Augment =
         |> Seq.tryPick attempt
         |> Option.defaultWith (fun () -> fallback cropping height width)
 
-    let private boxNumbers (n: int) (key: RandomKey) : float[] =
+    /// The box of the i-th of n images of some height and width, by torchvision's RandomResizedCrop: the area is uniform
+    /// in the scale, the ratio log-uniform; after ten boxes that do not fit, the largest centred one.
+    let internal boxes (cropping: Cropping) (n: int) (key: RandomKey) : int -> int -> int -> CropBox =
         use numbers =
             Rng.uniform 0.0 1.0 [| int64 n; int64 tries; 4L |] torch.ScalarType.Float64 torch.CPU key
 
-        numbers.data<float>().ToArray()
+        let uniform = numbers.data<float>().ToArray()
+        fun i height width -> box cropping height width uniform (4 * i * tries)
 
-    /// n boxes of torchvision's RandomResizedCrop in images of height x width: the area is uniform in the scale, the
-    /// ratio log-uniform; after ten boxes that do not fit, the largest centred one.
-    let cropBoxes (cropping: Cropping) (height: int) (width: int) (n: int) (key: RandomKey) : CropBox[] =
-        let uniform = boxNumbers n key
-        Array.init n (fun i -> box cropping height width uniform (4 * i * tries))
+    /// Which of n images are mirrored.
+    let private mirrors (n: int) (key: RandomKey) : bool[] =
+        Scope.noGrad Leaves.none (fun () ->
+            let numbers =
+                Rng.uniform 0.0 1.0 [| int64 n |] torch.ScalarType.Float32 torch.CPU key
 
-    let private chances (n: int64) (device: torch.Device) (key: RandomKey) =
-        (Rng.uniform 0.0 1.0 [| n; 1L; 1L; 1L |] torch.ScalarType.Float32 device key)
-            .lt(Scalar.op_Implicit 0.5)
+            numbers.data<float32>().ToArray() |> Array.map (fun x -> x < 0.5f))
 
-    let private flip (key: RandomKey) (images: torch.Tensor) =
-        torch.where (chances images.shape[0] images.device key, images.flip 3L, images)
-
-    let private keys (key: RandomKey) =
-        struct (Rng.fold 0L key, Rng.fold 1L key)
-
-    let private testSide (cropping: Cropping) (size: int) = defaultArg cropping.TestResize size
-
-    /// Brings a batch to size x size with the augmentation's random changes, which the key decides: float32
-    /// [n, c, H, W] -> [n, c, size, size]; `black` where an image ends. Borrows; owned by the caller.
-    let apply
-        (augmentation: Augmentation)
-        (cropping: Cropping)
-        (size: int)
-        (black: float)
-        (images: torch.Tensor)
-        (key: RandomKey)
-        : torch.Tensor =
-        Shape.expect "images" [ Axis.Any "n"; Axis.Any "c"; Axis.Any "H"; Axis.Any "W" ] images
-        let struct (cropKey, flipKey) = keys key
-        let centre = Resample.centre (testSide cropping size) size black
-
-        Scope.noGrad Leaves.tensor (fun () ->
-            match augmentation with
-            | Augmentation.None -> centre images
-            // mirrored first, while the images are small: the place of a box is as likely as its mirror image
-            | Augmentation.Flip -> flip flipKey images |> centre
-            | Augmentation.CropFlip ->
-                let n, height, width = int images.shape[0], int images.shape[2], int images.shape[3]
-
-                flip flipKey images
-                |> Resample.crop size (cropBoxes cropping height width n cropKey))
-
-    /// `apply` for images of differing sizes, one by one: what to do with the i-th of n pictures. The numbers are drawn
-    /// at once, so that the function may be called from any thread, in any order.
+    /// What the augmentation does to the i-th of n pictures, which the key decides. The numbers are drawn at once, so that
+    /// the function may be called from any thread, in any order.
     let pictures
         (augmentation: Augmentation)
         (cropping: Cropping)
@@ -154,16 +124,13 @@ module Augment =
         (n: int)
         (key: RandomKey)
         : int -> Picture -> Picture =
-        let struct (cropKey, flipKey) = keys key
-        let centre = Picture.centre (testSide cropping size) size
-
-        let mirrored =
-            lazy (Scope.noGrad Leaves.none (fun () -> (chances n torch.CPU flipKey).data<bool>().ToArray()))
+        let cropKey, flipKey = Rng.fold 0L key, Rng.fold 1L key
+        let centre = Picture.centre (defaultArg cropping.TestResize size) size
 
         match augmentation with
         | Augmentation.None -> fun _ picture -> centre picture
         | Augmentation.Flip ->
-            let mirrored = mirrored.Value
+            let mirrored = mirrors n flipKey
 
             fun i picture ->
                 if mirrored[i] then
@@ -171,13 +138,13 @@ module Augment =
                 else
                     centre picture
         | Augmentation.CropFlip ->
-            let mirrored, uniform = mirrored.Value, boxNumbers n cropKey
+            let mirrored, boxOf = mirrors n flipKey, boxes cropping n cropKey
 
             fun i picture ->
-                let box = box cropping picture.Height picture.Width uniform (4 * i * tries)
+                let box = boxOf i picture.Height picture.Width
 
                 if mirrored[i] then
-                    // the box is in the mirrored image, as in a batch
+                    // the place of a box is as likely as its mirror image; the box is of the mirrored one
                     let left = picture.Width - box.Left - box.Width
                     Picture.crop { box with Left = left } size size picture |> Picture.flip
                 else

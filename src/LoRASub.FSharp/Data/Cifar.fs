@@ -7,7 +7,7 @@ open System.Text.RegularExpressions
 /// The binary version of CIFAR-10 and CIFAR-100 (Krizhevsky 2009): records of label bytes and then 3072 pixel bytes,
 /// the red, green and blue planes of 32 x 32, row by row. Source: https://www.cs.toronto.edu/~kriz/cifar.html.
 [<RequireQualifiedAccess>]
-module Cifar =
+module internal Cifar =
 
     [<Literal>]
     let private Pixels = 3072

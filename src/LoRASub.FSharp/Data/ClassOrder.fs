@@ -53,12 +53,13 @@ module private MersenneTwister =
             at <- at + 1
             temper state[at - 1]
 
+/// Class orders from names and files.
 [<RequireQualifiedAccess>]
 module ClassOrder =
 
     /// What numpy's `RandomState(seed).permutation(n)` gives: Fisher-Yates from the end, each index drawn by masking
     /// a 32-bit word to the bits of its bound and rejecting what is larger.
-    let numpyPermutation (seed: uint32) (n: int) : int[] =
+    let internal numpyPermutation (seed: uint32) (n: int) : int[] =
         let next = MersenneTwister.words seed
         let order = Array.init n id
 
@@ -98,7 +99,11 @@ module ClassOrder =
         | Some missing -> refuse $"{order.Length} entries without {missing}"
         | None -> ()
 
-    /// Entry i is the data set's label of the class learned i-th. Rejects an explicit order that is not a permutation.
+    /// <summary>The labels in the order in which they are learned.</summary>
+    /// <param name="classes">The number of classes.</param>
+    /// <param name="order">The order.</param>
+    /// <returns>Entry i is the label of the class learned i-th.</returns>
+    /// <exception cref="T:LoRASub.InputException">An explicit order does not name each class once.</exception>
     let resolve (classes: int) (order: ClassOrder) : int[] =
         match order with
         | ClassOrder.Natural -> Array.init classes id
@@ -119,7 +124,10 @@ module ClassOrder =
                 Errors.reject path "each entry of a class order must be an integer" $"{text} at entry {i}" "")
         |> Seq.toArray
 
-    /// Reads an explicit order: a JSON array of integers, or an object that holds one as `order`.
+    /// <summary>Reads an explicit order.</summary>
+    /// <param name="path">A JSON file: an array of integers, or an object that holds one as `order`.</param>
+    /// <returns>The order, whose errors name the file.</returns>
+    /// <exception cref="T:LoRASub.InputException">The file is missing or holds something else.</exception>
     let readFile (path: string) : ClassOrder =
         let what =
             "a class order: an array of integers, or an object that holds one as \"order\""

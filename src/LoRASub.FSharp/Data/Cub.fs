@@ -7,7 +7,7 @@ open System.IO
 /// and classes.txt, whose lines begin with an identifier, and images/.
 /// Source: https://www.vision.caltech.edu/datasets/cub_200_2011/.
 [<RequireQualifiedAccess>]
-module Cub =
+module internal Cub =
 
     /// "001.Black_footed_Albatross" as a name to read.
     let private readable (className: string) =

@@ -3,7 +3,6 @@ namespace LoRASub
 open System
 open System.IO
 open System.Text.RegularExpressions
-open TorchSharp
 
 /// One split of a data set, in its original order.
 [<ReferenceEquality>]
@@ -13,21 +12,21 @@ type ImageSet =
         Source: string
         /// One label per image, in [0, classes).
         Labels: int[]
-        /// The images at some positions as uint8 [n, c, H, W] (RGB or grey) on the CPU, owned by the caller; may be
-        /// called from any thread. Rejects images that differ in size.
-        Read: int[] -> torch.Tensor
-        /// One image by itself, from any thread, for sets whose images may differ in size; None where all are of one
-        /// size, which `Read` gathers at once.
-        Decode: (int -> Picture) option
+        /// The image at a position. May be called from any thread.
+        Read: int -> Picture
     }
 
 /// A labelled data set with its two published splits.
 [<ReferenceEquality>]
 type Dataset =
     {
+        /// As the settings name it.
         Name: string
+        /// The name of each label.
         ClassNames: string[]
+        /// The images that are learned.
         Train: ImageSet
+        /// The images that are predicted.
         Test: ImageSet
         /// The correct answer for each label: the label itself, except for domain-incremental sets, where a
         /// class has a label in each domain.
@@ -161,11 +160,12 @@ module internal DataFile =
     let lines (path: string) : string[] =
         numberedLines path |> Array.map (fun struct (_, line) -> line)
 
+/// Sets of images.
 [<RequireQualifiedAccess>]
 module ImageSet =
 
     /// Rejects the first label outside [0, classes), with its position.
-    let requireLabels (source: string) (classes: int) (labels: int[]) =
+    let internal requireLabels (source: string) (classes: int) (labels: int[]) =
         match labels |> Array.tryFindIndex (fun label -> label < 0 || label >= classes) with
         | Some at ->
             Errors.reject source $"labels must be in 0 to {classes - 1}" $"{labels[at]} at position {at}" ""
@@ -173,7 +173,7 @@ module ImageSet =
 
     /// Rejects an output folder in a folder that images are read from: it would be one of their classes from then on.
     /// `source` is `ImageSet.Source`, which may name a file instead.
-    let requireOutside (source: string) (output: string) =
+    let internal requireOutside (source: string) (output: string) =
         if Directory.Exists source && RealPath.isWithin source output then
             Errors.reject
                 output
@@ -181,7 +181,46 @@ module ImageSet =
                 $"a folder in {source}"
                 "choose another folder"
 
-    /// Images held in one managed array of n·c·H·W bytes, which is shared, not copied; reading gathers rows.
+    let internal requirePosition (source: string) (count: int) (position: int) =
+        if position < 0 || position >= count then
+            Errors.reject source $"positions must be in 0 to {count - 1}" $"{position}" ""
+
+    let private requireShape
+        (source: string)
+        (count: int)
+        (channels: int)
+        (height: int)
+        (width: int)
+        (bytes: byte[])
+        =
+        if channels <> 1 && channels <> 3 then
+            Errors.reject source "channels must be 1 (grey) or 3 (RGB)" $"{channels}" ""
+
+        if height < 1 || width < 1 then
+            Errors.reject source "height and width must be at least 1" $"{height} x {width}" ""
+
+        let needed = int64 count * int64 channels * int64 height * int64 width
+
+        if bytes.LongLength <> needed then
+            let images = Text.counted count "image" "images"
+
+            Errors.reject
+                source
+                $"{images} of {channels} x {height} x {width} need {needed} bytes"
+                $"{bytes.LongLength}"
+                ""
+
+    /// <summary>Images of one size in one array.</summary>
+    /// <param name="source">Names the set in errors, such as a file.</param>
+    /// <param name="labels">One per image, in [0, classes).</param>
+    /// <param name="channels">1 (grey) or 3 (RGB).</param>
+    /// <param name="height">Pixels, at least 1.</param>
+    /// <param name="width">Pixels, at least 1.</param>
+    /// <param name="pixels">n·channels·height·width bytes, each image plane by plane, each plane row by row.
+    /// Shared, not copied.</param>
+    /// <returns>The set; grey is repeated to red, green and blue when an image is read.</returns>
+    /// <exception cref="T:LoRASub.InputException">The number of bytes does not fit, or a size is out of
+    /// range.</exception>
     let ofBytes
         (source: string)
         (labels: int[])
@@ -190,115 +229,72 @@ module ImageSet =
         (width: int)
         (pixels: byte[])
         : ImageSet =
-        if channels < 1 || height < 1 || width < 1 then
-            Errors.reject
-                source
-                "channels, height and width must be at least 1"
-                $"{channels} x {height} x {width}"
-                ""
-
-        let size = int64 channels * int64 height * int64 width
-
-        if pixels.LongLength <> labels.LongLength * size then
-            let rule =
-                $"{labels.Length} images of {channels} x {height} x {width} need {labels.LongLength * size} bytes"
-
-            Errors.reject source rule $"{pixels.LongLength}" ""
-
-        let read (positions: int[]) =
-            match positions |> Array.tryFind (fun i -> i < 0 || i >= labels.Length) with
-            | Some bad -> Errors.reject source $"positions must be in 0 to {labels.Length - 1}" $"{bad}" ""
-            | None -> ()
-
-            let shape = [| positions.LongLength; int64 channels; int64 height; int64 width |]
-            let images = torch.empty (shape, dtype = torch.ScalarType.Byte, device = torch.CPU)
-
-            if positions.Length > 0 then
-                let rows = images.bytes
-                let size = int size
-
-                for row in 0 .. positions.Length - 1 do
-                    pixels.AsSpan(positions[row] * size, size).CopyTo(rows.Slice(row * size, size))
-
-            images
+        requireShape source labels.Length channels height width pixels
+        let size = channels * height * width
 
         {
             Source = source
             Labels = labels
-            Read = read
-            Decode = None
+            Read =
+                fun position ->
+                    requirePosition source labels.Length position
+                    Picture.ofPlanes channels height width (ReadOnlySpan(pixels, position * size, size))
         }
 
-    /// The images at some positions, in that order.
+    /// <summary>Images of one size, read one at a time.</summary>
+    /// <param name="source">Names the set in errors.</param>
+    /// <param name="labels">One per image, in [0, classes).</param>
+    /// <param name="channels">1 (grey) or 3 (RGB).</param>
+    /// <param name="height">Pixels, at least 1.</param>
+    /// <param name="width">Pixels, at least 1.</param>
+    /// <param name="read">The channels·height·width bytes of the image at a position, plane by plane. May be
+    /// called from several threads at once.</param>
+    /// <returns>The set. Reading an image rejects bytes of another number and a position that the set does not
+    /// have.</returns>
+    let ofReader
+        (source: string)
+        (labels: int[])
+        (channels: int)
+        (height: int)
+        (width: int)
+        (read: int -> byte[])
+        : ImageSet =
+        {
+            Source = source
+            Labels = labels
+            Read =
+                fun position ->
+                    requirePosition source labels.Length position
+                    let planes = read position
+                    requireShape source 1 channels height width planes
+                    Picture.ofPlanes channels height width (ReadOnlySpan planes)
+        }
+
+    /// <summary>The images at some positions, in that order.</summary>
+    /// <param name="positions">Positions in the set; one may be there several times.</param>
+    /// <param name="set">Borrowed.</param>
+    /// <returns>A set as long as the positions.</returns>
     let select (positions: int[]) (set: ImageSet) : ImageSet =
-        {
-            Source = set.Source
+        { set with
             Labels = positions |> Array.map (fun i -> set.Labels[i])
-            Read = Array.map (fun i -> positions[i]) >> set.Read
-            Decode = set.Decode |> Option.map (fun decode i -> decode positions[i])
+            Read = fun i -> set.Read positions[i]
         }
 
-    /// Bytes of n RGB images, plane by plane, as a tensor uint8 [n, 3, height, width], owned by the caller.
-    let internal ofPlanes (n: int) (height: int) (width: int) (planes: byte[]) : torch.Tensor =
-        let shape = [| int64 n; 3L; int64 height; int64 width |]
-        let images = torch.empty (shape, dtype = torch.ScalarType.Byte, device = torch.CPU)
-
-        if planes.Length > 0 then
-            planes.AsSpan().CopyTo images.bytes
-
-        images
-
-    /// Images decoded one by one, which may differ in size.
-    let internal ofPictures (source: string) (labels: int[]) (decode: int -> Picture) : ImageSet =
-        let read (positions: int[]) =
-            let pictures = positions |> Array.map decode
-
-            match pictures |> Array.map (fun p -> p.Height, p.Width) |> Array.distinct with
-            | [| height, width |] ->
-                let size = 3 * height * width
-                let planes = Array.zeroCreate<byte>(positions.Length * size)
-                pictures |> Array.iteri (fun i p -> Picture.copyPlanes planes (i * size) p)
-                ofPlanes positions.Length height width planes
-            | [||] -> ofPlanes 0 0 0 [||]
-            | several ->
-                let (h0, w0), (h1, w1) = several[0], several[1]
-                let rule = "images read at once must be of one size"
-                Errors.reject source rule $"{h0} x {w0} and {h1} x {w1}" "decode them one by one"
-
-        {
-            Source = source
-            Labels = labels
-            Read = read
-            Decode = Some decode
-        }
-
-    /// One image by itself; grey is repeated to red, green and blue.
-    let picture (set: ImageSet) (position: int) : Picture =
-        match set.Decode with
-        | Some decode -> decode position
-        | None ->
-            use image = set.Read [| position |] // [1, c, H, W]
-
-            let channels, height, width =
-                int image.shape[1], int image.shape[2], int image.shape[3]
-
-            let planes = image.bytes.ToArray()
-
-            {
-                Height = height
-                Width = width
-                Pixels =
-                    Array.init (3 * height * width) (fun i ->
-                        planes[(i % 3 % channels) * height * width + i / 3])
-            }
-
+/// Data sets.
 [<RequireQualifiedAccess>]
 module Dataset =
 
-    /// Number of classes.
+    /// <summary>The number of classes.</summary>
+    /// <param name="dataset">A data set.</param>
+    /// <returns>The number of its class names.</returns>
     let classes (dataset: Dataset) = dataset.ClassNames.Length
 
-    /// A data set whose labels are its answers, without notes.
+    /// <summary>A data set whose labels are its answers, without notes.</summary>
+    /// <param name="name">As the settings name it.</param>
+    /// <param name="classNames">The name of each label.</param>
+    /// <param name="train">Training images.</param>
+    /// <param name="test">Test images.</param>
+    /// <returns>The data set, which is not validated.</returns>
     let create (name: string) (classNames: string[]) (train: ImageSet) (test: ImageSet) : Dataset =
         {
             Name = name
@@ -309,7 +305,11 @@ module Dataset =
             Notes = [||]
         }
 
-    /// The data set itself; rejects an empty split, a data set without classes, and a label that names no class.
+    /// <summary>Checks a data set.</summary>
+    /// <param name="dataset">The data set.</param>
+    /// <returns>The data set itself.</returns>
+    /// <exception cref="T:LoRASub.InputException">It has no class, an empty split, a label that names no class,
+    /// or an answer too few or too many.</exception>
     let validate (dataset: Dataset) : Dataset =
         if Array.isEmpty dataset.ClassNames then
             Errors.reject dataset.Name "must have at least one class" "none" ""

@@ -3,6 +3,7 @@ namespace LoRASub
 /// What is known of a data set by its name.
 type KnownDataset =
     {
+        /// As the settings name it.
         Name: string
         /// As its publication calls it.
         Title: string
@@ -19,11 +20,17 @@ type KnownDataset =
 /// What a folder holds of a data set.
 type DataReport =
     {
+        /// The data set that was looked for.
         Dataset: KnownDataset
+        /// The folder that was given.
         Folder: string
+        /// The name of each label.
         ClassNames: string[]
+        /// Images of the training split, broken ones included.
         TrainingImages: int
+        /// Images of the test split, broken ones included.
         TestImages: int
+        /// Files that cannot be decoded.
         Broken: BrokenFile[]
         /// What a run on this folder reports: the role of each folder, and what was skipped.
         Notes: string[]
@@ -141,14 +148,14 @@ module Datasets =
                 (Files(ImageFolder.scan "folder"))
         ]
 
-    /// The data sets that `load` reads.
+    /// <summary>The data sets that `load` reads.</summary>
     let known: KnownDataset list = List.map fst table
 
     /// Whether a data set takes every image below its folder, and not only those that it lists.
-    let takesEveryImage (name: string) : bool =
+    let internal takesEveryImage (name: string) : bool =
         List.contains name [ "imagenet-r"; "imagenet-a"; "folder" ]
 
-    /// Names that `load` takes.
+    /// <summary>The names that `load` takes.</summary>
     let names: string list = known |> List.map _.Name
 
     let private find (name: string) =
@@ -158,8 +165,13 @@ module Datasets =
             let all = String.concat ", " names
             Errors.reject "data set" $"must be one of {all}" name (Errors.didYouMean names name)
 
-    /// Reads a data set in its published files from a folder. Rejects an unknown name with the nearest known one, files
-    /// that are missing, and images that are broken; see `ImageFiles.dataset`.
+    /// <summary>Reads a data set from its published files.</summary>
+    /// <param name="options">How image files are split and what happens to broken ones.</param>
+    /// <param name="name">One of `names`.</param>
+    /// <param name="folder">The folder with its files, in the published layout.</param>
+    /// <returns>The data set. Image files are decoded when they are used.</returns>
+    /// <exception cref="T:LoRASub.InputException">The name is unknown, the folder or a file is missing, or a file
+    /// is damaged.</exception>
     let loadWith (options: ReadOptions) (name: string) (folder: string) : Dataset =
         let _, reader = find name
         DataFile.requireFolder name folder
@@ -169,7 +181,13 @@ module Datasets =
             | Arrays load -> load folder
             | Files scan -> scan options folder |> ImageFiles.dataset options name)
 
-    /// The number of classes in a data set's folder. No image is read, except where a set is published as arrays.
+    /// <summary>The number of classes in the folder of a data set. No image is decoded.</summary>
+    /// <param name="options">How image files are split.</param>
+    /// <param name="name">One of `names`.</param>
+    /// <param name="folder">The folder with its files, in the published layout.</param>
+    /// <returns>The number of classes.</returns>
+    /// <exception cref="T:LoRASub.InputException">The name is unknown, the folder or a file is missing, or a file
+    /// is damaged.</exception>
     let classes (options: ReadOptions) (name: string) (folder: string) : int =
         let _, reader = find name
         DataFile.requireFolder name folder
@@ -178,12 +196,22 @@ module Datasets =
         | Arrays load -> (load folder).ClassNames.Length
         | Files scan -> (scan options folder).ClassNames.Length
 
-    /// `loadWith` the standard options.
+    /// <summary>Reads a data set from its published files, with the standard options.</summary>
+    /// <param name="name">One of `names`.</param>
+    /// <param name="folder">The folder with its files, in the published layout.</param>
+    /// <returns>The data set. Image files are decoded when they are used.</returns>
+    /// <exception cref="T:LoRASub.InputException">The name is unknown, the folder or a file is missing, or a file
+    /// is damaged.</exception>
     let load (name: string) (folder: string) : Dataset =
         loadWith ReadOptions.standard name folder
 
-    /// The scan of a data set of image files, of which no image is read; None for a set of whole files. Rejects an
-    /// unknown name, and as the set's reader.
+    /// <summary>Reads the lists of a data set of image files, and no image.</summary>
+    /// <param name="options">How image files are split.</param>
+    /// <param name="name">One of `names`.</param>
+    /// <param name="folder">The folder with its files, in the published layout.</param>
+    /// <returns>What was found; None for a set that is published as arrays.</returns>
+    /// <exception cref="T:LoRASub.InputException">The name is unknown, the folder or a file is missing, or a file
+    /// is damaged.</exception>
     let scan (options: ReadOptions) (name: string) (folder: string) : FileScan option =
         let _, reader = find name
         DataFile.requireFolder name folder
@@ -192,8 +220,12 @@ module Datasets =
         | Arrays _ -> None
         | Files scan -> Some(scan options folder)
 
-    /// Looks through a folder for a data set: reads its lists, decodes every image, and reports what it finds and all
-    /// that is wrong. Rejects only an unknown name.
+    /// <summary>Looks through a folder for a data set: reads its lists, decodes every image, and reports all that
+    /// is wrong.</summary>
+    /// <param name="name">One of `names`.</param>
+    /// <param name="folder">The folder with its files, in the published layout.</param>
+    /// <returns>What was found, with its problems.</returns>
+    /// <exception cref="T:LoRASub.InputException">The name is unknown.</exception>
     let check (name: string) (folder: string) : DataReport =
         let known, reader = find name
 

@@ -6,7 +6,7 @@ open System.IO
 /// DomainNet (Peng et al. 2019) as published: `<domain>/<class>/*` with `<domain>_train.txt` and `<domain>_test.txt`,
 /// whose lines are a path and a label. Source: http://ai.bu.edu/M3SDA/.
 [<RequireQualifiedAccess>]
-module DomainNet =
+module internal DomainNet =
 
     let private domains =
         [ "clipart"; "infograph"; "painting"; "quickdraw"; "real"; "sketch" ]

@@ -95,30 +95,12 @@ module internal FileNames =
     let Convert =
         "rename it, or convert all names, such as with: convmv -r -f latin1 -t utf8 --notest FOLDER"
 
-    /// The path without links; None for a link that leads back to itself. .NET follows a link from where its path says
-    /// it is, which is another place below a folder that is a link.
-    let real (path: string) : string option =
-        let rec resolve links (path: string) =
-            match Path.GetDirectoryName path with
-            | _ when links > 40 -> None
-            | null -> Some path
-            | parent ->
-                resolve links parent
-                |> Option.bind (fun parent ->
-                    let here = Path.Combine(parent, Path.GetFileName path)
-
-                    match FileInfo(here).LinkTarget with
-                    | null -> Some here
-                    | target -> resolve (links + 1) (Path.GetFullPath(target, parent)))
-
-        resolve 0 (Path.GetFullPath(path).TrimEnd '/')
-
     /// The target of a link, or why it has none. None if it is not a link.
     let link (path: string) : Result<string, string> option =
         match FileInfo(path).LinkTarget with
         | null -> None
         | target ->
-            match real path with
+            match RealPath.tryOfPath path with
             | Some found when Path.Exists found -> Some(Ok found)
             | Some _ -> Some(Error $"a link to {target}, which does not exist")
             | None -> Some(Error $"a link to {target}, which leads back to itself")

@@ -8,7 +8,7 @@ open System.IO.Compression
 /// The IDX format of MNIST and Fashion-MNIST, plain or gzip: two zero bytes, the element type (8: uint8), the number
 /// of axes, each axis as a big-endian int32, then the elements. Source: http://yann.lecun.com/exdb/mnist/.
 [<RequireQualifiedAccess>]
-module Idx =
+module internal Idx =
 
     let mnistClasses = Array.init 10 string
 

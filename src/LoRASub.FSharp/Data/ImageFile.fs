@@ -16,7 +16,7 @@ module ImageFile =
 
     /// Larger images are refused before any memory is taken for them.
     [<Literal>]
-    let MaxPixels = 100_000_000
+    let private MaxPixels = 100_000_000
 
     [<Literal>]
     let private MaxBytes = 1_000_000_000L
@@ -30,7 +30,7 @@ module ImageFile =
 
     /// What the folder readers take for an image, in lower case: torchvision's list and two more extensions of JPEG
     /// files. Of these, TIFF and the portable maps are not read, but reported as broken.
-    let extensions =
+    let internal extensions =
         set [ ".jpg"; ".jpeg"; ".png"; ".bmp"; ".webp"; ".tif"; ".tiff"; ".ppm"; ".pgm" ]
         |> Set.union unusualExtensions
 
@@ -60,8 +60,8 @@ module ImageFile =
                 | "libSkiaSharp" -> find () |> Option.map NativeLibrary.Load |> Option.defaultValue 0n
                 | _ -> 0n)
 
-    /// Lets Skia's native part be found in the package folder where it is not beside the program, as in scripts that
-    /// use SkiaSharp themselves; the functions here need no such call.
+    /// <summary>Lets the native part of Skia be found in the package folder where it is not beside the program,
+    /// as in scripts that use SkiaSharp themselves. The functions here need no such call.</summary>
     let ensureLoaded () : unit = resolver.Force()
 
     /// Runs `f`, which uses Skia.
@@ -85,7 +85,7 @@ module ImageFile =
                 "reference the package SkiaSharp.NativeAssets.Linux.NoDependencies 2.88.9"
 
     /// Whether this system has Skia, which decodes and writes image files.
-    let isAvailable () : bool =
+    let internal isAvailable () : bool =
         try
             withSkia (fun () ->
                 use bitmap = new SKBitmap(1, 1)
@@ -105,54 +105,18 @@ module ImageFile =
     [<Literal>]
     let private Rule = "must be a JPEG, PNG, WebP, BMP or GIF image"
 
-    /// First bytes of files that are found under an image's name, each from a position on.
-    let private signatures =
-        let latin (text: string) = Text.Encoding.Latin1.GetBytes text
-
-        [
-            0, latin "\xFF\xD8\xFF", "a JPEG that is damaged or of a rare kind"
-            0, latin "\x89PNG\r\n\x1A\n", "a PNG that is damaged"
-            8, latin "WEBP", "a WebP that is damaged"
-            0, latin "GIF8", "a GIF that is damaged"
-            0, latin "II*\000", "a TIFF image"
-            0, latin "MM\000*", "a TIFF image"
-            4, latin "ftypavi", "an AVIF image"
-            4, latin "ftyphei", "a HEIC image"
-            4, latin "ftypmif1", "a HEIC image"
-            4, latin "ftyp", "an MP4 video"
-            0, latin "\xFF\x0A", "a JPEG XL image"
-            4, latin "JXL ", "a JPEG XL image"
-            4, latin "jP  ", "a JPEG 2000 image"
-            0, latin "8BPS", "a Photoshop image"
-            0, latin "\000\000\001\000", "a Windows icon"
-            0, latin "%PDF", "a PDF document"
-            0, latin "PK\003\004", "a zip archive"
-            0, latin "\x1F\x8B", "gzip data"
-            0, latin "version https://git-lfs", "a Git LFS pointer, for which git lfs pull gets the file"
-            for i in '1' .. '6' do
-                0, latin $"P{i}\n", "a portable map (PBM, PGM or PPM)"
-        ]
+    let private readable =
+        set [ "a JPEG image"; "a PNG image"; "a WebP image"; "a GIF image" ]
 
     /// The format of an unreadable file, by its first bytes.
     let private kind (head: byte[]) : string =
-        let starts (at: int) (bytes: byte[]) =
-            head.Length >= at + bytes.Length
-            && head.AsSpan(at, bytes.Length).SequenceEqual(ReadOnlySpan bytes)
-
-        let signed =
-            signatures
-            |> List.tryPick (fun (at, bytes, name) -> if starts at bytes then Some name else None)
-
-        let text = (Text.Encoding.Latin1.GetString head).TrimStart().ToLowerInvariant()
-
         let isText =
             head |> Array.forall (fun b -> b >= 32uy || b = 9uy || b = 10uy || b = 13uy)
 
-        match signed with
-        | Some name -> name
-        | None when text.StartsWith "<!doctype html" || text.StartsWith "<html" ->
-            "an HTML page, as a failed download leaves"
-        | None when text.StartsWith "<svg" || text.StartsWith "<?xml" -> "an SVG drawing or other XML"
+        match FileKind.identify head with
+        | Some kind when readable.Contains kind.Name -> $"{kind.Name} that is damaged or of a rare kind"
+        | Some kind when kind.Name.StartsWith "a Git LFS" -> $"{kind.Name}; {kind.Advice}"
+        | Some kind -> kind.Name
         | None when head |> Array.forall ((=) 0uy) -> "only zero bytes, as a broken download or disk leaves"
         | None when isText -> "text"
         | None -> "not an image in a known format"
@@ -212,7 +176,7 @@ module ImageFile =
             ArrayPool.Shared.Return buffer
 
     /// A file with bytes that can be read, or why there is none.
-    let private readable (path: string) : Result<FileInfo, string> =
+    let private present (path: string) : Result<FileInfo, string> =
         FileNames.file path
         |> Result.bind (fun file ->
             // pipes and devices have no length either, and reading them might never end
@@ -226,13 +190,13 @@ module ImageFile =
     /// The bytes of a regular file, or why there are none.
     let private bytes (path: string) : Result<byte[], string> =
         try
-            readable path |> Result.map (fun file -> File.ReadAllBytes file.FullName)
+            present path |> Result.map (fun file -> File.ReadAllBytes file.FullName)
         with
         | :? IOException
         | :? UnauthorizedAccessException as e -> Error e.Message
 
     /// The picture, or why there is none, in a few words.
-    let tryRead (path: string) : Result<Picture, string> =
+    let internal tryRead (path: string) : Result<Picture, string> =
         bytes path
         |> Result.bind (fun bytes ->
             withSkia (fun () ->
@@ -243,8 +207,12 @@ module ImageFile =
                 | Some reason -> Error reason
                 | None -> decoded codec))
 
-    /// Reads an image file. Rejects one that is missing, broken, truncated, of another format or of more than 100
-    /// million pixels.
+    /// <summary>Reads an image file.</summary>
+    /// <param name="path">A JPEG, PNG, WebP, BMP or GIF file; a link is followed.</param>
+    /// <returns>The picture. Grey is repeated to red, green and blue; 16 bits keep the high byte; alpha is
+    /// dropped.</returns>
+    /// <exception cref="T:LoRASub.InputException">The file is missing, damaged, of another format, or has more
+    /// than 100 million pixels.</exception>
     let read (path: string) : Picture =
         match tryRead path with
         | Ok picture -> picture
@@ -276,14 +244,14 @@ module ImageFile =
 
     /// The error of a file by its header and its end; if these are not enough, it is decoded. Damage
     /// in between shows only when the file is read.
-    let glance (path: string) : string option =
+    let internal glance (path: string) : string option =
         let decode () =
             match tryRead path with
             | Ok _ -> None
             | Error reason -> Some reason
 
         try
-            match readable path with
+            match present path with
             | Error reason -> Some reason
             | Ok _ ->
                 withSkia (fun () ->

@@ -11,15 +11,17 @@ type ReadOptions =
     {
         /// Share of each class's images that train, if no split is published.
         SplitRatio: float
+        /// Decides which images train, if no split is published.
         SplitSeed: int64
         /// Leave out files that cannot be decoded; each file is then decoded once before anything else.
         SkipBroken: bool
     }
 
+/// Read options.
 [<RequireQualifiedAccess>]
 module ReadOptions =
 
-    /// 80% of each class train, by seed 1993; a broken file is an error.
+    /// <summary>80% of each class train, by seed 1993; a broken file is an error.</summary>
     let standard =
         {
             SplitRatio = 0.8
@@ -29,20 +31,37 @@ module ReadOptions =
 
 /// An image file of a class.
 [<Struct>]
-type LabelledFile = { Path: string; Label: int }
+type LabelledFile =
+    {
+        /// Absolute, or from the current folder.
+        Path: string
+        /// In [0, classes).
+        Label: int
+    }
 
 /// A file that cannot be decoded, and why.
-type BrokenFile = { Path: string; Reason: string }
+type BrokenFile =
+    {
+        /// Absolute, or from the current folder.
+        Path: string
+        /// In a few words.
+        Reason: string
+    }
 
 /// A data set of image files from its folder and lists; no image is read yet.
 type FileScan =
     {
+        /// The name of each label.
         ClassNames: string[]
+        /// The correct answer for each label; see `Dataset.Answers`.
         Answers: int[]
-        /// The file or folder that errors of each split name.
+        /// The file or folder that errors of the training split name.
         TrainSource: string
+        /// The files that are learned.
         Train: LabelledFile[]
+        /// The file or folder that errors of the test split name.
         TestSource: string
+        /// The files that are predicted.
         Test: LabelledFile[]
         /// Notes for readers of the results: the role of each folder, and what was skipped.
         Notes: string[]
@@ -51,7 +70,7 @@ type FileScan =
     }
 
 [<RequireQualifiedAccess>]
-module FileScan =
+module internal FileScan =
 
     /// The scan itself; rejects one with problems by the first of them.
     let require (scan: FileScan) : FileScan =
@@ -125,7 +144,7 @@ type internal PictureCache(limit: int64) =
 
 /// Sets of image files, decoded when they are read.
 [<RequireQualifiedAccess>]
-module ImageFiles =
+module internal ImageFiles =
 
     /// Decoded pictures of a data set that stay in memory: 2 GiB, or a quarter of the memory where that is less.
     let private cacheLimit =
@@ -181,13 +200,14 @@ module ImageFiles =
     let verify (paths: string[]) : BrokenFile[] = broken decodeOnce paths
 
     let private setWith (cache: PictureCache) (source: string) (files: LabelledFile[]) : ImageSet =
-        let decode i =
-            if i < 0 || i >= files.Length then
-                Errors.reject source $"positions must be in 0 to {files.Length - 1}" $"{i}" ""
-
-            cache.Read files[i].Path
-
-        ImageSet.ofPictures source (files |> Array.map _.Label) decode
+        {
+            Source = source
+            Labels = files |> Array.map _.Label
+            Read =
+                fun i ->
+                    ImageSet.requirePosition source files.Length i
+                    cache.Read files[i].Path
+        }
 
     /// Images of differing sizes from files; `source` is what errors name. What is decoded stays in memory up to 2 GiB,
     /// or a quarter of the memory.

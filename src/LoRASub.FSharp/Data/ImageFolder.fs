@@ -9,7 +9,7 @@ open System.Text.RegularExpressions
 /// `val/<class>/*`, under their common names, or only `<class>/*`, which is then split class by class.
 /// The role of each folder and the skipped files are notes of the scan. Nothing is moved, renamed or deleted.
 [<RequireQualifiedAccess>]
-module ImageFolder =
+module internal ImageFolder =
 
     let private nameOf (place: DiskFolder) = Path.GetFileName place.Path
 

@@ -16,7 +16,7 @@ type ImageFormat =
     }
 
 [<RequireQualifiedAccess>]
-module ImageFormat =
+module internal ImageFormat =
 
     /// The format itself; rejects sizes below 1, channels other than 1 and 3, and an empty or infinite range.
     let validate (format: ImageFormat) : ImageFormat =
@@ -31,81 +31,26 @@ module ImageFormat =
 
         format
 
-    /// ITU-R 601 luma of [n, 3, H, W], as PIL weighs it.
-    let private toGrey (images: torch.Tensor) =
-        let weights =
-            torch.tensor([| 0.299f; 0.587f; 0.114f |]).``to``(images.device).view(1L, 3L, 1L, 1L)
-
-        (images.mul weights).sum(1L, keepdim = true)
-
-    /// Scales bytes to the input range, in float32; `arrange` brings them to the network's size.
-    let private convert format (device: torch.Device) dtype arrange (images: torch.Tensor) : torch.Tensor =
+    /// Images uint8 [n, Channels, Size, Size] as network input of the same shape on a device: pixel/255·(High − Low) +
+    /// Low, in float32 up to the final `dtype`. Borrows; owned by the caller.
+    let toInput
+        (format: ImageFormat)
+        (device: torch.Device)
+        (dtype: torch.ScalarType)
+        (images: torch.Tensor)
+        : torch.Tensor =
         let format = validate format
-        Shape.expect "images" [ Axis.Any "n"; Axis.Any "1 or 3"; Axis.Any "H"; Axis.Any "W" ] images
-        let channels = images.shape[1]
-
-        if channels <> 1L && channels <> 3L then
-            Errors.reject "images" "must have 1 channel (grey) or 3 (RGB)" (Shape.text images.shape) ""
+        let size = Axis.Is(int64 format.Size)
+        Shape.expect "images" [ Axis.Any "n"; Axis.Is(int64 format.Channels); size; size ] images
 
         if images.dtype <> torch.ScalarType.Byte then
             Errors.reject "images" "must be Byte, 0 to 255" $"{images.dtype}" ""
 
         Scope.noGrad Leaves.tensor (fun () ->
-            let pixels = images.``to``(device).``to`` torch.ScalarType.Float32
-
-            let pixels =
-                if format.Channels = 1 && channels = 3L then
-                    toGrey pixels
-                else
-                    pixels
-
-            // before resampling, whose weights sum to 1, there are mostly fewer pixels to scale; in place, for the floats
-            // are made here
-            let scaled =
-                pixels
-                    .mul_(Scalar.op_Implicit ((format.High - format.Low) / 255.0))
-                    .add_(Scalar.op_Implicit format.Low)
-
-            let input: torch.Tensor =
-                (arrange scaled: torch.Tensor).``to``(dtype: torch.ScalarType)
-
-            if format.Channels = 3 && channels = 1L then
-                input.repeat (1L, 3L, 1L, 1L)
-            else
-                input)
-
-    /// Images uint8 [n, 1 or 3, H, W] as network input [n, Channels, Size, Size] on a device: resampled and augmented,
-    /// grey repeated to RGB or RGB weighed to grey, and scaled to pixel/255·(High − Low) + Low. Everything after the
-    /// copy of the bytes runs on `device`, in float32 up to the final `dtype`. Borrows; owned by the caller.
-    let toInput
-        (format: ImageFormat)
-        (cropping: Cropping)
-        (augmentation: Augmentation)
-        (key: RandomKey)
-        (device: torch.Device)
-        (dtype: torch.ScalarType)
-        (images: torch.Tensor)
-        : torch.Tensor =
-        let arrange scaled =
-            Augment.apply augmentation cropping format.Size format.Low scaled key
-
-        convert format device dtype arrange images
-
-    /// Images uint8 [n, 1 or 3, Size, Size] that are augmented already as network input; see `toInput`.
-    let ofFitted
-        (format: ImageFormat)
-        (device: torch.Device)
-        (dtype: torch.ScalarType)
-        (images: torch.Tensor)
-        =
-        Shape.expect
-            "images"
-            [
-                Axis.Any "n"
-                Axis.Any "1 or 3"
-                Axis.Is(int64 format.Size)
-                Axis.Is(int64 format.Size)
-            ]
+            // in place, for the floats are made here
             images
-
-        convert format device dtype (fun scaled -> scaled.alias ()) images
+                .``to``(device)
+                .``to``(torch.ScalarType.Float32)
+                .mul_(Scalar.op_Implicit ((format.High - format.Low) / 255.0))
+                .add_(Scalar.op_Implicit format.Low)
+                .``to``(dtype))

@@ -89,7 +89,7 @@ module internal ImageListing =
     let place (folder: string) : DiskFolder =
         {
             Path = folder
-            Real = FileNames.real folder |> Option.defaultValue folder
+            Real = RealPath.tryOfPath folder |> Option.defaultValue folder
         }
 
     let private extension (name: string) =

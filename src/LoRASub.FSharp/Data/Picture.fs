@@ -8,9 +8,13 @@ open System.Runtime.Intrinsics
 [<Struct>]
 type CropBox =
     {
+        /// The first row.
         Top: int
+        /// The first column.
         Left: int
+        /// Rows.
         Height: int
+        /// Columns.
         Width: int
     }
 
@@ -18,13 +22,16 @@ type CropBox =
 [<ReferenceEquality>]
 type Picture =
     {
+        /// Rows of pixels.
         Height: int
+        /// Pixels of a row.
         Width: int
         /// Red, green and blue of each pixel, row by row: 3·Height·Width bytes.
         Pixels: byte[]
     }
 
-/// Resampling of single images in PIL's integers, so that files come out as torchvision's transforms on PIL make them.
+/// Resampling of single images in the integers of PIL, so that images come out as the transforms of torchvision on PIL make
+/// them, whether they are files or arrays.
 [<RequireQualifiedAccess>]
 module Picture =
 
@@ -136,8 +143,16 @@ module Picture =
 
             result[y * row + x] <- byte (Math.Clamp(sum >>> Precision, 0, 255))
 
+    let private whole (height: int) (width: int) =
+        {
+            Top = 0
+            Left = 0
+            Height = height
+            Width = width
+        }
+
     /// `box` of a picture resampled to height x width, of which only `window` is made.
-    let private resample (box: CropBox) (height: int) (width: int) (window: CropBox) (picture: Picture) =
+    let private resampled (box: CropBox) (height: int) (width: int) (window: CropBox) (picture: Picture) =
         let columns = weights box.Width width window.Left window.Width
         let rows = weights box.Height height window.Top window.Height
         let row = 3 * window.Width
@@ -163,20 +178,43 @@ module Picture =
             Pixels = result
         }
 
-    let private whole (height: int) (width: int) =
-        {
-            Top = 0
-            Left = 0
-            Height = height
-            Width = width
-        }
+    /// As `resampled`; a picture that stays what it is is given back itself.
+    let private resample (box: CropBox) (height: int) (width: int) (window: CropBox) (picture: Picture) =
+        let all = whole picture.Height picture.Width
+
+        if box = all && window = all && height = box.Height && width = box.Width then
+            picture
+        else
+            resampled box height width window picture
+
+    /// The picture itself. Rejects one whose bytes do not fit its size; `source` is what made it.
+    let internal require (source: string) (picture: Picture) : Picture =
+        if
+            picture.Height < 1
+            || picture.Width < 1
+            || picture.Pixels.LongLength <> 3L * int64 picture.Height * int64 picture.Width
+        then
+            Errors.reject
+                source
+                "must read pictures of at least one pixel, 3 bytes a pixel"
+                $"{picture.Height} x {picture.Width} with {picture.Pixels.Length} bytes"
+                ""
+
+        picture
 
     let private requireSize (height: int) (width: int) =
         if height < 1 || width < 1 then
             Errors.reject "image size" "must be at least 1" $"{height} x {width}" ""
 
-    /// A box of a picture resampled to height x width: PIL's `crop` and then `resize` with its bilinear filter, bit for
-    /// bit. Rejects a box that is not in the picture.
+    /// <summary>A box of a picture, resampled: `crop` and then `resize` of PIL with its bilinear filter, bit for
+    /// bit.</summary>
+    /// <param name="box">A box in the picture.</param>
+    /// <param name="height">Pixels of the result, at least 1.</param>
+    /// <param name="width">Pixels of the result, at least 1.</param>
+    /// <param name="picture">Stays as it was.</param>
+    /// <returns>A picture of height x width; the picture itself where nothing changes.</returns>
+    /// <exception cref="T:LoRASub.InputException">The box is not in the picture, or a size is below
+    /// 1.</exception>
     let crop (box: CropBox) (height: int) (width: int) (picture: Picture) : Picture =
         requireSize height width
 
@@ -188,12 +226,17 @@ module Picture =
 
         resample box height width (whole height width) picture
 
-    /// A whole picture resampled to height x width, as `crop`.
+    /// <summary>A whole picture, resampled: `resize` of PIL with its bilinear filter, bit for bit.</summary>
+    /// <param name="height">Pixels of the result, at least 1.</param>
+    /// <param name="width">Pixels of the result, at least 1.</param>
+    /// <param name="picture">Stays as it was.</param>
+    /// <returns>A picture of height x width; the picture itself where nothing changes.</returns>
+    /// <exception cref="T:LoRASub.InputException">A size is below 1.</exception>
     let resize (height: int) (width: int) (picture: Picture) : Picture =
         crop (whole picture.Height picture.Width) height width picture
 
     /// torchvision's `Resize` with one number: the shorter side becomes `side`, the other keeps the ratio, rounded down.
-    let shorterSide (side: int) (height: int) (width: int) : struct (int * int) =
+    let internal shorterSide (side: int) (height: int) (width: int) : struct (int * int) =
         let longer long short =
             int (float side * float long / float short)
 
@@ -203,7 +246,7 @@ module Picture =
             struct (longer height width, side)
 
     /// Where torchvision's `CenterCrop` begins along an axis: half of the rest, halves to even.
-    let centreOffset (extent: int) (size: int) : int =
+    let internal centreOffset (extent: int) (size: int) : int =
         int (Math.Round(float (extent - size) / 2.0))
 
     /// Copies a picture into the middle of a black one of size x size that is nowhere smaller.
@@ -226,8 +269,13 @@ module Picture =
             Pixels = pixels
         }
 
-    /// torchvision's `Resize(side)` and `CenterCrop(size)` on PIL, bit for bit: the shorter side becomes `side`, then
-    /// the middle size x size is cut out, with black where the picture ends.
+    /// <summary>`Resize(side)` and `CenterCrop(size)` of torchvision on PIL, bit for bit.</summary>
+    /// <param name="side">Pixels of the shorter side before the middle is cut out; the longer side keeps the
+    /// ratio, rounded down.</param>
+    /// <param name="size">Pixels of a side of the result.</param>
+    /// <param name="picture">Stays as it was.</param>
+    /// <returns>A picture of size x size, with black where the picture ends.</returns>
+    /// <exception cref="T:LoRASub.InputException">A size is below 1.</exception>
     let centre (side: int) (size: int) (picture: Picture) : Picture =
         requireSize side size
         let struct (height, width) = shorterSide side picture.Height picture.Width
@@ -257,7 +305,9 @@ module Picture =
         else
             padded size middle
 
-    /// Mirrored left to right.
+    /// <summary>A picture mirrored left to right.</summary>
+    /// <param name="picture">Stays as it was.</param>
+    /// <returns>A new picture of the same size.</returns>
     let flip (picture: Picture) : Picture =
         let width = picture.Width
         let pixels = Array.zeroCreate<byte> picture.Pixels.Length
@@ -271,11 +321,37 @@ module Picture =
 
         { picture with Pixels = pixels }
 
-    /// The red, then the green, then the blue plane, into `planes` from byte `at` on.
-    let internal copyPlanes (planes: byte[]) (at: int) (picture: Picture) =
-        let size = picture.Height * picture.Width
+    /// The picture of one plane (grey, which is repeated) or of three (red, green, blue) of height x width bytes.
+    let internal ofPlanes (channels: int) (height: int) (width: int) (planes: ReadOnlySpan<byte>) : Picture =
+        let size = height * width
+        let green, blue = (if channels = 1 then 0, 0 else size, 2 * size)
+        let pixels = Array.zeroCreate<byte>(3 * size)
 
         for i in 0 .. size - 1 do
-            planes[at + i] <- picture.Pixels[3 * i]
-            planes[at + size + i] <- picture.Pixels[3 * i + 1]
-            planes[at + 2 * size + i] <- picture.Pixels[3 * i + 2]
+            pixels[3 * i] <- planes[i]
+            pixels[3 * i + 1] <- planes[green + i]
+            pixels[3 * i + 2] <- planes[blue + i]
+
+        {
+            Height = height
+            Width = width
+            Pixels = pixels
+        }
+
+    /// The opposite of `ofPlanes`, into `planes` from byte `at` on: red, green and blue, or the one plane of PIL's
+    /// `convert("L")`, ITU-R 601 luma in integers, which leaves grey as it is.
+    let internal copyPlanes (channels: int) (planes: byte[]) (at: int) (picture: Picture) =
+        let size = picture.Height * picture.Width
+        let pixels = picture.Pixels
+
+        if channels = 1 then
+            for i in 0 .. size - 1 do
+                let red, green, blue =
+                    int pixels[3 * i], int pixels[3 * i + 1], int pixels[3 * i + 2]
+
+                planes[at + i] <- byte ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >>> 16)
+        else
+            for i in 0 .. size - 1 do
+                planes[at + i] <- pixels[3 * i]
+                planes[at + size + i] <- pixels[3 * i + 1]
+                planes[at + 2 * size + i] <- pixels[3 * i + 2]

@@ -4,7 +4,7 @@ open System.Threading.Tasks
 
 /// Work that runs ahead of its consumer, a few items at a time.
 [<RequireQualifiedAccess>]
-module Prefetch =
+module internal Prefetch =
 
     /// One function per item, which gives the item's result. `prepare` runs on the calling thread and makes the item's
     /// job, which runs on the thread pool: asking for an item starts it, if it has not begun, and the `ahead` items

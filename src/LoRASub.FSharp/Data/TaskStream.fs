@@ -1,6 +1,8 @@
 namespace LoRASub
 
+open System
 open System.Collections.Generic
+open System.Runtime.ExceptionServices
 open System.Threading.Tasks
 open TorchSharp
 
@@ -31,12 +33,17 @@ type BatchLoader = unit -> Batch
 /// How images become batches.
 type BatchOptions =
     {
+        /// What the network expects of its images.
         Format: ImageFormat
+        /// Images of a batch, at least 1.
         BatchSize: int
         /// Of training batches; test batches have none.
         Augmentation: Augmentation
+        /// Which part of an image the network sees.
         Cropping: Cropping
+        /// Where batches are.
         Device: torch.Device
+        /// The type of the images of a batch.
         Dtype: torch.ScalarType
     }
 
@@ -44,16 +51,23 @@ type BatchOptions =
 [<ReferenceEquality>]
 type TaskStream =
     {
+        /// All images, of every task.
         Dataset: Dataset
         /// Entry i is the data set's label of the class learned i-th.
         Order: int[]
+        /// In the order in which they are learned.
         Tasks: LearningTask[]
     }
 
+/// Batches.
 [<RequireQualifiedAccess>]
 module Batch =
+    /// <summary>The tensors of a batch.</summary>
+    /// <param name="batch">The batch.</param>
+    /// <returns>Its images and labels.</returns>
     let leaves: Leaves<Batch> = fun batch -> [ batch.Images; batch.Labels ]
 
+/// Tasks and their batches.
 [<RequireQualifiedAccess>]
 module TaskStream =
 
@@ -135,7 +149,7 @@ module TaskStream =
     /// Cuts a class order into tasks of equal size, of which the last may be smaller, as published runs have it where
     /// the classes do not divide (Cars: 9 x 20 classes, then 16). With `initialClasses` the first task has that many and
     /// the others share the rest. Rejects numbers that would leave a task empty, and suggests others.
-    let split (tasks: int) (initialClasses: int option) (order: int[]) : LearningTask[] =
+    let internal split (tasks: int) (initialClasses: int option) (order: int[]) : LearningTask[] =
         let sizes = sizes tasks initialClasses order.Length
         let firsts = Array.scan (+) 0 sizes
 
@@ -148,7 +162,7 @@ module TaskStream =
             })
 
     /// Sizes of tasks as people read them: "10 tasks x 5 classes", "11 tasks: 20 classes, then 10 x 18".
-    let describeSizes (sizes: int[]) : string =
+    let internal describeSizes (sizes: int[]) : string =
         // runs of equal sizes, each as how many of which size
         let runs =
             (sizes, [])
@@ -174,7 +188,7 @@ module TaskStream =
             $"""{tasks}: {runs |> List.mapi part |> String.concat ", then "}"""
 
     /// What a reader should know of tasks whose last one is smaller.
-    let sizeNote (initialClasses: int option) (sizes: int[]) : string option =
+    let internal sizeNote (initialClasses: int option) (sizes: int[]) : string option =
         let later = if initialClasses.IsSome then Array.skip 1 sizes else sizes
 
         match Array.tryHead later, Array.tryLast later with
@@ -205,17 +219,31 @@ module TaskStream =
 
         found
 
-    /// Positions of a task's training images in the data set, ascending.
+    /// <summary>Positions of the training images of a task in the data set.</summary>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Positions, ascending.</returns>
+    /// <exception cref="T:LoRASub.InputException">The task has no such image.</exception>
     let trainIndices (stream: TaskStream) (task: LearningTask) : int[] =
         indices "training" stream.Dataset.Train stream task
 
-    /// Positions of a task's test images in the data set, ascending.
+    /// <summary>Positions of the test images of a task in the data set.</summary>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Positions, ascending.</returns>
+    /// <exception cref="T:LoRASub.InputException">The task has no such image.</exception>
     let testIndices (stream: TaskStream) (task: LearningTask) : int[] =
         indices "test" stream.Dataset.Test stream task
 
-    /// A data set cut into tasks. Rejects a data set with bad labels, an order that is not a permutation, numbers of
-    /// tasks and classes that do not fit, a task without training or test images, and a class without training images,
-    /// which could not have a prototype.
+    /// <summary>Cuts a data set into tasks.</summary>
+    /// <param name="dataset">The data set.</param>
+    /// <param name="order">The order in which its classes are learned.</param>
+    /// <param name="tasks">The number of tasks; they are of equal size, and the last may be smaller.</param>
+    /// <param name="initialClasses">The number of classes in the first task; None: as many as in the
+    /// others.</param>
+    /// <returns>The stream, which reads no image.</returns>
+    /// <exception cref="T:LoRASub.InputException">The data set is not valid, the order does not name each class
+    /// once, a task would be empty, or a task or class has no images.</exception>
     let create (dataset: Dataset) (order: ClassOrder) (tasks: int) (initialClasses: int option) : TaskStream =
         let dataset = Dataset.validate dataset
         let order = ClassOrder.resolve (Dataset.classes dataset) order
@@ -241,49 +269,64 @@ module TaskStream =
         stream
 
     /// What counts as the right answer for the class at each position of the order.
-    let answers (stream: TaskStream) : int[] =
+    let internal answers (stream: TaskStream) : int[] =
         stream.Order |> Array.map (fun label -> stream.Dataset.Answers[label])
 
     /// Batches that are made ahead of the one asked for.
     [<Literal>]
     let private Ahead = 2
 
-    /// Bytes of some images of differing sizes, fitted for the network, plane by plane; on all cores. Images that cannot
-    /// be decoded are refused together.
+    /// Bytes of some images, fitted for the network, plane by plane; on all cores. Images that cannot be read are refused
+    /// together; another error of a reader arrives as it is.
     let private fitted
-        size
-        (decode: int -> Picture)
+        (format: ImageFormat)
+        (set: ImageSet)
         (fit: int -> Picture -> Picture)
         (positions: int[])
         : byte[] =
-        let image = 3 * size * size
+        let image = format.Channels * format.Size * format.Size
         let planes = Array.zeroCreate<byte>(positions.Length * image)
-        let refusals = Array.create<exn option> positions.Length None
+        let failures = Array.create<exn option> positions.Length None
 
         Parallel.For(
             0,
             positions.Length,
             fun i ->
                 try
-                    decode positions[i] |> fit i |> Picture.copyPlanes planes (i * image)
-                with :? InputException as e ->
-                    refusals[i] <- Some e
+                    set.Read positions[i]
+                    |> Picture.require set.Source
+                    |> fit i
+                    |> Picture.copyPlanes format.Channels planes (i * image)
+                with e ->
+                    failures[i] <- Some e
         )
         |> ignore
 
-        match Array.choose id refusals with
-        | [||] -> planes
-        | refusals ->
+        let failures = Array.choose id failures
+
+        match failures |> Array.tryFind (fun e -> not (e :? InputException)) with
+        | Some other -> ExceptionDispatchInfo.Throw other
+        | None when failures.Length > 0 ->
             let others =
-                if refusals.Length = 1 then
+                if failures.Length = 1 then
                     ""
                 else
-                    $"; {refusals.Length - 1} more of the same batch cannot be read either"
+                    $"; {failures.Length - 1} more of the same batch cannot be read either"
 
-            raise (InputException(refusals[0].Message + others, refusals[0]))
+            raise (InputException(failures[0].Message + others, failures[0]))
+        | None -> ()
 
-    /// The network input of each chunk of positions, augmented by the chunk's child of the key. Images of differing
-    /// sizes are decoded on all cores, ahead of the chunk asked for; the others are gathered when asked for.
+        planes
+
+    let private tensor (n: int) (format: ImageFormat) (planes: byte[]) : torch.Tensor =
+        let side = int64 format.Size
+        let shape = [| int64 n; int64 format.Channels; side; side |]
+        let images = torch.empty (shape, dtype = torch.ScalarType.Byte, device = torch.CPU)
+        planes.AsSpan().CopyTo images.bytes
+        images
+
+    /// The network input of each chunk of positions, augmented by the chunk's child of the key. Images are read, cut and
+    /// resampled on all cores, ahead of the chunk asked for.
     let internal inputs
         options
         augmentation
@@ -291,49 +334,29 @@ module TaskStream =
         (set: ImageSet)
         (chunks: int[][])
         : (unit -> torch.Tensor)[] =
-        let format, cropping = options.Format, options.Cropping
-        let keyOf (number: int) = Rng.fold (int64 number) key
+        let format = ImageFormat.validate options.Format
 
-        match set.Decode with
-        | None ->
-            chunks
-            |> Array.mapi (fun number some ->
-                fun () ->
-                    Scope.noGrad Leaves.tensor (fun () ->
-                        let pixels = set.Read some
+        let prepare number =
+            let some = chunks[number]
 
-                        if pixels.shape[0] <> some.LongLength then
-                            Errors.reject
-                                set.Source
-                                $"must read {some.Length} images"
-                                $"{pixels.shape[0]}"
-                                ""
+            let fit =
+                Augment.pictures
+                    augmentation
+                    options.Cropping
+                    format.Size
+                    some.Length
+                    (Rng.fold (int64 number) key)
 
-                        ImageFormat.toInput
-                            format
-                            cropping
-                            augmentation
-                            (keyOf number)
-                            options.Device
-                            options.Dtype
-                            pixels))
-        | Some decode ->
-            let prepare number =
-                let some = chunks[number]
+            fun () -> fitted format set fit some
 
-                let fit =
-                    Augment.pictures augmentation cropping format.Size some.Length (keyOf number)
+        Prefetch.ahead Ahead chunks.Length prepare
+        |> Array.mapi (fun number make ->
+            fun () ->
+                let planes = make ()
 
-                fun () -> fitted format.Size decode fit some
-
-            Prefetch.ahead Ahead chunks.Length prepare
-            |> Array.mapi (fun number make ->
-                fun () ->
-                    let planes = make ()
-
-                    Scope.noGrad Leaves.tensor (fun () ->
-                        ImageSet.ofPlanes chunks[number].Length format.Size format.Size planes
-                        |> ImageFormat.ofFitted format options.Device options.Dtype))
+                Scope.noGrad Leaves.tensor (fun () ->
+                    tensor chunks[number].Length format planes
+                    |> ImageFormat.toInput format options.Device options.Dtype))
 
     // Loaders of some images of one task, in the given order; each batch augments by its own child of the key.
     let private batches
@@ -347,14 +370,12 @@ module TaskStream =
         if options.BatchSize < 1 then
             Errors.reject "batch size" "must be at least 1" $"{options.BatchSize}" ""
 
-        let format = ImageFormat.validate options.Format
-
         let place =
             dict (task.Classes |> Seq.mapi (fun i c -> c, int64 (task.FirstClass + i)))
 
         let chunks = positions |> Array.chunkBySize options.BatchSize
 
-        inputs { options with Format = format } augmentation key set chunks
+        inputs options augmentation key set chunks
         |> Array.mapi (fun number input ->
             let labels = chunks[number] |> Array.map (fun i -> place[set.Labels[i]])
 
@@ -378,7 +399,16 @@ module TaskStream =
     let plainBatches options (set: ImageSet) task (positions: int[]) : BatchLoader[] =
         batches options Augmentation.None (Rng.ofSeed 0L) set task positions
 
-    /// One epoch over a task's training images. The loaders read no image of another task.
+    /// <summary>One epoch over the training images of a task, shuffled and augmented. No image of another task is
+    /// read.</summary>
+    /// <param name="options">Size, range and device of the images, and how they are cut.</param>
+    /// <param name="key">Decides the order and the augmentation.</param>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Loaders in order, the last batch maybe smaller: images [n, channels, size, size] and labels [n],
+    /// owned by the caller. Images are read when the first loader is called, two batches ahead.</returns>
+    /// <exception cref="T:LoRASub.InputException">The batch size is below 1, the image format is not valid, or
+    /// the task has no images.</exception>
     let trainBatches
         (options: BatchOptions)
         (key: RandomKey)
@@ -387,10 +417,24 @@ module TaskStream =
         : BatchLoader[] =
         trainIndices stream task |> epochBatches options key stream.Dataset.Train task
 
-    /// A task's training images in order, without augmentation, for prototypes by the test transform.
+    /// <summary>The training images of a task in order, without augmentation.</summary>
+    /// <param name="options">Size, range and device of the images, and how they are cut.</param>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Loaders in order, the last batch maybe smaller: images [n, channels, size, size] and labels [n],
+    /// owned by the caller. Images are read when the first loader is called, two batches ahead.</returns>
+    /// <exception cref="T:LoRASub.InputException">The batch size is below 1, the image format is not valid, or
+    /// the task has no images.</exception>
     let plainTrainBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
         trainIndices stream task |> plainBatches options stream.Dataset.Train task
 
-    /// A task's test images in order, without augmentation.
+    /// <summary>The test images of a task in order, without augmentation.</summary>
+    /// <param name="options">Size, range and device of the images, and how they are cut.</param>
+    /// <param name="stream">A data set cut into tasks.</param>
+    /// <param name="task">One of its tasks.</param>
+    /// <returns>Loaders in order, the last batch maybe smaller: images [n, channels, size, size] and labels [n],
+    /// owned by the caller. Images are read when the first loader is called, two batches ahead.</returns>
+    /// <exception cref="T:LoRASub.InputException">The batch size is below 1, the image format is not valid, or
+    /// the task has no images.</exception>
     let testBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
         testIndices stream task |> plainBatches options stream.Dataset.Test task

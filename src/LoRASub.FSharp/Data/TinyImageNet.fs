@@ -7,7 +7,7 @@ open System.IO
 /// val_annotations.txt, which serve as test images, because the test images have no labels.
 /// Source: http://cs231n.stanford.edu/tiny-imagenet-200.zip.
 [<RequireQualifiedAccess>]
-module TinyImageNet =
+module internal TinyImageNet =
 
     let private name = "tiny-imagenet"
 

@@ -102,8 +102,7 @@ module Checkpoint =
     let private imagesSha256 (set: ImageSet) =
         let n = set.Labels.Length
 
-        let pixels =
-            Array.init (min n 16) (fun i -> (ImageSet.picture set (i * n / min n 16)).Pixels)
+        let pixels = Array.init (min n 16) (fun i -> (set.Read(i * n / min n 16)).Pixels)
 
         sha256 (Array.concat pixels)
 

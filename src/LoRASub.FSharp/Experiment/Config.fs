@@ -208,9 +208,9 @@ module Config =
                 "use the whole data set, or change the numbers of classes and tasks in the file"
         | _ -> ()
 
-    /// Notes on values that neither the weights file nor the user gave: they are defaults. A file may state in its
-    /// metadata, under `input`, what its network was trained on.
-    let assumed (merged: MergedConfig) (metadata: Map<string, string>) : string list =
+    /// A note on an input range that nobody gave and that the weights do not state. They may say in the metadata `input`,
+    /// in words, what their network was trained on.
+    let assumed (merged: MergedConfig) (card: WeightsCard) (metadata: Map<string, string>) : string list =
         let isAssumed (s: SettingSource) =
             s.Source = "default" || s.Source.StartsWith("preset ", StringComparison.Ordinal)
 
@@ -220,9 +220,78 @@ module Config =
             | None -> "most timm weights expect -1,1"
 
         merged.Sources
-        |> Array.tryFind (fun s -> s.Name = "input-range" && isAssumed s)
+        |> Array.tryFind (fun s -> s.Name = "input-range" && isAssumed s && card.InputRange.IsNone)
         |> Option.map (fun s -> $"input-range {s.Value} is a default; {says}")
         |> Option.toList
+
+    /// <summary>A warning where settings contradict what the weights state about their training.</summary>
+    /// <param name="settings">Settings from any source; what they leave open contradicts nothing.</param>
+    /// <param name="card">What the weights state.</param>
+    /// <returns>One sentence on all such settings, with the flags that would follow the weights; None where there are
+    /// none.</returns>
+    let contradiction (settings: RunSettings) (card: WeightsCard) : string option =
+        // the setting's text now, and as the weights have it
+        let shown name change =
+            let setting = Settings.all |> List.find (fun s -> s.Name = name)
+
+            setting.Get settings
+            |> Option.map (fun now -> name, now, (setting.Get(change settings)).Value)
+
+        let differing (close: 'T -> bool) name (stated: Stated<'T> option) change =
+            match stated with
+            | Some stated when not (close stated.Value) -> shown name (change stated.Value)
+            | _ -> None
+
+        // means and deviations in decimals give a range a rounding away from the one meant
+        let near (a: float) (b: float) = abs (a - b) <= 1e-3 * (1.0 + abs b)
+
+        let isRange (range: struct (float * float)[]) =
+            let struct (low, high) = settings.InputRange
+            range |> Array.forall (fun (struct (l, h)) -> near low l && near high h)
+
+        let rounded (range: struct (float * float)[]) =
+            let mean (part: struct (float * float) -> float) =
+                Math.Round(Array.averageBy part range, 4)
+
+            struct (mean (fun struct (low, _) -> low), mean (fun struct (_, high) -> high))
+
+        let found =
+            [
+                differing isRange "input-range" card.InputRange (fun range s ->
+                    { s with InputRange = rounded range })
+                differing
+                    (fun size -> settings.ImageSize = Some size)
+                    "image-size"
+                    card.ImageSize
+                    (fun size s -> { s with ImageSize = Some size })
+                differing (fun heads -> settings.Heads = Some heads) "heads" card.Heads (fun heads s ->
+                    { s with Heads = Some heads })
+                differing ((=) settings.NormEpsilon) "norm-epsilon" card.NormEpsilon (fun epsilon s ->
+                    { s with NormEpsilon = epsilon })
+            ]
+            |> List.choose id
+
+        let differences =
+            found
+            |> List.map (fun (name, now, stated) -> $"{name} {now} differs from {stated}")
+            |> String.concat ", and "
+
+        let flags =
+            found
+            |> List.map (fun (name, _, stated) -> $"--{name} {stated}")
+            |> String.concat " "
+
+        let follows =
+            match found, card.InputRange with
+            | ("input-range", _, _) :: _, Some stated when stated.Value.Length > 1 ->
+                "comes nearest to the weights, whose channels have ranges of their own"
+            | [ _ ], _ -> "follows the weights"
+            | _ -> "follow the weights"
+
+        if found.IsEmpty then
+            None
+        else
+            Some $"{differences}, which the weights were trained with; {flags} {follows}"
 
     /// Notes where the configuration differs from the backbone, whose own numbers are used.
     let backboneNotes (expected: Expectations) (width: int) (heads: int) : string list =

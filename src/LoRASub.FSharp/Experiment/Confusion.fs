@@ -34,7 +34,7 @@ type ClassScore =
     }
 
 /// `answers` gives the answer of each position: a prediction is correct if its answer
-/// is the true class's. Positions are their own answers (`answersOf`) unless several prototypes belong to one class,
+/// is the true class's. Positions are their own answers unless several prototypes belong to one class,
 /// as in domain-incremental learning.
 [<RequireQualifiedAccess>]
 module Confusion =
@@ -44,9 +44,6 @@ module Confusion =
         {
             Counts = Array.init classes (fun _ -> Array.zeroCreate classes)
         }
-
-    /// Every position its own answer.
-    let answersOf (classes: int) : int[] = Array.init classes id
 
     /// Counts predictions, image by image, among positions below `classes`. Rejects labels out of range and arrays of
     /// different lengths.
@@ -84,21 +81,6 @@ module Confusion =
                     Seq.sum (seq { for j in 0 .. size - 1 -> if answers[j] = answers[i] then row[j] else 0 })
                 Total = Array.sum row
             })
-
-    /// A row of the accuracy matrix: the scores of tasks that hold `sizes` positions each, in order. Rejects sizes that
-    /// do not add up to the positions counted.
-    let row (answers: int[]) (sizes: int[]) (confusion: Confusion) : Score[] =
-        let byClass = scores answers confusion
-
-        if Array.sum sizes <> byClass.Length then
-            Errors.reject "task sizes" $"must add up to {byClass.Length} classes" $"{Array.sum sizes}" ""
-
-        let firsts = Array.scan (+) 0 sizes
-
-        sizes
-        |> Array.mapi (fun t size ->
-            byClass[firsts[t] .. firsts[t] + size - 1]
-            |> Array.fold (+) { Correct = 0; Total = 0 })
 
     /// Every class with its score; `labels`, `names` and `tasks` are by position. Rejects arrays that do not cover the
     /// positions counted.

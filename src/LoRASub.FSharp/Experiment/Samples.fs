@@ -69,7 +69,7 @@ module Samples =
                     Task = predictions.Task.Index
                     Truth = predictions.Truth[i]
                     Predicted = predictions.Predicted[i]
-                    Png = ImageSet.picture stream.Dataset.Test image |> small |> png
+                    Png = stream.Dataset.Test.Read image |> small |> png
                 })
 
         if ImageFile.isAvailable () then

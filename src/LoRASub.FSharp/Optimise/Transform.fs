@@ -30,10 +30,6 @@ module Transform =
             Tree = Tree.unit
         }
 
-    /// Multiplies every update by a number.
-    let scale (factor: float) : Transform<unit> =
-        stateless (fun _ update _ -> update.mul (Scalar.op_Implicit factor))
-
     /// Feeds the updates of `first` to `second`.
     let chain (first: Transform<'A>) (second: Transform<'B>) : Transform<struct ('A * 'B)> =
         {
