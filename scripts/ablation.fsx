@@ -3,7 +3,16 @@
 
 #load "load.fsx"
 
-open LoRASub
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Fluent
 open TorchSharp
 open Load
 

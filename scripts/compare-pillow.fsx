@@ -10,7 +10,7 @@
 open System
 open System.Diagnostics
 open System.IO
-open LoRASub
+open LoRASub.Data
 
 let python =
     match List.tail (List.ofArray fsi.CommandLineArgs) with

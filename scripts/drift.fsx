@@ -6,8 +6,14 @@
 #load "load.fsx"
 
 open System.IO
-open LoRASub
-open LoRASub.Reports
+open LoRASub.Native
+open LoRASub.Subspace
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
 open Load
 
 let settings =

@@ -15,7 +15,11 @@ open System.Diagnostics
 open System.IO
 open System.Runtime.InteropServices
 open System.Threading
-open LoRASub
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
 open LoRASub.Fluent
 open TorchSharp
 

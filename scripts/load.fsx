@@ -5,7 +5,12 @@
 #r "../src/LoRASub.FSharp/bin/Release/net10.0/LoRASub.FSharp.dll"
 
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Settings
+open LoRASub.Run
 open TorchSharp
 
 NativeBackend.ensureLoaded () |> ignore

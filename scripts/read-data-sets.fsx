@@ -11,7 +11,10 @@
 open System
 open System.Diagnostics
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Report
+open LoRASub.Fluent
 open SkiaSharp
 open TorchSharp
 

@@ -3,7 +3,9 @@
 
 #load "load.fsx"
 
-open LoRASub
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
 open TorchSharp
 open Load
 

@@ -3,7 +3,12 @@
 
 #load "load.fsx"
 
-open LoRASub
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
 open Load
 
 let plan =

@@ -2,8 +2,11 @@
 module LoRASub.Cli.Arguments
 
 open System
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Settings
+open LoRASub.Report
 open Argu
-open LoRASub
 open LoRASub.Cli.Flags
 
 /// The arguments of `lorasub run`.

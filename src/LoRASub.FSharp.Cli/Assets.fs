@@ -3,7 +3,10 @@ module LoRASub.Cli.Assets
 
 open System
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Settings
+open LoRASub.Run
 
 /// Beside the executable, in a build folder as in a published one.
 let folder = Path.Combine(AppContext.BaseDirectory, "assets")

@@ -2,7 +2,7 @@
 module LoRASub.Cli.DataCommand
 
 open System
-open LoRASub
+open LoRASub.Data
 
 let private classes (known: KnownDataset) =
     match known.Classes with

@@ -4,9 +4,15 @@ module LoRASub.Cli.Display
 open System
 open System.Globalization
 open System.IO
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
 open Spectre.Console
-open LoRASub
-
 // ---------------------------------------------------------------------------------------------- texts
 
 [<Literal>]
@@ -106,7 +112,7 @@ module View =
 
     /// The view after one more progress report at a time since the run began. The time since the previous report
     /// counts for the phase that used it: training reports a step after it, the other phases before it.
-    let update (now: TimeSpan) (progress: Progress) (view: View) : View =
+    let update (now: TimeSpan) (progress: RunEvent) (view: View) : View =
         let spend phase =
             let before = Map.tryFind phase view.Spent |> Option.defaultValue 0.0
             Map.add phase (before + (now - view.Now).TotalSeconds) view.Spent
@@ -245,7 +251,7 @@ let private taskEnd (tasks: int) (task: LearningTask) (row: Score[]) (seconds: f
     $"{taskOf tasks task}: accuracy {seen}%% on {classes} classes so far (new classes {news}%%), {short seconds}"
 
 /// Shows the progress of `work` while it runs.
-type Show = (((Progress -> unit) -> Outcome) -> Outcome)
+type Show = (((RunEvent -> unit) -> Outcome) -> Outcome)
 
 /// Plain lines, for files and pipes: at most one for each phase and epoch of a task, without control characters.
 let plain (out: TextWriter) (workload: Workload) (plan: Plan) : Show =

@@ -7,8 +7,11 @@ open System.IO
 open System.Reflection
 open System.Runtime.InteropServices
 open System.Runtime.Intrinsics.X86
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Files
+open LoRASub.Data
 open TorchSharp
-open LoRASub
 
 /// The result of one check.
 type private Finding =

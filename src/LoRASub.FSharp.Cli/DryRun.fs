@@ -2,7 +2,9 @@
 module LoRASub.Cli.DryRun
 
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Settings
 
 let private table (rows: (string * string * string) list) : string list =
     let width column =

@@ -2,8 +2,10 @@
 module LoRASub.Cli.Flags
 
 open System
+open LoRASub.Core
+open LoRASub.Settings
+open LoRASub.Report
 open Argu
-open LoRASub
 
 /// One setting, as a name and a value: `settingsApart` writes --rank 4 and --no-triplet in this form, so that the rows of
 /// `Settings.all` alone say which flags there are. No name of a setting can begin with two dashes.

@@ -2,8 +2,10 @@
 module LoRASub.Cli.Help
 
 open System
+open LoRASub.Core
+open LoRASub.Heads
+open LoRASub.Settings
 open Argu
-open LoRASub
 open LoRASub.Cli.Flags
 
 /// The help of a command above its flags.

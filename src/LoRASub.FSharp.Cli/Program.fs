@@ -5,9 +5,14 @@ open System.IO
 open System.Reflection
 open System.Runtime.InteropServices
 open System.Threading
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Data
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
 open Spectre.Console
 open TorchSharp
-open LoRASub
 
 let private version () =
     Assembly.GetExecutingAssembly().GetName().Version.ToString 3

@@ -2,7 +2,8 @@
 module LoRASub.Cli.ReportCommand
 
 open System.IO
-open LoRASub.Reports
+open LoRASub.Native
+open LoRASub.Report
 open LoRASub.Cli.Arguments
 
 let private size (bytes: int64) =

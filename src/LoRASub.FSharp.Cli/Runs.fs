@@ -4,21 +4,30 @@ module LoRASub.Cli.Runs
 open System
 open System.IO
 open System.Runtime.ExceptionServices
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Files
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
 open TorchSharp
-open LoRASub
 
 /// Held while results are written: an interruption waits for it.
 let saving = obj ()
 
 /// Executes a run, given a progress callback and whether to stop.
-type private Carry = (Progress -> unit) -> (unit -> bool) -> Outcome
+type private Carry = (RunEvent -> unit) -> (unit -> bool) -> Outcome
 
 // A run must be saved even if its terminal disappears.
-let private despite (shell: Shell) (show: Display.Show) (carry: (Progress -> unit) -> Outcome) : Outcome =
+let private despite (shell: Shell) (show: Display.Show) (carry: (RunEvent -> unit) -> Outcome) : Outcome =
     let mutable ended: Result<Outcome, ExceptionDispatchInfo> option = None
     let mutable shown = true
 
-    let quietly (onProgress: Progress -> unit) progress =
+    let quietly (onProgress: RunEvent -> unit) progress =
         if shown then
             try
                 onProgress progress

@@ -2,9 +2,11 @@ namespace LoRASub.Cli
 
 open System
 open System.IO
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Settings
 open Spectre.Console
 open TorchSharp
-open LoRASub
 
 /// Requests to stop, made by signals. Mutable: signals arrive on their own threads.
 type Interruption() =

@@ -3,7 +3,16 @@ namespace LoRASub.Fluent
 open System
 open System.Collections.Generic
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
 open TorchSharp
 
 /// The progress of learning, for a progress bar.

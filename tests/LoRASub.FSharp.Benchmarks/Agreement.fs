@@ -2,7 +2,16 @@
 module LoRASub.Benchmarks.Agreement
 
 open System
-open LoRASub
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Fluent
 open LoRASub.Benchmarks.Workload
 open TorchSharp
 

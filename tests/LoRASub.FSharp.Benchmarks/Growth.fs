@@ -3,7 +3,16 @@
 module LoRASub.Benchmarks.Growth
 
 open System
-open LoRASub
+open LoRASub.Core
+open LoRASub.Train
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
 open LoRASub.Benchmarks.Measure
 open LoRASub.Benchmarks.Results
 open TorchSharp

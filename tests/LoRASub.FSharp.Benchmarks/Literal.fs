@@ -5,7 +5,16 @@
 module LoRASub.Benchmarks.Literal
 
 open System
-open LoRASub
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Fluent
 open TorchSharp
 
 let private number (x: float) = Scalar.op_Implicit x

@@ -6,7 +6,14 @@ open System
 open System.Diagnostics
 open System.Globalization
 open System.Reflection
-open LoRASub
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
 open LoRASub.Benchmarks.Measure
 open LoRASub.Benchmarks.Results
 

@@ -2,6 +2,18 @@ namespace LoRASub.Benchmarks
 
 open System
 open System.IO
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Report
+open LoRASub.Fluent
 open BenchmarkDotNet.Attributes
 open BenchmarkDotNet.Configs
 open BenchmarkDotNet.Engines
@@ -9,7 +21,6 @@ open BenchmarkDotNet.Jobs
 open BenchmarkDotNet.Loggers
 open BenchmarkDotNet.Running
 open BenchmarkDotNet.Toolchains.InProcess.Emit
-open LoRASub
 open LoRASub.Benchmarks.Measure
 open LoRASub.Benchmarks.Results
 open SkiaSharp

@@ -4,7 +4,14 @@ module LoRASub.Benchmarks.Program
 open System
 open System.IO
 open System.Text.Json.Nodes
-open LoRASub
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
+open LoRASub.Fluent
 open LoRASub.Benchmarks.Results
 open TorchSharp
 

@@ -6,7 +6,13 @@ open System.Globalization
 open System.IO
 open System.Text.Json
 open System.Text.Json.Nodes
-open LoRASub
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
+open LoRASub.Fluent
 open LoRASub.Benchmarks.Measure
 
 /// An entry of a table.

@@ -4,7 +4,11 @@ module LoRASub.Benchmarks.Startup
 
 open System.Diagnostics
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Heads
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Report
 open LoRASub.Benchmarks.Measure
 open LoRASub.Benchmarks.Results
 

@@ -2,7 +2,12 @@
 [<RequireQualifiedAccess>]
 module LoRASub.Benchmarks.Step
 
-open LoRASub
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Report
 open LoRASub.Benchmarks.Measure
 open LoRASub.Benchmarks.Results
 open TorchSharp

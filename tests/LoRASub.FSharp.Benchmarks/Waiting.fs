@@ -4,7 +4,15 @@ module LoRASub.Benchmarks.Waiting
 
 open System
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Report
+open LoRASub.Fluent
 open LoRASub.Benchmarks.Measure
 open LoRASub.Benchmarks.Results
 open SkiaSharp

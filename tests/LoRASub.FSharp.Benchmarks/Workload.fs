@@ -3,7 +3,14 @@ module LoRASub.Benchmarks.Workload
 
 open System
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Settings
+open LoRASub.Fluent
 open TorchSharp
 
 let private options (precision: Precision) : BackboneOptions =

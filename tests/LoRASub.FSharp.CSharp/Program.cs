@@ -5,7 +5,7 @@
 using System;
 using System.IO;
 using System.Linq;
-using LoRASub;
+using LoRASub.Core;
 using LoRASub.Fluent;
 
 var assets = Path.Combine(AppContext.BaseDirectory, "assets");

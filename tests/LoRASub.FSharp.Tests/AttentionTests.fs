@@ -1,7 +1,11 @@
 module LoRASub.Tests.AttentionTests
 
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -1,8 +1,9 @@
 module LoRASub.Tests.AugmentTests
 
+open LoRASub.Core
+open LoRASub.Data
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 open TorchSharp

@@ -1,7 +1,10 @@
 module LoRASub.Tests.AugmentedTripletTests
 
+open LoRASub.Core
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -4,8 +4,9 @@ open System
 open System.Collections.Generic
 open System.Runtime.CompilerServices
 open System.Threading
+open LoRASub.Core
+open LoRASub.Backbone
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -4,10 +4,12 @@ module LoRASub.Tests.Check
 open System
 open System.Collections.Generic
 open System.Text
+open LoRASub.Core
+open LoRASub.Settings
+open LoRASub.Run
 open Expecto
 open FsCheck
 open FsCheck.FSharp
-open LoRASub
 open TorchSharp
 
 /// LORASUB_SEED, or a constant, so that every run draws the same cases unless asked otherwise.

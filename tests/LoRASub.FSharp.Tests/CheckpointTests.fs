@@ -3,8 +3,16 @@ module LoRASub.Tests.CheckpointTests
 open System
 open System.IO
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 
 /// Ends a run.

@@ -2,8 +2,8 @@ module LoRASub.Tests.CifarTests
 
 open System.IO
 open System.Text
+open LoRASub.Data
 open Expecto
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

@@ -1,7 +1,10 @@
 module LoRASub.Tests.ClassMomentsTests
 
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Measure
+open LoRASub.Fluent
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

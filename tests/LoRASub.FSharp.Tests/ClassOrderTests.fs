@@ -2,9 +2,9 @@ module LoRASub.Tests.ClassOrderTests
 
 open System.IO
 open System.Text
+open LoRASub.Data
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

@@ -1,7 +1,9 @@
 module LoRASub.Tests.ClassSumsTests
 
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Heads
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -3,8 +3,11 @@ module LoRASub.Tests.ConfigFileTests
 open System
 open System.IO
 open System.Text
+open LoRASub.Core
+open LoRASub.Heads
+open LoRASub.Settings
+open LoRASub.Report
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

@@ -2,8 +2,11 @@ module LoRASub.Tests.ConfigTests
 
 open System
 open System.Text.Json
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Settings
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open LoRASub.Tests.SettingsTests

@@ -3,8 +3,9 @@ module LoRASub.Tests.ConfigTreeTests
 open System
 open System.IO
 open System.Text
+open LoRASub.Core
+open LoRASub.Settings
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

@@ -1,7 +1,8 @@
 module LoRASub.Tests.ConfusionTests
 
+open LoRASub.Measure
+open LoRASub.Fluent
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

@@ -3,8 +3,18 @@ module LoRASub.Tests.ContractTests
 
 open System
 open System.Collections.Generic
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Fluent
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open TorchSharp
 

@@ -4,8 +4,10 @@ open System
 open System.Globalization
 open System.IO
 open System.Threading
+open LoRASub.Measure
+open LoRASub.Run
+open LoRASub.Report
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

@@ -1,8 +1,9 @@
 module LoRASub.Tests.CubTests
 
 open System.IO
+open LoRASub.Core
+open LoRASub.Data
 open Expecto
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

@@ -1,8 +1,10 @@
 module LoRASub.Tests.DataCommandTests
 
 open System.IO
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Run
 open Expecto
-open LoRASub
 open LoRASub.Tests.Probe
 
 let private run (arguments: string list) =

@@ -1,8 +1,8 @@
 module LoRASub.Tests.DatasetTests
 
+open LoRASub.Data
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

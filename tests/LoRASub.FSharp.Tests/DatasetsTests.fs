@@ -1,9 +1,10 @@
 module LoRASub.Tests.DatasetsTests
 
 open System.IO
+open LoRASub.Core
+open LoRASub.Data
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

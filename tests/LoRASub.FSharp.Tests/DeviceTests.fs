@@ -1,7 +1,7 @@
 module LoRASub.Tests.DeviceTests
 
+open LoRASub.Core
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open TorchSharp
 

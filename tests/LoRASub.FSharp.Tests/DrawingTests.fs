@@ -3,8 +3,8 @@ module LoRASub.Tests.DrawingTests
 open System.IO
 open System.Text.RegularExpressions
 open System.Xml.Linq
+open LoRASub.Report
 open Expecto
-open LoRASub.Reports
 open LoRASub.Tests.SampleRuns
 
 let private texts (svg: string) =

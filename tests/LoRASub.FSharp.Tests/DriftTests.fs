@@ -3,8 +3,13 @@ module LoRASub.Tests.DriftTests
 open System
 open System.IO
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Subspace
+open LoRASub.Measure
+open LoRASub.Run
+open LoRASub.Fluent
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -1,7 +1,12 @@
 module LoRASub.Tests.EmbeddingTests
 
+open LoRASub.Core
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Fluent
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open LoRASub.Tests.VisionTransformerTests

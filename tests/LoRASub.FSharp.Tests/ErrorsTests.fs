@@ -1,7 +1,8 @@
 module LoRASub.Tests.ErrorsTests
 
+open LoRASub.Core
+open LoRASub.Data
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 
 let private messageOf (call: unit -> unit) =

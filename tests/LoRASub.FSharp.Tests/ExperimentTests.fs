@@ -3,15 +3,26 @@ module LoRASub.Tests.ExperimentTests
 open System
 open System.Collections.Generic
 open System.Runtime.InteropServices
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
+open LoRASub.Fluent
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 
 let private inScope (test: unit -> unit) () = Scope.run test
 
 /// A run and all that it told.
 let private told (plan: Plan) =
-    let events = ResizeArray<Progress>()
+    let events = ResizeArray<RunEvent>()
     let outcome = Experiment.run (Tiny.learner plan) plan events.Add
     struct (outcome, List.ofSeq events)
 
@@ -26,7 +37,7 @@ let private planOf settings =
     Tiny.planWith settings (Tiny.dataset 6 3 2) (Tiny.vit settings.Precision 8 2 7)
 
 /// "task 1 train 3/4 epoch 1/2" and so on.
-let private line (progress: Progress) =
+let private line (progress: RunEvent) =
     match progress with
     | TaskBegins(task, _) -> $"begin {task.Index}"
     | Learning(Retains(task, all)) -> $"retain {task.Index}: {all.Length}"

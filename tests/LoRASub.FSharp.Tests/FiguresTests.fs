@@ -1,9 +1,10 @@
 module LoRASub.Tests.FiguresTests
 
 open System
+open LoRASub.Files
+open LoRASub.Measure
+open LoRASub.Report
 open Expecto
-open LoRASub
-open LoRASub.Reports
 open LoRASub.Tests.SampleRuns
 
 /// The groups of one folder per sample.

@@ -4,9 +4,9 @@ open System
 open System.IO
 open System.IO.Compression
 open System.Text
+open LoRASub.Files
 open Expecto
 open FsCheck.FSharp
-open LoRASub
 
 let private zip (entry: string) =
     use file = new MemoryStream()

@@ -2,9 +2,10 @@ module LoRASub.Tests.FileNamesTests
 
 open System.IO
 open System.Text
+open LoRASub.Files
+open LoRASub.Data
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

@@ -4,9 +4,14 @@ open System
 open System.Diagnostics
 open System.IO
 open System.Runtime.InteropServices
-open Expecto
-open LoRASub
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Learn
+open LoRASub.Run
 open LoRASub.Fluent
+open Expecto
 open LoRASub.Tests.Check
 open TorchSharp
 

@@ -2,10 +2,10 @@ module LoRASub.Tests.FormatTests
 
 open System
 open System.Globalization
+open LoRASub.Report
 open Expecto
 open FsCheck
 open FsCheck.FSharp
-open LoRASub.Reports
 
 let private law name (property: string -> unit) : Test =
     // any characters, whole or not, those that markup means something by among them

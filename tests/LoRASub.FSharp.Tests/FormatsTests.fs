@@ -4,9 +4,13 @@ open System
 open System.IO
 open System.Text.Json
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
 open Expecto
-open LoRASub
-open LoRASub.Reports
 
 /// Two seeds, stopped after two of five tasks, written before the files had record types.
 let folder = Path.Combine(AppContext.BaseDirectory, "saved-runs")

@@ -1,7 +1,7 @@
 module LoRASub.Tests.FusedTests
 
+open LoRASub.Core
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

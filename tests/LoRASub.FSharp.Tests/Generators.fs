@@ -4,10 +4,11 @@ module LoRASub.Tests.Generators
 
 open System
 open System.Runtime.InteropServices
+open LoRASub.Core
+open LoRASub.Native
 open FSharp.Reflection
 open FsCheck
 open FsCheck.FSharp
-open LoRASub
 open TorchSharp
 
 /// The closed interval of a case's int field; shrinking moves towards its low end.

@@ -3,8 +3,18 @@ module LoRASub.Tests.GoldenTests
 
 open System
 open System.IO
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Fluent
 open Expecto
-open LoRASub
 open LoRASub.Tests.Generators
 open TorchSharp
 

@@ -1,7 +1,8 @@
 module LoRASub.Tests.GradTests
 
+open LoRASub.Core
+open LoRASub.Backbone
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -3,8 +3,11 @@ module LoRASub.Tests.HeadContractTests
 
 open System
 open System.Collections.Generic
+open LoRASub.Core
+open LoRASub.Heads
+open LoRASub.Measure
+open LoRASub.Run
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

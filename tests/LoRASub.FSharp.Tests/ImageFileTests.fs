@@ -3,9 +3,9 @@ module LoRASub.Tests.ImageFileTests
 open System
 open System.IO
 open System.Text
+open LoRASub.Data
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

@@ -3,9 +3,10 @@ module LoRASub.Tests.ImageFolderTests
 open System
 open System.IO
 open System.Text
+open LoRASub.Data
+open LoRASub.Methods
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

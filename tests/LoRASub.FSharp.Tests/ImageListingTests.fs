@@ -1,8 +1,8 @@
 module LoRASub.Tests.ImageListingTests
 
 open System.IO
+open LoRASub.Data
 open Expecto
-open LoRASub
 open LoRASub.Tests.Probe
 
 [<Tests>]

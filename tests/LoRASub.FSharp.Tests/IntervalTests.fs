@@ -1,8 +1,8 @@
 module LoRASub.Tests.IntervalTests
 
 open System
+open LoRASub.Report
 open Expecto
-open LoRASub.Reports
 
 /// P(|T| < t) for Student's t, by adding up its density in small steps.
 let private probability (degrees: int) (t: float) =

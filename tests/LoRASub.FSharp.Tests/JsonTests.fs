@@ -2,8 +2,9 @@ module LoRASub.Tests.JsonTests
 
 open System.IO
 open System.Text.Json
+open LoRASub.Core
+open LoRASub.Files
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 
 let private inFile (text: string) (test: string -> unit) () =

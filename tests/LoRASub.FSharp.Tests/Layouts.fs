@@ -2,7 +2,6 @@
 module LoRASub.Tests.Layouts
 
 open System.IO
-open LoRASub
 open LoRASub.Tests.TestFiles
 
 type Layout =

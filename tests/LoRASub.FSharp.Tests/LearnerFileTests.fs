@@ -3,8 +3,16 @@ module LoRASub.Tests.LearnerFileTests
 open System
 open System.IO
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Settings
+open LoRASub.Run
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open TorchSharp
 

@@ -2,8 +2,19 @@ module LoRASub.Tests.LoRASubDrsTests
 
 open System
 open System.Collections.Generic
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Fluent
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -2,8 +2,16 @@
 /// another device fails there, so that a passing run holds no tensor made in the wrong place.
 module LoRASub.Tests.MetaTests
 
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Fluent
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

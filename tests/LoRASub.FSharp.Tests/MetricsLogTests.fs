@@ -3,8 +3,12 @@ module LoRASub.Tests.MetricsLogTests
 open System
 open System.IO
 open System.Text
+open LoRASub.Core
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

@@ -1,8 +1,10 @@
 module LoRASub.Tests.MetricsTests
 
 open System
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Measure
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

@@ -2,8 +2,10 @@ module LoRASub.Tests.NativeBackendTests
 
 open System
 open System.IO
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Methods
 open Expecto
-open LoRASub
 
 let private inFolder (test: string -> unit) () =
     let folder = Directory.CreateTempSubdirectory("lorasub-tests-").FullName

@@ -3,8 +3,9 @@ module LoRASub.Tests.NativeErrorTests
 open System
 open System.IO
 open System.Runtime.InteropServices
+open LoRASub.Core
+open LoRASub.Native
 open Expecto
-open LoRASub
 open TorchSharp
 
 let private stack =

@@ -1,7 +1,10 @@
 module LoRASub.Tests.NearestMeanTests
 
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Heads
+open LoRASub.Measure
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

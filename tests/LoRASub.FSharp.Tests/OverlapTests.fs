@@ -1,8 +1,9 @@
 module LoRASub.Tests.OverlapTests
 
 open System
+open LoRASub.Core
+open LoRASub.Subspace
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -3,8 +3,9 @@ module LoRASub.Tests.PageTests
 open System
 open System.Text.Json
 open System.Text.RegularExpressions
+open LoRASub.Settings
+open LoRASub.Report
 open Expecto
-open LoRASub.Reports
 open LoRASub.Tests.SampleRuns
 
 let private page (samples: (string * Sample) list) = FiguresTests.groupsOf samples Page.html

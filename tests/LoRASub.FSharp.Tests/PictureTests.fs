@@ -1,9 +1,9 @@
 module LoRASub.Tests.PictureTests
 
 open System
+open LoRASub.Data
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

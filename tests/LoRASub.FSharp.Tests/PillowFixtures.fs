@@ -6,7 +6,7 @@
 module LoRASub.Tests.PillowFixtures
 
 open System
-open LoRASub
+open LoRASub.Data
 
 let bytes (base64: string) : byte[] =
     base64.Split([| ' '; '\n' |], StringSplitOptions.RemoveEmptyEntries)

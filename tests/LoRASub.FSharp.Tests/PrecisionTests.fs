@@ -1,7 +1,7 @@
 module LoRASub.Tests.PrecisionTests
 
+open LoRASub.Core
 open Expecto
-open LoRASub
 open TorchSharp
 
 [<Tests>]

@@ -2,9 +2,10 @@ module LoRASub.Tests.PrefetchTests
 
 open System
 open System.Threading
+open LoRASub.Core
+open LoRASub.Data
 open Expecto
 open FsCheck
-open LoRASub
 
 [<Tests>]
 let tests =

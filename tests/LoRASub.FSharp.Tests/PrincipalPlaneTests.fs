@@ -1,8 +1,9 @@
 module LoRASub.Tests.PrincipalPlaneTests
 
 open System
+open LoRASub.Core
+open LoRASub.Measure
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

@@ -4,8 +4,8 @@ module LoRASub.Tests.Probe
 open System
 open System.Diagnostics
 open System.IO
+open LoRASub.Core
 open Expecto
-open LoRASub
 open TorchSharp
 
 /// Runs `f` in a fresh folder and removes it.

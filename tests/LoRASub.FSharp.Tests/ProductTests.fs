@@ -1,7 +1,9 @@
 module LoRASub.Tests.ProductTests
 
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Data
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -1,8 +1,8 @@
 module LoRASub.Tests.Program
 
+open LoRASub.Native
 open Expecto
 open Expecto.Impl
-open LoRASub
 
 /// The lists that compute with tensors: another processor or device gives their numbers other last digits.
 let private numeric =

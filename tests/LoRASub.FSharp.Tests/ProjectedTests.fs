@@ -1,7 +1,10 @@
 module LoRASub.Tests.ProjectedTests
 
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Heads
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

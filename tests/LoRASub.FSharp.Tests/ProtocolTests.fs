@@ -1,7 +1,8 @@
 module LoRASub.Tests.ProtocolTests
 
+open LoRASub.Settings
+open LoRASub.Report
 open Expecto
-open LoRASub.Reports
 open LoRASub.Tests.SampleRuns
 
 let private warning (a: Sample) (b: Sample) =

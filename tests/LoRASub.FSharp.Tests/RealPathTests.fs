@@ -3,8 +3,8 @@ module LoRASub.Tests.RealPathTests
 open System
 open System.Diagnostics
 open System.IO
+open LoRASub.Files
 open Expecto
-open LoRASub
 open LoRASub.Tests.Probe
 
 let private under (folder: string) (name: string) = Path.Combine(folder, name)

@@ -2,9 +2,9 @@ module LoRASub.Tests.ReportTests
 
 open System
 open System.IO
+open LoRASub.Methods
+open LoRASub.Settings
 open Expecto
-open LoRASub
-open LoRASub.Reports
 open LoRASub.Tests.SampleRuns
 
 /// Runs `lorasub` in this process: exit code, output, complaints.

@@ -3,9 +3,14 @@ module LoRASub.Tests.RunDataTests
 open System
 open System.IO
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Subspace
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Run
+open LoRASub.Report
 open Expecto
-open LoRASub
-open LoRASub.Reports
 open LoRASub.Tests.SampleRuns
 
 let private under (folder: string) (name: string) = Path.Combine(folder, name)

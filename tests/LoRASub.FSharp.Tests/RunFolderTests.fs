@@ -3,8 +3,14 @@ module LoRASub.Tests.RunFolderTests
 open System
 open System.IO
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 
 let private percent (fraction: float) = Math.Round(100.0 * fraction, 10)

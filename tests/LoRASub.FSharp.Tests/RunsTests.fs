@@ -4,8 +4,12 @@ open System
 open System.Diagnostics
 open System.IO
 open System.Text.Json.Nodes
+open LoRASub.Native
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Learn
+open LoRASub.Run
 open Expecto
-open LoRASub
 open LoRASub.Cli
 open LoRASub.Tests.CliTests
 open Spectre.Console

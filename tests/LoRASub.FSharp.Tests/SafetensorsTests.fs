@@ -5,10 +5,11 @@ open System.Buffers.Binary
 open System.IO
 open System.Runtime.InteropServices
 open System.Text
+open LoRASub.Core
+open LoRASub.Files
 open Expecto
 open FsCheck
 open FsCheck.FSharp
-open LoRASub
 open LoRASub.Tests.Probe
 open TorchSharp
 

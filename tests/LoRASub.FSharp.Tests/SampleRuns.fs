@@ -6,7 +6,15 @@ open System.Collections.Generic
 open System.IO
 open System.IO.Compression
 open System.Text
-open LoRASub
+open LoRASub.Files
+open LoRASub.Subspace
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
 
 type Sample =
     {

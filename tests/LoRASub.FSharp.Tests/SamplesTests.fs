@@ -1,8 +1,9 @@
 module LoRASub.Tests.SamplesTests
 
 open System.IO
+open LoRASub.Data
+open LoRASub.Run
 open Expecto
-open LoRASub
 
 let private stream =
     TaskStream.create (Tiny.dataset 4 3 6) ClassOrder.Natural 2 None

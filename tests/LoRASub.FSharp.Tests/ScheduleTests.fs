@@ -1,8 +1,8 @@
 module LoRASub.Tests.ScheduleTests
 
 open System
+open LoRASub.Train
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

@@ -1,7 +1,8 @@
 module LoRASub.Tests.SecondMomentTests
 
+open LoRASub.Core
+open LoRASub.Subspace
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -1,7 +1,7 @@
 module LoRASub.Tests.SplitNamesTests
 
+open LoRASub.Data
 open Expecto
-open LoRASub
 
 [<Tests>]
 let tests =

@@ -1,8 +1,10 @@
 module LoRASub.Tests.StatisticsTests
 
 open System
+open LoRASub.Files
+open LoRASub.Measure
+open LoRASub.Report
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

@@ -1,7 +1,8 @@
 module LoRASub.Tests.SubspaceTests
 
+open LoRASub.Core
+open LoRASub.Subspace
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

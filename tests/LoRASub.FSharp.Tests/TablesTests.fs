@@ -2,11 +2,13 @@ module LoRASub.Tests.TablesTests
 
 open System
 open System.Text.RegularExpressions
+open LoRASub.Files
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
 open Expecto
 open FsCheck
 open FsCheck.FSharp
-open LoRASub
-open LoRASub.Reports
 open LoRASub.Tests.SampleRuns
 
 let private law name (property: string -> unit) : Test =

@@ -3,9 +3,12 @@ module LoRASub.Tests.TaskStreamTests
 open System
 open System.Collections.Generic
 open System.IO
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Report
+open LoRASub.Fluent
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 open TorchSharp

@@ -2,8 +2,13 @@ module LoRASub.Tests.TensorBoardTests
 
 open System
 open System.IO
+open LoRASub.Core
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Settings
+open LoRASub.Run
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

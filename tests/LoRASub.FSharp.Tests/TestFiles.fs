@@ -5,9 +5,10 @@ open System
 open System.Buffers.Binary
 open System.IO
 open System.IO.Compression
+open LoRASub.Core
+open LoRASub.Data
 open Expecto
 open FsCheck.FSharp
-open LoRASub
 open SkiaSharp
 open TorchSharp
 

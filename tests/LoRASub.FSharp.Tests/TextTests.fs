@@ -4,10 +4,12 @@ open System
 open System.Globalization
 open System.Text
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Report
 open Expecto
 open FsCheck
 open FsCheck.FSharp
-open LoRASub
 
 /// Any characters, whole or not, those among them that act on terminals and pages.
 let private hostile =

@@ -3,7 +3,16 @@ module LoRASub.Tests.Tiny
 
 open System
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Report
 open LoRASub.Tests.Generators
 open TorchSharp
 
@@ -142,7 +151,7 @@ let taskKey (plan: Plan) (task: LearningTask) =
     |> Rng.fold RandomBranch.Method
     |> Rng.fold (int64 task.Index)
 
-let silent: Progress -> unit = ignore
+let silent: RunEvent -> unit = ignore
 
 let run (plan: Plan) : Outcome =
     Experiment.run (learner plan) plan silent

@@ -1,8 +1,8 @@
 module LoRASub.Tests.TinyImageNetTests
 
 open System.IO
+open LoRASub.Data
 open Expecto
-open LoRASub
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 

@@ -1,7 +1,7 @@
 module LoRASub.Tests.TransferTests
 
+open LoRASub.Measure
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 

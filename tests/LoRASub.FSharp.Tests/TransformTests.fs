@@ -1,7 +1,8 @@
 module LoRASub.Tests.TransformTests
 
+open LoRASub.Core
+open LoRASub.Train
 open Expecto
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 open TorchSharp

@@ -1,7 +1,7 @@
 module LoRASub.Tests.TreeTests
 
+open LoRASub.Core
 open Expecto
-open LoRASub
 open TorchSharp
 open LoRASub.Tests.Generators
 open LoRASub.Tests.Check

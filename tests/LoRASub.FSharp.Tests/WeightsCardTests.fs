@@ -1,9 +1,11 @@
 module LoRASub.Tests.WeightsCardTests
 
 open System.IO
+open LoRASub.Files
+open LoRASub.Backbone
+open LoRASub.Heads
 open Expecto
 open FsCheck
-open LoRASub
 open LoRASub.Tests.Check
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles

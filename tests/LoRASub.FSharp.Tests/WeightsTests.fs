@@ -2,8 +2,12 @@ module LoRASub.Tests.WeightsTests
 
 open System
 open System.IO
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Subspace
+open LoRASub.Backbone
+open LoRASub.Heads
 open Expecto
-open LoRASub
 open LoRASub.Tests.Probe
 open TorchSharp
 

@@ -2,8 +2,8 @@ module LoRASub.Tests.WholeFileTests
 
 open System
 open System.IO
+open LoRASub.Files
 open Expecto
-open LoRASub
 open LoRASub.Tests.Probe
 
 let private filesIn folder =

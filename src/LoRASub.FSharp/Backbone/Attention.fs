@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Backbone
 
+open LoRASub.Core
 open TorchSharp
 
 /// y = x·Wᵀ + b, with W [out, in].

@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Backbone
 
+open LoRASub.Core
 open TorchSharp
 
 /// What a classifier sees of an image: tokens of the backbone, side by side.
@@ -86,7 +87,7 @@ module Embedding =
     /// <summary>The embedding of that name.</summary>
     /// <param name="name">One of `names`.</param>
     /// <returns>The embedding for a backbone.</returns>
-    /// <exception cref="T:LoRASub.InputException">An unknown name.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">An unknown name.</exception>
     let named (name: string) : VisionTransformer -> Embedding =
         match List.tryFind (fun (known, _) -> known = name) table with
         | Some(_, embedding) -> embedding
@@ -97,7 +98,7 @@ module Embedding =
     /// <summary>Rejects an embedding that a backbone cannot give.</summary>
     /// <param name="vit">The backbone.</param>
     /// <param name="embedding">The embedding.</param>
-    /// <exception cref="T:LoRASub.InputException">No parts, a block outside 1..depth, or quadrants of a patch grid of
+    /// <exception cref="T:LoRASub.Core.InputException">No parts, a block outside 1..depth, or quadrants of a patch grid of
     /// odd side.</exception>
     let check (vit: VisionTransformer) (embedding: Embedding) : unit =
         VisionTransformer.checkParts embedding.Parts vit
@@ -140,7 +141,7 @@ module Embedding =
     /// <param name="tokens">One tensor [n, d] per part, or [n, 4d] for quadrants, borrowed.</param>
     /// <returns>[n, width], owned by the caller. Each d columns have mean 0 and variance 1 where the embedding
     /// standardises.</returns>
-    /// <exception cref="T:LoRASub.InputException">Tensors of another number or shape.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">Tensors of another number or shape.</exception>
     let join (embedding: Embedding) (tokens: torch.Tensor[]) : torch.Tensor =
         let parts = embedding.Parts
 
@@ -171,7 +172,7 @@ module Embedding =
     /// <param name="vit">The backbone, borrowed.</param>
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
     /// <returns>[n, width] in the master format, owned by the caller. Differentiable once.</returns>
-    /// <exception cref="T:LoRASub.InputException">What `VisionTransformer.tokens` rejects.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">What `VisionTransformer.tokens` rejects.</exception>
     let embed
         (embedding: Embedding)
         (adapters: Adapters)

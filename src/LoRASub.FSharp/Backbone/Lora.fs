@@ -1,5 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Backbone
 
+open LoRASub.Core
+open LoRASub.Train
 open TorchSharp
 
 /// A low-rank pair: its weight delta is B·A. No α/r scaling, no bias.

@@ -1,6 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Backbone
 
 open System.Collections.Generic
+open LoRASub.Core
 open TorchSharp
 
 /// Hands a product's output through and, on the way back, gives the low-rank pairs their gradients: with g the gradient

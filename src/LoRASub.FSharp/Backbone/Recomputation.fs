@@ -1,7 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Backbone
 
 open System
 open System.Collections.Generic
+open LoRASub.Core
 open TorchSharp
 
 /// Runs a function without a graph, and once more with one when its gradient is asked for: its inputs are all that is

@@ -1,6 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Backbone
 
 open System
+open LoRASub.Core
+open LoRASub.Subspace
 open TorchSharp
 
 [<ReferenceEquality>]
@@ -381,7 +383,7 @@ module VisionTransformer =
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
     /// <returns>For each part [n, d], or [n, 4d] for quadrants, in the master format; owned by the caller.
     /// Differentiable once.</returns>
-    /// <exception cref="T:LoRASub.InputException">No parts, a block outside 1..depth, quadrants of a patch grid of odd
+    /// <exception cref="T:LoRASub.Core.InputException">No parts, a block outside 1..depth, quadrants of a patch grid of odd
     /// side, images of another size or device, or adapters of another depth.</exception>
     let tokens
         (parts: EmbeddingPart[])
@@ -409,7 +411,7 @@ module VisionTransformer =
     /// <param name="vit">The backbone, borrowed.</param>
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
     /// <returns>[n, d] in the master format, owned by the caller. Differentiable once.</returns>
-    /// <exception cref="T:LoRASub.InputException">Images of another size or device, or adapters of another
+    /// <exception cref="T:LoRASub.Core.InputException">Images of another size or device, or adapters of another
     /// depth.</exception>
     let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
         (tokens [| output vit |] adapters vit images)[0]
@@ -419,7 +421,7 @@ module VisionTransformer =
     /// <param name="vit">The backbone, borrowed.</param>
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
     /// <returns>Class tokens [n, d] in the master format, owned by the caller.</returns>
-    /// <exception cref="T:LoRASub.InputException">As for `features`.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">As for `features`.</exception>
     let featuresByBlock (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : Features =
         let depth = vit.Blocks.Length
 

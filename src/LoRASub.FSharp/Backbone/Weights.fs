@@ -1,7 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Backbone
 
 open System
 open System.Globalization
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Files
+open LoRASub.Subspace
 open TorchSharp
 
 /// What a weights file leaves open.

@@ -1,9 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Backbone
 
 open System
 open System.Globalization
 open System.IO
 open System.Text.Json
+open LoRASub.Core
+open LoRASub.Files
 
 /// Layer-norm epsilons: in the blocks and at the end.
 type NormEpsilon =
@@ -133,7 +135,7 @@ module WeightsCard =
     /// <param name="subject">Names the file in errors.</param>
     /// <param name="metadata">Text by key; other keys than a card's are ignored.</param>
     /// <returns>The card; None for each key that is absent.</returns>
-    /// <exception cref="T:LoRASub.InputException">A value is of the wrong kind or out of range.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">A value is of the wrong kind or out of range.</exception>
     let ofMetadata (subject: string) (metadata: Map<string, string>) : WeightsCard =
         ofTexts (fun key ->
             Map.tryFind key metadata
@@ -182,7 +184,7 @@ module WeightsCard =
     /// <summary>What a weights file says about itself: the JSON file beside it comes before its metadata.</summary>
     /// <param name="header">The header of the weights file.</param>
     /// <returns>The card; None for what neither states.</returns>
-    /// <exception cref="T:LoRASub.InputException">The JSON file is damaged or has an unknown key, or a value is of the
+    /// <exception cref="T:LoRASub.Core.InputException">The JSON file is damaged or has an unknown key, or a value is of the
     /// wrong kind or out of range.</exception>
     let read (header: TensorFileHeader) : WeightsCard =
         let inside = ofMetadata header.Path header.Metadata

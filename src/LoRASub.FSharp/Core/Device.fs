@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Core
 
 open System
 open TorchSharp
@@ -10,7 +10,7 @@ module Device =
     /// <summary>The device of a name.</summary>
     /// <param name="name">`cpu` or `cuda:N`.</param>
     /// <returns>The device.</returns>
-    /// <exception cref="T:LoRASub.InputException">The name is another, or the machine has no such
+    /// <exception cref="T:LoRASub.Core.InputException">The name is another, or the machine has no such
     /// device.</exception>
     let parse (name: string) : torch.Device =
         let rule = "must be cpu or cuda:N"

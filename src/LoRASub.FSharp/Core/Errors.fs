@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Core
 
 open System
 
@@ -26,7 +26,7 @@ module Errors =
     /// <param name="received">What it is.</param>
     /// <param name="fix">What to do; may be empty.</param>
     /// <returns>Nothing: it stands where any type is needed.</returns>
-    /// <exception cref="T:LoRASub.InputException">Always.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">Always.</exception>
     let reject (subject: string) (rule: string) (received: string) (fix: string) : 'a =
         raise (InputException(message subject rule received fix))
 

@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Core
 
 open TorchSharp
 

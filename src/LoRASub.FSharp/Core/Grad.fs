@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Core
 
 open System
 open TorchSharp
@@ -15,7 +15,7 @@ module Grad =
     /// <param name="parameters">Borrowed; their state and their gradients stay as they were.</param>
     /// <returns>Value, further results and a gradient for each parameter, owned by the caller and without a
     /// graph.</returns>
-    /// <exception cref="T:LoRASub.InputException">The value has more than one element.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The value has more than one element.</exception>
     let valueAndGradWith
         (f: torch.Tensor[] -> struct (torch.Tensor * torch.Tensor[]))
         (parameters: torch.Tensor[])
@@ -55,7 +55,7 @@ module Grad =
     /// <param name="f">Gives a tensor of one element.</param>
     /// <param name="parameters">Borrowed; their state and their gradients stay as they were.</param>
     /// <returns>Value and a gradient for each parameter, owned by the caller and without a graph.</returns>
-    /// <exception cref="T:LoRASub.InputException">The value has more than one element.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The value has more than one element.</exception>
     let valueAndGrad (f: torch.Tensor[] -> torch.Tensor) parameters : struct (torch.Tensor * Gradients) =
         let struct (value, _, gradients) =
             valueAndGradWith (fun variables -> struct (f variables, [||])) parameters

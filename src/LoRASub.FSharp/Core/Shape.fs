@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Core
 
 open TorchSharp
 
@@ -35,7 +35,7 @@ module Shape =
     /// <param name="subject">Names the tensor in the error.</param>
     /// <param name="axes">What each axis must be.</param>
     /// <param name="tensor">Of any type, on any device; borrowed.</param>
-    /// <exception cref="T:LoRASub.InputException">The tensor has another number of axes or another fixed size;
+    /// <exception cref="T:LoRASub.Core.InputException">The tensor has another number of axes or another fixed size;
     /// the message gives both shapes.</exception>
     let expect (subject: string) (axes: Axis list) (tensor: torch.Tensor) =
         let fits axis size =
@@ -52,7 +52,7 @@ module Shape =
     /// <param name="subject">Names the tensor in the error.</param>
     /// <param name="neighbour">A tensor on the device wanted; borrowed.</param>
     /// <param name="tensor">The tensor to check; borrowed.</param>
-    /// <exception cref="T:LoRASub.InputException">The tensor is on another device.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The tensor is on another device.</exception>
     let expectDevice (subject: string) (neighbour: torch.Tensor) (tensor: torch.Tensor) =
         if tensor.device.ToString() <> neighbour.device.ToString() then
             Errors.reject subject $"must be on {neighbour.device}" $"{tensor.device}" "move it there first"
@@ -61,7 +61,7 @@ module Shape =
     /// <param name="subject">Names the tensor in the error.</param>
     /// <param name="neighbour">A tensor of the device and type wanted; borrowed.</param>
     /// <param name="tensor">The tensor to check; borrowed.</param>
-    /// <exception cref="T:LoRASub.InputException">The tensor is on another device or of another type.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The tensor is on another device or of another type.</exception>
     let expectLike (subject: string) (neighbour: torch.Tensor) (tensor: torch.Tensor) =
         if tensor.dtype <> neighbour.dtype then
             Errors.reject subject $"must be {neighbour.dtype}" $"{tensor.dtype}" ""

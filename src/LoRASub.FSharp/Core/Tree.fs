@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Core
 
 open System
 open System.Collections.Generic
@@ -10,7 +10,7 @@ type NamedTensors(origin: string, tensors: IReadOnlyDictionary<string, torch.Ten
     /// <summary>The tensor of a name.</summary>
     /// <param name="name">The full name.</param>
     /// <returns>The tensor, borrowed.</returns>
-    /// <exception cref="T:LoRASub.InputException">There is no tensor of this name.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no tensor of this name.</exception>
     member _.Find(name: string) : torch.Tensor =
         match tensors.TryGetValue name with
         | true, tensor -> tensor
@@ -263,7 +263,7 @@ module Tree =
     /// <param name="origin">Names the place of the tensors in errors, such as a file.</param>
     /// <param name="tensors">Tensors by name; the value takes over those that it finds.</param>
     /// <returns>The value, owned by the caller.</returns>
-    /// <exception cref="T:LoRASub.InputException">A tensor is absent.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">A tensor is absent.</exception>
     let read (tree: Tree<'T>) (origin: string) (tensors: IReadOnlyDictionary<string, torch.Tensor>) : 'T =
         tree.Read (NamedTensors(origin, tensors)) ""
 

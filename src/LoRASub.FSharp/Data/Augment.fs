@@ -1,6 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
+open LoRASub.Core
 open TorchSharp
 
 /// Random changes of training images.

@@ -1,8 +1,9 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.IO
 open System.Text.RegularExpressions
+open LoRASub.Core
 
 /// The binary version of CIFAR-10 and CIFAR-100 (Krizhevsky 2009): records of label bytes and then 3072 pixel bytes,
 /// the red, green and blue planes of 32 x 32, row by row. Source: https://www.cs.toronto.edu/~kriz/cifar.html.

@@ -1,6 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System.Text.Json
+open LoRASub.Core
+open LoRASub.Files
 
 /// The order in which the classes of a data set are learned.
 [<RequireQualifiedAccess>]
@@ -103,7 +105,7 @@ module ClassOrder =
     /// <param name="classes">The number of classes.</param>
     /// <param name="order">The order.</param>
     /// <returns>Entry i is the label of the class learned i-th.</returns>
-    /// <exception cref="T:LoRASub.InputException">An explicit order does not name each class once.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">An explicit order does not name each class once.</exception>
     let resolve (classes: int) (order: ClassOrder) : int[] =
         match order with
         | ClassOrder.Natural -> Array.init classes id
@@ -127,7 +129,7 @@ module ClassOrder =
     /// <summary>Reads an explicit order.</summary>
     /// <param name="path">A JSON file: an array of integers, or an object that holds one as `order`.</param>
     /// <returns>The order, whose errors name the file.</returns>
-    /// <exception cref="T:LoRASub.InputException">The file is missing or holds something else.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is missing or holds something else.</exception>
     let readFile (path: string) : ClassOrder =
         let what =
             "a class order: an array of integers, or an object that holds one as \"order\""

@@ -1,7 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System.Collections.Generic
 open System.IO
+open LoRASub.Core
 
 /// Caltech-UCSD Birds-200-2011 (Wah et al. 2011) as published: images.txt, image_class_labels.txt, train_test_split.txt
 /// and classes.txt, whose lines begin with an identifier, and images/.

@@ -1,8 +1,10 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.IO
 open System.Text.RegularExpressions
+open LoRASub.Core
+open LoRASub.Files
 
 /// One split of a data set, in its original order.
 [<ReferenceEquality>]
@@ -219,7 +221,7 @@ module ImageSet =
     /// <param name="pixels">n·channels·height·width bytes, each image plane by plane, each plane row by row.
     /// Shared, not copied.</param>
     /// <returns>The set; grey is repeated to red, green and blue when an image is read.</returns>
-    /// <exception cref="T:LoRASub.InputException">The number of bytes does not fit, or a size is out of
+    /// <exception cref="T:LoRASub.Core.InputException">The number of bytes does not fit, or a size is out of
     /// range.</exception>
     let ofBytes
         (source: string)
@@ -308,7 +310,7 @@ module Dataset =
     /// <summary>Checks a data set.</summary>
     /// <param name="dataset">The data set.</param>
     /// <returns>The data set itself.</returns>
-    /// <exception cref="T:LoRASub.InputException">It has no class, an empty split, a label that names no class,
+    /// <exception cref="T:LoRASub.Core.InputException">It has no class, an empty split, a label that names no class,
     /// or an answer too few or too many.</exception>
     let validate (dataset: Dataset) : Dataset =
         if Array.isEmpty dataset.ClassNames then

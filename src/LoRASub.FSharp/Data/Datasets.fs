@@ -1,4 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Data
+
+open LoRASub.Core
+open LoRASub.Native
 
 /// What is known of a data set by its name.
 type KnownDataset =
@@ -170,7 +173,7 @@ module Datasets =
     /// <param name="name">One of `names`.</param>
     /// <param name="folder">The folder with its files, in the published layout.</param>
     /// <returns>The data set. Image files are decoded when they are used.</returns>
-    /// <exception cref="T:LoRASub.InputException">The name is unknown, the folder or a file is missing, or a file
+    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the folder or a file is missing, or a file
     /// is damaged.</exception>
     let loadWith (options: ReadOptions) (name: string) (folder: string) : Dataset =
         let _, reader = find name
@@ -186,7 +189,7 @@ module Datasets =
     /// <param name="name">One of `names`.</param>
     /// <param name="folder">The folder with its files, in the published layout.</param>
     /// <returns>The number of classes.</returns>
-    /// <exception cref="T:LoRASub.InputException">The name is unknown, the folder or a file is missing, or a file
+    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the folder or a file is missing, or a file
     /// is damaged.</exception>
     let classes (options: ReadOptions) (name: string) (folder: string) : int =
         let _, reader = find name
@@ -200,7 +203,7 @@ module Datasets =
     /// <param name="name">One of `names`.</param>
     /// <param name="folder">The folder with its files, in the published layout.</param>
     /// <returns>The data set. Image files are decoded when they are used.</returns>
-    /// <exception cref="T:LoRASub.InputException">The name is unknown, the folder or a file is missing, or a file
+    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the folder or a file is missing, or a file
     /// is damaged.</exception>
     let load (name: string) (folder: string) : Dataset =
         loadWith ReadOptions.standard name folder
@@ -210,7 +213,7 @@ module Datasets =
     /// <param name="name">One of `names`.</param>
     /// <param name="folder">The folder with its files, in the published layout.</param>
     /// <returns>What was found; None for a set that is published as arrays.</returns>
-    /// <exception cref="T:LoRASub.InputException">The name is unknown, the folder or a file is missing, or a file
+    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the folder or a file is missing, or a file
     /// is damaged.</exception>
     let scan (options: ReadOptions) (name: string) (folder: string) : FileScan option =
         let _, reader = find name
@@ -225,7 +228,7 @@ module Datasets =
     /// <param name="name">One of `names`.</param>
     /// <param name="folder">The folder with its files, in the published layout.</param>
     /// <returns>What was found, with its problems.</returns>
-    /// <exception cref="T:LoRASub.InputException">The name is unknown.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown.</exception>
     let check (name: string) (folder: string) : DataReport =
         let known, reader = find name
 

@@ -1,7 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.IO
+open LoRASub.Core
 
 /// DomainNet (Peng et al. 2019) as published: `<domain>/<class>/*` with `<domain>_train.txt` and `<domain>_test.txt`,
 /// whose lines are a path and a label. Source: http://ai.bu.edu/M3SDA/.

@@ -1,10 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.Buffers
 open System.IO
 open System.Runtime.InteropServices
 open System.Text
+open LoRASub.Files
 
 /// Why a path leads to no file. A name is bytes to Linux; .NET takes them for UTF-8 and puts U+FFFD where they are not,
 /// so that it cannot open such a file.

@@ -1,9 +1,10 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.Buffers.Binary
 open System.IO
 open System.IO.Compression
+open LoRASub.Core
 
 /// The IDX format of MNIST and Fashion-MNIST, plain or gzip: two zero bytes, the element type (8: uint8), the number
 /// of axes, each axis as a big-endian int32, then the elements. Source: http://yann.lecun.com/exdb/mnist/.

@@ -1,10 +1,13 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.Buffers
 open System.IO
 open System.Runtime.InteropServices
 open System.Runtime.Loader
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Files
 open SkiaSharp
 
 /// JPEG, PNG, WebP, BMP and GIF files as RGB bytes, as PIL's `convert("RGB")` gives them: grey is repeated, palettes are
@@ -211,7 +214,7 @@ module ImageFile =
     /// <param name="path">A JPEG, PNG, WebP, BMP or GIF file; a link is followed.</param>
     /// <returns>The picture. Grey is repeated to red, green and blue; 16 bits keep the high byte; alpha is
     /// dropped.</returns>
-    /// <exception cref="T:LoRASub.InputException">The file is missing, damaged, of another format, or has more
+    /// <exception cref="T:LoRASub.Core.InputException">The file is missing, damaged, of another format, or has more
     /// than 100 million pixels.</exception>
     let read (path: string) : Picture =
         match tryRead path with

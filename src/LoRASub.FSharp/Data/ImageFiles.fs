@@ -1,10 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.Collections.Concurrent
 open System.Collections.Generic
 open System.IO
 open System.Threading.Tasks
+open LoRASub.Core
 
 /// How data sets of image files are read.
 type ReadOptions =

@@ -1,9 +1,10 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.IO
 open System.Text
 open System.Text.RegularExpressions
+open LoRASub.Core
 
 /// A folder of images by class, as torchvision's ImageFolder takes it: `train/<class>/*` with `test/<class>/*` or
 /// `val/<class>/*`, under their common names, or only `<class>/*`, which is then split class by class.

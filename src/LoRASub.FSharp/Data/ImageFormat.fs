@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Data
 
+open LoRASub.Core
 open TorchSharp
 
 /// What a network expects of its images.

@@ -1,9 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.Collections.Generic
 open System.IO
 open System.Text.RegularExpressions
+open LoRASub.Core
+open LoRASub.Files
 
 /// What a walk through folders of images met beside plain images and folders.
 [<RequireQualifiedAccess>]

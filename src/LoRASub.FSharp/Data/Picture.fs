@@ -1,8 +1,10 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.Buffers.Binary
 open System.Runtime.Intrinsics
+open LoRASub.Core
+open LoRASub.Backbone
 
 /// A rectangle of whole pixels inside an image.
 [<Struct>]
@@ -213,7 +215,7 @@ module Picture =
     /// <param name="width">Pixels of the result, at least 1.</param>
     /// <param name="picture">Stays as it was.</param>
     /// <returns>A picture of height x width; the picture itself where nothing changes.</returns>
-    /// <exception cref="T:LoRASub.InputException">The box is not in the picture, or a size is below
+    /// <exception cref="T:LoRASub.Core.InputException">The box is not in the picture, or a size is below
     /// 1.</exception>
     let crop (box: CropBox) (height: int) (width: int) (picture: Picture) : Picture =
         requireSize height width
@@ -231,7 +233,7 @@ module Picture =
     /// <param name="width">Pixels of the result, at least 1.</param>
     /// <param name="picture">Stays as it was.</param>
     /// <returns>A picture of height x width; the picture itself where nothing changes.</returns>
-    /// <exception cref="T:LoRASub.InputException">A size is below 1.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">A size is below 1.</exception>
     let resize (height: int) (width: int) (picture: Picture) : Picture =
         crop (whole picture.Height picture.Width) height width picture
 
@@ -275,7 +277,7 @@ module Picture =
     /// <param name="size">Pixels of a side of the result.</param>
     /// <param name="picture">Stays as it was.</param>
     /// <returns>A picture of size x size, with black where the picture ends.</returns>
-    /// <exception cref="T:LoRASub.InputException">A size is below 1.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">A size is below 1.</exception>
     let centre (side: int) (size: int) (picture: Picture) : Picture =
         requireSize side size
         let struct (height, width) = shorterSide side picture.Height picture.Width

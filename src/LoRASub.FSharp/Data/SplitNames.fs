@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System.Text.RegularExpressions
 

@@ -1,9 +1,10 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.Collections.Generic
 open System.Runtime.ExceptionServices
 open System.Threading.Tasks
+open LoRASub.Core
 open TorchSharp
 
 /// The classes that arrive together: positions FirstClass, FirstClass + 1, … of the class order.
@@ -223,7 +224,7 @@ module TaskStream =
     /// <param name="stream">A data set cut into tasks.</param>
     /// <param name="task">One of its tasks.</param>
     /// <returns>Positions, ascending.</returns>
-    /// <exception cref="T:LoRASub.InputException">The task has no such image.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The task has no such image.</exception>
     let trainIndices (stream: TaskStream) (task: LearningTask) : int[] =
         indices "training" stream.Dataset.Train stream task
 
@@ -231,7 +232,7 @@ module TaskStream =
     /// <param name="stream">A data set cut into tasks.</param>
     /// <param name="task">One of its tasks.</param>
     /// <returns>Positions, ascending.</returns>
-    /// <exception cref="T:LoRASub.InputException">The task has no such image.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The task has no such image.</exception>
     let testIndices (stream: TaskStream) (task: LearningTask) : int[] =
         indices "test" stream.Dataset.Test stream task
 
@@ -242,7 +243,7 @@ module TaskStream =
     /// <param name="initialClasses">The number of classes in the first task; None: as many as in the
     /// others.</param>
     /// <returns>The stream, which reads no image.</returns>
-    /// <exception cref="T:LoRASub.InputException">The data set is not valid, the order does not name each class
+    /// <exception cref="T:LoRASub.Core.InputException">The data set is not valid, the order does not name each class
     /// once, a task would be empty, or a task or class has no images.</exception>
     let create (dataset: Dataset) (order: ClassOrder) (tasks: int) (initialClasses: int option) : TaskStream =
         let dataset = Dataset.validate dataset
@@ -407,7 +408,7 @@ module TaskStream =
     /// <param name="task">One of its tasks.</param>
     /// <returns>Loaders in order, the last batch maybe smaller: images [n, channels, size, size] and labels [n],
     /// owned by the caller. Images are read when the first loader is called, two batches ahead.</returns>
-    /// <exception cref="T:LoRASub.InputException">The batch size is below 1, the image format is not valid, or
+    /// <exception cref="T:LoRASub.Core.InputException">The batch size is below 1, the image format is not valid, or
     /// the task has no images.</exception>
     let trainBatches
         (options: BatchOptions)
@@ -423,7 +424,7 @@ module TaskStream =
     /// <param name="task">One of its tasks.</param>
     /// <returns>Loaders in order, the last batch maybe smaller: images [n, channels, size, size] and labels [n],
     /// owned by the caller. Images are read when the first loader is called, two batches ahead.</returns>
-    /// <exception cref="T:LoRASub.InputException">The batch size is below 1, the image format is not valid, or
+    /// <exception cref="T:LoRASub.Core.InputException">The batch size is below 1, the image format is not valid, or
     /// the task has no images.</exception>
     let plainTrainBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
         trainIndices stream task |> plainBatches options stream.Dataset.Train task
@@ -434,7 +435,7 @@ module TaskStream =
     /// <param name="task">One of its tasks.</param>
     /// <returns>Loaders in order, the last batch maybe smaller: images [n, channels, size, size] and labels [n],
     /// owned by the caller. Images are read when the first loader is called, two batches ahead.</returns>
-    /// <exception cref="T:LoRASub.InputException">The batch size is below 1, the image format is not valid, or
+    /// <exception cref="T:LoRASub.Core.InputException">The batch size is below 1, the image format is not valid, or
     /// the task has no images.</exception>
     let testBatches (options: BatchOptions) (stream: TaskStream) (task: LearningTask) : BatchLoader[] =
         testIndices stream task |> plainBatches options stream.Dataset.Test task

@@ -1,7 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Data
 
 open System
 open System.IO
+open LoRASub.Core
 
 /// Tiny-ImageNet-200 as published: wnids.txt, words.txt, `train/<wnid>/images/*`, and val/images with
 /// val_annotations.txt, which serve as test images, because the test images have no labels.

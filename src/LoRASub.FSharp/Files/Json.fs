@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Files
 
 open System
 open System.Collections.Generic
@@ -8,6 +8,7 @@ open System.Text.Json.Nodes
 open System.Text.Json.Serialization
 open System.Text.Json.Serialization.Metadata
 open System.Text.RegularExpressions
+open LoRASub.Core
 
 /// JSON has neither NaN nor infinity: null there, NaN here. Numbers too large to be a measurement become NaN as well,
 /// because their sums and squares would overflow.

@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Files
 
 open System
 open System.Buffers.Binary

@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Files
 
 open System
 open System.Buffers.Binary
@@ -7,6 +7,7 @@ open System.IO
 open System.Text
 open System.Text.Encodings.Web
 open System.Text.Json
+open LoRASub.Core
 open TorchSharp
 
 /// Tensors and text of one file.

@@ -1,8 +1,9 @@
-namespace LoRASub
+namespace LoRASub.Files
 
 open System
 open System.IO
 open System.Text
+open LoRASub.Core
 
 /// Files that are never seen half-written: the content goes to a temporary name in the same folder, is flushed to
 /// disk, and takes the target's name in one step.

@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Heads
 
+open LoRASub.Core
 open TorchSharp
 
 /// Sums of embeddings per class and their counts: a monoid, so that batches, threads and machines can be merged.

@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Heads
 
+open LoRASub.Core
 open TorchSharp
 
 /// What a head is, for lists and errors.

@@ -1,4 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Heads
+
+open LoRASub.Core
 
 /// The heads that can be chosen by name: the only list of them.
 [<RequireQualifiedAccess>]

@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Heads
 
+open LoRASub.Core
 open TorchSharp
 
 /// The nearest class mean on unit vectors, as LoRA-Sub-DRS predicts: argmin ‖f/(‖f‖ + 1e-8) − p/‖p‖‖², with p the mean of

@@ -1,6 +1,10 @@
-namespace LoRASub
+namespace LoRASub.Learn
 
 open System.Collections.Generic
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Data
+open LoRASub.Methods
 
 /// How tasks are learned from images.
 type LearnOptions =

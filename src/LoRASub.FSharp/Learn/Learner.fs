@@ -1,6 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Learn
 
 open System
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
 open TorchSharp
 
 /// Identifies a class for as long as the learner lives. The row of a class in tensors changes when another is

@@ -1,8 +1,14 @@
-namespace LoRASub
+namespace LoRASub.Learn
 
 open System
 open System.Collections.Generic
 open System.IO
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
 open TorchSharp
 
 /// The record of learner.json, and the older one.

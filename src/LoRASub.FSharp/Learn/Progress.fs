@@ -1,7 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Learn
 
 open System.Diagnostics
 open System.Text.Json.Serialization
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Data
+open LoRASub.Methods
 open TorchSharp
 
 /// The phases that are timed separately.

@@ -1,8 +1,10 @@
-namespace LoRASub
+namespace LoRASub.Learn
 
 open System
 open System.Collections.Generic
 open System.Globalization
+open LoRASub.Core
+open LoRASub.Backbone
 open TorchSharp
 
 /// A learned class in files.

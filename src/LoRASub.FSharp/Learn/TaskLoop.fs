@@ -1,7 +1,12 @@
-namespace LoRASub
+namespace LoRASub.Learn
 
 open System
 open System.Diagnostics
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
 open TorchSharp
 
 /// The passes over a task's training images.

@@ -1,5 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Measure
 
+open LoRASub.Core
+open LoRASub.Backbone
 open TorchSharp
 
 /// Sums over the class tokens of each class, at every block and at the output: a monoid, so that batches, threads and

@@ -1,4 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Measure
+
+open LoRASub.Core
 
 /// How many test images of each class (row) were taken for each class (column), by position. A monoid under +:
 /// batches, threads and machines count apart and add up; the smaller of two grows to the larger.

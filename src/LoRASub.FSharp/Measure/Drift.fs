@@ -1,7 +1,12 @@
-namespace LoRASub
+namespace LoRASub.Measure
 
 open System
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Subspace
+open LoRASub.Backbone
+open LoRASub.Data
 open TorchSharp
 
 /// The parts of drift.json, docs/drift.md. Numbers that are undefined are null there and NaN here.

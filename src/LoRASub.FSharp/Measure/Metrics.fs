@@ -1,9 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Measure
 
 open System
 open System.Text.Json
 open System.Text.Json.Nodes
 open System.Text.Json.Serialization
+open LoRASub.Core
+open LoRASub.Files
 
 /// Correctly classified test images of some task; [correct, total] in files.
 [<Struct; JsonConverter(typeof<ScoreConverter>)>]

@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Measure
 
+open LoRASub.Core
 open TorchSharp
 
 /// The plane in which some points differ most.

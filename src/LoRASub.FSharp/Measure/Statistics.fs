@@ -1,8 +1,9 @@
-namespace LoRASub
+namespace LoRASub.Measure
 
 open System
 open System.Collections.Generic
 open System.Globalization
+open LoRASub.Core
 
 /// Count, mean and sum of squared deviations of numbers. A monoid under +, with `Moments.zero` (the pairwise update of
 /// Chan, Golub & LeVeque 1983): seeds, threads and machines are merged without keeping their numbers. The mean of no

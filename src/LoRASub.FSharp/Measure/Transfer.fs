@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Measure
 
 /// The results of a run compared with a reference run.
 type RunScores =

@@ -1,4 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Methods
+
+open LoRASub.Core
+open LoRASub.Backbone
 
 /// The baseline that trains nothing: the head alone learns, from the frozen backbone's features. With the nearest mean
 /// it is SimpleCIL (Zhou et al. 2023).

@@ -1,5 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Methods
 
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
 open TorchSharp
 
 /// Every choice of the method, so that an ablation is a setting.

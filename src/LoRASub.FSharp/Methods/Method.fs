@@ -1,5 +1,10 @@
-namespace LoRASub
+namespace LoRASub.Methods
 
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
 open TorchSharp
 
 /// What a method is, for lists, files and errors.

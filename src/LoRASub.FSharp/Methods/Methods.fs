@@ -1,4 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Methods
+
+open LoRASub.Core
+open LoRASub.Backbone
 
 /// A method that can be chosen by name.
 type MethodRow =

@@ -1,4 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Methods
+
+open LoRASub.Subspace
+open LoRASub.Backbone
 
 /// The baseline that adapts the network to each task in turn without protecting earlier ones: LoRA-Sub-DRS without
 /// projection and triplet loss, each task's pairs merged.

@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Native
 
 open System
 open System.IO

@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Native
 
 open System
 open System.IO
@@ -6,6 +6,7 @@ open System.Reflection
 open System.Runtime.InteropServices
 open System.Runtime.Loader
 open System.Text.RegularExpressions
+open LoRASub.Core
 open Microsoft.Win32.SafeHandles
 
 /// The LibTorch that TorchSharp was built for.
@@ -540,7 +541,7 @@ module NativeBackend =
 
     /// <summary>Takes LibTorch from a folder instead of the package.</summary>
     /// <param name="folder">A LibTorch folder, or its lib folder.</param>
-    /// <exception cref="T:LoRASub.InputException">The folder holds no libtorch_cpu.so, or LibTorch is loaded
+    /// <exception cref="T:LoRASub.Core.InputException">The folder holds no libtorch_cpu.so, or LibTorch is loaded
     /// already.</exception>
     let useLibTorch (folder: string) : unit =
         lock gate (fun () ->
@@ -557,5 +558,5 @@ module NativeBackend =
     /// the process keep the memory that it frees, unless MALLOC_MMAP_THRESHOLD_ or another setting of glibc's
     /// allocator is given.</summary>
     /// <returns>How they were loaded.</returns>
-    /// <exception cref="T:LoRASub.InputException">The libraries are absent or do not load.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The libraries are absent or do not load.</exception>
     let ensureLoaded () : NativeLoad = lock gate (fun () -> state.Force())

@@ -1,10 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Native
 
 open System
 open System.Globalization
 open System.IO
 open System.Runtime.InteropServices
 open System.Text.RegularExpressions
+open LoRASub.Core
 
 /// Out of memory: the message names what was running, how much was requested and free, and how to use less. Programs
 /// answer it with exit code 1.

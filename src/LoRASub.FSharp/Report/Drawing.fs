@@ -1,8 +1,10 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System
 open System.IO
 open System.Security
+open LoRASub.Core
+open LoRASub.Data
 open OxyPlot
 open OxyPlot.Annotations
 open OxyPlot.Axes
@@ -371,7 +373,7 @@ module Drawing =
 
     /// What this system lacks to draw PNG files.
     let missingForPng () : string option =
-        if not (LoRASub.ImageFile.isAvailable ()) then
+        if not (ImageFile.isAvailable ()) then
             Some "SkiaSharp's native library is missing"
         elif Seq.isEmpty (SkiaSharp.SKFontManager.Default.GetFontFamilies()) then
             Some "no font is installed"

@@ -1,7 +1,8 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System.Text.Json
 open System.Text.Json.Serialization
+open LoRASub.Settings
 
 /// What a mark's colour means.
 [<RequireQualifiedAccess; JsonConverter(typeof<InkConverter>)>]

@@ -1,7 +1,12 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System
-open LoRASub
+open LoRASub.Subspace
+open LoRASub.Data
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
 
 /// Sections of a report.
 [<RequireQualifiedAccess>]

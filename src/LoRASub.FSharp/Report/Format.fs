@@ -1,8 +1,8 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System
 open System.Globalization
-open LoRASub
+open LoRASub.Core
 
 /// Texts and numbers as reports show them.
 [<RequireQualifiedAccess>]

@@ -1,7 +1,7 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System
-open LoRASub
+open LoRASub.Measure
 
 /// A mean over runs and its 95% interval by Student's t. The ends are NaN for fewer than two values, and where all
 /// values are equal: then the seed decides nothing, and an interval would promise a precision that is not there.

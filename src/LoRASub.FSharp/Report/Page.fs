@@ -1,10 +1,12 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System
 open System.IO
 open System.Reflection
+open LoRASub.Files
+open LoRASub.Settings
+open LoRASub.Run
 open Giraffe.ViewEngine
-open LoRASub
 
 /// A report as one HTML page that contains everything it needs and loads nothing from the network.
 [<RequireQualifiedAccess>]

@@ -1,7 +1,7 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System.IO
-open LoRASub
+open LoRASub.Settings
 
 /// What two runs must share before their numbers can be compared.
 [<RequireQualifiedAccess>]

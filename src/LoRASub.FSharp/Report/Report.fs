@@ -1,8 +1,13 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System
 open System.IO
-open LoRASub
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Files
+open LoRASub.Data
+open LoRASub.Settings
+open LoRASub.Run
 
 /// A file that was written.
 type WrittenFile = { Path: string; Bytes: int64 }

@@ -1,10 +1,17 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System
 open System.Collections.Generic
 open System.IO
 open System.Text.Json
-open LoRASub
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
 
 /// The contents of a run's folder. What an optional file would hold is None or empty.
 type RunData =

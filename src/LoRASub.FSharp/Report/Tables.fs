@@ -1,8 +1,11 @@
-namespace LoRASub.Reports
+namespace LoRASub.Report
 
 open System
 open System.Text
-open LoRASub
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
 
 /// A table as a value, independent of what prints it.
 type Table =

@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
 open System.Collections.Generic
@@ -7,6 +7,14 @@ open System.Security.Cryptography
 open System.Text
 open System.Text.Json
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Subspace
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
 open TorchSharp
 
 /// A setting in which two runs differ, with its text in each.

@@ -1,8 +1,11 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
 open System.Globalization
 open System.IO
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Measure
 
 /// Results as tables for other programs: comma-separated values by RFC 4180 (fields with commas, quotes or line ends in
 /// quotes, quotes doubled, lines ended by CR LF), numbers with a point, percentages as in summary.json.

@@ -1,6 +1,15 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Train
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
 open TorchSharp
 
 /// Learns the tasks of a plan in turn and scores each state: the imperative shell around `TaskLoop`.
@@ -342,6 +351,6 @@ module Experiment =
 
     /// Learns the tasks of a plan in turn and scores each state on all tasks so far. `onProgress` is called on the calling
     /// thread. Rejects as `TaskLoop.learn`.
-    let run (learner: Learner) (plan: Plan) (onProgress: Progress -> unit) : Outcome =
+    let run (learner: Learner) (plan: Plan) (onProgress: RunEvent -> unit) : Outcome =
         Scope.keep Outcome.leaves (fun () ->
             start learner plan |> resume learner plan onProgress (fun _ _ -> ()))

@@ -1,7 +1,12 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System.Collections.Generic
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Settings
 
 /// summary.json but for the measures, which lie flat beside these fields; see docs/formats.md.
 type SummaryFile =

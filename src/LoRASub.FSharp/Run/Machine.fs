@@ -1,10 +1,13 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
 open System.IO
 open System.Reflection
 open System.Runtime.InteropServices
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Files
 open TorchSharp
 
 /// What a run ran on.

@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
 open System.Diagnostics

@@ -1,4 +1,4 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
 open System.Globalization
@@ -7,6 +7,12 @@ open System.Text.Encodings.Web
 open System.Text.Json
 open System.Text.Json.Nodes
 open System.Text.Json.Serialization
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
 
 /// Description of a run, written once before its first batch.
 type RunStart =

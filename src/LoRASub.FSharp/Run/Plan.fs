@@ -1,5 +1,14 @@
-namespace LoRASub
+namespace LoRASub.Run
 
+open LoRASub.Core
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
 open TorchSharp
 
 /// A run with everything it needs, read and checked.

@@ -1,4 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Run
+
+open LoRASub.Files
+open LoRASub.Measure
+open LoRASub.Settings
 
 /// Finished runs that another run is measured against.
 [<RequireQualifiedAccess>]

@@ -1,8 +1,15 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
 open System.Collections.Generic
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
 open TorchSharp
 
 /// The results of a finished run as JSON: summary.json holds what the same settings reproduce, resources.json what

@@ -1,7 +1,16 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
 open System.IO
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
 
 /// A task's score now, beside the one that was saved.
 type Recheck =

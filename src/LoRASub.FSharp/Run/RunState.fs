@@ -1,9 +1,14 @@
-namespace LoRASub
+namespace LoRASub.Run
 
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
 open TorchSharp
 
 /// Progress of a run.
-type Progress =
+type RunEvent =
     | TaskBegins of LearningTask * MemoryUse
     | Learning of TaskEvent
     /// The scores on all tasks so far, and the seconds that the task took in all phases and sittings.

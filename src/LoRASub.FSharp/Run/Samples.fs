@@ -1,6 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System.Runtime.InteropServices
+open LoRASub.Train
+open LoRASub.Data
 open SkiaSharp
 
 /// A test image with what a model took it for; classes are positions in the class order.

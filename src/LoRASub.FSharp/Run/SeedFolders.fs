@@ -1,6 +1,9 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System.IO
+open LoRASub.Files
+open LoRASub.Measure
+open LoRASub.Settings
 
 /// seeds.json.
 type SeedsFile = { Seeds: int64[] }

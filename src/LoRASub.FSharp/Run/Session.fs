@@ -1,8 +1,13 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
 open System.Diagnostics
 open System.IO
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Settings
 
 /// A run was asked to stop and has saved a checkpoint.
 type RunStoppedException(folder: string) =
@@ -17,7 +22,7 @@ type RunStoppedException(folder: string) =
 module Session =
 
     // The events of metrics.jsonl for a run's progress.
-    let private eventOf (progress: Progress) : MetricsEvent option =
+    let private eventOf (progress: RunEvent) : MetricsEvent option =
         match progress with
         | TaskBegins _
         | Learning(Steps _) -> None
@@ -57,7 +62,7 @@ module Session =
         (learner: Learner)
         (plan: Plan)
         (inputs: (string * string) list)
-        (listen: Progress -> unit)
+        (listen: RunEvent -> unit)
         (stopping: unit -> bool)
         (write: MetricsEvent -> unit)
         (lines: unit -> int)
@@ -109,7 +114,7 @@ module Session =
 
     // Gives `work` what writes an event down everywhere, and what counts the lines so far. A disk that takes no more
     // should not end a run: events that cannot be written are lost, with one notice.
-    let private log folder plan (listen: Progress -> unit) kept (writer: MetricsWriter) work =
+    let private log folder plan (listen: RunEvent -> unit) kept (writer: MetricsWriter) work =
         use writer = writer
         let board = openBoard folder plan kept
         use _ = Option.toObj board

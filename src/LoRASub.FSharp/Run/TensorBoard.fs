@@ -1,9 +1,14 @@
-namespace LoRASub
+namespace LoRASub.Run
 
 open System
 open System.Buffers.Binary
 open System.IO
 open System.Numerics
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
 open Google.Protobuf
 open Tensorboard
 

@@ -1,8 +1,13 @@
-namespace LoRASub
+namespace LoRASub.Settings
 
 open System
 open System.Text.Json.Nodes
-open LoRASub.ConfigSection
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Settings.ConfigSection
 
 /// sources.json.
 type SourcesFile =

@@ -1,6 +1,9 @@
-namespace LoRASub
+namespace LoRASub.Settings
 
-open LoRASub.ConfigSection
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Settings.ConfigSection
 
 /// Configuration files: this program's own, and the two published codes' as they are.
 [<RequireQualifiedAccess; CompilationRepresentation(CompilationRepresentationFlags.ModuleSuffix)>]

@@ -1,7 +1,10 @@
-namespace LoRASub
+namespace LoRASub.Settings
 
 open System
 open System.Globalization
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Heads
 
 /// A setting's text and its source.
 type SettingSource =

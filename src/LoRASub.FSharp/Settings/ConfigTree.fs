@@ -1,10 +1,13 @@
-namespace LoRASub
+namespace LoRASub.Settings
 
 open System
 open System.Collections.Generic
 open System.IO
 open System.Text
 open System.Text.Json
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Data
 open YamlDotNet.Core
 
 /// A value in a YAML or JSON file.

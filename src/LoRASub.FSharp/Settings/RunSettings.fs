@@ -1,4 +1,13 @@
-namespace LoRASub
+namespace LoRASub.Settings
+
+open LoRASub.Core
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Measure
 
 /// The two published codes, whose defaults differ (see `Preset`).
 [<RequireQualifiedAccess>]

@@ -1,4 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Settings
+
+open LoRASub.Heads
 
 /// What help and documentation say about a setting, from its row and the presets.
 [<RequireQualifiedAccess>]

@@ -1,9 +1,18 @@
-namespace LoRASub
+namespace LoRASub.Settings
 
 open System
 open System.Globalization
 open System.Text.Json
 open System.Text.Json.Nodes
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Subspace
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Measure
 
 /// What the values of a setting are. It decides the form of the flag, the form in JSON and the type in the documentation.
 [<RequireQualifiedAccess>]

@@ -1,6 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Subspace
 
 open System
+open LoRASub.Core
 open TorchSharp
 
 /// Principal angles between two subspaces: as many as the smaller one has dimensions.

@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Subspace
 
+open LoRASub.Core
 open TorchSharp
 
 /// How the projector is scaled: by its Frobenius norm (the published choice) or not at all.

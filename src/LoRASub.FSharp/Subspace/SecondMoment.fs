@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Subspace
 
+open LoRASub.Core
 open TorchSharp
 
 /// The uncentred second moment XᵀX/n of the rows seen so far, and their number n.

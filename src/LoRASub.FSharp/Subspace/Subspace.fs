@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Subspace
 
+open LoRASub.Core
 open TorchSharp
 
 /// The directions that a task retained in one block, and the spectrum they were cut from.

@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Train
 
+open LoRASub.Core
 open TorchSharp
 
 /// Settings of Adam (Kingma & Ba 2015).

@@ -1,6 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Train
 
 open System
+open LoRASub.Core
 open TorchSharp
 
 /// Batch-hard triplet loss whose negatives include the old classes' prototypes (Liu & Chang 2025, "ATL").

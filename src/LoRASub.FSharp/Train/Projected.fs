@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Train
 
+open LoRASub.Core
 open TorchSharp
 
 /// The side from which a parameter's update is projected. A property of the parameter, never guessed from

@@ -1,4 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Train
+
+open LoRASub.Core
 
 /// The learning rate over epochs.
 [<RequireQualifiedAccess>]

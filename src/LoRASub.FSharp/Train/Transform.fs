@@ -1,5 +1,6 @@
-namespace LoRASub
+namespace LoRASub.Train
 
+open LoRASub.Core
 open TorchSharp
 
 /// A gradient transformation: a pair of pure functions over parallel arrays of tensors, after optax. A None gradient

@@ -1,6 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Settings
 
-open LoRASub.ConfigSection
+open LoRASub.Core
+open LoRASub.Heads
+open LoRASub.Settings.ConfigSection
 
 /// LibContinual's YAML for this method.
 [<RequireQualifiedAccess>]

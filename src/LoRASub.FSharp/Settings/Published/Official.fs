@@ -1,6 +1,8 @@
-namespace LoRASub
+namespace LoRASub.Settings
 
-open LoRASub.ConfigSection
+open LoRASub.Core
+open LoRASub.Heads
+open LoRASub.Settings.ConfigSection
 
 /// The JSON of the method's authors.
 [<RequireQualifiedAccess>]

@@ -1,7 +1,9 @@
-namespace LoRASub
+namespace LoRASub.Settings
 
 open System
-open LoRASub.ConfigSection
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Settings.ConfigSection
 
 /// What LibContinual's files and those of the method's authors have in common.
 [<RequireQualifiedAccess>]

@@ -1,6 +1,7 @@
-namespace LoRASub
+namespace LoRASub.Settings
 
-open LoRASub.ConfigSection
+open LoRASub.Core
+open LoRASub.Settings.ConfigSection
 
 /// Lists of torchvision's transforms in LibContinual's files.
 [<RequireQualifiedAccess>]
