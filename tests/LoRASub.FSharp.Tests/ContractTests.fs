@@ -131,7 +131,10 @@ let private failures
             Deltas =
                 [|
                     state.Deltas[0]
-                    Lora.noDelta 3L (Precision.master plan.Backbone.Precision) Generators.device
+                    Lora.noDelta
+                        (Map.ofList [ for site in Lora.keyValue -> site, [| 3L; 3L |] ])
+                        (Precision.master plan.Backbone.Precision)
+                        Generators.device
                 |]
         }
 

@@ -36,8 +36,8 @@ let private replaceTensors folder (tensors: (string * torch.Tensor) list) =
 let private tensors (saved: SavedLearner) =
     [
         for i, d in Array.indexed saved.State.Deltas do
-            $"blocks.{i}.delta.key", d.Key
-            $"blocks.{i}.delta.value", d.Value
+            $"blocks.{i}.delta.key", d[Site.Key]
+            $"blocks.{i}.delta.value", d[Site.Value]
         "prototypes", saved.State.Prototypes.Means
     ]
 

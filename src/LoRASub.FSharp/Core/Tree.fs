@@ -187,6 +187,35 @@ module Tree =
     /// Items of one kind by their index.
     let array (item: Tree<'T>) : Tree<'T[]> = items (fun _ -> item)
 
+    /// Values of one kind by key. Those of a value have its own keys; those of a file the given ones, each of which must
+    /// be there.
+    let keyed (name: 'K -> string) (keys: 'K list) (item: Tree<'T>) : Tree<Map<'K, 'T>> =
+        let at path key = below path (name key)
+
+        {
+            Collect = fun all items -> items |> Map.iter (fun _ one -> item.Collect all one)
+            Map =
+                fun f items ->
+                    Map.ofList
+                        [
+                            for key, one in Map.toList items do
+                                key, item.Map f one
+                        ]
+            Write =
+                fun path items ->
+                    [
+                        for key, one in Map.toList items do
+                            yield! item.Write (at path key) one
+                    ]
+            Read =
+                fun tensors path ->
+                    Map.ofList
+                        [
+                            for key in keys do
+                                key, item.Read tensors (at path key)
+                        ]
+        }
+
     /// A value that may be absent: no tensor has its name then.
     let option (some: Tree<'T>) : Tree<'T option> =
         {

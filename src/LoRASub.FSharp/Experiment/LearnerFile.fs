@@ -250,9 +250,9 @@ module LearnerFile =
                         means
 
                     for b, delta in Array.indexed state.Deltas do
-                        for name, part in [ "key", delta.Key; "value", delta.Value ] do
+                        for KeyValue(site, part) in delta do
                             Shape.expect
-                                $"{tensorPath}, blocks.{b}.delta.{name}"
+                                $"{tensorPath}, blocks.{b}.delta.{Site.name site}"
                                 [ Axis.Is means.shape[1]; Axis.Is means.shape[1] ]
                                 part
 

@@ -94,7 +94,7 @@ module RandomBranch =
 module TaskState =
     /// The state's tensors; what a file of tensors does not hold is given.
     let tree finished (classes: int[]) key : Tree<TaskState> =
-        let block = Tree.field "delta" id Lora.deltaTree
+        let block = Tree.field "delta" id (Lora.deltaTree Lora.keyValue)
 
         tree {
             let! finished = Tree.given _.Finished finished
@@ -120,7 +120,7 @@ module TaskState =
 [<RequireQualifiedAccess>]
 module Model =
     /// The prototypes belong to the state.
-    let leaves: Leaves<Model> = fun m -> m.Adapters.Qkv
+    let leaves: Leaves<Model> = fun m -> Adapters.leaves m.Adapters
 
 [<RequireQualifiedAccess>]
 module Learner =

@@ -44,7 +44,7 @@ module LoRASubDrs =
 
     let private trainedTree: Tree<Trained> =
         tree {
-            let! lora = Tree.field "lora" _.Lora (Tree.array Lora.tree)
+            let! lora = Tree.field "lora" _.Lora (Tree.array (Lora.tree Lora.keyValue))
             and! head = Tree.field "head" _.Head Linear.tree
             return { Lora = lora; Head = head }
         }
@@ -86,7 +86,7 @@ module LoRASubDrs =
 
     let private observedQkv settings (state: TaskState) (vit: VisionTransformer) =
         let sign = if settings.Subtraction then -1.0 else 1.0
-        VisionTransformer.effectiveQkv sign state.Deltas vit
+        (VisionTransformer.merged sign state.Deltas vit).Qkv
 
     let private observingTree vit settings task state : Tree<Observing> =
         tree {
@@ -123,7 +123,7 @@ module LoRASubDrs =
 
             and! qkv =
                 Tree.computed _.Qkv (Tree.array Tree.tensor) (fun () ->
-                    VisionTransformer.trainingQkv state.Deltas vit)
+                    (VisionTransformer.forTraining state.Deltas vit).Qkv)
 
             and! projections =
                 Tree.field "projections" _.Projections (Tree.array Projection.tree)
@@ -177,7 +177,8 @@ module LoRASubDrs =
             Finished = 0
             Deltas =
                 vit.Blocks
-                |> Array.map (fun _ -> Lora.noDelta vit.Width (master vit) vit.Device)
+                |> Array.map (fun block ->
+                    Lora.noDelta (Block.shapes Lora.keyValue block) (master vit) vit.Device)
             Prototypes = Prototype.none vit.Width (master vit) vit.Device
             Key = key
         }
@@ -226,8 +227,10 @@ module LoRASubDrs =
             let bInit = if settings.Training then settings.BInit else BInit.Zeros
 
             let lora =
-                Array.init vit.Blocks.Length (fun i ->
-                    Lora.init bInit settings.Rank vit.Width (master vit) vit.Device (Rng.fold (int64 i) key))
+                vit.Blocks
+                |> Array.mapi (fun i block ->
+                    let shapes = Block.shapes Lora.keyValue block
+                    Lora.init bInit settings.Rank shapes (master vit) vit.Device (Rng.fold (int64 i) key))
 
             let head = initialHead vit task.Classes.Length (Rng.fold -1L key)
             beginTaskWith vit settings { Lora = lora; Head = head } task state)
@@ -239,7 +242,9 @@ module LoRASubDrs =
             let adapters =
                 {
                     Qkv = observing.ObservedQkv
+                    Weights = [||]
                     Lora = [||]
+                    Mlp = [||]
                 }
 
             let visit (moments: SecondMoment[]) i input =
@@ -320,7 +325,7 @@ module LoRASubDrs =
                 Task = observing.Task
                 State = observing.State
                 Trained = trained
-                Qkv = VisionTransformer.trainingQkv observing.State.Deltas vit
+                Qkv = (VisionTransformer.forTraining observing.State.Deltas vit).Qkv
                 Projections = projections
                 Optimizer = (confined optimizer settings projections 0 trained).Init parameters
                 Epoch = 0
@@ -330,7 +335,9 @@ module LoRASubDrs =
     let adapters (training: Training<_>) =
         {
             Qkv = training.Qkv
+            Weights = [||]
             Lora = training.Trained.Lora
+            Mlp = [||]
         }
 
     /// CE(head(f), y) + λ·ATL(f/‖f‖, y, prototypes), and the head's predictions as positions in the task, [n].
@@ -376,10 +383,7 @@ module LoRASubDrs =
 
                 let features =
                     VisionTransformer.features
-                        {
-                            Qkv = training.Qkv
-                            Lora = variable.Lora
-                        }
+                        (adapters { training with Trained = variable })
                         vit
                         batch.Images
 
@@ -411,11 +415,7 @@ module LoRASubDrs =
     let deploy (vit: VisionTransformer) (state: TaskState) : Model =
         Scope.keep Model.leaves (fun () ->
             {
-                Adapters =
-                    {
-                        Qkv = VisionTransformer.effectiveQkv 1.0 state.Deltas vit
-                        Lora = [||]
-                    }
+                Adapters = VisionTransformer.merged 1.0 state.Deltas vit
                 Prototypes = state.Prototypes
             })
 
