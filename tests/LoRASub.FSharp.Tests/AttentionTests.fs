@@ -45,17 +45,30 @@ type Layer =
 
     member c.X = Array.init c.Batch (fun i -> tensor (c.Image i)) |> torch.stack
 
-    member c.Lora: Oracles.PlainLora =
-        let pair seed : Oracles.PlainPair =
-            {
-                A = normalMatrix seed c.Rank c.Width
-                B = normalMatrix (seed + 1) c.Width c.Rank
-            }
+    member c.LoraOn(sites: Site list) : Oracles.PlainLora =
+        Map.ofList
+            [
+                for i, site in List.indexed sites do
+                    let seed = c.Seed + 4 + 2 * i
 
-        {
-            Key = pair (c.Seed + 4)
-            Value = pair (c.Seed + 6)
-        }
+                    site,
+                    ({
+                        A = normalMatrix seed c.Rank c.Width
+                        B = normalMatrix (seed + 1) c.Width c.Rank
+                    }
+                    : Oracles.PlainPair)
+            ]
+
+    member c.Lora = c.LoraOn Lora.keyValue
+
+/// All sites of attention.
+let private attentionSites = [ Site.Query; Site.Key; Site.Value; Site.Projection ]
+
+let private square (sites: Site list) (width: int64) =
+    Map.ofList [ for site in sites -> site, [| width; width |] ]
+
+let private noDelta width dtype device =
+    Lora.noDelta (square Lora.keyValue width) dtype device
 
 let private layer (weight, bias) : Linear =
     {
@@ -65,36 +78,31 @@ let private layer (weight, bias) : Linear =
 
 let private pair (p: Oracles.PlainPair) : LoraPair = { A = tensor p.A; B = tensor p.B }
 
-let private lora (l: Oracles.PlainLora) : LayerLora =
-    {
-        Key = pair l.Key
-        Value = pair l.Value
-    }
+let private lora (l: Oracles.PlainLora) : LayerLora = Map.map (fun _ -> pair) l
 
-// The layer as the network runs it: the pairs' deltas are in its weight.
+let private withTensors (tensors: torch.Tensor[]) (l: LayerLora) : LayerLora =
+    Tree.withLeaves (Lora.tree []) tensors l
+
+// The layer as the network runs it: the deltas of pairs on the fused weight are in it.
 let private attend
     forward
     (heads: int)
     (qkv: Linear)
     (projection: Linear)
-    l
+    (l: LayerLora)
     (x: torch.Tensor)
     : torch.Tensor =
-    let weight =
-        match l with
-        | None -> qkv.Weight
-        | Some lora -> Attention.withPairs qkv.Weight.dtype lora qkv.Weight
-
+    let weight = Attention.withPairs qkv.Weight.dtype l qkv.Weight
     forward (int64 heads) { qkv with Weight = weight } projection l x
 
 let private run (c: Layer) (qkv: Linear) l =
     attend Attention.forward c.Heads qkv (layer c.Projection) l c.X
 
 let private delta (c: Layer) =
-    Lora.merge (lora c.Lora) (Lora.noDelta (int64 c.Width) float64 device)
+    Lora.merge (lora c.Lora) (noDelta (int64 c.Width) float64 device)
 
-let private againstLoops (c: Layer) (l: Oracles.PlainLora option) =
-    let actual = run c (layer c.Qkv) (Option.map lora l)
+let private againstLoops (c: Layer) (l: Oracles.PlainLora) =
+    let actual = run c (layer c.Qkv) (lora l)
     Expect.equal actual.shape [| int64 c.Batch; int64 c.Tokens; int64 c.Width |] "[B, N, d]"
 
     for i in 0 .. c.Batch - 1 do
@@ -116,35 +124,35 @@ let private example: Layer =
 let private withDelta sign d w = Attention.withDelta sign float64 d w
 
 let private keyDelta (shape: int list) : LayerDelta =
-    {
-        Key = shaped shape (normals 1 (List.reduce (*) shape))
-        Value = tensor (normalMatrix 1 4 4)
-    }
+    Map.ofList
+        [
+            Site.Key, shaped shape (normals 1 (List.reduce (*) shape))
+            Site.Value, tensor (normalMatrix 1 4 4)
+        ]
 
 [<Tests>]
 let tests =
     testList
         "Attention"
         [
-            property "≡ the loops" (fun (c: Layer) -> againstLoops c None)
-            property "with LoRA on keys and values ≡ the loops" (fun (c: Layer) ->
-                againstLoops c (Some c.Lora))
+            property "≡ the loops" (fun (c: Layer) -> againstLoops c Map.empty)
+            property "with LoRA on keys and values ≡ the loops" (fun (c: Layer) -> againstLoops c c.Lora)
+
+            property "with LoRA on each site, and on all, ≡ the loops" (fun (c: Layer) ->
+                for site in attentionSites do
+                    againstLoops c (c.LoraOn [ site ])
+
+                againstLoops c (c.LoraOn attentionSites))
 
             property "B = 0 leaves the output at the base model's" (fun (c: Layer) ->
-                let l = c.Lora
+                let off =
+                    c.LoraOn attentionSites
+                    |> Map.map (fun _ p ->
+                        { p with
+                            B = Array2D.map (fun _ -> 0.0) p.B
+                        })
 
-                let silent (p: Oracles.PlainPair) =
-                    { p with
-                        B = Array2D.map (fun _ -> 0.0) p.B
-                    }
-
-                let off: Oracles.PlainLora =
-                    {
-                        Key = silent l.Key
-                        Value = silent l.Value
-                    }
-
-                closeTensors "output" (run c (layer c.Qkv) None) (run c (layer c.Qkv) (Some(lora off))))
+                closeTensors "output" (run c (layer c.Qkv) Map.empty) (run c (layer c.Qkv) (lora off)))
 
             property "merged weights ≡ separate path" (fun (c: Layer) ->
                 let qkv = layer c.Qkv
@@ -154,7 +162,7 @@ let tests =
                         Weight = withDelta 1.0 (delta c) qkv.Weight
                     }
 
-                closeTensors "output" (run c qkv (Some(lora c.Lora))) (run c merged None))
+                closeTensors "output" (run c qkv (lora c.Lora)) (run c merged Map.empty))
 
             property "(W − V) + V = W" (fun (c: Layer) ->
                 let w = tensor (fst c.Qkv)
@@ -164,20 +172,20 @@ let tests =
                 let w, d, v = tensor (fst c.Qkv), int64 c.Width, delta c
                 let subtracted = withDelta -1.0 v w
                 identical "queries" (w.narrow (0L, 0L, d)) (subtracted.narrow (0L, 0L, d))
-                closeTensors "keys" ((w.narrow (0L, d, d)).sub v.Key) (subtracted.narrow (0L, d, d))
+                closeTensors "keys" ((w.narrow (0L, d, d)).sub v[Site.Key]) (subtracted.narrow (0L, d, d))
 
                 closeTensors
                     "values"
-                    ((w.narrow (0L, 2L * d, d)).sub v.Value)
+                    ((w.narrow (0L, 2L * d, d)).sub v[Site.Value])
                     (subtracted.narrow (0L, 2L * d, d)))
 
             property "images do not see each other" (fun (c: Layer) ->
                 let qkv, projection = layer c.Qkv, layer c.Projection
 
                 let alone =
-                    Attention.forward (int64 c.Heads) qkv projection None (c.X.narrow (0L, 0L, 1L))
+                    Attention.forward (int64 c.Heads) qkv projection Map.empty (c.X.narrow (0L, 0L, 1L))
 
-                closeTensors "first image" ((run c qkv None).narrow(0L, 0L, 1L)) alone)
+                closeTensors "first image" ((run c qkv Map.empty).narrow(0L, 0L, 1L)) alone)
 
             property "permuted tokens give permuted outputs" (fun (c: Layer) ->
                 let order = labelTensor (order c.Seed c.Tokens)
@@ -189,15 +197,19 @@ let tests =
                         c.Heads
                         qkv
                         projection
-                        (Some(lora c.Lora))
+                        (lora (c.LoraOn attentionSites))
                         (c.X.index_select (1L, order))
 
-                closeTensors "output" ((run c qkv (Some(lora c.Lora))).index_select(1L, order)) permuted)
+                closeTensors
+                    "output"
+                    ((run c qkv (lora (c.LoraOn attentionSites))).index_select(1L, order))
+                    permuted)
 
             property
                 "gradients of A and B are those of the merged weight: dA = Bᵀ dW, dB = dW Aᵀ"
                 (fun (c: Layer) ->
-                    let l, projection, qkv = lora c.Lora, layer c.Projection, layer c.Qkv
+                    let l, projection, qkv =
+                        lora (c.LoraOn attentionSites), layer c.Projection, layer c.Qkv
 
                     let weighing =
                         shaped
@@ -207,49 +219,72 @@ let tests =
                     let scalar (y: torch.Tensor) = y.mul(weighing).sum()
 
                     let struct (_, pairs) =
-                        [| l.Key.A; l.Key.B; l.Value.A; l.Value.B |]
+                        Array.ofSeq (Lora.leaves l)
                         |> Grad.valueAndGrad (fun p ->
-                            let l: LayerLora =
-                                {
-                                    Key = { A = p[0]; B = p[1] }
-                                    Value = { A = p[2]; B = p[3] }
-                                }
+                            scalar (attend Attention.forward c.Heads qkv projection (withTensors p l) c.X))
 
-                            scalar (attend Attention.forward c.Heads qkv projection (Some l) c.X))
+                    let projected = projection.Weight.add (Lora.delta l[Site.Projection])
 
                     let struct (_, full) =
-                        [| withDelta 1.0 (delta c) qkv.Weight |]
+                        [| Attention.withPairs float64 l qkv.Weight; projected |]
                         |> Grad.valueAndGrad (fun p ->
                             scalar (
                                 Attention.forward
                                     (int64 c.Heads)
                                     { qkv with Weight = p[0] }
-                                    projection
-                                    None
+                                    { projection with Weight = p[1] }
+                                    Map.empty
                                     c.X
                             ))
 
-                    let d = int64 c.Width
+                    let rows = full[0].Value.split(int64 c.Width)
 
-                    for i, p in [ 0, l.Key; 1, l.Value ] do
-                        let dW = full[0].Value.narrow(0L, int64 (i + 1) * d, d)
+                    for i, dW in List.indexed [ rows[0]; rows[1]; rows[2]; full[1].Value ] do
+                        let p = l[attentionSites[i]]
                         closeTensors "dA" (p.B.t().mm dW) pairs[2 * i].Value
                         closeTensors "dB" (dW.mm (p.A.t ())) pairs[2 * i + 1].Value)
 
+            property "a frozen A or B has no gradient, and the other its own" (fun (c: Layer) ->
+                let l, projection, qkv =
+                    lora (c.LoraOn attentionSites), layer c.Projection, layer c.Qkv
+
+                let all = Array.ofSeq (Lora.leaves l)
+
+                let gradients (trained: int[]) =
+                    let struct (_, found) =
+                        trained
+                        |> Array.map (Array.get all)
+                        |> Grad.valueAndGrad (fun p ->
+                            let leaves = Array.copy all
+                            trained |> Array.iteri (fun i place -> leaves[place] <- p[i])
+
+                            (attend Attention.forward c.Heads qkv projection (withTensors leaves l) c.X)
+                                .square()
+                                .sum())
+
+                    Map.ofSeq (Seq.zip trained (Array.map Option.get found))
+
+                let expected = gradients [| 0 .. all.Length - 1 |]
+
+                for trained in
+                    [
+                        [| for i in 0..3 -> 2 * i + 1 |]
+                        [| for i in 0..3 -> 2 * i |]
+                        [| 0; 3 |]
+                        [| 5 |]
+                    ] do
+                    for KeyValue(place, gradient) in gradients trained do
+                        closeTensors $"leaf {place} of {trained}" expected[place] gradient)
+
             property "no images give gradients of zero" (fun (c: Layer) ->
-                let qkv, projection, l = layer c.Qkv, layer c.Projection, lora c.Lora
+                let qkv, projection, l =
+                    layer c.Qkv, layer c.Projection, lora (c.LoraOn attentionSites)
 
                 let struct (_, gradients) =
-                    [| l.Key.A; l.Key.B; l.Value.A; l.Value.B |]
+                    Array.ofSeq (Lora.leaves l)
                     |> Grad.valueAndGrad (fun p ->
-                        let l: LayerLora =
-                            {
-                                Key = { A = p[0]; B = p[1] }
-                                Value = { A = p[2]; B = p[3] }
-                            }
-
-                        (attend Attention.forward c.Heads qkv projection (Some l) (c.X.narrow (0L, 0L, 0L)))
-                            .sum())
+                        let none = c.X.narrow (0L, 0L, 0L)
+                        (attend Attention.forward c.Heads qkv projection (withTensors p l) none).sum())
 
                 for gradient in gradients do
                     closeTensors "gradient" (torch.zeros_like gradient.Value) gradient.Value)
@@ -262,28 +297,25 @@ let tests =
                     let weighing =
                         shaped [ c.Batch; 1; c.Width ] (normals (c.Seed + 9) (c.Batch * c.Width))
 
-                    let differentiate forward =
-                        [| yield! Lora.leaves (lora c.Lora); c.X |]
-                        |> Grad.valueAndGradWith (fun p ->
-                            let l: LayerLora =
-                                {
-                                    Key = { A = p[0]; B = p[1] }
-                                    Value = { A = p[2]; B = p[3] }
-                                }
+                    for sites in [ Lora.keyValue; [ Site.Query ]; attentionSites ] do
+                        let l = lora (c.LoraOn sites)
 
-                            let y = attend forward c.Heads qkv projection (Some l) p[4]
-                            let first = y.narrow (1L, 0L, 1L)
-                            struct (first.mul(weighing).sum(), [| first |]))
+                        let differentiate forward =
+                            [| c.X; yield! Lora.leaves l |]
+                            |> Grad.valueAndGradWith (fun p ->
+                                let y = attend forward c.Heads qkv projection (withTensors p[1..] l) p[0]
+                                let first = y.narrow (1L, 0L, 1L)
+                                struct (first.mul(weighing).sum(), [| first |]))
 
-                    let struct (_, first, gradients) = differentiate Attention.forwardFirst
-                    let struct (_, expected, expectedGradients) = differentiate Attention.forward
-                    closeTensors "first token" expected[0] first[0]
+                        let struct (_, first, gradients) = differentiate Attention.forwardFirst
+                        let struct (_, expected, expectedGradients) = differentiate Attention.forward
+                        closeTensors "first token" expected[0] first[0]
 
-                    Array.iter2
-                        (fun (e: torch.Tensor option) (g: torch.Tensor option) ->
-                            closeTensors "gradient" e.Value g.Value)
-                        expectedGradients
-                        gradients)
+                        Array.iter2
+                            (fun (e: torch.Tensor option) (g: torch.Tensor option) ->
+                                closeTensors "gradient" e.Value g.Value)
+                            expectedGradients
+                            gradients)
 
             property "borrows: weights, deltas and tokens keep their bits" (fun (c: Layer) ->
                 let qkv, x, v = layer c.Qkv, c.X, delta c
@@ -294,13 +326,13 @@ let tests =
 
                 let before = all |> Array.map _.clone()
                 withDelta -1.0 v qkv.Weight |> ignore
-                Attention.forward (int64 c.Heads) qkv (layer c.Projection) None x |> ignore
+                Attention.forward (int64 c.Heads) qkv (layer c.Projection) Map.empty x |> ignore
                 Array.iter2 (identical "argument") before all)
 
             testCase "a zero delta gives a copy, not the weight itself" (fun () ->
                 Scope.run (fun () ->
                     let w = tensor (normalMatrix 1 12 4)
-                    let copy = withDelta 1.0 (Lora.noDelta 4L float64 device) w
+                    let copy = withDelta 1.0 (noDelta 4L float64 device) w
                     copy.zero_ () |> ignore
                     closeMatrix "the weight" (normalMatrix 1 12 4) w))
 
@@ -323,7 +355,12 @@ let tests =
                             B = filled [| d; 1L |] 1.0
                         }
 
-                    let merged = Attention.withPairs bfloat16 { Key = pair; Value = pair } weight
+                    let merged =
+                        Attention.withPairs
+                            bfloat16
+                            (Map.ofList [ Site.Key, pair; Site.Value, pair ])
+                            weight
+
                     let next = 1.0 + 1.0 / 128.0
                     let expected first = if first < d then 1.0 else next
                     Expect.equal merged.dtype bfloat16 "type"
@@ -340,28 +377,28 @@ let tests =
                         Attention.withDelta
                             1.0
                             torch.bfloat16
-                            (Lora.noDelta 4L float64 device)
+                            (noDelta 4L float64 device)
                             (tensor (normalMatrix 1 12 4))
 
                     Expect.equal w.dtype torch.bfloat16 "type"))
 
             rejects "a fused weight of two parts" [ "qkv weight"; "[12, 4]"; "[8, 4]" ] (fun () ->
-                withDelta 1.0 (Lora.noDelta 4L float64 device) (tensor (normalMatrix 1 8 4))
+                withDelta 1.0 (noDelta 4L float64 device) (tensor (normalMatrix 1 8 4))
                 |> ignore)
 
             rejects "a key delta of another width" [ "key delta"; "[4, 4]"; "[1, 4]" ] (fun () ->
                 withDelta 1.0 (keyDelta [ 1; 4 ]) (tensor (normalMatrix 1 12 4)) |> ignore)
 
             rejects "a delta of another type" [ "key delta"; "Float64"; "Float32" ] (fun () ->
-                withDelta 1.0 (Lora.noDelta 4L torch.float32 device) (tensor (normalMatrix 1 12 4))
+                withDelta 1.0 (noDelta 4L torch.float32 device) (tensor (normalMatrix 1 12 4))
                 |> ignore)
 
             rejects "a delta on another device" [ "key delta"; string device; "meta" ] (fun () ->
-                withDelta 1.0 (Lora.noDelta 4L float64 torch.META) (tensor (normalMatrix 1 12 4))
+                withDelta 1.0 (noDelta 4L float64 torch.META) (tensor (normalMatrix 1 12 4))
                 |> ignore)
 
             rejects "heads that do not divide the width" [ "heads"; "divide"; "4"; "3" ] (fun () ->
-                Attention.forward 3L (layer example.Qkv) (layer example.Projection) None example.X
+                Attention.forward 3L (layer example.Qkv) (layer example.Projection) Map.empty example.X
                 |> ignore)
 
             rejects
@@ -370,23 +407,31 @@ let tests =
                 (fun () ->
                     let x = shaped [ 2; 3; 5 ] (normals 1 30)
 
-                    Attention.forward 2L (layer example.Qkv) (layer example.Projection) None x
+                    Attention.forward 2L (layer example.Qkv) (layer example.Projection) Map.empty x
                     |> ignore)
 
             testCase "weights on the meta device" (fun () ->
                 Scope.run (fun () ->
-                    let l = Lora.init BInit.Sparse 2 4L float64 torch.META (Rng.ofSeed 1L)
-                    let delta = Lora.merge l (Lora.noDelta 4L float64 torch.META)
+                    let l =
+                        Lora.init
+                            BInit.Sparse
+                            2
+                            (square Lora.keyValue 4L)
+                            float64
+                            torch.META
+                            (Rng.ofSeed 1L)
+
+                    let delta = Lora.merge l (noDelta 4L float64 torch.META)
                     expectMeta [ 12L; 4L ] (withDelta -1.0 delta (onMeta (tensor (normalMatrix 1 12 4))))))
 
             noLeaks
                 "withDelta"
-                (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 device)
+                (fun () -> tensor (normalMatrix 1 12 4), noDelta 4L float64 device)
                 (fun (w, d) -> [ withDelta 1.0 d w ])
 
             noLeaks
                 "withDelta in another format"
-                (fun () -> tensor (normalMatrix 1 12 4), Lora.noDelta 4L float64 device)
+                (fun () -> tensor (normalMatrix 1 12 4), noDelta 4L float64 device)
                 (fun (w, d) -> [ Attention.withDelta 1.0 torch.float32 d w ])
 
             // forward itself leaves its activations to the caller's scope, which may need them for a gradient
@@ -395,7 +440,6 @@ let tests =
                 (fun () -> layer example.Qkv, layer example.Projection, lora example.Lora, example.X)
                 (fun (qkv, projection, l, x) ->
                     [
-                        Scope.keep Leaves.tensor (fun () ->
-                            attend Attention.forward 2 qkv projection (Some l) x)
+                        Scope.keep Leaves.tensor (fun () -> attend Attention.forward 2 qkv projection l x)
                     ])
         ]

@@ -44,13 +44,13 @@ let private inputs (depth: int) () =
 
 // x, pairs and weight -> [2, 3, d]
 let private block (ps: torch.Tensor[]) =
-    let lora: LayerLora =
-        {
-            Key = { A = ps[1]; B = ps[2] }
-            Value = { A = ps[3]; B = ps[4] }
-        }
+    let pairs =
+        [
+            int64 Width, { A = ps[1]; B = ps[2] }
+            2L * int64 Width, { A = ps[3]; B = ps[4] }
+        ]
 
-    let parts = (LowRank.train lora ps[0] (ps[0].matmul ps[5])).chunk(3L, dim = -1L)
+    let parts = (LowRank.train pairs ps[0] (ps[0].matmul ps[5])).chunk(3L, dim = -1L)
     ps[0].add(parts[0].mul(parts[1].tanh()).add parts[2])
 
 /// A loss over `depth` blocks, each run by `run`, which is given the block's number.

@@ -18,7 +18,9 @@ open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings
+open LoRASub.Measure
 open LoRASub.Run
+open LoRASub.Data
 open Expecto
 open LoRASub.Cli
 open Spectre.Console

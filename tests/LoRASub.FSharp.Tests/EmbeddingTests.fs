@@ -39,7 +39,7 @@ let private againstLoops (c: Network) (parts: EmbeddingPart[]) =
     Expect.hasLength found parts.Length "one per part"
 
     for i in 0 .. c.Images - 1 do
-        let outputs = Oracles.run c.Plain (Some c.PlainLora) (c.Image i) |> List.map snd
+        let outputs = Oracles.run c.Plain c.PlainLora [||] (c.Image i) |> List.map snd
 
         for part, tokens in Array.zip parts found do
             close $"%A{part} of image {i}" (Oracles.part c.Plain outputs part) (numbers tokens[int64 i])
@@ -76,7 +76,7 @@ let private odd = { wide with Side = 3 }
 let private differentiate (c: Network) vit parts =
     [| c.Batch; yield! Seq.collect Lora.leaves (lora c.PlainLora) |]
     |> Grad.valueAndGrad (fun p ->
-        let tree = Tree.array Lora.tree
+        let tree = Tree.array (Lora.tree [])
         let pairs = Tree.withLeaves tree p[1..] (lora c.PlainLora)
         let found = VisionTransformer.tokens parts { bare vit with Lora = pairs } vit p[0]
 

@@ -51,6 +51,13 @@ let tests =
                     (fun ps -> Fused.Composed.layerNorm ps[1] ps[2] 1e-5 ps[0])
                     inputs)
 
+            property "Fused" "composed standardising ≡ the kernel, in value and gradient" (fun (draw: Draw) ->
+                same
+                    "standardised"
+                    (fun ps -> Fused.standardise 1e-5 ps[0])
+                    (fun ps -> Fused.Composed.standardise 1e-5 ps[0])
+                    [| normal [| 3L; 5L |] (int64 draw.Seed) |])
+
             property "Fused" "composed attention ≡ the kernel, in value and gradient" (fun (draw: Draw) ->
                 let inputs =
                     Array.init 3 (fun i -> normal [| 2L; 2L; 5L; 3L |] (int64 draw.Seed + int64 i))

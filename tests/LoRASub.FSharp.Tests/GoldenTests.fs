@@ -159,21 +159,15 @@ let private attention (f: Fixture) =
             B = weight $"lora_B_{part}.weight"
         }
 
-    let lora: LayerLora = { Key = pair "k"; Value = pair "v" }
+    let lora: LayerLora = Map.ofList [ Site.Key, pair "k"; Site.Value, pair "v" ]
 
     let before: LayerDelta =
-        {
-            Key = weight "prev_k_weight"
-            Value = weight "prev_v_weight"
-        }
+        Map.ofList [ Site.Key, weight "prev_k_weight"; Site.Value, weight "prev_v_weight" ]
 
     let forward sign delta lora x =
         let weight = Attention.withDelta sign torch.float64 delta qkv.Weight
 
-        let merged =
-            match lora with
-            | None -> weight
-            | Some lora -> Attention.withPairs torch.float64 lora weight
+        let merged = Attention.withPairs torch.float64 lora weight
 
         Attention.forward heads { qkv with Weight = merged } projection lora x
 
@@ -185,11 +179,11 @@ let private attention (f: Fixture) =
         |> SecondMoment.observe x2
 
     [
-        difference (f.Tensor "training") (forward 1.0 before (Some lora) x1)
-        difference (f.Tensor "subtracted1") (forward -1.0 before None x1)
-        difference (f.Tensor "subtracted2") (forward -1.0 before None x2)
+        difference (f.Tensor "training") (forward 1.0 before lora x1)
+        difference (f.Tensor "subtracted1") (forward -1.0 before Map.empty x1)
+        difference (f.Tensor "subtracted2") (forward -1.0 before Map.empty x2)
         difference (f.Tensor "second_moment") moment.Moment
-        difference (f.Tensor "testing_after_merge") (forward 1.0 (Lora.merge lora before) None x1)
+        difference (f.Tensor "testing_after_merge") (forward 1.0 (Lora.merge lora before) Map.empty x1)
     ]
 
 /// Whole tasks, from the fixture's own initial pairs and heads: observing, training and prototypes batch by batch.
@@ -267,10 +261,7 @@ let private learner (f: Fixture) =
                         B = f.Tensor(at $"block.{b}.lora_B_{part}.initial")
                     }
 
-                {
-                    LayerLora.Key = pair "k"
-                    Value = pair "v"
-                })
+                Map.ofList [ Site.Key, pair "k"; Site.Value, pair "v" ])
 
         let head: Linear =
             {
@@ -342,8 +333,8 @@ let private learner (f: Fixture) =
         let deltas =
             [
                 for b in 0 .. backbone.Blocks.Length - 1 do
-                    difference (f.Tensor(at $"block.{b}.accumulated_k")) next.Deltas[b].Key
-                    difference (f.Tensor(at $"block.{b}.accumulated_v")) next.Deltas[b].Value
+                    difference (f.Tensor(at $"block.{b}.accumulated_k")) (Map.find Site.Key next.Deltas[b])
+                    difference (f.Tensor(at $"block.{b}.accumulated_v")) (Map.find Site.Value next.Deltas[b])
             ]
 
         next,

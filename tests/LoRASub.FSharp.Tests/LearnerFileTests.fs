@@ -173,14 +173,14 @@ let tests =
             testCase
                 "an embedding of any parts is saved and loaded"
                 (withSaved (fun plan _ folder ->
-                    let part block tokens final =
+                    let part block tokens final : EmbeddingPart =
                         {
                             Block = block
                             Tokens = tokens
                             FinalNorm = final
                         }
 
-                    let embedding =
+                    let embedding: Embedding =
                         {
                             Parts = [| part 1 Tokens.PatchMean false; part 2 Tokens.PatchQuadrants true |]
                             Standardise = true

@@ -142,15 +142,11 @@ let private gradients (plan: Plan) (batch: Batch) (training: LoRASubDrs.Training
         let pair i : LoraPair = { A = all[i]; B = all[i + 1] }
 
         let lora =
-            Array.init blocks (fun b ->
-                {
-                    LayerLora.Key = pair (4 * b)
-                    Value = pair (4 * b + 2)
-                })
+            Array.init blocks (fun b -> Map.ofList [ Site.Key, pair (4 * b); Site.Value, pair (4 * b + 2) ])
 
         let features =
             VisionTransformer.features
-                { VisionTransformer.training training.State.Deltas plan.Backbone with
+                { VisionTransformer.forTraining training.State.Deltas plan.Backbone with
                     Lora = lora
                 }
                 plan.Backbone
@@ -236,7 +232,7 @@ let private baked (sign: float) (state: LoRASubDrs.State) (vit: VisionTransforme
                     let d = vit.Width
                     let weight = block.Qkv.Weight.clone ()
 
-                    for rows, part in [ d, delta.Key; 2L * d, delta.Value ] do
+                    for rows, part in [ d, delta[Site.Key]; 2L * d, delta[Site.Value] ] do
                         weight.narrow(0L, rows, d).add_(part.mul (Scalar.op_Implicit sign)) |> ignore
 
                     { block with
@@ -249,7 +245,9 @@ let private baked (sign: float) (state: LoRASubDrs.State) (vit: VisionTransforme
 let private bare (vit: VisionTransformer) : Adapters =
     {
         Qkv = vit.Blocks |> Array.map _.Qkv.Weight
+        Weights = [||]
         Lora = [||]
+        Mlp = [||]
     }
 
 /// Second moments of the attention inputs over some batches of a plain network, in slow loops.
@@ -343,8 +341,8 @@ let tests =
                                 (Oracles.identity c.Width)
                                 (Oracles.multiply (matrix p.Basis) (Oracles.transpose (matrix p.Basis)))
 
-                        for pick in [ (fun (l: LayerLora) -> l.Key); (fun l -> l.Value) ] do
-                            let old, fresh = pick before.Lora[block], pick after.Lora[block]
+                        for site in Lora.keyValue do
+                            let old, fresh = before.Lora[block][site], after.Lora[block][site]
 
                             let moved (a: torch.Tensor) (b: torch.Tensor) =
                                 Oracles.subtract (matrix b) (matrix a)
@@ -470,7 +468,7 @@ let tests =
                     let prototypes = Tiny.prototypes outcome.State
                     let network = baked 1.0 (Tiny.drsState plan outcome.State) plan.Backbone
 
-                    let features batch =
+                    let features (batch: Batch) =
                         matrix (VisionTransformer.features (bare network) network batch.Images)
 
                     let batches = Tiny.batches plan 1
@@ -565,7 +563,7 @@ let tests =
                     let once, twice = update plan 0 1 before, update plan 0 2 before
 
                     for block in 0 .. example.Depth - 1 do
-                        let at (t: LoRASubDrs.Training<_>) = t.Lora[block].Value
+                        let at (t: LoRASubDrs.Training<_>) = t.Lora[block][Site.Value]
                         Expect.all (numbers (at before).B) ((=) 0.0) "B starts at zero"
                         Expect.exists (numbers (at once).B) ((<>) 0.0) "B after a step"
                         identical "A after a step" (at before).A (at once).A
@@ -591,7 +589,7 @@ let tests =
                     let first, second = begin' 0, begin' 1
 
                     for layer in Array.append first.Lora second.Lora do
-                        for pair in [ layer.Key; layer.Value ] do
+                        for pair in layer.Values do
                             let b = matrix pair.B
 
                             for column in 0..3 do
@@ -599,12 +597,19 @@ let tests =
                                 Expect.equal entries.Length 1 "nonzero entries of a column"
                                 atMost "its size" 0.06 (abs entries[0])
 
-                    Expect.notEqual (numbers first.Lora[0].Key.A) (numbers second.Lora[0].Key.A) "A"
-                    Expect.notEqual (numbers first.Lora[0].Key.A) (numbers first.Lora[1].Key.A) "blocks"
+                    Expect.notEqual
+                        (numbers (Map.find Site.Key first.Lora[0]).A)
+                        (numbers (Map.find Site.Key second.Lora[0]).A)
+                        "A"
 
                     Expect.notEqual
-                        (numbers first.Lora[0].Key.A)
-                        (numbers first.Lora[0].Value.A)
+                        (numbers (Map.find Site.Key first.Lora[0]).A)
+                        (numbers (Map.find Site.Key first.Lora[1]).A)
+                        "blocks"
+
+                    Expect.notEqual
+                        (numbers (Map.find Site.Key first.Lora[0]).A)
+                        (numbers (Map.find Site.Value first.Lora[0]).A)
                         "key, value"))
 
             testCase "a task is observed from the second on, unless its updates are free" (fun () ->
@@ -697,7 +702,12 @@ let tests =
                                     1e-4
                                     $"step of B, epoch {epoch}"
                                     [ Oracles.learningRate 1.0 6 epoch ]
-                                    [ size training.Lora[0].Value.B next.Lora[0].Value.B / 0.05 ]))
+                                    [
+                                        size
+                                            (Map.find Site.Value training.Lora[0]).B
+                                            (Map.find Site.Value next.Lora[0]).B
+                                        / 0.05
+                                    ]))
 
             testCase
                 "a step reports its loss, its predictions as classes and how many are right"

@@ -273,11 +273,24 @@ let crossEntropy (labels: int[]) (logits: float[,]) : float * float[,] =
 // The network.
 
 type PlainPair = { A: float[,]; B: float[,] }
-type PlainLora = { Key: PlainPair; Value: PlainPair }
+type PlainLora = Map<Site, PlainPair>
+
+type PlainMlp =
+    {
+        Down: float[,] * float[]
+        Up: float[,] * float[]
+        Scale: float
+    }
 
 /// x Wᵀ + b, row by row.
 let linear (weight: float[,]) (bias: float[]) (x: float[,]) : float[,] =
     multiply x (transpose weight) |> Array2D.mapi (fun _ j y -> y + bias[j])
+
+/// x Aᵀ Bᵀ added to y where there is a pair.
+let private through (lora: PlainLora) (site: Site) (x: float[,]) (y: float[,]) =
+    match Map.tryFind site lora with
+    | None -> y
+    | Some pair -> add y (multiply (multiply x (transpose pair.A)) (transpose pair.B))
 
 let private softmax (scores: float[]) =
     let largest = Array.max scores
@@ -290,22 +303,17 @@ let attention
     (heads: int)
     (qkv: float[,], qkvBias)
     (projection, projectionBias)
-    (lora: PlainLora option)
+    (lora: PlainLora)
     (x: float[,])
     =
     let tokens, d = length1 x, length2 x
     let width = d / heads
     let fused = linear qkv qkvBias x
 
-    let through pair =
-        multiply (multiply x (transpose pair.A)) (transpose pair.B)
+    let rows site first =
+        through lora site x fused[*, first .. first + d - 1]
 
-    let q, k, v = fused[*, .. d - 1], fused[*, d .. 2 * d - 1], fused[*, 2 * d ..]
-
-    let k, v =
-        match lora with
-        | None -> k, v
-        | Some lora -> add k (through lora.Key), add v (through lora.Value)
+    let q, k, v = rows Site.Query 0, rows Site.Key d, rows Site.Value (2 * d)
 
     let mixed = Array2D.zeroCreate tokens d
 
@@ -321,7 +329,7 @@ let attention
             for c in columns do
                 mixed[i, c] <- Seq.sum (seq { for j in 0 .. tokens - 1 -> weights[j] * v[j, c] })
 
-    linear projection projectionBias mixed
+    linear projection projectionBias mixed |> through lora Site.Projection mixed
 
 /// erf(x) = 2/√π e^{−x²} Σ 2ⁿ x^{2n+1} / (2n+1)!!, all terms of one sign.
 let erf (x: float) =
@@ -379,7 +387,13 @@ type PlainVit =
     }
 
 /// Per block its attention input and the tokens that leave it, [N, d] each, of one image [channels][size, size].
-let run (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : (float[,] * float[,]) list =
+/// Pairs and MLP adapters are one per block, or none.
+let run
+    (vit: PlainVit)
+    (lora: PlainLora[])
+    (mlp: PlainMlp[])
+    (image: float[,][])
+    : (float[,] * float[,]) list =
     let side = vit.Size / vit.Patch
     let weight, bias = vit.Embedding
 
@@ -403,13 +417,26 @@ let run (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : (float[
 
     let step (x, found) (i, block: PlainBlock) =
         let input = norm vit.BlockEpsilon block.Norm1 x
-        let pair = lora |> Option.map (Array.item i)
-        let x = add x (attention vit.Heads block.Qkv block.Projection pair input)
+        let lora = lora |> Array.tryItem i |> Option.defaultValue Map.empty
+        let x = add x (attention vit.Heads block.Qkv block.Projection lora input)
+        let normed = norm vit.BlockEpsilon block.Norm2 x
+        let apply (weight, bias) x = linear weight bias x
 
         let hidden =
-            linear (fst block.Fc1) (snd block.Fc1) (norm vit.BlockEpsilon block.Norm2 x)
+            apply block.Fc1 normed |> through lora Site.Fc1 normed |> Array2D.map gelu
 
-        let x = add x (linear (fst block.Fc2) (snd block.Fc2) (Array2D.map gelu hidden))
+        let output = apply block.Fc2 hidden |> through lora Site.Fc2 hidden |> add x
+
+        let x =
+            match Array.tryItem i mlp with
+            | None -> output
+            | Some adapter ->
+                apply adapter.Down x
+                |> Array2D.map (max 0.0)
+                |> apply adapter.Up
+                |> scale adapter.Scale
+                |> add output
+
         x, (input, x) :: found
 
     Array.fold step (add embedded vit.Positions, []) (Array.indexed vit.Blocks)
@@ -417,7 +444,7 @@ let run (vit: PlainVit) (lora: PlainLora[] option) (image: float[,][]) : (float[
     |> List.rev
 
 /// One part of an embedding, from the tokens that leave each block of one image.
-let part (vit: PlainVit) (outputs: float[,] list) (part: LoRASub.EmbeddingPart) : float[] =
+let part (vit: PlainVit) (outputs: float[,] list) (part: EmbeddingPart) : float[] =
     let side = vit.Size / vit.Patch
 
     let tokens =
@@ -437,9 +464,9 @@ let part (vit: PlainVit) (outputs: float[,] list) (part: LoRASub.EmbeddingPart) 
         ]
 
     match part.Tokens with
-    | LoRASub.Tokens.Class -> tokens[0, *]
-    | LoRASub.Tokens.PatchMean -> mean (square 0 0 side)
-    | LoRASub.Tokens.PatchQuadrants ->
+    | Tokens.Class -> tokens[0, *]
+    | Tokens.PatchMean -> mean (square 0 0 side)
+    | Tokens.PatchQuadrants ->
         let half = side / 2
 
         Array.concat

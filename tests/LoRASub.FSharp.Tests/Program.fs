@@ -21,6 +21,7 @@ let private numeric =
             "Lora"
             "Attention"
             "VisionTransformer"
+            "Adapter"
             "Embedding"
             "Weights"
             "ClassSums"

@@ -96,18 +96,28 @@ type Network =
 
         shaped [ c.Images; c.Channels; c.Size; c.Size ] pixels
 
-    member c.PlainLora: PlainLora[] =
-        let pair seed : PlainPair =
+    /// Pairs on some sites of each block.
+    member c.PlainLoraOn(sites: Site list) : PlainLora[] =
+        let pair seed outputs inputs : PlainPair =
             {
-                A = normalMatrix seed c.Rank c.Width
-                B = normalMatrix (seed + 1) c.Width c.Rank
+                A = normalMatrix seed c.Rank inputs
+                B = normalMatrix (seed + 1) outputs c.Rank
             }
 
         Array.init c.Depth (fun i ->
-            {
-                Key = pair (c.Seed + 700 + 4 * i)
-                Value = pair (c.Seed + 702 + 4 * i)
-            })
+            Map.ofList
+                [
+                    for number, site in List.indexed sites do
+                        let outputs, inputs =
+                            match site with
+                            | Site.Fc1 -> 4 * c.Width, c.Width
+                            | Site.Fc2 -> c.Width, 4 * c.Width
+                            | _ -> c.Width, c.Width
+
+                        site, pair (c.Seed + 700 + 20 * i + 2 * number) outputs inputs
+                ])
+
+    member c.PlainLora = c.PlainLoraOn Lora.keyValue
 
 let internal build (plain: PlainVit) : VisionTransformer =
     let linear (w, b) : Linear =
@@ -167,31 +177,24 @@ let private toMeta (vit: VisionTransformer) : VisionTransformer =
     }
 
 let internal lora (plain: PlainLora[]) : LayerLora[] =
-    let pair (p: PlainPair) : LoraPair = { A = tensor p.A; B = tensor p.B }
-
-    plain
-    |> Array.map (fun l ->
-        {
-            Key = pair l.Key
-            Value = pair l.Value
-        })
+    plain |> Array.map (Map.map (fun _ p -> { A = tensor p.A; B = tensor p.B }))
 
 let internal bare (vit: VisionTransformer) : Adapters =
     {
         Qkv = vit.Blocks |> Array.map _.Qkv.Weight
+        Weights = [||]
         Lora = [||]
+        Mlp = [||]
     }
 
 let private nothing (vit: VisionTransformer) =
-    vit.Blocks |> Array.map (fun _ -> Lora.noDelta vit.Width float64 vit.Device)
+    vit.Blocks
+    |> Array.map (fun block -> Lora.noDelta (Block.shapes Lora.keyValue block) float64 vit.Device)
 
-let private againstLoops (c: Network) (pairs: PlainLora[] option) =
+let private againstLoops (c: Network) (pairs: PlainLora[]) =
     let vit = build c.Plain
 
-    let adapters =
-        { bare vit with
-            Lora = lora (Option.defaultValue [||] pairs)
-        }
+    let adapters = { bare vit with Lora = lora pairs }
 
     let features = VisionTransformer.features adapters vit c.Batch
 
@@ -201,7 +204,9 @@ let private againstLoops (c: Network) (pairs: PlainLora[] option) =
     Expect.equal features.shape [| int64 c.Images; int64 c.Width |] "[B, d]"
 
     for i in 0 .. c.Images - 1 do
-        let expectedInputs, outputs = Oracles.run c.Plain pairs (c.Image i) |> List.unzip
+        let expectedInputs, outputs =
+            Oracles.run c.Plain pairs [||] (c.Image i) |> List.unzip
+
         let expected = Oracles.part c.Plain outputs (VisionTransformer.output vit)
         close $"features of image {i}" expected (numbers features[int64 i])
 
@@ -226,19 +231,11 @@ let private example: Network =
 // Value of a scalar of the features, and the gradients of images and pairs.
 let private differentiate (c: Network) (vit: VisionTransformer) =
     let weighing = tensor (normalMatrix (c.Seed + 900) c.Images c.Width)
+    let pairs = lora c.PlainLora
 
-    [| c.Batch; yield! Seq.collect Lora.leaves (lora c.PlainLora) |]
+    [| c.Batch; yield! Seq.collect Lora.leaves pairs |]
     |> Grad.valueAndGrad (fun p ->
-        let pair i : LoraPair = { A = p[i]; B = p[i + 1] }
-
-        let pairs =
-            Array.init c.Depth (fun b ->
-                ({
-                    Key = pair (4 * b + 1)
-                    Value = pair (4 * b + 3)
-                }
-                : LayerLora))
-
+        let pairs = Tree.withLeaves (Tree.array (Lora.tree [])) p[1..] pairs
         (VisionTransformer.features { bare vit with Lora = pairs } vit p[0]).mul(weighing).sum())
 
 let private exampleWith f =
@@ -250,8 +247,8 @@ let tests =
         "VisionTransformer"
         [
             propertyOf 60 "features and attention inputs ≡ the loops" (fun (c: Network) ->
-                againstLoops c None)
-            propertyOf 60 "with LoRA ≡ the loops" (fun (c: Network) -> againstLoops c (Some c.PlainLora))
+                againstLoops c [||])
+            propertyOf 60 "with LoRA ≡ the loops" (fun (c: Network) -> againstLoops c c.PlainLora)
 
             propertyOf 50 "class tokens by block: the output is that of features" (fun (c: Network) ->
                 let vit = build c.Plain
@@ -388,9 +385,7 @@ let tests =
                 let silent =
                     c.PlainLora
                     |> lora
-                    |> Array.map (fun l ->
-                        let off (p: LoraPair) : LoraPair = { p with B = torch.zeros_like p.B }
-                        ({ Key = off l.Key; Value = off l.Value }: LayerLora))
+                    |> Array.map (Map.map (fun _ p -> { p with B = torch.zeros_like p.B }))
 
                 closeTensors
                     "features"
@@ -401,17 +396,17 @@ let tests =
                 let vit, pairs = build c.Plain, lora c.PlainLora
 
                 let merged =
-                    VisionTransformer.effectiveQkv 1.0 (Array.map2 Lora.merge pairs (nothing vit)) vit
+                    VisionTransformer.merged 1.0 (Array.map2 Lora.merge pairs (nothing vit)) vit
 
                 closeTensors
                     "features"
                     (VisionTransformer.features { bare vit with Lora = pairs } vit c.Batch)
-                    (VisionTransformer.features { Qkv = merged; Lora = [||] } vit c.Batch))
+                    (VisionTransformer.features merged vit c.Batch))
 
             propertyOf 50 "subtracting what was added gives the base model back" (fun (c: Network) ->
                 let vit = build c.Plain
                 let deltas = Array.map2 Lora.merge (lora c.PlainLora) (nothing vit)
-                let added = VisionTransformer.effectiveQkv 1.0 deltas vit
+                let added = (VisionTransformer.merged 1.0 deltas vit).Qkv
 
                 let blocks =
                     Array.map2
@@ -422,10 +417,9 @@ let tests =
                         vit.Blocks
                         added
 
-                let restored =
-                    VisionTransformer.effectiveQkv -1.0 deltas { vit with Blocks = blocks }
+                let restored = VisionTransformer.merged -1.0 deltas { vit with Blocks = blocks }
 
-                Array.iter2 (closeTensors "qkv") (bare vit).Qkv restored)
+                Array.iter2 (closeTensors "qkv") (bare vit).Qkv restored.Qkv)
 
             propertyOf
                 50
@@ -437,9 +431,12 @@ let tests =
 
                     let f (ps: torch.Tensor[]) =
                         let first =
-                            { pairs[0] with
-                                Key = { pairs[0].Key with A = ps[0] }
-                            }
+                            pairs[0]
+                            |> Map.add
+                                Site.Key
+                                { Map.find Site.Key pairs[0] with
+                                    A = ps[0]
+                                }
 
                         (VisionTransformer.features
                             { bare vit with
@@ -449,7 +446,7 @@ let tests =
                             images)
                             .sum()
 
-                    Grad.valueAndGrad f [| pairs[0].Key.A |] |> ignore
+                    Grad.valueAndGrad f [| (Map.find Site.Key pairs[0]).A |] |> ignore
 
                     VisionTransformer.features (bare vit) vit images |> ignore
                     Array.iter2 (identical "argument") before all
@@ -527,21 +524,10 @@ let tests =
 
                     let pairs = lora example.PlainLora
 
-                    let single (l: LayerLora) : LayerLora =
-                        let pair (p: LoraPair) : LoraPair =
-                            {
-                                A = p.A.``to`` torch.float32
-                                B = p.B.``to`` torch.float32
-                            }
-
-                        {
-                            Key = pair l.Key
-                            Value = pair l.Value
-                        }
+                    let single = Map.map (fun _ -> Tree.map _.``to``(torch.float32) Lora.pairTree)
 
                     let adapters =
-                        {
-                            Qkv = VisionTransformer.trainingQkv (nothing exact) vit
+                        { VisionTransformer.forTraining (nothing exact) vit with
                             Lora = pairs |> Array.map single
                         }
 
@@ -577,9 +563,8 @@ let tests =
                 [ "qkv weights"; "must be 2"; "found 1" ]
                 (exampleWith (fun vit images ->
                     VisionTransformer.features
-                        {
+                        { bare vit with
                             Qkv = Array.take 1 (bare vit).Qkv
-                            Lora = [||]
                         }
                         vit
                         images))
@@ -598,8 +583,7 @@ let tests =
             rejects
                 "deltas for fewer blocks"
                 [ "deltas"; "must be 2"; "found 1" ]
-                (exampleWith (fun vit _ ->
-                    VisionTransformer.effectiveQkv 1.0 (Array.take 1 (nothing vit)) vit))
+                (exampleWith (fun vit _ -> VisionTransformer.merged 1.0 (Array.take 1 (nothing vit)) vit))
 
             testCase "effective weights on the meta device" (fun () ->
                 Scope.run (fun () ->
@@ -607,7 +591,7 @@ let tests =
 
                     Array.iter
                         (expectMeta [ 12L; 4L ])
-                        (VisionTransformer.effectiveQkv -1.0 (nothing vit) vit)))
+                        (VisionTransformer.merged -1.0 (nothing vit) vit).Qkv))
 
             (let inputs () =
                 let vit = build example.Plain
@@ -632,12 +616,12 @@ let tests =
                      noLeaks "the gradient of features" inputs (fun (vit, adapters, images) ->
                          let f (ps: torch.Tensor[]) =
                              let first =
-                                 { adapters.Lora[0] with
-                                     Value =
-                                         { adapters.Lora[0].Value with
-                                             A = ps[0]
-                                         }
-                                 }
+                                 adapters.Lora[0]
+                                 |> Map.add
+                                     Site.Value
+                                     { Map.find Site.Value adapters.Lora[0] with
+                                         A = ps[0]
+                                     }
 
                              (VisionTransformer.features
                                  { adapters with
@@ -647,12 +631,14 @@ let tests =
                                  images)
                                  .sum()
 
-                         let struct (value, gradients) = Grad.valueAndGrad f [| adapters.Lora[0].Value.A |]
+                         let struct (value, gradients) =
+                             Grad.valueAndGrad f [| (Map.find Site.Value adapters.Lora[0]).A |]
+
                          [ value; gradients[0].Value ])
 
                      noLeaks
-                         "effectiveQkv"
+                         "merged"
                          (fun () -> let vit = build example.Plain in vit, nothing vit)
-                         (fun (vit, deltas) -> VisionTransformer.effectiveQkv 1.0 deltas vit)
+                         (fun (vit, deltas) -> Adapters.leaves (VisionTransformer.merged 1.0 deltas vit))
                  ])
         ]

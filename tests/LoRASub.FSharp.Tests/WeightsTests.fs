@@ -47,9 +47,7 @@ let private distinctTensors (shape: BackboneShape) =
 
 let private featuresOf (vit: VisionTransformer) (images: torch.Tensor) =
     Scope.noGrad Leaves.tensor (fun () ->
-        let dtype = Precision.compute vit.Precision
-        let qkv = vit.Blocks |> Array.map _.Qkv.Weight.``to``(dtype)
-        VisionTransformer.features { Qkv = qkv; Lora = [||] } vit images)
+        VisionTransformer.features (VisionTransformer.frozen vit) vit images)
 
 let private numbers (tensor: torch.Tensor) : float[] =
     use _ = torch.NewDisposeScope()

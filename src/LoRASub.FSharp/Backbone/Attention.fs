@@ -1,6 +1,7 @@
 namespace LoRASub.Backbone
 
 open LoRASub.Core
+open LoRASub.Subspace
 open TorchSharp
 
 /// y = x·Wᵀ + b, with W [out, in].
@@ -25,12 +26,44 @@ module Linear =
     let forward (linear: Linear) (x: torch.Tensor) =
         Product.linear linear.Weight (Option.toObj linear.Bias) x
 
-/// Multi-head self-attention whose key and value rows carry low-rank deltas.
+    /// <summary>`forward`, with a pair in training beside the weight: x·Aᵀ·Bᵀ is a product of its own, because a sum with
+    /// a frozen weight of few digits would lose small deltas.</summary>
+    /// <param name="pair">A [r, inputs] and B [outputs, r], if any; borrowed.</param>
+    /// <param name="linear">The layer, borrowed.</param>
+    /// <param name="x">[.., inputs], borrowed.</param>
+    /// <returns>[.., outputs]. Differentiable.</returns>
+    let forwardWith (pair: LoraPair option) (linear: Linear) (x: torch.Tensor) : torch.Tensor =
+        let y = forward linear x
+
+        match pair with
+        | None -> y
+        | Some pair ->
+            let through (weight: torch.Tensor) (x: torch.Tensor) =
+                torch.nn.functional.linear (x, weight.``to`` x.dtype)
+
+            y.add (x |> through pair.A |> through pair.B)
+
+/// Multi-head self-attention whose fused weight carries low-rank deltas.
 [<RequireQualifiedAccess>]
 module Attention =
 
-    /// The fused weight [3d, d] with `sign` · delta added to its key and value rows, in `dtype`: sign +1 gives the
-    /// network of finished tasks, −1 the subtracted one. Borrows all; owned by the caller.
+    // The sites of the fused weight that a value has, with the first of their rows.
+    let private rowsOf (d: int64) (sites: Site list) (values: Map<Site, 'T>) : (int64 * Site * 'T) list =
+        [
+            for i, site in List.indexed sites do
+                match Map.tryFind site values with
+                | Some value -> int64 i * d, site, value
+                | None -> ()
+        ]
+
+    /// <summary>The fused weight with deltas added to its rows: sign +1 gives the network of finished tasks, −1 the
+    /// subtracted one.</summary>
+    /// <param name="sign">The factor of the deltas.</param>
+    /// <param name="dtype">The type of the result.</param>
+    /// <param name="delta">Those on query, key and value, [d, d] each, of the weight's type, are used; borrowed.</param>
+    /// <param name="qkv">[3d, d], borrowed.</param>
+    /// <returns>[3d, d], owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A weight or a delta of another shape, type or device.</exception>
     let withDelta
         (sign: float)
         (dtype: torch.ScalarType)
@@ -40,31 +73,35 @@ module Attention =
         Scope.noGrad Leaves.tensor (fun () ->
             let d = qkv.shape[1]
             Shape.expect "qkv weight" [ Axis.Is(3L * d); Axis.Is d ] qkv
+            let deltas = rowsOf d Site.fused delta
 
-            for name, part in [ "key delta", delta.Key; "value delta", delta.Value ] do
+            for _, site, part in deltas do
+                let name = $"{Site.name site} delta"
                 Shape.expect name [ Axis.Is d; Axis.Is d ] part
                 Shape.expectLike name qkv part
 
             let sum = qkv.clone ()
 
-            for first, part in [ d, delta.Key; 2L * d, delta.Value ] do
+            for first, _, part in deltas do
                 sum.narrow(0L, first, d).add_(part, alpha = Scalar.op_Implicit sign) |> ignore
 
             sum.``to`` dtype)
 
-    /// The fused weight [3d, d] with B·A of pairs in training on its key and value rows, summed in the weight's type and
-    /// rounded once to `dtype`: a weight of few digits would swallow the first steps. Borrows all; owned by the caller;
-    /// carries no gradient.
+    /// <summary>The fused weight with B·A of pairs in training on its rows, summed in the weight's type and rounded
+    /// once: a weight of few digits would swallow the first steps.</summary>
+    /// <param name="dtype">The type of the result.</param>
+    /// <param name="lora">Those on query, key and value are used; borrowed.</param>
+    /// <param name="qkv">[3d, d], borrowed.</param>
+    /// <returns>[3d, d], owned by the caller, without a gradient.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A weight or a pair of another shape, type or device.</exception>
     let withPairs (dtype: torch.ScalarType) (lora: LayerLora) (qkv: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
-            qkv
-            |> withDelta
-                1.0
-                dtype
-                {
-                    Key = Lora.delta lora.Key
-                    Value = Lora.delta lora.Value
-                })
+            let deltas =
+                lora
+                |> Map.filter (fun site _ -> List.contains site Site.fused)
+                |> Map.map (fun _ -> Lora.delta)
+
+            withDelta 1.0 dtype deltas qkv)
 
     let private checkInput (heads: int64) (qkv: Linear) (x: torch.Tensor) =
         let d = qkv.Weight.shape[1]
@@ -80,17 +117,21 @@ module Attention =
             Bias = layer.Bias |> Option.map _.narrow(0L, first, count)
         }
 
-    let private project (layer: Linear) (lora: LayerLora option) (x: torch.Tensor) =
-        let y = Linear.forward layer x
+    // A product with the rows of some sites, whose pairs get their gradients.
+    let private project (sites: Site list) (layer: Linear) (lora: LayerLora) (x: torch.Tensor) =
+        let pairs =
+            [
+                for first, _, pair in rowsOf layer.Weight.shape[1] sites lora do
+                    first, pair
+            ]
 
-        match lora with
-        | None -> y
-        | Some lora -> LowRank.train lora x y
+        LowRank.train pairs x (Linear.forward layer x)
 
     // q [B, M, d], k and v [B, N, d] -> [B, M, d]
     let private mix
         (heads: int64)
         (projection: Linear)
+        (lora: LayerLora)
         (q: torch.Tensor)
         (k: torch.Tensor)
         (v: torch.Tensor)
@@ -99,26 +140,38 @@ module Attention =
             t.view(t.shape[0], t.shape[1], heads, t.shape[2] / heads).transpose(1L, 2L) // [B, h, N, d/h]
 
         let mixed = Fused.attention (split q) (split k) (split v)
-        Linear.forward projection (mixed.transpose(1L, 2L).reshape q.shape)
 
-    /// Attention over tokens. `heads` divides d; `qkv` holds the effective fused weight [3d, d], B·A of the pairs in
-    /// training included; those pairs, where given, get their gradients without one of full size. x [B, N, d] ->
-    /// [B, N, d].
-    let forward (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora option) (x: torch.Tensor) =
+        mixed.transpose(1L, 2L).reshape q.shape
+        |> Linear.forwardWith (Map.tryFind Site.Projection lora) projection
+
+    /// <summary>Attention over tokens.</summary>
+    /// <param name="heads">Divides d.</param>
+    /// <param name="qkv">The effective fused weight [3d, d], B·A of the pairs in training included; borrowed.</param>
+    /// <param name="projection">The output projection [d, d], without the pair in training; borrowed.</param>
+    /// <param name="lora">The pairs in training; those of attention are used, and get their gradients without one of
+    /// full size. Borrowed.</param>
+    /// <param name="x">[B, N, d], borrowed.</param>
+    /// <returns>[B, N, d].</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">Heads that do not divide d, or tokens of another width.</exception>
+    let forward (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora) (x: torch.Tensor) =
         checkInput heads qkv x
-        let parts = Fused.parts 3L (project qkv lora x) // 3 × [B, N, d]
-        mix heads projection parts[0] parts[1] parts[2]
+        let parts = Fused.parts 3L (project Site.fused qkv lora x) // 3 × [B, N, d]
+        mix heads projection lora parts[0] parts[1] parts[2]
 
-    /// `forward` for the first token only, from the keys and values of all: [B, N, d] -> [B, 1, d].
-    let forwardFirst
-        (heads: int64)
-        (qkv: Linear)
-        (projection: Linear)
-        (lora: LayerLora option)
-        (x: torch.Tensor)
-        =
+    /// <summary>`forward` for the first token only, from the keys and values of all.</summary>
+    /// <param name="heads">As for `forward`, and so the other parameters.</param>
+    /// <param name="qkv">The effective fused weight.</param>
+    /// <param name="projection">The output projection.</param>
+    /// <param name="lora">The pairs in training.</param>
+    /// <param name="x">[B, N, d], borrowed.</param>
+    /// <returns>[B, 1, d].</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">As for `forward`.</exception>
+    let forwardFirst (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora) (x: torch.Tensor) =
         checkInput heads qkv x
         let d = qkv.Weight.shape[1]
-        let q = Linear.forward (rows 0L d qkv) (x.narrow (1L, 0L, 1L))
-        let parts = Fused.parts 2L (project (rows d (2L * d) qkv) lora x) // 2 × [B, N, d]
-        mix heads projection q parts[0] parts[1]
+        let q = project [ Site.Query ] (rows 0L d qkv) lora (x.narrow (1L, 0L, 1L))
+
+        let parts =
+            Fused.parts 2L (project [ Site.Key; Site.Value ] (rows d (2L * d) qkv) lora x) // 2 × [B, N, d]
+
+        mix heads projection lora q parts[0] parts[1]

@@ -1,29 +1,60 @@
 namespace LoRASub.Backbone
 
 open LoRASub.Core
+open LoRASub.Subspace
 open LoRASub.Train
 open TorchSharp
+
+/// A weight of a block that can carry a low-rank delta.
+[<RequireQualifiedAccess>]
+type Site =
+    | Query
+    | Key
+    | Value
+    /// The output projection of attention.
+    | Projection
+    | Fc1
+    | Fc2
+
+[<RequireQualifiedAccess>]
+module Site =
+
+    /// The rows of the fused weight, in their order.
+    let internal fused = [ Site.Query; Site.Key; Site.Value ]
+
+    /// The weights that stand on their own.
+    let internal others = [ Site.Projection; Site.Fc1; Site.Fc2 ]
+
+    /// All of them.
+    let all: Site list = fused @ others
+
+    /// <summary>The name of a site in saved files and in errors.</summary>
+    /// <param name="site">The site.</param>
+    /// <returns>Its name in lower case.</returns>
+    let name (site: Site) : string =
+        match site with
+        | Site.Query -> "query"
+        | Site.Key -> "key"
+        | Site.Value -> "value"
+        | Site.Projection -> "projection"
+        | Site.Fc1 -> "fc1"
+        | Site.Fc2 -> "fc2"
 
 /// A low-rank pair: its weight delta is B·A. No α/r scaling, no bias.
 [<ReferenceEquality>]
 type LoraPair =
     {
-        /// [r, d]: reads from the input.
+        /// [r, inputs]: reads from the input.
         A: torch.Tensor
-        /// [d, r]: writes to the output.
+        /// [outputs, r]: writes to the output.
         B: torch.Tensor
     }
 
-/// The pairs on the key and the value projection of one block.
-type LayerLora = { Key: LoraPair; Value: LoraPair }
+/// The pairs of one block.
+type LayerLora = Map<Site, LoraPair>
 
-/// The summed deltas B·A of finished tasks on the key and the value projection of one block, [d, d] each.
-[<ReferenceEquality>]
-type LayerDelta =
-    {
-        Key: torch.Tensor
-        Value: torch.Tensor
-    }
+/// The summed deltas B·A of finished tasks in one block, [outputs, inputs] each.
+type LayerDelta = Map<Site, torch.Tensor>
 
 /// How B starts in each task.
 [<RequireQualifiedAccess>]
@@ -43,82 +74,129 @@ module Lora =
             return { A = a; B = b }
         }
 
-    let deltaTree: Tree<LayerDelta> =
-        tree {
-            let! key = Tree.field "key" (fun (d: LayerDelta) -> d.Key) Tree.tensor
-            and! value = Tree.field "value" (fun (d: LayerDelta) -> d.Value) Tree.tensor
-            return { Key = key; Value = value }
-        }
+    /// <summary>The tensors of one block's deltas.</summary>
+    /// <param name="sites">The sites that are read from a file.</param>
+    /// <returns>A tree of one tensor per site, under the site's name.</returns>
+    let deltaTree (sites: Site list) : Tree<LayerDelta> = Tree.keyed Site.name sites Tree.tensor
 
-    let tree: Tree<LayerLora> =
-        tree {
-            let! key = Tree.field "key" (fun (l: LayerLora) -> l.Key) pairTree
-            and! value = Tree.field "value" (fun (l: LayerLora) -> l.Value) pairTree
-            return { Key = key; Value = value }
-        }
+    /// <summary>The tensors of one block's pairs.</summary>
+    /// <param name="sites">The sites that are read from a file.</param>
+    /// <returns>A tree of A, then B per site, under the site's name.</returns>
+    let tree (sites: Site list) : Tree<LayerLora> = Tree.keyed Site.name sites pairTree
 
-    /// The projected side of each leaf of `tree`, in order: A reads from the retained space, B writes into it.
-    let sides = [ Side.Right; Side.Left; Side.Right; Side.Left ]
+    /// The sites of LoRA-Sub-DRS.
+    let keyValue = [ Site.Key; Site.Value ]
 
-    let leaves = tree.Leaves
-    let deltaLeaves = deltaTree.Leaves
+    /// The projected side of each leaf of pairs on `keyValue`, in order: A reads from the retained space, B writes into
+    /// it.
+    let sides =
+        [
+            for _ in keyValue do
+                Side.Right
+                Side.Left
+        ]
+
+    let leaves: Leaves<LayerLora> = (tree []).Leaves
+    let deltaLeaves: Leaves<LayerDelta> = (deltaTree []).Leaves
 
     /// Rejects a rank outside [1, width].
     let checkRank (width: int64) (rank: int) =
         if rank < 1 || int64 rank > width then
-            Errors.reject "rank" $"must be in [1, {width}], the backbone's width" $"{rank}" ""
+            Errors.reject "rank" $"must be in [1, {width}], the width of what it adapts" $"{rank}" ""
 
-    /// A fresh pair: A ~ U(−1/√d, 1/√d) (Kaiming uniform with a = √5), B as in `bInit`. Owned by the caller.
-    let initPair (bInit: BInit) (rank: int) (width: int64) dtype device (key: RandomKey) : LoraPair =
-        checkRank width rank
-        let bound = 1.0 / sqrt (float width)
+    /// <summary>A fresh pair: A from U(−1/√inputs, 1/√inputs), which is Kaiming uniform with a = √5.</summary>
+    /// <param name="bInit">How B starts.</param>
+    /// <param name="rank">r, at most the smaller side of the weight.</param>
+    /// <param name="shape">Of the adapted weight: [outputs, inputs].</param>
+    /// <param name="dtype">The type of both.</param>
+    /// <param name="device">The device of both.</param>
+    /// <param name="key">The random key.</param>
+    /// <returns>The pair, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A rank outside its bounds.</exception>
+    let initPair (bInit: BInit) (rank: int) (shape: int64[]) dtype device (key: RandomKey) : LoraPair =
+        let outputs, inputs = shape[0], shape[1]
+        checkRank (min outputs inputs) rank
+        let bound = 1.0 / sqrt (float inputs)
 
         let a =
-            Rng.uniform -bound bound [| int64 rank; width |] dtype device (Rng.fold 0L key)
+            Rng.uniform -bound bound [| int64 rank; inputs |] dtype device (Rng.fold 0L key)
 
-        let b = torch.zeros ([| width; int64 rank |], dtype = dtype, device = device)
+        let b = torch.zeros ([| outputs; int64 rank |], dtype = dtype, device = device)
 
         match bInit with
         | BInit.Zeros -> ()
         | BInit.Sparse ->
             Scope.run (fun () ->
-                let row = Rng.integers width [| 1L; int64 rank |] device (Rng.fold 1L key)
+                let row = Rng.integers outputs [| 1L; int64 rank |] device (Rng.fold 1L key)
                 let entry = Rng.normal [| 1L; int64 rank |] dtype device (Rng.fold 2L key)
                 b.scatter_ (0L, row, entry.mul (Scalar.op_Implicit 0.01)) |> ignore)
 
         { A = a; B = b }
 
-    /// Fresh pairs for one block. Owned by the caller.
-    let init bInit rank width dtype device key : LayerLora =
-        {
-            Key = initPair bInit rank width dtype device (Rng.fold 0L key)
-            Value = initPair bInit rank width dtype device (Rng.fold 1L key)
-        }
+    // The child of a block's random key; none may change, for it would change every run.
+    let private branch (site: Site) =
+        match site with
+        | Site.Key -> 0L
+        | Site.Value -> 1L
+        | Site.Query -> 2L
+        | Site.Projection -> 3L
+        | Site.Fc1 -> 4L
+        | Site.Fc2 -> 5L
 
-    /// B·A, [d, d]. Owned by the caller.
+    /// <summary>Fresh pairs for one block, each from a random stream of its own.</summary>
+    /// <param name="bInit">How B starts.</param>
+    /// <param name="rank">r of each pair.</param>
+    /// <param name="shapes">Of the adapted weights, as `Block.shapes` gives them.</param>
+    /// <param name="dtype">The type of the pairs.</param>
+    /// <param name="device">Their device.</param>
+    /// <param name="key">The block's random key.</param>
+    /// <returns>One pair per site, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A rank above the smaller side of a weight, or below 1.</exception>
+    let init bInit rank (shapes: Map<Site, int64[]>) dtype device key : LayerLora =
+        shapes
+        |> Map.map (fun site shape -> initPair bInit rank shape dtype device (Rng.fold (branch site) key))
+
+    /// <summary>The delta of a pair.</summary>
+    /// <param name="pair">A [r, inputs] and B [outputs, r], borrowed.</param>
+    /// <returns>B·A, [outputs, inputs], owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A and B of different ranks, types or devices.</exception>
     let delta (pair: LoraPair) : torch.Tensor =
-        let r, d = pair.A.shape[0], pair.A.shape[1]
-        Shape.expect "LoRA's B" [ Axis.Is d; Axis.Is r ] pair.B
+        Shape.expect "LoRA's A" [ Axis.Any "rank"; Axis.Any "inputs" ] pair.A
+        Shape.expect "LoRA's B" [ Axis.Any "outputs"; Axis.Is pair.A.shape[0] ] pair.B
         Shape.expectLike "LoRA's B" pair.A pair.B
         pair.B.mm pair.A
 
-    /// The deltas of no task. Owned by the caller.
-    let noDelta (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : LayerDelta =
-        let zeros () =
-            torch.zeros ([| width; width |], dtype = dtype, device = device)
+    /// <summary>The deltas of no task.</summary>
+    /// <param name="shapes">Of the adapted weights, as `Block.shapes` gives them.</param>
+    /// <param name="dtype">The type of the deltas.</param>
+    /// <param name="device">Their device.</param>
+    /// <returns>Zeros per site, owned by the caller.</returns>
+    let noDelta (shapes: Map<Site, int64[]>) (dtype: torch.ScalarType) (device: torch.Device) : LayerDelta =
+        shapes
+        |> Map.map (fun _ shape -> torch.zeros (shape, dtype = dtype, device = device))
 
-        { Key = zeros (); Value = zeros () }
-
-    /// V + B·A for key and value: how a finished task joins the earlier ones. Owned by the caller.
+    /// <summary>V + B·A at each site: how a finished task joins the earlier ones.</summary>
+    /// <param name="lora">The pairs of the finished task, borrowed.</param>
+    /// <param name="merged">V, the deltas of the earlier tasks, for the same sites; borrowed.</param>
+    /// <returns>The deltas of all of them, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">Other sites, or a pair of another shape, type or device than its
+    /// delta.</exception>
     let merge (lora: LayerLora) (merged: LayerDelta) : LayerDelta =
-        let add name (merged: torch.Tensor) pair =
-            let delta = delta pair
-            Shape.expect $"delta of the finished {name} pair" [ for n in merged.shape -> Axis.Is n ] delta
-            Shape.expectLike $"delta of the finished {name} pair" merged delta
-            merged.add delta
+        let names sites =
+            sites |> Seq.map Site.name |> String.concat ", "
+
+        if List.ofSeq lora.Keys <> List.ofSeq merged.Keys then
+            Errors.reject
+                "finished pairs"
+                $"must be on the sites of the deltas, {names merged.Keys}"
+                (names lora.Keys)
+                ""
 
         Scope.noGrad deltaLeaves (fun () ->
-            {
-                Key = add "key" merged.Key lora.Key
-                Value = add "value" merged.Value lora.Value
-            })
+            merged
+            |> Map.map (fun site merged ->
+                let subject = $"delta of the finished {Site.name site} pair"
+                let delta = delta lora[site]
+                Shape.expect subject [ for n in merged.shape -> Axis.Is n ] delta
+                Shape.expectLike subject merged delta
+                merged.add delta))

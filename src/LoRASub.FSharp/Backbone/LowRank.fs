@@ -4,44 +4,93 @@ open System.Collections.Generic
 open LoRASub.Core
 open TorchSharp
 
-/// Hands a product's output through and, on the way back, gives the low-rank pairs their gradients: with g the gradient
-/// of their rows, ∂A = (g·B)ᵀ·x and ∂B = gᵀ·(x·Aᵀ), so that none of the weight's size is formed.
+/// Hands a product's output through and, on the way back, gives low-rank pairs their gradients: with g the gradient of a
+/// pair's rows, ∂A = (g·B)ᵀ·x and ∂B = gᵀ·(x·Aᵀ), so that none of the weight's size is formed.
 type internal PairGradient() =
     inherit CustomFunction<PairGradient>()
 
-    // y, x, then A and B of keys and of values
+    // the first output row of each pair, y, x, then A and B of each pair
     override _.Value(ctx, arguments) =
-        let tensors = arguments |> Array.map (fun t -> t :?> torch.Tensor)
+        let tensors = arguments[1..] |> Array.map (fun t -> t :?> torch.Tensor)
+        ctx.save_data ("rows", arguments[0])
         ctx.save_for_backward (List tensors[1..])
         tensors[0].detach()
 
-    override _.Gradients(_, saved, gradient) =
-        let d, rank = saved[1].shape[1], saved[1].shape[0]
-        let x = saved[0].reshape(-1L, d) // [R, d]
-        let a = torch.cat([| saved[1]; saved[3] |]).``to`` x.dtype // [2r, d]
-        let g = gradient.reshape (-1L, Array.last gradient.shape) // [R, 2d or 3d], keys and values last
-
-        let part i =
-            g.narrow (1L, g.shape[1] - (2L - i) * d, d) // [R, d]
-
-        let inner = x.mm (a.t ()) // [R, 2r]
-        let back i (b: torch.Tensor) = (part i).mm(b.``to`` x.dtype) // [R, r]
-        let dA = torch.cat([| back 0L saved[2]; back 1L saved[4] |], 1L).t().mm x // [2r, d]
-
-        let dB i =
-            (part i).t().mm(inner.narrow (1L, i * rank, rank)) // [d, r]
+    override _.Gradients(ctx, saved, gradient) =
+        let rows = ctx.get_data "rows" :?> int64[]
+        let flat (t: torch.Tensor) = t.reshape (-1L, Array.last t.shape)
+        let x, g = flat saved[0], flat gradient // [R, inputs], [R, outputs of all rows]
 
         let pairs =
-            [| dA.narrow (0L, 0L, rank); dB 0L; dA.narrow (0L, rank, rank); dB 1L |]
-            |> Array.map _.``to``(saved[1].dtype)
+            saved[1..]
+            |> Array.chunkBySize 2
+            |> Array.map (fun p -> {| A = p[0]; B = p[1] |})
 
-        [| gradient; null; yield! pairs |]
+        let part i =
+            g.narrow (1L, rows[i], pairs[i].B.shape[0]) // [R, outputs]
 
-/// Low-rank pairs in training on the key and value rows of a frozen fused weight.
+        // one product for all pairs that ask for it, split by their ranks
+        let together
+            (asks: torch.Tensor -> bool)
+            axis
+            (leaf: int -> torch.Tensor)
+            (product: int[] -> torch.Tensor)
+            =
+            let asking = [| 0 .. pairs.Length - 1 |] |> Array.filter (leaf >> asks)
+
+            if Array.isEmpty asking then
+                Map.empty
+            else
+                let ranks = asking |> Array.map (fun i -> pairs[i].A.shape[0])
+                Map.ofSeq (Seq.zip asking ((product asking).split(ranks, axis)))
+
+        let asks (t: torch.Tensor) = t.requires_grad
+
+        let inner =
+            together asks 1L (fun i -> pairs[i].B) (fun asking ->
+                let a = torch.cat([| for i in asking -> pairs[i].A |]).``to`` x.dtype // [Σr, inputs]
+                x.mm (a.t ())) // [R, Σr]
+
+        let dA =
+            together asks 0L (fun i -> pairs[i].A) (fun asking ->
+                let back = [| for i in asking -> (part i).mm(pairs[i].B.``to`` x.dtype) |] // [R, r] each
+
+                torch.cat(back, 1L).t().mm x) // [Σr, inputs]
+
+        let orNull (t: torch.Tensor option) =
+            match t with
+            | Some t -> t.``to`` saved[1].dtype
+            | None -> null
+
+        [|
+            null
+            gradient
+            null
+            for i in 0 .. pairs.Length - 1 do
+                orNull (Map.tryFind i dA)
+                orNull (Map.tryFind i inner |> Option.map ((part i).t().mm)) // [outputs, r]
+        |]
+
+/// Low-rank pairs in training on rows of a frozen weight.
 [<RequireQualifiedAccess>]
 module LowRank =
 
-    /// The output y [B, N, 2d or 3d] of a product of x [B, N, d] with a merged weight, now a function of the pairs,
-    /// whose delta it holds already. Differentiable once.
-    let train (lora: LayerLora) (x: torch.Tensor) (y: torch.Tensor) : torch.Tensor =
-        PairGradient.Of [| box y; x; yield! Lora.leaves lora |> Seq.map box |]
+    /// <summary>Makes the output of a product with a merged weight a function of the pairs, whose deltas it holds
+    /// already.</summary>
+    /// <param name="pairs">Each pair with its first row among the outputs; borrowed.</param>
+    /// <param name="x">The input [.., inputs], borrowed.</param>
+    /// <param name="y">The output [.., outputs], borrowed.</param>
+    /// <returns>y, with gradients for those A and B that require them. Differentiable once.</returns>
+    let train (pairs: (int64 * LoraPair) list) (x: torch.Tensor) (y: torch.Tensor) : torch.Tensor =
+        if List.isEmpty pairs then
+            y
+        else
+            PairGradient.Of
+                [|
+                    box (pairs |> List.map fst |> Array.ofList)
+                    y
+                    x
+                    for _, pair in pairs do
+                        pair.A
+                        pair.B
+                |]

@@ -27,6 +27,34 @@ type Block =
         Fc2: Linear
     }
 
+[<RequireQualifiedAccess>]
+module Block =
+
+    // The layer of a site that is not a part of the fused one.
+    let internal layer (block: Block) (site: Site) : Linear =
+        match site with
+        | Site.Projection -> block.Projection
+        | Site.Fc1 -> block.Fc1
+        | Site.Fc2 -> block.Fc2
+        | Site.Query
+        | Site.Key
+        | Site.Value -> invalidArg (nameof site) $"{Site.name site} is a part of the fused layer"
+
+    /// <summary>The shapes of a block's weights.</summary>
+    /// <param name="sites">Where.</param>
+    /// <param name="block">The block.</param>
+    /// <returns>[outputs, inputs] per site.</returns>
+    let shapes (sites: Site list) (block: Block) : Map<Site, int64[]> =
+        Map.ofList
+            [
+                for site in sites do
+                    if List.contains site Site.fused then
+                        let d = block.Qkv.Weight.shape[1]
+                        site, [| d; d |]
+                    else
+                        site, (layer block site).Weight.shape
+            ]
+
 /// What is read of the tokens that leave a block.
 [<RequireQualifiedAccess>]
 type Tokens =
@@ -92,24 +120,48 @@ type VisionTransformer =
     member this.Channels = int this.PatchEmbedding.Weight.shape[1]
     member this.Device = this.ClassToken.device
 
-/// What the qkv layers of one network hold: effective fused weights per block, and the pairs in training, if any.
+/// What the blocks of one network run with besides their frozen weights.
 [<ReferenceEquality>]
 type Adapters =
     {
-        /// Per block, [3d, d]: in the compute format, or in the master format beside pairs in training.
+        /// Per block, the effective fused weight [3d, d]: in the compute format, or in the master format beside pairs in
+        /// training.
         Qkv: torch.Tensor[]
-        /// Per block, or empty outside training.
+        /// Per block, the effective weights [outputs, inputs] of the other adapted sites, without the pairs in training,
+        /// in the compute format. Empty where none is adapted.
+        Weights: Map<Site, torch.Tensor>[]
+        /// Pairs in training per block, or empty outside training.
         Lora: LayerLora[]
+        /// An adapter per block, or empty.
+        Mlp: MlpAdapter[]
     }
 
 [<RequireQualifiedAccess>]
 module Adapters =
-    /// Of adapters without pairs in training.
+
+    /// The effective weights. Pairs and MLP adapters belong to their method.
+    let leaves: Leaves<Adapters> =
+        fun adapters ->
+            Seq.append adapters.Qkv (Seq.collect (fun (w: Map<_, _>) -> w.Values) adapters.Weights)
+
+    /// The tree of effective weights that are computed again when a value is read.
     let tree: Tree<Adapters> =
         tree {
             let! qkv = Tree.field "qkv" _.Qkv (Tree.array Tree.tensor)
+
+            and! weights =
+                Tree.field "weights" _.Weights (Tree.array (Tree.keyed Site.name [] Tree.tensor))
+
             and! lora = Tree.given _.Lora [||]
-            return { Qkv = qkv; Lora = lora }
+            and! mlp = Tree.given _.Mlp [||]
+
+            return
+                {
+                    Qkv = qkv
+                    Weights = weights
+                    Lora = lora
+                    Mlp = mlp
+                }
         }
 
 [<RequireQualifiedAccess>]
@@ -138,24 +190,65 @@ module VisionTransformer =
                     Seq.ofList (normLeaves vit.Norm)
                 ]
 
-    let private summedQkv dtype sign (deltas: LayerDelta[]) (vit: VisionTransformer) =
+    // The weights of a block's other sites with sign · delta.
+    let private withDelta
+        (dtype: torch.ScalarType)
+        (sign: float)
+        (block: Block)
+        (delta: LayerDelta)
+        : Map<Site, torch.Tensor> =
+        Map.ofList
+            [
+                for site in Site.others do
+                    match Map.tryFind site delta with
+                    | None -> ()
+                    | Some delta ->
+                        let name, weight = $"{Site.name site} delta", (Block.layer block site).Weight
+                        Shape.expect name [ for n in weight.shape -> Axis.Is n ] delta
+                        Shape.expectDevice name weight delta
+                        let sum = weight.``to``(delta.dtype).add(delta, alpha = Scalar.op_Implicit sign)
+                        site, sum.``to`` dtype
+            ]
+
+    let private summed qkvType sign (deltas: LayerDelta[]) (vit: VisionTransformer) : Adapters =
         if deltas.Length <> vit.Blocks.Length then
             Errors.reject "deltas" $"must be {vit.Blocks.Length}, one per block" $"{deltas.Length}" ""
 
-        Array.map2
-            (fun (block: Block) delta -> Attention.withDelta sign dtype delta block.Qkv.Weight)
-            vit.Blocks
-            deltas
+        Scope.noGrad Adapters.leaves (fun () ->
+            {
+                Qkv =
+                    Array.map2
+                        (fun (block: Block) delta -> Attention.withDelta sign qkvType delta block.Qkv.Weight)
+                        vit.Blocks
+                        deltas
+                Weights = Array.map2 (withDelta (Precision.compute vit.Precision) sign) vit.Blocks deltas
+                Lora = [||]
+                Mlp = [||]
+            })
 
-    /// Effective fused weights with `sign` · deltas on keys and values, in the compute format. Borrows; owned by the
-    /// caller.
-    let effectiveQkv (sign: float) (deltas: LayerDelta[]) (vit: VisionTransformer) : torch.Tensor[] =
-        summedQkv (Precision.compute vit.Precision) sign deltas vit
+    /// <summary>A network with deltas in its weights, for prediction and observation.</summary>
+    /// <param name="sign">The factor of the deltas: +1 for finished tasks, −1 to subtract them.</param>
+    /// <param name="deltas">Per block, in the master format, borrowed.</param>
+    /// <param name="vit">The backbone, borrowed.</param>
+    /// <returns>Effective weights in the compute format, owned by the caller (`Adapters.leaves`).</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">Deltas for another number of blocks, or of another shape, type or
+    /// device.</exception>
+    let merged (sign: float) (deltas: LayerDelta[]) (vit: VisionTransformer) : Adapters =
+        summed (Precision.compute vit.Precision) sign deltas vit
 
-    /// Fused weights with the deltas on keys and values, in the master format, for pairs in training to be added to.
-    /// Borrows; owned by the caller.
-    let trainingQkv (deltas: LayerDelta[]) (vit: VisionTransformer) : torch.Tensor[] =
-        summedQkv (Precision.master vit.Precision) 1.0 deltas vit
+    /// <summary>`merged` for pairs in training to be set beside: the fused weights are in the master format.</summary>
+    /// <param name="deltas">Per block, in the master format, borrowed.</param>
+    /// <param name="vit">The backbone, borrowed.</param>
+    /// <returns>Adapters without pairs, owned by the caller (`Adapters.leaves`).</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">As for `merged`.</exception>
+    let forTraining (deltas: LayerDelta[]) (vit: VisionTransformer) : Adapters =
+        summed (Precision.master vit.Precision) 1.0 deltas vit
+
+    /// <summary>The network as it was loaded.</summary>
+    /// <param name="vit">The backbone, borrowed.</param>
+    /// <returns>Adapters without any delta, owned by the caller (`Adapters.leaves`).</returns>
+    let frozen (vit: VisionTransformer) : Adapters =
+        merged 1.0 (vit.Blocks |> Array.map (fun _ -> Map.empty)) vit
 
     let private normalise (norm: LayerNorm) (x: torch.Tensor) =
         Fused.layerNorm norm.Weight norm.Bias norm.Epsilon x
@@ -177,36 +270,105 @@ module VisionTransformer =
         let classToken = vit.ClassToken.expand (batch, 1L, -1L)
         torch.cat([| classToken; tokens |], 1L).add vit.Positions // [B, 1 + tokens, d]
 
-    // Each block's fused layer with the pairs' deltas, and the pairs.
-    let private layers (adapters: Adapters) (vit: VisionTransformer) : struct (Linear * LayerLora option)[] =
+    // What one block runs with: of the adapters, and the fused weight with the pairs' deltas.
+    type private Layer =
+        {
+            Fused: torch.Tensor
+            Others: Map<Site, torch.Tensor>
+            Pairs: LayerLora
+            Parallel: MlpAdapter option
+        }
+
+    let private layerTree: Tree<Layer> =
+        tree {
+            let! fused = Tree.field "fused" _.Fused Tree.tensor
+            and! others = Tree.field "others" _.Others (Tree.keyed Site.name [] Tree.tensor)
+            and! pairs = Tree.field "pairs" _.Pairs (Lora.tree [])
+            and! mlp = Tree.field "parallel" _.Parallel (Tree.option (MlpAdapter.tree 1.0))
+
+            return
+                {
+                    Fused = fused
+                    Others = others
+                    Pairs = pairs
+                    Parallel = mlp
+                }
+        }
+
+    let private checkPair (block: Block) (site: Site) (pair: LoraPair) =
+        let weight = (Block.layer block site).Weight
+        let name = Site.name site
+        Shape.expect $"{name} pair's A" [ Axis.Any "rank"; Axis.Is weight.shape[1] ] pair.A
+        Shape.expect $"{name} pair's B" [ Axis.Is weight.shape[0]; Axis.Is pair.A.shape[0] ] pair.B
+
+        for leaf in [ pair.A; pair.B ] do
+            Shape.expectDevice $"{name} pair" weight leaf
+
+    let private layers (adapters: Adapters) (vit: VisionTransformer) : Layer[] =
         let depth = vit.Blocks.Length
+        let dtype = Precision.compute vit.Precision
 
         if adapters.Qkv.Length <> depth then
             Errors.reject "qkv weights" $"must be {depth}, one per block" $"{adapters.Qkv.Length}" ""
 
-        if adapters.Lora.Length <> 0 && adapters.Lora.Length <> depth then
-            Errors.reject "LoRA pairs" $"must be 0 or {depth}, one per block" $"{adapters.Lora.Length}" ""
-
-        let dtype = Precision.compute vit.Precision
+        for subject, count in
+            [
+                "effective weights", adapters.Weights.Length
+                "LoRA pairs", adapters.Lora.Length
+                "MLP adapters", adapters.Mlp.Length
+            ] do
+            if count <> 0 && count <> depth then
+                Errors.reject subject $"must be 0 or {depth}, one per block" $"{count}" ""
 
         Array.mapi2
             (fun i (block: Block) qkv ->
-                let lora = Array.tryItem i adapters.Lora
+                let pairs = adapters.Lora |> Array.tryItem i |> Option.defaultValue Map.empty
+                let others = adapters.Weights |> Array.tryItem i |> Option.defaultValue Map.empty
+                let mlp = Array.tryItem i adapters.Mlp
 
-                let weight =
-                    match lora with
-                    | None -> qkv
-                    | Some lora -> Attention.withPairs dtype lora qkv
+                for KeyValue(site, weight) in others do
+                    let frozen = (Block.layer block site).Weight
+                    Shape.expect $"{Site.name site} weight" [ for n in frozen.shape -> Axis.Is n ] weight
+                    Shape.expectLike $"{Site.name site} weight" frozen weight
 
-                struct ({ block.Qkv with Weight = weight }, lora))
+                for site in Site.others do
+                    Map.tryFind site pairs |> Option.iter (checkPair block site)
+
+                mlp |> Option.iter (MlpAdapter.check vit.Width vit.ClassToken)
+
+                {
+                    Fused =
+                        if Site.fused |> List.exists pairs.ContainsKey then
+                            Attention.withPairs dtype pairs qkv
+                        else
+                            qkv.``to`` dtype
+                    Others = others
+                    Pairs = pairs
+                    Parallel = mlp
+                })
             vit.Blocks
             adapters.Qkv
 
-    let private runMlp (block: Block) (x: torch.Tensor) =
-        let hidden =
-            torch.nn.functional.gelu (Linear.forward block.Fc1 (normalise block.Norm2 x))
+    // A layer with its effective weight.
+    let private effective (block: Block) (layer: Layer) (site: Site) : Linear =
+        let frozen = Block.layer block site
 
-        x.add (Linear.forward block.Fc2 hidden)
+        match Map.tryFind site layer.Others with
+        | None -> frozen
+        | Some weight -> { frozen with Weight = weight }
+
+    // From the stream after attention.
+    let private runMlp (block: Block) (layer: Layer) (x: torch.Tensor) =
+        let through site =
+            Linear.forwardWith (Map.tryFind site layer.Pairs) (effective block layer site)
+
+        let hidden = normalise block.Norm2 x |> through Site.Fc1 |> torch.nn.functional.gelu
+
+        let output = x.add (through Site.Fc2 hidden)
+
+        match layer.Parallel with
+        | None -> output
+        | Some adapter -> MlpAdapter.add adapter x output
 
     // Which tokens of a block are computed.
     [<Struct>]
@@ -219,36 +381,31 @@ module VisionTransformer =
         (vit: VisionTransformer)
         rows
         i
-        struct (qkv, lora)
+        (layer: Layer)
         (input: torch.Tensor)
         (x: torch.Tensor)
         =
         let block = vit.Blocks[i]
+        let qkv = { block.Qkv with Weight = layer.Fused }
 
         let attend, x =
             match rows with
             | First -> Attention.forwardFirst, x.narrow (1L, 0L, 1L)
             | All -> Attention.forward, x
 
-        attend (int64 vit.Heads) qkv block.Projection lora input
+        attend (int64 vit.Heads) qkv (effective block layer Site.Projection) layer.Pairs input
         |> x.add
-        |> runMlp block
+        |> runMlp block layer
 
     let private runWhole (vit: VisionTransformer) rows i layer (x: torch.Tensor) =
         runBlock vit rows i layer (normalise vit.Blocks[i].Norm1 x) x
 
-    // `runWhole` that keeps no activations for the gradient, but the merged weight, which all slices share.
-    let private runAgain (vit: VisionTransformer) rows i (qkv: Linear) (lora: LayerLora) (x: torch.Tensor) =
+    // `runWhole` that keeps no activations for the gradient, but the merged weights, which all slices share.
+    let private runAgain (vit: VisionTransformer) rows i (layer: Layer) (x: torch.Tensor) =
         let run (inputs: torch.Tensor[]) =
-            let lora: LayerLora =
-                {
-                    Key = { A = inputs[2]; B = inputs[3] }
-                    Value = { A = inputs[4]; B = inputs[5] }
-                }
+            runWhole vit rows i (Tree.withLeaves layerTree inputs[1..] layer) inputs[0]
 
-            runWhole vit rows i (struct ({ qkv with Weight = inputs[1] }, Some lora)) inputs[0]
-
-        Recomputation.run run [| x; qkv.Weight; yield! Lora.leaves lora |]
+        Recomputation.run run [| x; yield! layerTree.Leaves layer |]
 
     // Tokens at a time on a CPU, about: a forward pass is fastest while its activations stay in the cache, by 7 % against
     // a whole batch at width 192, and products need that many rows to be fast at width 768.
@@ -314,7 +471,7 @@ module VisionTransformer =
     let private tokensOf
         (parts: EmbeddingPart[])
         (vit: VisionTransformer)
-        (layers: struct (Linear * LayerLora option)[])
+        (layers: Layer[])
         (images: torch.Tensor)
         : torch.Tensor[] =
         let last = parts |> Array.map _.Block |> Array.max
@@ -332,10 +489,10 @@ module VisionTransformer =
             let i = block - 1
 
             let output =
-                match layers[i] with
-                | struct (qkv, Some lora) when vit.CheckpointActivations && torch.is_grad_enabled () ->
-                    runAgain vit rows i qkv lora x
-                | layer -> runWhole vit rows i layer x
+                if vit.CheckpointActivations && torch.is_grad_enabled () then
+                    runAgain vit rows i layers[i] x
+                else
+                    runWhole vit rows i layers[i] x
 
             let add found (position, part) =
                 if part.Block = block then
@@ -474,23 +631,3 @@ module VisionTransformer =
                     state)
 
             Scope.fold leaves ofSlice initial (slices vit images))
-
-    let merged sign deltas vit : Adapters =
-        {
-            Qkv = effectiveQkv sign deltas vit
-            Lora = [||]
-        }
-
-    let training deltas vit : Adapters =
-        {
-            Qkv = trainingQkv deltas vit
-            Lora = [||]
-        }
-
-    let frozen (vit: VisionTransformer) : Adapters =
-        {
-            Qkv =
-                vit.Blocks
-                |> Array.map (fun b -> b.Qkv.Weight.``to`` (Precision.compute vit.Precision, copy = true))
-            Lora = [||]
-        }

@@ -222,6 +222,38 @@ module Tree =
     /// <returns>The tree of the array; reading it rejects a gap among the names.</returns>
     let array (item: Tree<'T>) : Tree<'T[]> = items (fun _ -> item)
 
+    /// <summary>Values of one kind by key.</summary>
+    /// <param name="name">The name of a key.</param>
+    /// <param name="keys">The keys that are read from a file, each of which must be there.</param>
+    /// <param name="item">The tree of a value.</param>
+    /// <returns>The tree of the map. What it writes has the map's own keys.</returns>
+    let keyed (name: 'K -> string) (keys: 'K list) (item: Tree<'T>) : Tree<Map<'K, 'T>> =
+        let at path key = below path (name key)
+
+        {
+            Collect = fun all items -> items |> Map.iter (fun _ one -> item.Collect all one)
+            Map =
+                fun f items ->
+                    Map.ofList
+                        [
+                            for key, one in Map.toList items do
+                                key, item.Map f one
+                        ]
+            Write =
+                fun path items ->
+                    [
+                        for key, one in Map.toList items do
+                            yield! item.Write (at path key) one
+                    ]
+            Read =
+                fun tensors path ->
+                    Map.ofList
+                        [
+                            for key in keys do
+                                key, item.Read tensors (at path key)
+                        ]
+        }
+
     /// <summary>A value that may be absent: no tensor has its name then.</summary>
     /// <param name="some">The tree of the value.</param>
     /// <returns>The tree of the option.</returns>

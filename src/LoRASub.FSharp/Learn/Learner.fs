@@ -93,7 +93,7 @@ module TaskState =
 [<RequireQualifiedAccess>]
 module Model =
     let leaves: Leaves<Model> =
-        fun model -> Seq.append (Adapters.tree.Leaves model.Adapters) (Scorer.leaves model.Scorer)
+        fun model -> Seq.append (Adapters.leaves model.Adapters) (Scorer.leaves model.Scorer)
 
 /// Predicts and forgets; `TaskLoop` learns.
 [<RequireQualifiedAccess>]

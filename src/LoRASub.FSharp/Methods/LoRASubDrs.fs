@@ -46,7 +46,7 @@ module LoRASubDrs =
 
     let private trainedTree: Tree<Trained> =
         tree {
-            let! lora = Tree.field "lora" _.Lora (Tree.array Lora.tree)
+            let! lora = Tree.field "lora" _.Lora (Tree.array (Lora.tree Lora.keyValue))
             and! head = Tree.field "head" _.Head Linear.tree
             return { Lora = lora; Head = head }
         }
@@ -66,7 +66,10 @@ module LoRASubDrs =
     let private stateTree: Tree<State> =
         tree {
             let! deltas =
-                Tree.field "blocks" _.Deltas (Tree.array (Tree.field "delta" id Lora.deltaTree))
+                Tree.field
+                    "blocks"
+                    _.Deltas
+                    (Tree.array (Tree.field "delta" id (Lora.deltaTree Lora.keyValue)))
 
             and! prototypes = Tree.field "prototypes" _.Prototypes Tree.tensor
             and! sums = Tree.field "sums" _.Sums (Tree.option ClassSums.tree)
@@ -150,7 +153,8 @@ module LoRASubDrs =
             and! trained = Tree.field "trained" _.Trained trainedTree
 
             and! network =
-                Tree.computed _.Network Adapters.tree (fun () -> VisionTransformer.training state.Deltas vit)
+                Tree.computed _.Network Adapters.tree (fun () ->
+                    VisionTransformer.forTraining state.Deltas vit)
 
             and! projections =
                 Tree.field "projections" _.Projections (Tree.array Projection.tree)
@@ -198,7 +202,8 @@ module LoRASubDrs =
         {
             Deltas =
                 vit.Blocks
-                |> Array.map (fun _ -> Lora.noDelta vit.Width (master vit) vit.Device)
+                |> Array.map (fun block ->
+                    Lora.noDelta (Block.shapes Lora.keyValue block) (master vit) vit.Device)
             Prototypes = torch.zeros ([| 0L; vit.Width |], dtype = master vit, device = vit.Device)
             Sums = None
         }
@@ -235,11 +240,14 @@ module LoRASubDrs =
     let beginTask (vit: VisionTransformer) (settings: LoRASubSettings) key task state : Observing =
         Scope.keep (observingTree vit settings task state).Leaves (fun () ->
             let lora =
-                Array.init vit.Blocks.Length (fun i ->
+                vit.Blocks
+                |> Array.mapi (fun i block ->
+                    let shapes = Block.shapes Lora.keyValue block
+
                     Lora.init
                         settings.BInit
                         settings.Rank
-                        vit.Width
+                        shapes
                         (master vit)
                         vit.Device
                         (Rng.fold (int64 i) key))
@@ -327,7 +335,7 @@ module LoRASubDrs =
                 Task = observing.Task
                 State = observing.State
                 Trained = trained
-                Network = VisionTransformer.training observing.State.Deltas vit
+                Network = VisionTransformer.forTraining observing.State.Deltas vit
                 Projections = projections
                 // no rate matters before the first step
                 Optimizer =
