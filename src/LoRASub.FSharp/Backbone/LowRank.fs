@@ -29,14 +29,10 @@ type internal PairGradient() =
         let part i =
             g.narrow (1L, rows[i], pairs[i].B.shape[0]) // [R, outputs]
 
-        // one product for all pairs that ask for it, split by their ranks
-        let together
-            (asks: torch.Tensor -> bool)
-            axis
-            (leaf: int -> torch.Tensor)
-            (product: int[] -> torch.Tensor)
-            =
-            let asking = [| 0 .. pairs.Length - 1 |] |> Array.filter (leaf >> asks)
+        // one product for all pairs whose leaf is trained, split by their ranks
+        let together axis (leaf: int -> torch.Tensor) (product: int[] -> torch.Tensor) =
+            let asking =
+                [| 0 .. pairs.Length - 1 |] |> Array.filter (fun i -> (leaf i).requires_grad)
 
             if Array.isEmpty asking then
                 Map.empty
@@ -44,17 +40,14 @@ type internal PairGradient() =
                 let ranks = asking |> Array.map (fun i -> pairs[i].A.shape[0])
                 Map.ofSeq (Seq.zip asking ((product asking).split(ranks, axis)))
 
-        let asks (t: torch.Tensor) = t.requires_grad
-
         let inner =
-            together asks 1L (fun i -> pairs[i].B) (fun asking ->
+            together 1L (fun i -> pairs[i].B) (fun asking ->
                 let a = torch.cat([| for i in asking -> pairs[i].A |]).``to`` x.dtype // [Σr, inputs]
                 x.mm (a.t ())) // [R, Σr]
 
         let dA =
-            together asks 0L (fun i -> pairs[i].A) (fun asking ->
+            together 0L (fun i -> pairs[i].A) (fun asking ->
                 let back = [| for i in asking -> (part i).mm(pairs[i].B.``to`` x.dtype) |] // [R, r] each
-
                 torch.cat(back, 1L).t().mm x) // [Σr, inputs]
 
         let orNull (t: torch.Tensor option) =
