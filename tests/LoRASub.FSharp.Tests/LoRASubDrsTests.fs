@@ -1,7 +1,7 @@
 module LoRASub.Tests.LoRASubDrsTests
 
 open System
-open System.Collections.Generic
+open System.Collections.Concurrent
 open LoRASub.Core
 open LoRASub.Subspace
 open LoRASub.Train
@@ -823,10 +823,10 @@ let tests =
                 "a run reads training images of the present task alone, and no test image of a task to come"
                 (inScope (fun () ->
                     let mutable present = -1
-                    let reads = HashSet<struct (string * int)>()
+                    let reads = ConcurrentDictionary<struct (string * int), unit>()
 
                     let allowed split label =
-                        reads.Add(struct (split, label)) |> ignore
+                        reads[struct (split, label)] <- ()
 
                         match split with
                         | "training" -> label / 2 = present
