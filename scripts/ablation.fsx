@@ -4,7 +4,6 @@
 #load "load.fsx"
 
 open LoRASub.Core
-open LoRASub.Subspace
 open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Heads
@@ -12,7 +11,6 @@ open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings
 open LoRASub.Run
-open LoRASub.Fluent
 open TorchSharp
 open Load
 

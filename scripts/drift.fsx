@@ -6,8 +6,6 @@
 #load "load.fsx"
 
 open System.IO
-open LoRASub.Native
-open LoRASub.Subspace
 open LoRASub.Data
 open LoRASub.Methods
 open LoRASub.Measure

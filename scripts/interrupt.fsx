@@ -19,7 +19,6 @@ open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Fluent
 open TorchSharp
 

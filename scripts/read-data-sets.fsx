@@ -14,7 +14,6 @@ open System.IO
 open LoRASub.Core
 open LoRASub.Data
 open LoRASub.Report
-open LoRASub.Fluent
 open SkiaSharp
 open TorchSharp
 

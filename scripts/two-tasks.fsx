@@ -4,7 +4,6 @@
 #load "load.fsx"
 
 open LoRASub.Core
-open LoRASub.Data
 open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings

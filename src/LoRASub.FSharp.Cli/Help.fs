@@ -2,8 +2,6 @@
 module LoRASub.Cli.Help
 
 open System
-open LoRASub.Core
-open LoRASub.Heads
 open LoRASub.Settings
 open Argu
 open LoRASub.Cli.Flags

@@ -7,7 +7,6 @@ open System.Runtime.InteropServices
 open System.Threading
 open LoRASub.Core
 open LoRASub.Native
-open LoRASub.Data
 open LoRASub.Settings
 open LoRASub.Run
 open LoRASub.Report

@@ -2,7 +2,6 @@
 module LoRASub.Cli.ReportCommand
 
 open System.IO
-open LoRASub.Native
 open LoRASub.Report
 open LoRASub.Cli.Arguments
 

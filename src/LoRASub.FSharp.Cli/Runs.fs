@@ -9,7 +9,6 @@ open LoRASub.Native
 open LoRASub.Files
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings

@@ -9,9 +9,7 @@ module LoRASub.Benchmarks.Bound
 open System
 open System.Diagnostics
 open LoRASub.Core
-open LoRASub.Train
 open LoRASub.Backbone
-open LoRASub.Heads
 open LoRASub.Fluent
 open LoRASub.Benchmarks.Measure
 open TorchSharp

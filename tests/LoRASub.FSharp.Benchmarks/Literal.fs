@@ -6,15 +6,12 @@ module LoRASub.Benchmarks.Literal
 
 open System
 open LoRASub.Core
-open LoRASub.Subspace
 open LoRASub.Train
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Measure
-open LoRASub.Fluent
 open TorchSharp
 
 let private number (x: float) = Scalar.op_Implicit x

@@ -8,7 +8,6 @@ open System.Globalization
 open System.Reflection
 open LoRASub.Core
 open LoRASub.Backbone
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Measure
 open LoRASub.Settings

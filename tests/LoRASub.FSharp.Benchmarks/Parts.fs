@@ -13,7 +13,6 @@ open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings
 open LoRASub.Report
-open LoRASub.Fluent
 open BenchmarkDotNet.Attributes
 open BenchmarkDotNet.Configs
 open BenchmarkDotNet.Engines

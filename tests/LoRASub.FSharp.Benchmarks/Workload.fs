@@ -7,7 +7,6 @@ open LoRASub.Core
 open LoRASub.Subspace
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Settings
 open LoRASub.Fluent

@@ -2,7 +2,6 @@
 module LoRASub.Tests.AdapterTests
 
 open LoRASub.Core
-open LoRASub.Subspace
 open LoRASub.Train
 open LoRASub.Backbone
 open LoRASub.Data

@@ -1,9 +1,7 @@
 module LoRASub.Tests.AttentionTests
 
 open LoRASub.Core
-open LoRASub.Subspace
 open LoRASub.Backbone
-open LoRASub.Data
 open LoRASub.Heads
 open Expecto
 open LoRASub.Tests.Check

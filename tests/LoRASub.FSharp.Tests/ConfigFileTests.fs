@@ -4,7 +4,6 @@ open System
 open System.IO
 open System.Text
 open LoRASub.Core
-open LoRASub.Heads
 open LoRASub.Settings
 open LoRASub.Report
 open Expecto

@@ -1,7 +1,6 @@
 module LoRASub.Tests.CubTests
 
 open System.IO
-open LoRASub.Core
 open LoRASub.Data
 open Expecto
 open LoRASub.Tests.Probe

@@ -5,8 +5,6 @@ open System
 open System.Collections.Generic
 open LoRASub.Core
 open LoRASub.Heads
-open LoRASub.Measure
-open LoRASub.Run
 open Expecto
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators

@@ -4,7 +4,6 @@ open System
 open System.IO
 open System.Text
 open LoRASub.Data
-open LoRASub.Methods
 open Expecto
 open FsCheck
 open LoRASub.Tests.Probe

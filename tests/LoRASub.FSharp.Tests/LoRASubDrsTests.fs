@@ -7,13 +7,11 @@ open LoRASub.Subspace
 open LoRASub.Train
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings
 open LoRASub.Run
-open LoRASub.Fluent
 open Expecto
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators

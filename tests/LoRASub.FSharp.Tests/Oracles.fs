@@ -2,9 +2,7 @@
 module LoRASub.Tests.Oracles
 
 open System
-open LoRASub.Subspace
 open LoRASub.Backbone
-open LoRASub.Heads
 
 let private length1, length2 = Array2D.length1, Array2D.length2
 

@@ -2,7 +2,6 @@ module LoRASub.Tests.ProductTests
 
 open LoRASub.Core
 open LoRASub.Backbone
-open LoRASub.Data
 open Expecto
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators

@@ -3,7 +3,6 @@ module LoRASub.Tests.ProjectedTests
 open LoRASub.Core
 open LoRASub.Subspace
 open LoRASub.Train
-open LoRASub.Heads
 open Expecto
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators

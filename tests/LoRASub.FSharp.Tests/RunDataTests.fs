@@ -5,7 +5,6 @@ open System.IO
 open System.Text.Json.Nodes
 open LoRASub.Core
 open LoRASub.Files
-open LoRASub.Subspace
 open LoRASub.Methods
 open LoRASub.Measure
 open LoRASub.Run

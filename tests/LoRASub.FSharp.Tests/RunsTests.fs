@@ -6,7 +6,6 @@ open System.IO
 open System.Text.Json.Nodes
 open LoRASub.Native
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Learn
 open LoRASub.Run
 open Expecto

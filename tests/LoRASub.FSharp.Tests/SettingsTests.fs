@@ -2,10 +2,8 @@ module LoRASub.Tests.SettingsTests
 
 open System.Text.Json
 open LoRASub.Subspace
-open LoRASub.Train
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Settings
 open Expecto

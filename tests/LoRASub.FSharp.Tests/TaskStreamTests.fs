@@ -6,7 +6,6 @@ open System.IO
 open LoRASub.Core
 open LoRASub.Data
 open LoRASub.Report
-open LoRASub.Fluent
 open Expecto
 open FsCheck
 open LoRASub.Tests.Probe

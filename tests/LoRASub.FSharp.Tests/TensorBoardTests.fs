@@ -3,7 +3,6 @@ module LoRASub.Tests.TensorBoardTests
 open System
 open System.IO
 open LoRASub.Core
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings

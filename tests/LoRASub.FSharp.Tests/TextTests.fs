@@ -6,7 +6,6 @@ open System.Text
 open System.Text.Json.Nodes
 open LoRASub.Core
 open LoRASub.Files
-open LoRASub.Report
 open Expecto
 open FsCheck
 open FsCheck.FSharp

@@ -1,7 +1,6 @@
 module LoRASub.Tests.VisionTransformerTests
 
 open LoRASub.Core
-open LoRASub.Subspace
 open LoRASub.Train
 open LoRASub.Backbone
 open LoRASub.Data

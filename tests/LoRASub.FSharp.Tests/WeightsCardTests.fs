@@ -3,7 +3,6 @@ module LoRASub.Tests.WeightsCardTests
 open System.IO
 open LoRASub.Files
 open LoRASub.Backbone
-open LoRASub.Heads
 open Expecto
 open FsCheck
 open LoRASub.Tests.Check

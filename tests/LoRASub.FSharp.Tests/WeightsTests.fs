@@ -4,7 +4,6 @@ open System
 open System.IO
 open LoRASub.Core
 open LoRASub.Files
-open LoRASub.Subspace
 open LoRASub.Backbone
 open LoRASub.Heads
 open Expecto

@@ -1,7 +1,6 @@
 namespace LoRASub.Backbone
 
 open LoRASub.Core
-open LoRASub.Subspace
 open TorchSharp
 
 /// y = x·Wᵀ + b, with W [out, in].

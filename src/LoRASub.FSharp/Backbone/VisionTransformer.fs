@@ -2,7 +2,6 @@ namespace LoRASub.Backbone
 
 open System
 open LoRASub.Core
-open LoRASub.Subspace
 open TorchSharp
 
 [<ReferenceEquality>]

@@ -5,7 +5,6 @@ open System.Globalization
 open LoRASub.Core
 open LoRASub.Native
 open LoRASub.Files
-open LoRASub.Subspace
 open TorchSharp
 
 /// What a weights file leaves open.

@@ -1,6 +1,5 @@
 namespace LoRASub.Methods
 
-open LoRASub.Subspace
 open LoRASub.Backbone
 
 /// The baseline that adapts the network to each task in turn without protecting earlier ones: LoRA-Sub-DRS without

@@ -2,7 +2,6 @@ namespace LoRASub.Report
 
 open System
 open System.Text
-open LoRASub.Methods
 open LoRASub.Measure
 open LoRASub.Settings
 open LoRASub.Run

@@ -4,10 +4,8 @@ open System
 open System.IO
 open LoRASub.Core
 open LoRASub.Files
-open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Heads
-open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings

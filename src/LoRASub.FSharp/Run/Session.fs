@@ -5,7 +5,6 @@ open System.Diagnostics
 open System.IO
 open LoRASub.Core
 open LoRASub.Files
-open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings
 

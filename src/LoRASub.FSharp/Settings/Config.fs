@@ -6,7 +6,6 @@ open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Settings.ConfigSection
 
 /// sources.json.

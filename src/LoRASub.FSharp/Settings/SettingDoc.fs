@@ -1,6 +1,5 @@
 namespace LoRASub.Settings
 
-open LoRASub.Heads
 
 /// What help and documentation say about a setting, from its row and the presets.
 [<RequireQualifiedAccess>]

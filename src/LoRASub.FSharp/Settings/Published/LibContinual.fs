@@ -1,7 +1,5 @@
 namespace LoRASub.Settings
 
-open LoRASub.Core
-open LoRASub.Heads
 open LoRASub.Settings.ConfigSection
 
 /// LibContinual's YAML for this method.

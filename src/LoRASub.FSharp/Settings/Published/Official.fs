@@ -1,7 +1,5 @@
 namespace LoRASub.Settings
 
-open LoRASub.Core
-open LoRASub.Heads
 open LoRASub.Settings.ConfigSection
 
 /// The JSON of the method's authors.
