@@ -3,6 +3,7 @@ module LoRASub.Tests.VisionTransformerTests
 open LoRASub.Core
 open LoRASub.Train
 open LoRASub.Backbone
+open LoRASub.Measure
 open LoRASub.Data
 open LoRASub.Heads
 open LoRASub.Fluent
@@ -240,6 +241,21 @@ let private differentiate (c: Network) (vit: VisionTransformer) =
 let private exampleWith f =
     fun () -> let vit = build example.Plain in f vit example.Batch |> ignore
 
+/// The class token after each block, and the feature.
+type private ByBlock =
+    {
+        Blocks: torch.Tensor[]
+        Output: torch.Tensor
+    }
+
+let private featuresByBlock adapters (vit: VisionTransformer) images : ByBlock =
+    let found = VisionTransformer.tokens (ClassMoments.parts vit) adapters vit images
+
+    {
+        Blocks = Array.take vit.Blocks.Length found
+        Output = Array.last found
+    }
+
 [<Tests>]
 let tests =
     testList
@@ -257,7 +273,7 @@ let tests =
                         Lora = lora c.PlainLora
                     }
 
-                let found = VisionTransformer.featuresByBlock adapters vit c.Batch
+                let found = featuresByBlock adapters vit c.Batch
                 closeTensors "output" (VisionTransformer.features adapters vit c.Batch) found.Output
                 Expect.hasLength found.Blocks c.Depth "one per block")
 
@@ -266,7 +282,7 @@ let tests =
                 "a block's class token, normed, is the feature of the network cut after it"
                 (fun (c: Network) ->
                     let vit = build c.Plain
-                    let found = VisionTransformer.featuresByBlock (bare vit) vit c.Batch
+                    let found = featuresByBlock (bare vit) vit c.Batch
 
                     for i in 0 .. c.Depth - 1 do
                         let cut =
@@ -335,7 +351,7 @@ let tests =
                             Lora = lora wide.PlainLora
                         }
 
-                    let whole = VisionTransformer.featuresByBlock adapters vit images
+                    let whole = featuresByBlock adapters vit images
                     let gather all _ (x: torch.Tensor) = Array.append all [| x |]
 
                     let inputs =
@@ -350,7 +366,7 @@ let tests =
 
                     for i in [ 0; 23; 24; 69 ] do
                         let one = images.narrow (0L, int64 i, 1L)
-                        let alone = VisionTransformer.featuresByBlock adapters vit one
+                        let alone = featuresByBlock adapters vit one
                         closeTensors $"image {i}" alone.Output (whole.Output.narrow (0L, int64 i, 1L))
 
                         for b in 0 .. wide.Depth - 1 do
@@ -532,7 +548,7 @@ let tests =
 
                     let features = VisionTransformer.features adapters vit example.Batch
                     Expect.equal features.dtype torch.float32 "type"
-                    let found = VisionTransformer.featuresByBlock adapters vit example.Batch
+                    let found = featuresByBlock adapters vit example.Batch
                     let wide (t: torch.Tensor) = numbers (t.``to`` float64)
                     // products in bfloat16 may be rounded another way
                     closeTo 0.05 "output by block" (wide features) (wide found.Output)
@@ -608,9 +624,9 @@ let tests =
                          use _ = torch.no_grad ()
                          [ VisionTransformer.features adapters vit images ])
 
-                     noLeaks "featuresByBlock" inputs (fun (vit, adapters, images) ->
-                         use _ = torch.no_grad ()
-                         Features.leaves (VisionTransformer.featuresByBlock adapters vit images))
+                     noLeaks "tokens by block" inputs (fun (vit, adapters, images) ->
+                         let found = featuresByBlock adapters vit images
+                         Seq.append found.Blocks [ found.Output ])
 
                      noLeaks "the gradient of features" inputs (fun (vit, adapters, images) ->
                          let f (ps: torch.Tensor[]) =

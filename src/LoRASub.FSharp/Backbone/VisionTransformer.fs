@@ -74,20 +74,6 @@ type EmbeddingPart =
         FinalNorm: bool
     }
 
-/// Class tokens of a batch on their way through the network, all in the master format.
-[<ReferenceEquality>]
-type Features =
-    {
-        /// Per block, its class token [B, d], before the final norm.
-        Blocks: torch.Tensor[]
-        /// [B, d]: the class token after the final norm, of which prototypes are made.
-        Output: torch.Tensor
-    }
-
-[<RequireQualifiedAccess>]
-module Features =
-    let leaves: Leaves<Features> = fun f -> Seq.append f.Blocks [ f.Output ]
-
 /// A plain Vision Transformer (Dosovitskiy et al. 2021, in timm's form: pre-norm, class token, learned positions).
 /// Frozen; a value shared by every learner on it.
 [<ReferenceEquality>]
@@ -571,34 +557,6 @@ module VisionTransformer =
     /// depth.</exception>
     let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
         (tokens [| output vit |] adapters vit images)[0]
-
-    /// <summary>`features` and the class token after each block, in the same pass.</summary>
-    /// <param name="adapters">The network's adapters, borrowed.</param>
-    /// <param name="vit">The backbone, borrowed.</param>
-    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
-    /// <returns>Class tokens [n, d] in the master format, owned by the caller.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">As for `features`.</exception>
-    let featuresByBlock (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : Features =
-        let depth = vit.Blocks.Length
-
-        let parts =
-            [|
-                for block in 1..depth do
-                    {
-                        Block = block
-                        Tokens = Tokens.Class
-                        FinalNorm = false
-                    }
-
-                output vit
-            |]
-
-        let found = tokens parts adapters vit images
-
-        {
-            Blocks = Array.take depth found
-            Output = found[depth]
-        }
 
     /// Folds `visit` over the attention inputs [b, N, d] of the blocks (the outputs of their first norms), in order,
     /// for one slice of the images after the other; nothing is computed beyond the last of them. `leaves` lists the
