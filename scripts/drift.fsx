@@ -35,9 +35,9 @@ let measure (folder: string) (settings: RunSettings) =
     let began = System.DateTime.UtcNow
 
     let outcome =
-        Session.start folder learner plan (Checkpoint.inputs plan) ignore (fun () -> false)
+        Session.start folder learner plan (CheckpointInputs.ofPlan plan) ignore (fun () -> false)
 
-    RunFolder.save folder plan began outcome
+    SavedRun.save folder plan began outcome
     (Drift.summary outcome.Drift.Value).Value
 
 let runs = Directory.CreateTempSubdirectory("lorasub-drift-").FullName

@@ -61,7 +61,7 @@ let smallPlan (tasks: int) (settings: RunSettings) : Plan =
     {
         Settings = settings
         Stream = TaskStream.create part ClassOrder.Natural tasks None
-        Backbone = Weights.load (Plan.backboneOptions settings) microVit
+        Backbone = Weights.load (Recipe.backboneOptions settings) microVit
         BackboneSha256 = ""
         References = [||]
     }

@@ -27,7 +27,7 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
         NativeError.during
             (fun () -> $"while scoring the learner in {folder}")
             $"use less memory with --batch below {settings.Batch}"
-            (fun () -> RunFolder.evaluate folder settings onBatch)
+            (fun () -> Evaluation.run folder settings onBatch)
 
     let rows =
         match Shell.canvas shell with

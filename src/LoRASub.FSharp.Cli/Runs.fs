@@ -73,7 +73,7 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Lear
     // save before printing, so that a closed pipe does not lose the run; print even if saving fails
     try
         folder
-        |> Option.iter (fun folder -> lock saving (fun () -> RunFolder.save folder plan began outcome))
+        |> Option.iter (fun folder -> lock saving (fun () -> SavedRun.save folder plan began outcome))
     with _ ->
         Shell.say shell results
         reraise ()
@@ -220,7 +220,7 @@ let private planNotes (config: MergedConfig) (plan: Plan) (header: TensorFileHea
 
     [
         yield! Config.backboneNotes config.Expected (int vit.Width) (int vit.Heads)
-        yield! Weights.notes (Plan.backboneOptions settings) card header
+        yield! Weights.notes (Recipe.backboneOptions settings) card header
         yield! Config.assumed config card header.Metadata
         yield!
             plan.Stream.Tasks
@@ -256,7 +256,7 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     let plan = Plan.loadChecking (Config.checkClasses config.Expected) settings
     use _ = Scope.own Plan.leaves plan
     command.Out |> Option.iter (requireOutside plan)
-    let inputs = Checkpoint.inputs plan
+    let inputs = CheckpointInputs.ofPlan plan
     let header = Safetensors.header settings.Backbone.Value
     let card = WeightsCard.read header
     let found = planNotes config plan header card
@@ -297,7 +297,7 @@ let private moved (folder: string) (changes: (string * string) list) =
     let saved = RunFolder.settings folder
     let now = List.fold (fun s (name, text) -> Settings.set name text s) saved changes
 
-    match Checkpoint.differences saved now with
+    match CheckpointInputs.differences saved now with
     | [] -> Assets.fill now
     | some ->
         let differences =
@@ -369,7 +369,7 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
         let plan = Plan.load settings
         use _ = Scope.own Plan.leaves plan
         requireOutside plan folder
-        let inputs = Checkpoint.inputs plan
+        let inputs = CheckpointInputs.ofPlan plan
         Shell.say shell (Display.header plan (torch.get_num_threads ()))
 
         keeping folder (fun () ->

@@ -109,7 +109,7 @@ let private literal (plan: Plan) () : Run =
 
         let batches task epoch =
             let options = Plan.batchOptions plan settings.Augmentation
-            TaskStream.trainBatches options (Plan.epochKey settings key task epoch) plan.Stream task
+            TaskStream.trainBatches options (Recipe.epochKey settings key task epoch) plan.Stream task
 
         let each (loaders: BatchLoader[]) visit =
             for load in loaders do

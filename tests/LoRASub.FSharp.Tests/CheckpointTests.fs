@@ -44,7 +44,7 @@ let private putDown (folder: string) (plan: Plan) (stop: int) =
 
     let pause _ state =
         if moment = stop then
-            Checkpoint.save folder learner plan (Checkpoint.inputs plan) stop (state ())
+            Checkpoint.save folder learner plan (CheckpointInputs.ofPlan plan) stop (state ())
             raise PutDown
 
         moment <- moment + 1
@@ -60,7 +60,7 @@ let private putDown (folder: string) (plan: Plan) (stop: int) =
 
 let private pickUp (folder: string) (plan: Plan) : Outcome =
     let learner = Tiny.learner plan
-    let struct (state, _) = Checkpoint.load folder learner plan (Checkpoint.inputs plan)
+    let struct (state, _) = Checkpoint.load folder learner plan (CheckpointInputs.ofPlan plan)
     Experiment.resume learner plan Tiny.silent (fun _ _ -> ()) state
 
 let private sameOutcome (what: string) (expected: Outcome) (actual: Outcome) =
@@ -165,7 +165,7 @@ let tests =
                             "another file, so that the first stands until the second is whole"
 
                         let struct (_, lines) =
-                            Checkpoint.load folder (Tiny.learner plan) plan (Checkpoint.inputs plan)
+                            Checkpoint.load folder (Tiny.learner plan) plan (CheckpointInputs.ofPlan plan)
 
                         Expect.equal lines 7 "lines of metrics"
                         Checkpoint.delete folder
@@ -292,7 +292,7 @@ let tests =
                 Probe.inFolder (fun folder ->
                     Scope.run (fun () ->
                         let plan = planOf settings
-                        let inputs = Checkpoint.inputs plan
+                        let inputs = CheckpointInputs.ofPlan plan
 
                         let gone: ImageSet -> ImageSet =
                             fun set ->

@@ -289,7 +289,7 @@ let contract (name: string) (make: VisionTransformer -> AnyMethod) : Test =
                             (TestFiles.numbers (scores.select (1L, after)))
 
                     let names = [| "a colour more" |]
-                    let options = Plan.learnOptions plan.Settings plan.Backbone 1
+                    let options = Recipe.learnOptions plan.Settings plan.Backbone 1
 
                     let images = Tiny.images "one more class" 5 [| 0; 0; 0 |]
                     let more = ImageTask.learn learner options names images ignore without

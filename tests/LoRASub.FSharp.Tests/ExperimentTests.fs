@@ -220,7 +220,7 @@ let tests =
                         [
                             for t in 0..2 do
                                 for epoch in -1 .. 3 ->
-                                    Plan.epochKey
+                                    Recipe.epochKey
                                         { threeTasks with
                                             Seeding = seeding
                                             Seed = 10L
@@ -236,7 +236,7 @@ let tests =
                     Expect.equal (List.distinct once).Length 15 "once: one key per task and epoch"
 
                     let at seed epoch =
-                        Plan.epochKey
+                        Recipe.epochKey
                             { threeTasks with
                                 Seeding = Seeding.EveryEpoch
                                 Seed = seed
@@ -313,7 +313,7 @@ let tests =
                         [ $"{what 4}"; $"{what 4}"; $"{what 1}" ]
 
                     let epoch number =
-                        let rate = (Plan.rates settings number).Network
+                        let rate = (Recipe.rates settings number).Network
                         batches (fun n -> $"update {n} at {rate}")
 
                     Expect.equal

@@ -232,7 +232,7 @@ let tests =
 
                     Scope.run (fun () ->
                         let plan = Plan.load settings
-                        RunFolder.save out plan DateTime.UtcNow (Tiny.run plan)
+                        SavedRun.save out plan DateTime.UtcNow (Tiny.run plan)
                         use classifier = ContinualClassifier.Load(out, settings.Backbone.Value, options ())
 
                         let names =

@@ -82,7 +82,7 @@ let tests =
                     "classes"
 
                 Expect.equal
-                    (RunFolder.lastRow (Path.Combine(folder, "seed-3")))
+                    (Evaluation.lastRow (Path.Combine(folder, "seed-3")))
                     (Array.last run.Matrix)
                     "last row"
 

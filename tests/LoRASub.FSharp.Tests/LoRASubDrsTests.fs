@@ -682,7 +682,7 @@ let tests =
                         for epoch in 0..9 do
                             let struct (next, _) =
                                 learner.Update
-                                    (Plan.rates plan.Settings epoch)
+                                    (Recipe.rates plan.Settings epoch)
                                     (batchOf plan task 0)
                                     training
 

@@ -31,7 +31,7 @@ let private withRun
         let out = Path.Combine(folder, "out", "deep")
 
         run settings (fun plan outcome ->
-            RunFolder.save out plan DateTime.UtcNow outcome
+            SavedRun.save out plan DateTime.UtcNow outcome
             test folder out settings outcome))
 
 let private summary (out: string) =
@@ -39,7 +39,7 @@ let private summary (out: string) =
 
 let private number (json: JsonObject) (name: string) = json[name].GetValue<float>()
 
-let private evaluate out settings = RunFolder.evaluate out settings ignore
+let private evaluate out settings = Evaluation.run out settings ignore
 
 let private sameScores (outcome: Outcome) (rechecks: Recheck[]) =
     Expect.equal (rechecks |> Array.map _.Now) (Array.last outcome.Matrix) "scores"
@@ -159,7 +159,7 @@ let tests =
                 "evaluation counts its batches"
                 (withRun id (fun _ out settings _ ->
                     let mutable batches = 0
-                    RunFolder.evaluate out settings (fun () -> batches <- batches + 1) |> ignore
+                    Evaluation.run out settings (fun () -> batches <- batches + 1) |> ignore
                     Expect.equal batches 2 "15 test images in each of 2 tasks"))
 
             testCase "a stopped run is evaluated on what it learned" (fun () ->
@@ -185,7 +185,7 @@ let tests =
                     let out = Path.Combine(folder, "out")
 
                     run settings (fun plan outcome ->
-                        RunFolder.save out plan DateTime.UtcNow outcome
+                        SavedRun.save out plan DateTime.UtcNow outcome
                         File.Delete order
                         sameScores outcome (evaluate out (RunFolder.settings out))
                         // another order at its place does not count either
@@ -237,7 +237,7 @@ let tests =
 
                     run settings (fun plan outcome ->
                         refused [ out; "must not hold a run"; "--overwrite" ] (fun () ->
-                            RunFolder.save out plan DateTime.UtcNow outcome))))
+                            SavedRun.save out plan DateTime.UtcNow outcome))))
 
             testCase "a folder that cannot be one is refused, and a good one left untouched" (fun () ->
                 Probe.inFolder (fun folder ->
@@ -261,11 +261,11 @@ let tests =
 
                     run settings (fun plan outcome ->
                         refused [ "learner.json" ] (fun () ->
-                            RunFolder.save out plan DateTime.UtcNow outcome)
+                            SavedRun.save out plan DateTime.UtcNow outcome)
 
                         Expect.isFalse (File.Exists(RunFiles.summary out)) "summary"
                         Directory.Delete(LearnerFile.jsonPath out)
-                        RunFolder.save out plan DateTime.UtcNow outcome
+                        SavedRun.save out plan DateTime.UtcNow outcome
                         sameScores outcome (evaluate out settings))))
 
             testCase "a folder without a run is refused" (fun () ->
@@ -274,7 +274,7 @@ let tests =
                         RunFolder.settings folder |> ignore)
 
                     refused [ "summary.json"; "finished run"; "no such file" ] (fun () ->
-                        RunFolder.lastRow folder |> ignore)
+                        Evaluation.lastRow folder |> ignore)
 
                     File.WriteAllText(RunFiles.settings folder, "{\"rnak\": 3}")
                     refused [ "did you mean rank?" ] (fun () -> RunFolder.settings folder |> ignore)))

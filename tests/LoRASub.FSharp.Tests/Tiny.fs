@@ -143,7 +143,7 @@ let drsState (plan: Plan) (state: TaskState) : LoRASubDrs.State = Method.reveal 
 let prototypes (state: TaskState) : torch.Tensor =
     Head.reveal NearestMean.head state.Head |> ClassSums.means string
 
-let rates (plan: Plan) = Plan.rates plan.Settings 0
+let rates (plan: Plan) = Recipe.rates plan.Settings 0
 
 /// A task's own key.
 let taskKey (plan: Plan) (task: LearningTask) =
@@ -193,7 +193,7 @@ let sameState (what: string) (expected: TaskState) (actual: TaskState) =
 
 /// The record of a state as it would be saved.
 let record (plan: Plan) (state: TaskState) : LearnerFormat.Record =
-    LearnerFile.record
+    LearnerRecord.create
         (learner plan)
         state
         plan.Stream.Order

@@ -4,7 +4,9 @@ open System.Collections.Generic
 open LoRASub.Core
 open LoRASub.Native
 open LoRASub.Data
+open LoRASub.Heads
 open LoRASub.Methods
+open TorchSharp
 
 /// How tasks are learned from images.
 type LearnOptions =
@@ -22,7 +24,16 @@ type LearnOptions =
         PassKey: RandomKey -> LearningTask -> int -> RandomKey
     }
 
-/// Tasks made of labelled images.
+/// The best class of an image.
+[<Struct>]
+type BestClass =
+    {
+        /// Of the learner's classes.
+        Row: int
+        Score: float
+    }
+
+/// Tasks made of labelled images, and predictions for images.
 [<RequireQualifiedAccess>]
 module ImageTask =
 
@@ -126,3 +137,27 @@ module ImageTask =
             where
             "use less memory with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
             (fun () -> Scope.keep TaskState.leaves (fun () -> (TaskLoop.learn context state None).State))
+
+    /// The best class of each of some images of a set, under a model. Borrows all. Rejects as `Learner.predict`, and images
+    /// that cannot be read.
+    let predict learner (options: BatchOptions) (model: Model) (set: ImageSet) (positions: int[]) : BestClass[] =
+        let best (input: unit -> torch.Tensor) =
+            Scope.run (fun () ->
+                let scores = Learner.predict learner model (input ())
+                let rows = Scorer.best scores
+                let ofBest = scores.gather (1L, rows.unsqueeze 1L) // [n, 1]
+
+                Seq.map2
+                    (fun (row: int64) score -> { Row = int row; Score = score })
+                    (rows.cpu().data<int64>())
+                    (ofBest.``to``(torch.ScalarType.Float64).cpu().data<float>())
+                |> Array.ofSeq)
+
+        NativeError.during
+            (fun () -> "while predicting")
+            "use less memory with a smaller batch"
+            (fun () ->
+                positions
+                |> Array.chunkBySize options.BatchSize
+                |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) set
+                |> Array.collect best)

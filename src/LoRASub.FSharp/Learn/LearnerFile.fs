@@ -11,176 +11,11 @@ open LoRASub.Heads
 open LoRASub.Methods
 open TorchSharp
 
-/// The record of learner.json, and the older one.
-module LearnerFormat =
-
-    /// A learner on disk: all it needs to predict and to learn more, except the backbone and the tensors.
-    type Record =
-        {
-            Version: int
-            Method: string
-            Head: string
-            /// None: the class token at the output, as in version 1.
-            Embedding: SavedEmbedding option
-            State: SavedState
-            /// The data set's label of the class learned i-th, for all classes of a run; the ids otherwise.
-            ClassOrder: int[]
-            ImageSize: int
-            Channels: int
-            /// Black and white as the network sees them.
-            InputRange: float[]
-            Heads: int
-            /// Of the blocks' norms and of the final one.
-            NormEpsilon: float[]
-            /// The settings that it was trained with, by name.
-            Settings: Dictionary<string, string>
-            /// SHA-256 of the backbone's file, in lower-case hexadecimal.
-            BackboneSha256: string
-            TensorsSha256: string
-        }
-
-    /// Version 1: one method, one head, one mean per class.
-    type Version1 =
-        {
-            Method: string
-            FinishedTasks: int
-            TaskSizes: int[]
-            ClassNames: string[]
-            ClassOrder: int[]
-            PrototypeClasses: int[]
-            RandomKey: string
-            ImageSize: int
-            Channels: int
-            InputRange: float[]
-            Heads: int
-            NormEpsilon: float[]
-            BackboneSha256: string
-            TensorsSha256: string
-        }
-
-/// A learner as read from its folder: its tensors wait, on the CPU, for the backbone that they belong to.
-[<ReferenceEquality>]
-type SavedLearner =
-    {
-        Record: LearnerFormat.Record
-        Tensors: Map<string, torch.Tensor>
-        /// Of learner.json.
-        Path: string
-    }
-
-    member this.Input: ImageFormat =
-        {
-            Size = this.Record.ImageSize
-            Channels = this.Record.Channels
-            Low = this.Record.InputRange[0]
-            High = this.Record.InputRange[1]
-        }
-
-    member this.NormEpsilon: NormEpsilon =
-        {
-            Blocks = this.Record.NormEpsilon[0]
-            Final = this.Record.NormEpsilon[1]
-        }
-
-/// Reads learners of version 1.
-module private LearnerVersion1 =
-
-    let private checkClasses path (old: LearnerFormat.Version1) =
-        let classes = old.PrototypeClasses
-
-        if old.ClassNames.Length <> old.ClassOrder.Length then
-            let rule = $"needs a name for each of {old.ClassOrder.Length} classes"
-            Errors.reject path rule $"{old.ClassNames.Length}" ""
-
-        if
-            classes.Length > old.ClassOrder.Length
-            || classes <> Array.init classes.Length id
-        then
-            let rule =
-                $"prototype classes must be 0, 1, … in order, at most {old.ClassOrder.Length} of them"
-
-            Errors.reject path rule $"{List.ofArray classes}" ""
-
-        if
-            old.TaskSizes.Length <> old.FinishedTasks
-            || Array.sum old.TaskSizes <> classes.Length
-        then
-            let rule =
-                $"task sizes must be {old.FinishedTasks}, one per finished task, and add up to {classes.Length}"
-
-            Errors.reject path rule $"{List.ofArray old.TaskSizes}" ""
-
-    /// The record in today's form. Rejects a record that no program wrote.
-    let migrate (path: string) (old: LearnerFormat.Version1) : LearnerFormat.Record =
-        checkClasses path old
-
-        let tasks =
-            old.TaskSizes
-            |> Array.mapi (fun task size -> Array.create size task)
-            |> Array.concat
-
-        {
-            Version = 2
-            // its prototypes were those of a method then
-            Method =
-                if old.Method = "frozen-prototypes" then
-                    Frozen.info.Name
-                else
-                    old.Method
-            Head = NearestMean.head.Info.Name
-            Embedding = None
-            State =
-                {
-                    FinishedTasks = old.FinishedTasks
-                    Classes =
-                        tasks
-                        |> Array.mapi (fun row task ->
-                            {
-                                Id = row
-                                Name = old.ClassNames[row]
-                                Task = task
-                                Images = 1L // not known
-                            })
-                    NextId = tasks.Length
-                    RandomKey = old.RandomKey
-                }
-            ClassOrder = old.ClassOrder
-            ImageSize = old.ImageSize
-            Channels = old.Channels
-            InputRange = old.InputRange
-            Heads = old.Heads
-            NormEpsilon = old.NormEpsilon
-            Settings = Dictionary()
-            BackboneSha256 = old.BackboneSha256
-            TensorsSha256 = old.TensorsSha256
-        }
-
-    /// The tensors under today's names: a mean is the sum of one image.
-    let rename (tensors: Map<string, torch.Tensor>) : Map<string, torch.Tensor> =
-        let mine =
-            tensors
-            |> Map.toList
-            |> List.map (fun (name, tensor) -> $"method.{name}", tensor)
-
-        let sums =
-            match Map.tryFind "prototypes" tensors with
-            | Some means ->
-                [
-                    "head.sums", means
-                    "head.counts", torch.ones ([| means.shape[0] |], dtype = torch.ScalarType.Int64)
-                ]
-            | None -> []
-
-        Map.ofList (mine @ sums)
-
 /// Saves and loads learners: `learner.safetensors` holds the tensors, `learner.json` the rest and the hash of the tensors
 /// that belong to it. New tensors wait under a name of their own until the new JSON takes its name. That one step
 /// decides which learner the folder holds, so that a process killed at any moment leaves the old or the new one.
 [<RequireQualifiedAccess>]
 module LearnerFile =
-
-    [<Literal>]
-    let private Version = 2
 
     /// The JSON half; the tensors are beside it.
     let jsonPath (folder: string) = Path.Combine(folder, "learner.json")
@@ -251,33 +86,6 @@ module LearnerFile =
         use _ = hold ()
         work ()
 
-    /// The record of a learner, to be saved with its state. `order` holds the data set's label of the class learned i-th.
-    let record
-        (learner: Learner)
-        (state: TaskState)
-        (order: int[])
-        (input: ImageFormat)
-        (epsilon: NormEpsilon)
-        (backboneSha256: string)
-        (settings: (string * string) list)
-        : LearnerFormat.Record =
-        {
-            Version = Version
-            Method = learner.Method.Info.Name
-            Head = learner.Head.Info.Name
-            Embedding = Some(SavedEmbedding.ofEmbedding learner.Embedding)
-            State = SavedState.ofState state
-            ClassOrder = order
-            ImageSize = input.Size
-            Channels = input.Channels
-            InputRange = [| input.Low; input.High |]
-            Heads = learner.Backbone.Heads
-            NormEpsilon = [| epsilon.Blocks; epsilon.Final |]
-            Settings = Dictionary(dict settings)
-            BackboneSha256 = backboneSha256
-            TensorsSha256 = "" // known once they are written
-        }
-
     /// Writes a learner into a folder that exists, over an older one, which can be loaded until the new one can. A save
     /// that fails leaves the older one. Rejects a folder that cannot be written.
     let save (folder: string) (learner: Learner) (record: LearnerFormat.Record) (state: TaskState) : unit =
@@ -328,12 +136,12 @@ module LearnerFile =
         Json.read purpose path (fun root ->
             match (root.GetProperty "version").GetInt64() with
             | 1L -> struct (LearnerVersion1.migrate path (Json.toRecord<LearnerFormat.Version1> root), true)
-            | version when version = int64 Version ->
+            | version when version = int64 LearnerRecord.Version ->
                 struct (Json.toRecord<LearnerFormat.Record> root, false)
             | version ->
                 Errors.reject
                     path
-                    $"must be of version 1 to {Version}"
+                    $"must be of version 1 to {LearnerRecord.Version}"
                     $"version {version}"
                     "use the program that wrote it")
 
@@ -384,7 +192,7 @@ module LearnerFile =
 
     /// The learner that was saved, over its backbone, with settings for further tasks. Borrows the backbone. Rejects an
     /// unknown method or head, and an embedding that the backbone does not have.
-    let learner (backbone: VisionTransformer) (settings: LoRASubSettings) (saved: SavedLearner) : Learner =
+    let learner (backbone: VisionTransformer) settings (saved: SavedLearner) : Learner =
         let record = saved.Record
 
         let embedding =

@@ -417,17 +417,7 @@ module LoRASubDrs =
 
     /// What the projections retain.
     let diagnostics (training: Training<_>) : Diagnostics =
-        {
-            Retained =
-                training.Projections
-                |> Array.map (fun p ->
-                    {
-                        Rank = p.Rank
-                        Energy = p.Energy
-                        Condition = p.Condition
-                    })
-            Subspaces = training.Projections |> Array.map Subspace.ofProjection
-        }
+        Diagnostics.ofProjections training.Projections
 
     /// Merges the task's pairs into the deltas.
     let merge (training: Training<_>) : State =

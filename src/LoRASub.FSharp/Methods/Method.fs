@@ -71,6 +71,20 @@ type Diagnostics =
 module Diagnostics =
     let none = { Retained = [||]; Subspaces = [||] }
 
+    /// What the projection of each block retains. Borrows; owned by the caller.
+    let ofProjections (projections: Projection[]) : Diagnostics =
+        {
+            Retained =
+                projections
+                |> Array.map (fun p ->
+                    {
+                        Rank = p.Rank
+                        Energy = p.Energy
+                        Condition = p.Condition
+                    })
+            Subspaces = Array.map Subspace.ofProjection projections
+        }
+
     let leaves: Leaves<Diagnostics> =
         fun found -> Leaves.array Subspace.leaves found.Subspaces
 

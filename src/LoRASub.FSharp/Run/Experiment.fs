@@ -3,9 +3,7 @@ namespace LoRASub.Run
 open System
 open LoRASub.Core
 open LoRASub.Native
-open LoRASub.Train
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Measure
@@ -15,23 +13,6 @@ open TorchSharp
 /// Learns the tasks of a plan in turn and scores each state: the imperative shell around `TaskLoop`.
 [<RequireQualifiedAccess>]
 module Experiment =
-
-    // What needs less memory, in the words of the command line.
-    let private smaller (settings: RunSettings) =
-        let options =
-            [
-                if settings.Batch > 1 then
-                    $"--batch below {settings.Batch}"
-                if not settings.CheckpointActivations then
-                    "--checkpoint-activations"
-                if settings.Precision <> Precision.BFloat16 then
-                    "--precision bfloat16"
-            ]
-
-        if options.IsEmpty then
-            NativeError.moreMemory
-        else
-            "use less memory with " + String.concat ", or with " options
 
     // Runs work on a task: if it runs out of memory, the exception states how far the task was.
     let private reporting (plan: Plan) (clock: PhaseClock) onProgress (task: LearningTask) work =
@@ -54,7 +35,7 @@ module Experiment =
 
             $"in task {task.Index + 1} of {plan.Stream.Tasks.Length}{phase}"
 
-        NativeError.during what (smaller plan.Settings) (fun () -> work remembering)
+        NativeError.during what (Plan.lessMemory plan) (fun () -> work remembering)
 
     /// The state after one of a plan's tasks. Borrows the state; the next one is owned by the caller. Rejects as
     /// `TaskLoop.learn`.
@@ -63,116 +44,9 @@ module Experiment =
             let context = Plan.taskContext learner plan (PhaseClock()) state task
             (TaskLoop.learn context state None).State)
 
-    let private answers (plan: Plan) = TaskStream.answers plan.Stream
-
-    // A model's predictions for the test images of some tasks, and a fold over the tokens of some parts and the labels.
-    let private predictAnd leaves visit initial parts learner (plan: Plan) onBatch model tasks =
-        let options = Plan.batchOptions plan Augmentation.None
-
-        let step struct (found, state) (load: BatchLoader) =
-            onBatch ()
-
-            Scope.noGrad (Leaves.both Leaves.tensors leaves) (fun () ->
-                let batch = load ()
-                let struct (scores, tokens) = Learner.predictWith learner model parts batch.Images
-                let both = torch.stack [| batch.Labels; Scorer.best scores |] // [2, n]
-                struct (Array.append found [| both |], visit tokens batch.Labels state))
-
-        let ofTask state (task: LearningTask) =
-            Scope.keep (fun struct (_, state) -> leaves state) (fun () ->
-                let struct (found, state) =
-                    TaskStream.testBatches options plan.Stream task
-                    |> Scope.fold (Leaves.both Leaves.tensors leaves) step struct ([||], state)
-
-                let both = torch.cat(found, 1L).``to``(torch.ScalarType.Int32).cpu()
-                let row (i: int64) = both[i].data<int>().ToArray()
-
-                struct ({
-                            Task = task
-                            Truth = row 0L
-                            Predicted = row 1L
-                        },
-                        state))
-
-        let oneMore struct (predictions, state) task =
-            let struct (mine, state) = ofTask state task
-            struct (Array.append predictions [| mine |], state)
-
-        Scope.fold (fun struct (_, state) -> leaves state) oneMore struct ([||], initial) tasks
-
-    /// A model's predictions for the test images of some tasks. Borrows all; `onBatch` is called before each batch.
-    let predict learner plan (onBatch: unit -> unit) model (tasks: LearningTask[]) : TaskPredictions[] =
-        let struct (predictions, ()) =
-            predictAnd Leaves.none (fun _ _ () -> ()) () [||] learner plan onBatch model tasks
-
-        predictions
-
-    /// Scores of a model on the test images of some tasks. Borrows all; `onBatch` is called before each batch.
-    let score learner plan onBatch model tasks : Score[] =
-        predict learner plan onBatch model tasks
-        |> Array.map (TaskPredictions.score (answers plan))
-
-    // Predictions on all tasks so far, and the moments of their classes where drift is measured.
-    let private predictSeen learner (plan: Plan) (clock: PhaseClock) measured onProgress onBatch state task =
-        let seen = plan.Stream.Tasks[.. task.Index]
-        let vit = plan.Backbone
-
-        let batches task =
-            let images = (TaskStream.testIndices plan.Stream task).Length
-            (images + plan.Settings.Batch - 1) / plan.Settings.Batch
-
-        let steps = Array.sumBy batches seen
-        let mutable finished = 0
-
-        let onBatch () =
-            onBatch ()
-
-            onProgress (
-                Learning(
-                    Steps
-                        {
-                            Task = task
-                            Phase = Phase.Predict
-                            Done = finished
-                            Steps = steps
-                            Epoch = 0
-                            Epochs = plan.Settings.EpochsOf task
-                            Loss = None
-                            Accuracy = None
-                        }
-                )
-            )
-
-            finished <- finished + 1
-
-        let none =
-            if measured then
-                Some(ClassMoments.zero (TaskState.classes state) vit.Blocks.Length vit.Width vit.Device)
-            else
-                None
-
-        let visit tokens labels moments =
-            moments |> Option.map (ClassMoments.observe tokens labels)
-
-        clock.Time Phase.Predict (fun () ->
-            Scope.keep (fun struct (_, moments) -> Leaves.option ClassMoments.leaves moments) (fun () ->
-                let model = Learner.deploy learner state
-                let parts = if measured then ClassMoments.parts vit else [||]
-                let leaves = Leaves.option ClassMoments.leaves
-                predictAnd leaves visit none parts learner plan onBatch model seen))
-
     // A class mean needs images that no training saw.
     let private canMeasureDrift (plan: Plan) =
         Set.isSubset (Set.ofArray plan.Stream.Order) (Set.ofArray plan.Stream.Dataset.Test.Labels)
-
-    let private heldRates (plan: Plan) =
-        plan.Stream.Tasks
-        |> Array.truncate 2
-        |> Array.choose (fun task ->
-            Schedule.heldFrom plan.Settings.ScheduleLength (plan.Settings.EpochsOf task)
-            |> Option.map (fun epoch ->
-                Notice
-                    $"task {task.Index + 1}: the learning rate stays constant from epoch {epoch} (end of schedule)"))
 
     /// Before the first task. Owned by the caller.
     let start (learner: Learner) (plan: Plan) : RunState =
@@ -190,20 +64,6 @@ module Experiment =
     let private measuresForward (plan: Plan) =
         plan.References |> Array.exists (fun reference -> not reference.Trained)
 
-    // The score on a task before it is learned: see `TaskRecord.Before`.
-    let private scoreBefore learner (plan: Plan) (clock: PhaseClock) onBatch (state: TaskState) task =
-        let loaders =
-            TaskStream.plainTrainBatches (Plan.batchOptions plan Augmentation.None) plan.Stream task
-            |> Array.map (fun load ->
-                fun () ->
-                    onBatch ()
-                    load ())
-
-        clock.Time Phase.Predict (fun () ->
-            Scope.run (fun () ->
-                let model = Learner.foresee learner task loaders state
-                (score learner plan onBatch model [| task |])[0]))
-
     // `next` replaces `previous`, whose other leaves are no longer needed.
     let private replacing leaves (previous: 'S) (next: 'S) =
         Scope.supersede leaves [ next ] previous
@@ -218,7 +78,7 @@ module Experiment =
                 let onBatch () =
                     onCheckpoint CheckpointPoint.BetweenSteps (fun () -> run)
 
-                let before = scoreBefore learner plan clock onBatch run.State task
+                let before = Scoring.scoreBefore learner plan clock onBatch run.State task
                 MemoryUse.now (), Some before
             | None -> MemoryUse.now (), None
 
@@ -264,7 +124,7 @@ module Experiment =
         let struct (predictions, moments) =
             let onBatch () = checkpoint CheckpointPoint.BetweenSteps
 
-            predictSeen learner plan clock run.Drift.IsSome onProgress onBatch run.State task
+            Scoring.predictSeen learner plan clock run.Drift.IsSome onProgress onBatch run.State task
 
         let drift =
             Option.map2
@@ -277,7 +137,7 @@ module Experiment =
         Scope.free (Leaves.option ClassMoments.leaves) moments
         Scope.free Diagnostics.leaves diagnostics
         means.Dispose()
-        let row = predictions |> Array.map (TaskPredictions.score (answers plan))
+        let row = predictions |> Array.map (Scoring.scoreOf plan)
         let after = MemoryUse.now ()
         onProgress (TaskEnds(task, row, after, Seq.sum clock.Seconds.Values))
 
@@ -302,7 +162,7 @@ module Experiment =
     let private notices (plan: Plan) (run: RunState) =
         [|
             yield! plan.Stream.Dataset.Notes |> Array.map Notice
-            yield! heldRates plan
+            yield! Plan.heldRates plan |> Array.map Notice
 
             if plan.Settings.Drift && run.Drift.IsNone then
                 Notice "drift is not measured: a class has no test image"

@@ -1,11 +1,9 @@
 namespace LoRASub.Run
 
 open LoRASub.Core
-open LoRASub.Train
+open LoRASub.Native
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
-open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings
@@ -38,25 +36,6 @@ module Plan =
         | "seed1993" -> ClassOrder.Seed1993
         | path -> ClassOrder.readFile path
 
-    /// The backbone options of the settings. Rejects a device that is absent.
-    let backboneOptions (settings: RunSettings) : BackboneOptions =
-        {
-            Heads = settings.Heads
-            ImageSize = settings.ImageSize
-            NormEpsilon = settings.NormEpsilon
-            Precision = settings.Precision
-            Device = Device.parse settings.Device
-            CheckpointActivations = settings.CheckpointActivations
-        }
-
-    /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
-    let learnerOver (backbone: VisionTransformer) (settings: RunSettings) : Learner =
-        Learner.create
-            backbone
-            (settings.ChosenMethod.Create backbone settings.Method)
-            (Heads.find settings.Head)
-            (Embedding.named settings.Embedding backbone)
-
     // All classes are one task for the upper bound.
     let private streamOf order (settings: RunSettings) dataset : TaskStream =
         if settings.ChosenMethod.Info.Joint then
@@ -72,7 +51,8 @@ module Plan =
             | Some path -> path
             | None -> Errors.reject name "must be given" "none" $"set {name}"
 
-        let options = backboneOptions settings
+        // rejects a device that is absent before anything is read
+        Recipe.backboneOptions settings |> ignore
         let references = settings.Reference |> List.map Reference.read |> Array.ofList
 
         let dataset =
@@ -82,16 +62,16 @@ module Plan =
         let stream = streamOf order settings dataset
 
         let backboneFile = needed "backbone" settings.Backbone
-        let backbone = Weights.load options backboneFile
+        let struct (backbone, sha256) = Recipe.openBackbone settings backboneFile
 
         try
-            learnerOver backbone settings |> ignore // rejects what does not fit the backbone
+            Recipe.learner backbone settings |> ignore // rejects what does not fit the backbone
 
             {
                 Settings = settings
                 Stream = stream
                 Backbone = backbone
-                BackboneSha256 = DataFile.sha256 backboneFile
+                BackboneSha256 = sha256
                 References = references
             }
         with _ ->
@@ -106,66 +86,23 @@ module Plan =
         loadFrom checkClasses (classOrder settings.ClassOrder) settings
 
     /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
-    /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load`, `Learner.create`. Owned by the caller.
+    /// fit; see `Datasets.load`, `TaskStream.create`, `Recipe.openBackbone`, `Learner.create`. Owned by the caller.
     let load (settings: RunSettings) : Plan =
         loadWith (classOrder settings.ClassOrder) settings
 
-    /// How images become batches for a backbone; the test transform where `augmentation` is None.
-    let batchOptionsFor (settings: RunSettings) (backbone: VisionTransformer) augmentation : BatchOptions =
-        let struct (low, high) = settings.InputRange
-
-        {
-            Format =
-                {
-                    Size = backbone.ImageSize
-                    Channels = backbone.Channels
-                    Low = low
-                    High = high
-                }
-            BatchSize = settings.Batch
-            Augmentation = augmentation
-            Cropping =
-                {
-                    Scale = settings.CropScale
-                    Ratio = settings.CropRatio
-                    TestResize = settings.TestResize
-                }
-            Device = backbone.Device
-            Dtype = Precision.compute backbone.Precision
-        }
-
     /// How this plan's images become batches; the test transform where `augmentation` is None.
-    let batchOptions (plan: Plan) (augmentation: Augmentation) : BatchOptions =
-        batchOptionsFor plan.Settings plan.Backbone augmentation
+    let batchOptions (plan: Plan) augmentation : BatchOptions =
+        Recipe.batchOptions plan.Settings plan.Backbone augmentation
 
-    /// The key of an epoch's shuffling and augmentation under a run's root key; epoch -1 is the observation.
-    let epochKey (settings: RunSettings) (root: RandomKey) (task: LearningTask) (epoch: int) : RandomKey =
-        match settings.Seeding with
-        | Seeding.EveryEpoch -> Rng.ofSeed (settings.Seed + int64 epoch) |> Rng.fold RandomBranch.Data
-        | Seeding.Once -> ImageTask.passKey root task epoch
+    /// `batchOptions` by the test transform.
+    let testOptions (plan: Plan) : BatchOptions =
+        Recipe.testOptions plan.Settings plan.Backbone
+
+    /// What counts as the correct answer for the class in each row.
+    let answers (plan: Plan) : int[] = TaskStream.answers plan.Stream
 
     /// The learner that the plan's settings name; borrows the plan's backbone.
-    let learner (plan: Plan) : Learner = learnerOver plan.Backbone plan.Settings
-
-    /// The learning rates of an epoch.
-    let rates (settings: RunSettings) (epoch: int) : Rates =
-        let rate baseRate =
-            Schedule.cosine baseRate settings.ScheduleLength epoch
-
-        {
-            Network = rate settings.Method.LearningRate
-            Classifier = rate settings.Method.HeadLearningRate
-        }
-
-    /// How tasks of this many epochs are learned over a backbone.
-    let learnOptions (settings: RunSettings) (backbone: VisionTransformer) (epochs: int) : LearnOptions =
-        {
-            Epochs = epochs
-            Rates = rates settings
-            Batch = batchOptionsFor settings backbone settings.Augmentation
-            AugmentLast = settings.PrototypeTransform = PrototypeTransform.Train
-            PassKey = epochKey settings
-        }
+    let learner (plan: Plan) : Learner = Recipe.learner plan.Backbone plan.Settings
 
     /// What a task of the plan is learned from.
     let taskContext
@@ -182,10 +119,38 @@ module Plan =
 
         ImageTask.context
             learner
-            (learnOptions plan.Settings plan.Backbone (plan.Settings.EpochsOf task))
+            (Recipe.learnOptions plan.Settings plan.Backbone (plan.Settings.EpochsOf task))
             set
             (TaskStream.trainIndices plan.Stream task)
             names
             task
             state
             clock
+
+    /// What to know of the learning rates, if anything, before the first task.
+    let heldRates (plan: Plan) : string[] =
+        plan.Stream.Tasks
+        |> Array.truncate 2
+        |> Array.choose (fun task ->
+            Recipe.heldFrom plan.Settings (plan.Settings.EpochsOf task)
+            |> Option.map (fun epoch ->
+                $"task {task.Index + 1}: the learning rate stays constant from epoch {epoch} (end of schedule)"))
+
+    /// What needs less memory, in the words of the command line.
+    let lessMemory (plan: Plan) : string =
+        let settings = plan.Settings
+
+        let options =
+            [
+                if settings.Batch > 1 then
+                    $"--batch below {settings.Batch}"
+                if not settings.CheckpointActivations then
+                    "--checkpoint-activations"
+                if settings.Precision <> Precision.BFloat16 then
+                    "--precision bfloat16"
+            ]
+
+        if options.IsEmpty then
+            NativeError.moreMemory
+        else
+            "use less memory with " + String.concat ", or with " options

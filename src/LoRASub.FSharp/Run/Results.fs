@@ -17,8 +17,6 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module Results =
 
-    let private answers (plan: Plan) = TaskStream.answers plan.Stream
-
     /// Which test images the last state took for what.
     let confusion (outcome: Outcome) : Confusion =
         let all (pick: TaskPredictions -> int[]) =
@@ -35,7 +33,7 @@ module Results =
             |> Array.collect (fun task -> Array.create task.Classes.Length task.Index)
 
         Confusion.classes
-            (answers plan)
+            (Plan.answers plan)
             order
             (order |> Array.map (fun label -> plan.Stream.Dataset.ClassNames[label]))
             tasks

@@ -4,20 +4,7 @@ open System
 open System.IO
 open LoRASub.Core
 open LoRASub.Files
-open LoRASub.Data
-open LoRASub.Heads
-open LoRASub.Learn
-open LoRASub.Measure
 open LoRASub.Settings
-
-/// A task's score now, beside the one that was saved.
-type Recheck =
-    {
-        Task: LearningTask
-        Now: Score
-        Saved: Score
-    }
-
 /// The folder of one run: settings.json before the first batch, a checkpoint and metrics.jsonl during the run, then
 /// learner and results and, last of all, summary.json. Each is written whole.
 [<RequireQualifiedAccess>]
@@ -110,10 +97,19 @@ module RunFolder =
 
             WholeFile.probe folder (nearest full))
 
+    /// Makes a folder for a run. Rejects one that cannot be made.
+    let make (folder: string) =
+        writable folder (fun () -> Directory.CreateDirectory folder |> ignore)
+
+    /// Rejects a folder that holds a finished run.
+    let refuseFinished (folder: string) =
+        if isFinished folder then
+            refuse folder "a finished one"
+
     /// Claims a folder, which it makes where needed, until disposed or until this process ends, however it ends: the
     /// lock is the system's on an open file, not the file itself. Rejects a folder that another process holds.
     let hold (folder: string) : IDisposable =
-        writable folder (fun () -> Directory.CreateDirectory folder |> ignore)
+        make folder
 
         try
             // exclusive: the system refuses a second handle
@@ -136,101 +132,7 @@ module RunFolder =
             RunFiles.present folder |> Array.except last |> Array.iter File.Delete
             List.iter File.Delete last)
 
-    // By position in the class order.
-    let private savedNames (plan: Plan) =
-        plan.Stream.Order
-        |> Array.map (fun label -> plan.Stream.Dataset.ClassNames[label])
-
-    // A finished run's learner as it is saved.
-    let private learnerRecord (plan: Plan) (outcome: Outcome) : LearnerFormat.Record =
-        LearnerFile.record
-            outcome.Learner
-            outcome.State
-            plan.Stream.Order
-            (Plan.batchOptions plan Augmentation.None).Format
-            plan.Settings.NormEpsilon
-            plan.BackboneSha256
-            [
-                for setting in Settings.all do
-                    match setting.Get plan.Settings with
-                    | Some text when not setting.FreeOnResume -> setting.Name, text
-                    | _ -> ()
-            ]
-
-    /// Writes a finished run that began at a time; summary.json comes last, so that its presence means the run is
-    /// complete, and the checkpoint goes. Makes the folder. Rejects one that holds a finished run.
-    let save (folder: string) (plan: Plan) (started: DateTime) (outcome: Outcome) : unit =
-        if isFinished folder then
-            refuse folder "a finished one"
-
-        writable folder (fun () -> Directory.CreateDirectory folder |> ignore)
-        Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
-        LearnerFile.save folder outcome.Learner (learnerRecord plan outcome) outcome.State
-        let names = savedNames plan
-        let classes = Results.classScores plan outcome
-        Json.write (RunFiles.classes folder) (Results.classes plan outcome)
-        Csv.write folder outcome.Matrix classes (Results.confusion outcome)
-
-        outcome.Drift
-        |> Option.iter (fun drift -> Json.write (RunFiles.drift folder) (Drift.toJson names drift))
-
-        Json.write (RunFiles.resources folder) (Results.resources plan started outcome)
-        Json.write (RunFiles.summary folder) (Results.summary plan outcome)
-        Checkpoint.delete folder
-
     /// The settings of a saved run, finished or not.
     let settings (folder: string) : RunSettings =
         let path = RunFiles.settings folder
         Json.read "the settings of a run" path (Settings.ofJson path)
-
-    /// The last row of a saved run's accuracy matrix.
-    let lastRow (folder: string) : Score[] =
-        let struct (summary, _) = SummaryFile.load (RunFiles.summary folder)
-        Array.last summary.CorrectAndTotal
-
-    /// Scores a saved learner again on every task it has learned, under `settings` (the saved ones, except what
-    /// belongs to the machine: paths, device, batch). `listen` counts test batches.
-    let evaluate (folder: string) (settings: RunSettings) (listen: unit -> unit) : Recheck[] =
-        let row = lastRow folder
-
-        // the order that was learned, even if its file was deleted
-        Scope.run (fun () ->
-            let saved = LearnerFile.load folder
-            let record = saved.Record
-            let order = ClassOrder.Explicit(saved.Path, record.ClassOrder)
-            let plan = Plan.loadWith order settings
-            LearnerFile.checkBackbone saved plan.BackboneSha256 (Option.get settings.Backbone)
-
-            if
-                saved.Input <> (Plan.batchOptions plan Augmentation.None).Format
-                || record.Heads <> plan.Backbone.Heads
-            then
-                let rule =
-                    "must agree with settings.json on image size, channels, input range and heads"
-
-                Errors.reject saved.Path rule "other values" ""
-
-            let learner = LearnerFile.learner plan.Backbone settings.Method saved
-            let state = LearnerFile.restore learner saved
-            let model = Learner.deploy learner state
-            let tasks = plan.Stream.Tasks |> Array.truncate state.Finished
-
-            if row.Length <> tasks.Length then
-                let rule = $"must have a last row of {tasks.Length} tasks, as the learner has"
-                Errors.reject (RunFiles.summary folder) rule $"{row.Length}" ""
-
-            let sizes = tasks |> Array.map _.Classes.Length
-
-            let learned = TaskState.taskSizes state
-
-            if sizes <> learned then
-                let rule = $"must cut the classes into tasks of {List.ofArray learned}"
-                Errors.reject (RunFiles.settings folder) rule $"{List.ofArray sizes}" ""
-
-            Experiment.score learner plan listen model tasks
-            |> Array.mapi (fun i score ->
-                {
-                    Task = tasks[i]
-                    Now = score
-                    Saved = row[i]
-                }))

@@ -138,8 +138,8 @@ module Session =
 
     /// Runs a plan from its beginning in a held folder that holds no run: saves the settings first, then learns as
     /// `Experiment.run`, with a checkpoint after each task and at an interval in minutes. `inputs` are
-    /// `Checkpoint.inputs` of the plan. `stopping` is called between any two steps: if true, the run is saved and ends with
-    /// RunStoppedException. The results are saved by `RunFolder.save`.
+    /// `CheckpointInputs.ofPlan` of the plan. `stopping` is called between any two steps: if true, the run is saved and ends with
+    /// RunStoppedException. The results are saved by `SavedRun.save`.
     let start folder (learner: Learner) (plan: Plan) inputs listen stopping : Outcome =
         Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
 

@@ -1,0 +1,105 @@
+namespace LoRASub.Fluent
+
+open System
+open System.Collections.Generic
+open System.IO
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Settings
+open TorchSharp
+
+/// The progress of learning, for a progress bar.
+[<Struct>]
+type LearningProgress =
+    {
+        /// observe, train or prototypes.
+        Phase: string
+        /// Steps done in this phase.
+        Done: int
+        /// Steps of this phase.
+        Total: int
+        /// Mean loss of the epoch so far; NaN where it was not read.
+        Loss: float
+    }
+
+/// Settings of a `ContinualClassifier`. Learning rates, rank, margin and weights default to the published ones of
+/// CIFAR-100; the input range and epsilon to those of most timm checkpoints.
+type ClassifierOptions() =
+    /// Passes over the images of each new group of classes.
+    member val Epochs = 5 with get, set
+    /// Images per step.
+    member val BatchSize = 128 with get, set
+    /// Rank of the low-rank pairs.
+    member val Rank = 10 with get, set
+    /// Base learning rate of the low-rank pairs.
+    member val LearningRate = 5e-4 with get, set
+    /// Base learning rate of the linear head that each group of classes is trained with.
+    member val HeadLearningRate = 2e-3 with get, set
+    /// Margin of the triplet loss.
+    member val Margin = 1.0 with get, set
+    /// Weight of the triplet loss.
+    member val TripletWeight = 0.05 with get, set
+    /// Share of the observed energy that the retained space holds, in (0, 1].
+    member val Energy = 0.99 with get, set
+    /// Random crops and flips of the training images; switch off for digits and text.
+    member val Augment = true with get, set
+    /// The value of a black pixel as the backbone was trained.
+    member val InputLow = -1.0 with get, set
+    /// The value of a white pixel as the backbone was trained.
+    member val InputHigh = 1.0 with get, set
+    /// Layer-norm epsilon that the backbone was trained with.
+    member val NormEpsilon = 1e-6 with get, set
+    /// Attention heads; 0: from the file or its width.
+    member val Heads = 0 with get, set
+    /// Height and width of the backbone's images in pixels; 0: from its positions.
+    member val ImageSize = 0 with get, set
+    /// "float32", "bfloat16" or "float64".
+    member val Precision = "float32" with get, set
+    /// Compute activations again for the gradient instead of keeping them: slower, in less memory.
+    member val CheckpointActivations = false with get, set
+    /// "cpu" or "cuda:N".
+    member val Device = "cpu" with get, set
+    /// The same seed, options and images give the same classifier.
+    member val Seed = 0L with get, set
+    /// Hears of the progress on the calling thread.
+    member val Progress: Action<LearningProgress> = null with get, set
+
+    member internal this.ToSettings(backbone: string) : RunSettings =
+        let positive n = if n > 0 then Some n else None
+        let preset = Preset.cifar100 Variant.LibContinual
+
+        { preset with
+            Backbone = Some backbone
+            Epochs = this.Epochs
+            Batch = this.BatchSize
+            Heads = positive this.Heads
+            ImageSize = positive this.ImageSize
+            NormEpsilon =
+                {
+                    Blocks = this.NormEpsilon
+                    Final = this.NormEpsilon
+                }
+            InputRange = struct (this.InputLow, this.InputHigh)
+            Augmentation =
+                if this.Augment then
+                    Augmentation.CropFlip
+                else
+                    Augmentation.None
+            PrototypeTransform = PrototypeTransform.Test
+            Seeding = Seeding.Once
+            CheckpointActivations = this.CheckpointActivations
+            Device = this.Device
+            Seed = this.Seed
+            Method =
+                { preset.Method with
+                    Rank = this.Rank
+                    LearningRate = this.LearningRate
+                    HeadLearningRate = this.HeadLearningRate
+                    Energy = this.Energy
+                    Margin = this.Margin
+                    TripletWeight = this.TripletWeight
+                }
+        }
+        |> Settings.set "precision" this.Precision

@@ -1,0 +1,221 @@
+namespace LoRASub.Fluent
+
+open System
+open System.Collections.Generic
+open System.IO
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open LoRASub.Run
+open TorchSharp
+
+/// The class predicted for an image.
+[<Struct>]
+type Prediction =
+    {
+        ClassName: string
+        /// Cosine between the image's feature and the class's mean, in [-1, 1].
+        Similarity: float
+    }
+
+/// A classifier that learns new classes from their images and keeps none of the images: the library's front door
+/// from C#. Holds native memory: dispose it. Not safe for use from several threads at once.
+/// Throws InputException for input that breaks a rule, and MemoryException, an OutOfMemoryException, where memory runs
+/// out in main memory or on the GPU; the classifier then stays as it was.
+type ContinualClassifier
+    private (learner: Learner, settings: RunSettings, sha256: string, options: ClassifierOptions, initial) =
+    let backbone = learner.Backbone
+    let mutable state: TaskState = initial
+    let mutable model: Model option = None
+    let mutable sources: string list = []
+    let mutable disposed = false
+
+    let requireLive () =
+        ObjectDisposedException.ThrowIf(disposed, typeof<ContinualClassifier>)
+
+    let forgetModel () =
+        Option.iter (Scope.free Model.leaves) model
+        model <- None
+
+    let deployed () =
+        match model with
+        | Some model -> model
+        | None ->
+            let fresh = Scope.detach Model.leaves (Learner.deploy learner state)
+            model <- Some fresh
+            fresh
+
+    let replace (next: TaskState) =
+        forgetModel ()
+        Scope.supersede TaskState.leaves [ next ] state
+        state <- Scope.detach TaskState.leaves next
+
+    let onEvent (event: TaskEvent) =
+        match event with
+        | Steps step when not (isNull options.Progress) ->
+            options.Progress.Invoke
+                {
+                    Phase = Phase.name step.Phase
+                    Done = step.Done
+                    Total = step.Steps
+                    Loss = defaultArg step.Loss nan
+                }
+        | _ -> ()
+
+    // A classifier outlives the scopes of its caller.
+    static let opened
+        (settings: RunSettings)
+        (file: string)
+        options
+        (build: VisionTransformer -> struct (Learner * TaskState))
+        =
+        let struct (backbone, sha256) = Recipe.openBackbone settings file
+
+        try
+            let struct (learner, state) = build backbone
+            Scope.detach VisionTransformer.leaves backbone |> ignore
+            new ContinualClassifier(learner, settings, sha256, options, Scope.detach TaskState.leaves state)
+        with _ ->
+            Scope.free VisionTransformer.leaves backbone
+            reraise ()
+
+    /// A classifier that knows no class yet, over a frozen Vision Transformer in a safetensors file with timm's names.
+    static member Create(backbone: string, options: ClassifierOptions) : ContinualClassifier =
+        Given.value "backbone" backbone
+        Given.value "options" options
+        NativeBackend.ensureLoaded () |> ignore
+        let settings = options.ToSettings backbone
+
+        opened settings backbone options (fun vit ->
+            let learner = Recipe.learner vit settings
+            struct (learner, Learner.start learner (Rng.ofSeed options.Seed)))
+
+    /// `Create` with default options.
+    static member Create(backbone: string) : ContinualClassifier =
+        ContinualClassifier.Create(backbone, ClassifierOptions())
+
+    /// A saved classifier, over the backbone file that it was trained on. The image size, input range, heads and
+    /// epsilon are always the saved ones, not those of `options`.
+    static member Load(folder: string, backbone: string, options: ClassifierOptions) : ContinualClassifier =
+        Given.value "folder" folder
+        Given.value "backbone" backbone
+        Given.value "options" options
+        NativeBackend.ensureLoaded () |> ignore
+        use _ = torch.NewDisposeScope()
+        let saved = LearnerFile.load folder
+
+        let settings =
+            { options.ToSettings backbone with
+                InputRange = struct (saved.Input.Low, saved.Input.High)
+                ImageSize = Some saved.Input.Size
+                Heads = Some saved.Record.Heads
+                NormEpsilon = saved.NormEpsilon
+            }
+
+        LearnerFile.checkBackbone saved (DataFile.sha256 backbone) backbone
+
+        opened settings backbone options (fun vit ->
+            let learner = LearnerFile.learner vit settings.Method saved
+            struct (learner, LearnerFile.restore learner saved))
+
+    /// `Load` with default options.
+    static member Load(folder: string, backbone: string) : ContinualClassifier =
+        ContinualClassifier.Load(folder, backbone, ClassifierOptions())
+
+    /// Names of the classes that it knows, in the order learned.
+    member _.ClassNames: IReadOnlyList<string> = state.Classes |> Array.map _.Name :> _
+
+    /// Learns a group of new classes: `images` labelled 0, 1, … into `newClasses`. The images are not kept. Rejects a
+    /// name that is known, labels out of range and a class without images; the classifier then stays as it was.
+    member _.Learn(newClasses: IReadOnlyList<string>, images: ImageSet) : unit =
+        requireLive ()
+        Given.value "new classes" newClasses
+        Given.value "images" images
+        let names = Array.ofSeq newClasses
+        names |> Array.iter (Given.value "class name")
+
+        let options = Recipe.learnOptions settings backbone settings.Epochs
+        ImageTask.learn learner options names images onEvent state |> replace
+
+        // the current folder may change
+        sources <- Path.GetFullPath images.Source :: sources
+
+    /// Forgets a class: it is no longer predicted, and its statistics are gone. What the network learned from it stays.
+    /// Rejects a name that is not known.
+    member _.Forget(className: string) : unit =
+        requireLive ()
+        Given.value "class name" className
+
+        match state.Classes |> Array.tryFind (fun one -> one.Name = className) with
+        | Some one -> replace (Learner.forget learner one.Id state)
+        | None ->
+            let known = state.Classes |> Array.map _.Name |> List.ofArray
+            let advice = Errors.didYouMean known className
+
+            Errors.reject
+                $"class '{className}'"
+                "must be a class that the classifier knows"
+                "an unknown class"
+                advice
+
+    /// The best class of each image, at the given positions of a set.
+    member _.Predict(images: ImageSet, positions: int[]) : Prediction[] =
+        requireLive ()
+        Given.value "images" images
+        Given.value "positions" positions
+        let batching = Recipe.testOptions settings backbone
+
+        ImageTask.predict learner batching (deployed ()) images positions
+        |> Array.map (fun best ->
+            {
+                ClassName = state.Classes[best.Row].Name
+                Similarity = Math.Clamp(best.Score, -1.0, 1.0)
+            })
+
+    /// The best class of each image of a set.
+    member this.Predict(images: ImageSet) : Prediction[] =
+        Given.value "images" images
+        this.Predict(images, Array.init images.Labels.Length id)
+
+    /// Writes the classifier into a folder, made where it is missing: `learner.safetensors` and `learner.json`. A classifier
+    /// that is there already can be loaded until the new one can, whatever happens meanwhile. The backbone stays where
+    /// it is. Rejects a folder among the images that were learned.
+    member _.Save(folder: string) : unit =
+        requireLive ()
+        Given.value "folder" folder
+        sources |> List.iter (fun source -> ImageSet.requireOutside source folder)
+
+        try
+            Directory.CreateDirectory folder |> ignore
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException as e ->
+            Errors.reject folder "must be a folder that can be written" e.Message ""
+
+        let record =
+            LearnerRecord.create
+                learner
+                state
+                (state.Classes |> Array.map _.Id.Value)
+                (Recipe.testOptions settings backbone).Format
+                settings.NormEpsilon
+                sha256
+                []
+
+        LearnerFile.save folder learner record state
+
+    /// Frees the native memory; harmless to call again.
+    member _.Dispose() =
+        if not disposed then
+            disposed <- true
+            forgetModel ()
+            Scope.free TaskState.leaves state
+            Scope.free VisionTransformer.leaves backbone
+
+    interface IDisposable with
+        member this.Dispose() = this.Dispose()

@@ -1,0 +1,73 @@
+namespace LoRASub.Run
+
+open System
+open System.IO
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+/// A task's score now, beside the one that was saved.
+type Recheck =
+    {
+        Task: LearningTask
+        Now: Score
+        Saved: Score
+    }
+
+/// Scores the learner of a finished run again.
+[<RequireQualifiedAccess>]
+module Evaluation =
+
+    /// The last row of a saved run's accuracy matrix.
+    let lastRow (folder: string) : Score[] =
+        let struct (summary, _) = SummaryFile.load (RunFiles.summary folder)
+        Array.last summary.CorrectAndTotal
+
+    /// Scores a saved learner again on every task it has learned, under `settings` (the saved ones, except what
+    /// belongs to the machine: paths, device, batch). `listen` counts test batches.
+    let run (folder: string) (settings: RunSettings) (listen: unit -> unit) : Recheck[] =
+        let row = lastRow folder
+
+        // the order that was learned, even if its file was deleted
+        Scope.run (fun () ->
+            let saved = LearnerFile.load folder
+            let record = saved.Record
+            let order = ClassOrder.Explicit(saved.Path, record.ClassOrder)
+            let plan = Plan.loadWith order settings
+            LearnerFile.checkBackbone saved plan.BackboneSha256 (Option.get settings.Backbone)
+
+            if
+                saved.Input <> (Plan.testOptions plan).Format
+                || record.Heads <> plan.Backbone.Heads
+            then
+                let rule =
+                    "must agree with settings.json on image size, channels, input range and heads"
+
+                Errors.reject saved.Path rule "other values" ""
+
+            let learner = LearnerFile.learner plan.Backbone settings.Method saved
+            let state = LearnerFile.restore learner saved
+            let model = Learner.deploy learner state
+            let tasks = plan.Stream.Tasks |> Array.truncate state.Finished
+
+            if row.Length <> tasks.Length then
+                let rule = $"must have a last row of {tasks.Length} tasks, as the learner has"
+                Errors.reject (RunFiles.summary folder) rule $"{row.Length}" ""
+
+            let sizes = tasks |> Array.map _.Classes.Length
+
+            let learned = TaskState.taskSizes state
+
+            if sizes <> learned then
+                let rule = $"must cut the classes into tasks of {List.ofArray learned}"
+                Errors.reject (RunFiles.settings folder) rule $"{List.ofArray sizes}" ""
+
+            Scoring.score learner plan listen model tasks
+            |> Array.mapi (fun i score ->
+                {
+                    Task = tasks[i]
+                    Now = score
+                    Saved = row[i]
+                }))

@@ -1,0 +1,98 @@
+namespace LoRASub.Run
+
+open LoRASub.Core
+open LoRASub.Train
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Methods
+open LoRASub.Learn
+open LoRASub.Settings
+open TorchSharp
+
+/// What settings mean for a backbone: its options, the learner, its batches, keys and rates.
+[<RequireQualifiedAccess>]
+module Recipe =
+
+    /// The backbone options of the settings. Rejects a device that is absent.
+    let backboneOptions (settings: RunSettings) : BackboneOptions =
+        {
+            Heads = settings.Heads
+            ImageSize = settings.ImageSize
+            NormEpsilon = settings.NormEpsilon
+            Precision = settings.Precision
+            Device = Device.parse settings.Device
+            CheckpointActivations = settings.CheckpointActivations
+        }
+
+    /// The network in a file, and the file's SHA-256. Owned by the caller. Rejects what `Weights.load` rejects.
+    let openBackbone (settings: RunSettings) (file: string) : struct (VisionTransformer * string) =
+        Settings.check settings
+        let sha256 = DataFile.sha256 file
+        struct (Weights.load (backboneOptions settings) file, sha256)
+
+    /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
+    let learner (backbone: VisionTransformer) (settings: RunSettings) : Learner =
+        Learner.create
+            backbone
+            (settings.ChosenMethod.Create backbone settings.Method)
+            (Heads.find settings.Head)
+            (Embedding.named settings.Embedding backbone)
+
+    /// How images become batches for a backbone; the test transform where `augmentation` is None.
+    let batchOptions (settings: RunSettings) (backbone: VisionTransformer) augmentation : BatchOptions =
+        let struct (low, high) = settings.InputRange
+
+        {
+            Format =
+                {
+                    Size = backbone.ImageSize
+                    Channels = backbone.Channels
+                    Low = low
+                    High = high
+                }
+            BatchSize = settings.Batch
+            Augmentation = augmentation
+            Cropping =
+                {
+                    Scale = settings.CropScale
+                    Ratio = settings.CropRatio
+                    TestResize = settings.TestResize
+                }
+            Device = backbone.Device
+            Dtype = Precision.compute backbone.Precision
+        }
+
+    /// `batchOptions` by the test transform.
+    let testOptions (settings: RunSettings) (backbone: VisionTransformer) : BatchOptions =
+        batchOptions settings backbone Augmentation.None
+
+    /// The key of an epoch's shuffling and augmentation under a run's root key; epoch -1 is the observation.
+    let epochKey (settings: RunSettings) (root: RandomKey) (task: LearningTask) (epoch: int) : RandomKey =
+        match settings.Seeding with
+        | Seeding.EveryEpoch -> Rng.ofSeed (settings.Seed + int64 epoch) |> Rng.fold RandomBranch.Data
+        | Seeding.Once -> ImageTask.passKey root task epoch
+
+    /// The learning rates of an epoch.
+    let rates (settings: RunSettings) (epoch: int) : Rates =
+        let rate baseRate =
+            Schedule.cosine baseRate settings.ScheduleLength epoch
+
+        {
+            Network = rate settings.Method.LearningRate
+            Classifier = rate settings.Method.HeadLearningRate
+        }
+
+    /// How tasks of this many epochs are learned over a backbone.
+    let learnOptions (settings: RunSettings) (backbone: VisionTransformer) (epochs: int) : LearnOptions =
+        {
+            Epochs = epochs
+            Rates = rates settings
+            Batch = batchOptions settings backbone settings.Augmentation
+            AugmentLast = settings.PrototypeTransform = PrototypeTransform.Train
+            PassKey = epochKey settings
+        }
+
+    /// The first epoch of a task that holds the schedule's last rate, if there is one.
+    let heldFrom (settings: RunSettings) (epochs: int) : int option =
+        Schedule.heldFrom settings.ScheduleLength epochs

@@ -1,0 +1,128 @@
+namespace LoRASub.Run
+
+open System
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Heads
+open LoRASub.Learn
+open LoRASub.Measure
+open LoRASub.Settings
+open TorchSharp
+
+/// Predicts the test images of a plan's tasks and scores them.
+[<RequireQualifiedAccess>]
+module Scoring =
+
+    /// The score of predictions on a plan's test images.
+    let scoreOf (plan: Plan) (predictions: TaskPredictions) : Score =
+        TaskPredictions.score (TaskStream.answers plan.Stream) predictions
+
+    // A model's predictions for the test images of some tasks, and a fold over the tokens of some parts and the labels.
+    let private predictAnd leaves visit initial parts learner (plan: Plan) onBatch model tasks =
+        let options = Plan.batchOptions plan Augmentation.None
+
+        let step struct (found, state) (load: BatchLoader) =
+            onBatch ()
+
+            Scope.noGrad (Leaves.both Leaves.tensors leaves) (fun () ->
+                let batch = load ()
+                let struct (scores, tokens) = Learner.predictWith learner model parts batch.Images
+                let both = torch.stack [| batch.Labels; Scorer.best scores |] // [2, n]
+                struct (Array.append found [| both |], visit tokens batch.Labels state))
+
+        let ofTask state (task: LearningTask) =
+            Scope.keep (fun struct (_, state) -> leaves state) (fun () ->
+                let struct (found, state) =
+                    TaskStream.testBatches options plan.Stream task
+                    |> Scope.fold (Leaves.both Leaves.tensors leaves) step struct ([||], state)
+
+                let both = torch.cat(found, 1L).``to``(torch.ScalarType.Int32).cpu()
+                let row (i: int64) = both[i].data<int>().ToArray()
+
+                struct ({
+                            Task = task
+                            Truth = row 0L
+                            Predicted = row 1L
+                        },
+                        state))
+
+        let oneMore struct (predictions, state) task =
+            let struct (mine, state) = ofTask state task
+            struct (Array.append predictions [| mine |], state)
+
+        Scope.fold (fun struct (_, state) -> leaves state) oneMore struct ([||], initial) tasks
+
+    /// A model's predictions for the test images of some tasks. Borrows all; `onBatch` is called before each batch.
+    let predict learner plan (onBatch: unit -> unit) model (tasks: LearningTask[]) : TaskPredictions[] =
+        let struct (predictions, ()) =
+            predictAnd Leaves.none (fun _ _ () -> ()) () [||] learner plan onBatch model tasks
+
+        predictions
+
+    /// Scores of a model on the test images of some tasks. Borrows all; `onBatch` is called before each batch.
+    let score learner plan onBatch model tasks : Score[] =
+        predict learner plan onBatch model tasks
+        |> Array.map (scoreOf plan)
+
+    // Predictions on all tasks so far, and the moments of their classes where drift is measured.
+    let internal predictSeen learner (plan: Plan) (clock: PhaseClock) measured onProgress onBatch state task =
+        let seen = plan.Stream.Tasks[.. task.Index]
+        let vit = plan.Backbone
+
+        let batches task =
+            let images = (TaskStream.testIndices plan.Stream task).Length
+            (images + plan.Settings.Batch - 1) / plan.Settings.Batch
+
+        let steps = Array.sumBy batches seen
+        let mutable finished = 0
+
+        let onBatch () =
+            onBatch ()
+
+            onProgress (
+                Learning(
+                    Steps
+                        {
+                            Task = task
+                            Phase = Phase.Predict
+                            Done = finished
+                            Steps = steps
+                            Epoch = 0
+                            Epochs = plan.Settings.EpochsOf task
+                            Loss = None
+                            Accuracy = None
+                        }
+                )
+            )
+
+            finished <- finished + 1
+
+        let none =
+            if measured then
+                Some(ClassMoments.zero (TaskState.classes state) vit.Blocks.Length vit.Width vit.Device)
+            else
+                None
+
+        let visit tokens labels moments =
+            moments |> Option.map (ClassMoments.observe tokens labels)
+
+        clock.Time Phase.Predict (fun () ->
+            Scope.keep (fun struct (_, moments) -> Leaves.option ClassMoments.leaves moments) (fun () ->
+                let model = Learner.deploy learner state
+                let parts = if measured then ClassMoments.parts vit else [||]
+                let leaves = Leaves.option ClassMoments.leaves
+                predictAnd leaves visit none parts learner plan onBatch model seen))
+
+    // The score on a task before it is learned: see `TaskRecord.Before`.
+    let internal scoreBefore learner (plan: Plan) (clock: PhaseClock) onBatch (state: TaskState) task =
+        let loaders =
+            TaskStream.plainTrainBatches (Plan.testOptions plan) plan.Stream task
+            |> Array.map (fun load ->
+                fun () ->
+                    onBatch ()
+                    load ())
+
+        clock.Time Phase.Predict (fun () ->
+            Scope.run (fun () ->
+                let model = Learner.foresee learner task loaders state
+                (score learner plan onBatch model [| task |])[0]))
