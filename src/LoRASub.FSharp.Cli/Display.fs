@@ -230,12 +230,20 @@ let header (plan: Plan) (threads: int) : string list =
     let setting name =
         Settings.toPairs settings |> List.find (fun (n, _) -> n = name) |> snd
 
-    let variant, precision = setting "variant", setting "precision"
+    let info = settings.ChosenMethod.Info
+    let precision = setting "precision"
+
+    let epochs, method =
+        if info.Trains then
+            $", epochs {settings.Epochs}",
+            $"""{info.Name}, {setting "variant"}, rank {settings.Method.Rank}"""
+        else
+            "", info.Name
 
     [
         $"data      {data.Name}: {Dataset.classes data} classes, {data.Train.Labels.Length} training and {data.Test.Labels.Length} test images"
-        $"tasks     {TaskStream.describeSizes sizes}{stop}, epochs {settings.Epochs}, batch {settings.Batch}"
-        $"method    {variant}, rank {settings.Method.Rank}, seed {settings.Seed}"
+        $"tasks     {TaskStream.describeSizes sizes}{stop}{epochs}, batch {settings.Batch}"
+        $"method    {method}, seed {settings.Seed}"
         $"""backbone  ViT, {Text.counted vit.Blocks.Length "block" "blocks"} of width {vit.Width}, {Text.counted vit.Heads "head" "heads"}, {vit.ImageSize} px in patches of {vit.PatchSize}"""
         $"""runs on   {settings.Device}, {Text.counted threads "thread" "threads"}, {precision}"""
         ""

@@ -214,6 +214,13 @@ let private requireOutside (plan: Plan) (folder: string) =
     for set in [ plan.Stream.Dataset.Train; plan.Stream.Dataset.Test ] do
         ImageSet.requireOutside set.Source folder
 
+let private isGiven (config: MergedConfig) name =
+    config.Sources
+    |> Array.exists (fun s ->
+        s.Name = name
+        && s.Source <> "default"
+        && not (s.Source.StartsWith("preset ", StringComparison.Ordinal)))
+
 // Notes about data and backbone, after reading them.
 let private planNotes (config: MergedConfig) (plan: Plan) (header: TensorFileHeader) (card: WeightsCard) =
     let settings, vit = plan.Settings, plan.Backbone
@@ -261,7 +268,17 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     let card = WeightsCard.read header
     let found = planNotes config plan header card
     Shell.notes shell found
-    let warnings = Config.contradiction settings card |> Option.toList
+    // the program's own data and backbone go with its own defaults
+    let isOwn name =
+        config.Sources
+        |> Array.exists (fun s -> s.Name = name && s.Source = "comes with the program")
+
+    let warnings =
+        if isOwn "data-path" && isOwn "backbone" && not (isGiven config "input-range") then
+            []
+        else
+            Config.contradiction settings card |> Option.toList
+
     Shell.warnings shell warnings
 
     // saved with the run as well

@@ -60,7 +60,10 @@ let private putDown (folder: string) (plan: Plan) (stop: int) =
 
 let private pickUp (folder: string) (plan: Plan) : Outcome =
     let learner = Tiny.learner plan
-    let struct (state, _) = Checkpoint.load folder learner plan (CheckpointInputs.ofPlan plan)
+
+    let struct (state, _) =
+        Checkpoint.load folder learner plan (CheckpointInputs.ofPlan plan)
+
     Experiment.resume learner plan Tiny.silent (fun _ _ -> ()) state
 
 let private sameOutcome (what: string) (expected: Outcome) (actual: Outcome) =

@@ -28,8 +28,8 @@ type Scorer =
 module Scorer =
     let leaves: Leaves<Scorer> = fun scorer -> scorer.Owned
 
-    /// The row of each best score, [n, classes] -> [n] int64: the first of those that rounding cannot tell from the
-    /// largest, because a matrix product gives equal classes unequal last digits. Borrows; owned by the caller.
+    /// The row of each best score, [n, classes] -> [n] int64: the first score within rounding error of the
+    /// largest, because a matrix product gives equal classes different last digits. Borrows; owned by the caller.
     let best (scores: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             let top = scores.amax ([| 1L |], keepdim = true)
@@ -48,7 +48,7 @@ type Head<'H> =
     {
         Info: HeadInfo
         Tree: Tree<'H>
-        /// Without classes, for embeddings of this many columns in this type on this device.
+        /// The state without classes: embedding width, dtype and device.
         Zero: int64 -> torch.ScalarType -> torch.Device -> 'H
         /// With rows for this many more classes.
         Grow: int -> 'H -> 'H

@@ -140,7 +140,13 @@ module ImageTask =
 
     /// The best class of each of some images of a set, under a model. Borrows all. Rejects as `Learner.predict`, and images
     /// that cannot be read.
-    let predict learner (options: BatchOptions) (model: Model) (set: ImageSet) (positions: int[]) : BestClass[] =
+    let predict
+        learner
+        (options: BatchOptions)
+        (model: Model)
+        (set: ImageSet)
+        (positions: int[])
+        : BestClass[] =
         let best (input: unit -> torch.Tensor) =
             Scope.run (fun () ->
                 let scores = Learner.predict learner model (input ())
@@ -153,11 +159,8 @@ module ImageTask =
                     (ofBest.``to``(torch.ScalarType.Float64).cpu().data<float>())
                 |> Array.ofSeq)
 
-        NativeError.during
-            (fun () -> "while predicting")
-            "use less memory with a smaller batch"
-            (fun () ->
-                positions
-                |> Array.chunkBySize options.BatchSize
-                |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) set
-                |> Array.collect best)
+        NativeError.during (fun () -> "while predicting") "use less memory with a smaller batch" (fun () ->
+            positions
+            |> Array.chunkBySize options.BatchSize
+            |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) set
+            |> Array.collect best)

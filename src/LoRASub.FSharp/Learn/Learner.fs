@@ -249,8 +249,7 @@ module Learner =
                     Head = learner.Head.Forget row state.Head
                 })
 
-    /// A model that knows a task's classes as well, learned by the head alone from the network as it is: what is known
-    /// of them before training. Borrows; owned by the caller.
+    /// A model extended with a task's classes by the head only, before the network trains on them. Borrows; owned by the caller.
     let foresee (learner: Learner) (task: LearningTask) (loaders: BatchLoader[]) (state: TaskState) : Model =
         Scope.noGrad Model.leaves (fun () ->
             let adapters = learner.Method.Adapters state.Method

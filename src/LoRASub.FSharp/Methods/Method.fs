@@ -18,7 +18,7 @@ type MethodInfo =
         Source: string
         /// What outlives a task, beside the head's sums.
         Stores: string
-        /// False where the network stays as it is and a task needs no epochs.
+        /// False if the method trains nothing; its tasks have no epochs.
         Trains: bool
         /// True for the upper bound that learns all classes as one task.
         Joint: bool

@@ -8,6 +8,7 @@ open LoRASub.Heads
 open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings
+
 /// A task's score now, beside the one that was saved.
 type Recheck =
     {

@@ -36,13 +36,6 @@ module Plan =
         | "seed1993" -> ClassOrder.Seed1993
         | path -> ClassOrder.readFile path
 
-    // All classes are one task for the upper bound.
-    let private streamOf order (settings: RunSettings) dataset : TaskStream =
-        if settings.ChosenMethod.Info.Joint then
-            TaskStream.create dataset order 1 None
-        else
-            TaskStream.create dataset order settings.Tasks settings.InitialClasses
-
     let private loadFrom (checkClasses: int -> unit) (order: ClassOrder) (settings: RunSettings) : Plan =
         Settings.check settings
 
@@ -59,7 +52,8 @@ module Plan =
             Datasets.loadWith (Settings.reading settings) settings.Data (needed "data-path" settings.DataPath)
 
         checkClasses dataset.ClassNames.Length
-        let stream = streamOf order settings dataset
+        let struct (tasks, initial) = settings.Split
+        let stream = TaskStream.create dataset order tasks initial
 
         let backboneFile = needed "backbone" settings.Backbone
         let struct (backbone, sha256) = Recipe.openBackbone settings backboneFile
@@ -102,7 +96,8 @@ module Plan =
     let answers (plan: Plan) : int[] = TaskStream.answers plan.Stream
 
     /// The learner that the plan's settings name; borrows the plan's backbone.
-    let learner (plan: Plan) : Learner = Recipe.learner plan.Backbone plan.Settings
+    let learner (plan: Plan) : Learner =
+        Recipe.learner plan.Backbone plan.Settings
 
     /// What a task of the plan is learned from.
     let taskContext

@@ -5,6 +5,7 @@ open System.IO
 open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Settings
+
 /// The folder of one run: settings.json before the first batch, a checkpoint and metrics.jsonl during the run, then
 /// learner and results and, last of all, summary.json. Each is written whole.
 [<RequireQualifiedAccess>]

@@ -6,6 +6,7 @@ open LoRASub.Files
 open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings
+
 /// The results and the learner of a finished run, in its folder.
 [<RequireQualifiedAccess>]
 module SavedRun =

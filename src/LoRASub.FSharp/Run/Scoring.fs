@@ -61,8 +61,7 @@ module Scoring =
 
     /// Scores of a model on the test images of some tasks. Borrows all; `onBatch` is called before each batch.
     let score learner plan onBatch model tasks : Score[] =
-        predict learner plan onBatch model tasks
-        |> Array.map (scoreOf plan)
+        predict learner plan onBatch model tasks |> Array.map (scoreOf plan)
 
     // Predictions on all tasks so far, and the moments of their classes where drift is measured.
     let internal predictSeen learner (plan: Plan) (clock: PhaseClock) measured onProgress onBatch state task =

@@ -309,7 +309,9 @@ module Config =
 
     /// The number of classes in each task, for a total number of classes. Rejects as `TaskStream.split`.
     let taskSizesOf (merged: MergedConfig) (classes: int) : int[] =
-        TaskStream.split merged.Settings.Tasks merged.Settings.InitialClasses (Array.init classes id)
+        let struct (tasks, initial) = merged.Settings.Split
+
+        TaskStream.split tasks initial (Array.init classes id)
         |> Array.map _.Classes.Length
 
     /// The number of classes in each task, where the number of classes is known without the data. Rejects tasks that

@@ -102,6 +102,13 @@ type RunSettings =
     member this.ChosenMethod: MethodRow =
         Methods.find (if this.Training then this.MethodName else Frozen.info.Name)
 
+    /// Number of tasks and classes of the first one: all classes are one task for a joint method.
+    member this.Split: struct (int * int option) =
+        if this.ChosenMethod.Info.Joint then
+            struct (1, None)
+        else
+            struct (this.Tasks, this.InitialClasses)
+
     /// Epochs of a task.
     member this.EpochsOf(task: LearningTask) =
         if not this.ChosenMethod.Info.Trains then

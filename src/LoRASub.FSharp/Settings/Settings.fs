@@ -291,7 +291,7 @@ module Settings =
 
     let private data =
         [
-            common "data" "one of lorasub data list" name
+            common "data" "data set name (see lorasub data list)" name
             |> field _.Data (fun v s -> { s with Data = v })
             common "data-path" "folder with the data set's files" folder
             |> field _.DataPath (fun v s -> { s with DataPath = v })
@@ -322,7 +322,7 @@ module Settings =
             row "image-size" "image side in pixels" (optional count)
             |> field _.ImageSize (fun v s -> { s with ImageSize = v })
             |> otherwise "from the weights"
-            row "norm-epsilon" "epsilon of the layer norms: in the blocks, and of the final one" normEpsilon
+            row "norm-epsilon" "layer-norm epsilon of the blocks and of the final norm" normEpsilon
             |> field
                 (fun s -> struct (s.NormEpsilon.Blocks, s.NormEpsilon.Final))
                 (fun (struct (blocks, final)) s ->
@@ -342,8 +342,7 @@ module Settings =
             |> freeOnResume
             row "stop-after" "stop after this many tasks" (optional count)
             |> field _.StopAfter (fun v s -> { s with StopAfter = v })
-            row "seed" "root of all random numbers" seed
-            |> field _.Seed (fun v s -> { s with Seed = v })
+            row "seed" "random seed" seed |> field _.Seed (fun v s -> { s with Seed = v })
         ]
 
     let private named (names: string list) =
@@ -361,19 +360,22 @@ module Settings =
             |> ofMethod _.Rank (fun v m -> { m with Rank = v })
             row "variant" "published code whose defaults apply" variant
             |> field _.Variant (fun v s -> { s with Variant = v })
-            row "b-init" "B at the start of a task" bInit
+            row "b-init" "initial value of B in each task" bInit
             |> ofMethod _.BInit (fun v m -> { m with BInit = v })
             row "margin" "margin of the triplet loss, between unit vectors" notNegative
             |> ofMethod _.Margin (fun v m -> { m with Margin = v })
             row "triplet-weight" "weight of the triplet loss" notNegative
             |> ofMethod _.TripletWeight (fun v m -> { m with TripletWeight = v })
-            row "norm-order" "order of the norm between features and prototypes in the triplet loss" order
+            row "norm-order" "norm order of feature-to-prototype distances in the triplet loss" order
             |> ofMethod _.NormOrder (fun v m -> { m with NormOrder = v })
             row "energy" "share of the second moment that is retained" share
             |> ofMethod _.Energy (fun v m -> { m with Energy = v })
-            row "update-scale" "scale of the projection: divided by its Frobenius norm, or not" updateScale
+            row "update-scale" "scaling of the projection: by its Frobenius norm, or none" updateScale
             |> ofMethod _.UpdateScale (fun v m -> { m with UpdateScale = v })
-            row "prototype-transform" "image transform for prototypes" prototypeTransform
+            row
+                "prototype-transform"
+                "transform of the images that prototypes are computed from"
+                prototypeTransform
             |> field _.PrototypeTransform (fun v s -> { s with PrototypeTransform = v })
             row "projection" "project updates" switch
             |> ofMethod _.Projection (fun v m -> { m with Projection = v })
@@ -381,7 +383,7 @@ module Settings =
             |> ofMethod _.Subtraction (fun v m -> { m with Subtraction = v })
             row "triplet" "add the triplet loss to cross-entropy" switch
             |> ofMethod _.Triplet (fun v m -> { m with Triplet = v })
-            row "training" "train; without, the method is frozen" switch
+            row "training" "train the network" switch
             |> field _.Training (fun v s -> { s with Training = v })
         ]
 
