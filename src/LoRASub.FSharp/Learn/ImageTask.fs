@@ -159,8 +159,11 @@ module ImageTask =
                     (ofBest.``to``(torch.ScalarType.Float64).cpu().data<float>())
                 |> Array.ofSeq)
 
-        NativeError.during (fun () -> "while predicting") "use less memory with a smaller batch" (fun () ->
-            positions
-            |> Array.chunkBySize options.BatchSize
-            |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) set
-            |> Array.collect best)
+        NativeError.during
+            (fun () -> "while predicting")
+            "use less memory with a smaller batch (BatchSize)"
+            (fun () ->
+                positions
+                |> Array.chunkBySize options.BatchSize
+                |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) set
+                |> Array.collect best)

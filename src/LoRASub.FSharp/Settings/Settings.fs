@@ -291,7 +291,7 @@ module Settings =
 
     let private data =
         [
-            common "data" "data set, see lorasub data list" name
+            common "data" "see lorasub data list" name
             |> field _.Data (fun v s -> { s with Data = v })
             common "data-path" "folder with the data set's files" folder
             |> field _.DataPath (fun v s -> { s with DataPath = v })
