@@ -423,6 +423,8 @@ let tests =
             for row in Methods.all do
                 contract row.Info.Name (fun vit -> row.Create vit Tiny.settings.Method)
 
+            contract "linear-probe" (ToyMethod.method' >> Method.hide)
+
             for name, change in variants do
                 contract name (fun vit -> Method.hide (LoRASubDrs.method' vit (change Tiny.settings.Method)))
         ]

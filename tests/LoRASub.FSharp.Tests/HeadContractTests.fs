@@ -206,4 +206,6 @@ let tests =
                 // it has no sums: its scores are a method's
                 if head.Info.Name <> Heads.logits.Info.Name then
                     contract head
+
+            contract (Head.hide ToyHead.head)
         ]
