@@ -32,6 +32,7 @@ module MlpAdapter =
             return { Down = down; Up = up; Scale = scale }
         }
 
+    /// The tensors of an adapter.
     let leaves: Leaves<MlpAdapter> = (tree 1.0).Leaves
 
     /// <summary>A fresh adapter that changes nothing yet, as in the paper's code: Down from U(−1/√d, 1/√d), which is

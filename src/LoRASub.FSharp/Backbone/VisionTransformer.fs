@@ -124,10 +124,11 @@ type Adapters =
 [<RequireQualifiedAccess>]
 module Adapters =
 
-    /// The effective weights. Pairs and MLP adapters belong to their method.
-    let leaves: Leaves<Adapters> =
-        fun adapters ->
-            Seq.append adapters.Qkv (Seq.collect (fun (w: Map<_, _>) -> w.Values) adapters.Weights)
+    /// <summary>The effective weights. Pairs and MLP adapters belong to their method.</summary>
+    /// <param name="adapters">The adapters.</param>
+    /// <returns>The tensors that they own.</returns>
+    let leaves (adapters: Adapters) : torch.Tensor seq =
+        Seq.append adapters.Qkv (Seq.collect (fun (w: Map<_, _>) -> w.Values) adapters.Weights)
 
     /// The tree of effective weights that are computed again when a value is read.
     let tree: Tree<Adapters> =

@@ -171,7 +171,7 @@ module internal LearnerVersion1 =
         Map.ofList (mine @ sums)
 
 [<RequireQualifiedAccess>]
-module LearnerRecord =
+module internal LearnerRecord =
 
     /// Of the format that is written.
     [<Literal>]

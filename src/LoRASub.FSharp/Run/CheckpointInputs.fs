@@ -48,8 +48,11 @@ module CheckpointInputs =
         let counts = scores |> Seq.map (fun score -> $"{score.Correct}/{score.Total}")
         $"{reference.Trained}:{String.Join(',', counts)}"
 
-    /// What decides a run's numbers beside its settings, by name: a checkpoint is compared with it. Reads sixteen images
-    /// of each split, and rejects those that are damaged: to be computed once, before the first batch.
+    /// <summary>What decides a run's numbers beside its settings, by name: a checkpoint is compared with it. To be computed
+    /// once, before the first batch: it reads sixteen images of each split.</summary>
+    /// <param name="plan">Borrowed.</param>
+    /// <returns>Names and texts, such as hashes.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">One of those images is damaged.</exception>
     let ofPlan (plan: Plan) : (string * string) list =
         [
             "backbone's SHA-256", plan.BackboneSha256
@@ -63,7 +66,10 @@ module CheckpointInputs =
             "number of threads", string (torch.get_num_threads ())
         ]
 
-    /// The settings in which two runs differ; paths of files and what else is written do not count.
+    /// <summary>The settings in which two runs differ, without those that may change when a run is resumed.</summary>
+    /// <param name="left">The settings of one run.</param>
+    /// <param name="right">The settings of the other.</param>
+    /// <returns>Each with its text in both.</returns>
     let differences (left: RunSettings) (right: RunSettings) : SettingDifference list =
         Settings.all
         |> List.filter (fun s -> not s.FreeOnResume)

@@ -21,13 +21,20 @@ type Recheck =
 [<RequireQualifiedAccess>]
 module Evaluation =
 
-    /// The last row of a saved run's accuracy matrix.
+    /// <summary>The last row of a saved run's accuracy matrix.</summary>
+    /// <param name="folder">Of a finished run.</param>
+    /// <returns>The score on the test images of each task.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder has no valid summary.json.</exception>
     let lastRow (folder: string) : Score[] =
         let struct (summary, _) = SummaryFile.load (RunFiles.summary folder)
         Array.last summary.CorrectAndTotal
 
-    /// Scores a saved learner again on every task it has learned, under `settings` (the saved ones, except what
-    /// belongs to the machine: paths, device, batch). `listen` counts test batches.
+    /// <summary>Scores a saved learner again on every task that it has learned.</summary>
+    /// <param name="folder">Of a finished run.</param>
+    /// <param name="settings">The saved ones, except what belongs to the machine: paths, device, batch.</param>
+    /// <param name="listen">Called before each test batch.</param>
+    /// <returns>For each task, the score now and the saved one.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The learner, the backbone or the data are not those of the run.</exception>
     let run (folder: string) (settings: RunSettings) (listen: unit -> unit) : Recheck[] =
         let row = lastRow folder
 

@@ -12,7 +12,7 @@ open TorchSharp
 
 /// What settings mean for a backbone: its options, the learner, its batches, keys and rates.
 [<RequireQualifiedAccess>]
-module Recipe =
+module internal Recipe =
 
     /// The backbone options of the settings. Rejects a device that is absent.
     let backboneOptions (settings: RunSettings) : BackboneOptions =

@@ -32,8 +32,13 @@ module SavedRun =
                     | _ -> ()
             ]
 
-    /// Writes a finished run that began at a time; summary.json comes last, so that its presence means the run is
-    /// complete, and the checkpoint goes. Makes the folder. Rejects one that holds a finished run.
+    /// <summary>Writes a finished run. summary.json comes last, so that its presence means the run is complete, and the
+    /// checkpoint goes. Makes the folder.</summary>
+    /// <param name="folder">Where to.</param>
+    /// <param name="plan">Of the run, borrowed.</param>
+    /// <param name="started">When it began, in UTC.</param>
+    /// <param name="outcome">What it left, borrowed.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder holds a finished run, or cannot be written.</exception>
     let save (folder: string) (plan: Plan) (started: DateTime) (outcome: Outcome) : unit =
         RunFolder.refuseFinished folder
 

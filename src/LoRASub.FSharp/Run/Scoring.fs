@@ -13,7 +13,10 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module Scoring =
 
-    /// The score of predictions on a plan's test images.
+    /// <summary>The score of predictions on a plan's test images.</summary>
+    /// <param name="plan">Says which classes count as the same answer.</param>
+    /// <param name="predictions">Of one task.</param>
+    /// <returns>How many are correct.</returns>
     let scoreOf (plan: Plan) (predictions: TaskPredictions) : Score =
         TaskPredictions.score (TaskStream.answers plan.Stream) predictions
 
@@ -52,14 +55,26 @@ module Scoring =
 
         Scope.fold (fun struct (_, state) -> leaves state) oneMore struct ([||], initial) tasks
 
-    /// A model's predictions for the test images of some tasks. Borrows all; `onBatch` is called before each batch.
+    /// <summary>A model's predictions for the test images of some tasks.</summary>
+    /// <param name="learner">The learner of the model, borrowed.</param>
+    /// <param name="plan">The plan of the tasks, borrowed.</param>
+    /// <param name="onBatch">Called before each batch.</param>
+    /// <param name="model">Borrowed.</param>
+    /// <param name="tasks">Tasks of the plan whose classes the model knows.</param>
+    /// <returns>For each task, the true and the predicted rows.</returns>
     let predict learner plan (onBatch: unit -> unit) model (tasks: LearningTask[]) : TaskPredictions[] =
         let struct (predictions, ()) =
             predictAnd Leaves.none (fun _ _ () -> ()) () [||] learner plan onBatch model tasks
 
         predictions
 
-    /// Scores of a model on the test images of some tasks. Borrows all; `onBatch` is called before each batch.
+    /// <summary>Scores of a model on the test images of some tasks.</summary>
+    /// <param name="learner">The learner of the model, borrowed.</param>
+    /// <param name="plan">The plan of the tasks, borrowed.</param>
+    /// <param name="onBatch">Called before each batch.</param>
+    /// <param name="model">Borrowed.</param>
+    /// <param name="tasks">Tasks of the plan whose classes the model knows.</param>
+    /// <returns>One score for each task.</returns>
     let score learner plan onBatch model tasks : Score[] =
         predict learner plan onBatch model tasks |> Array.map (scoreOf plan)
 
