@@ -46,6 +46,13 @@ let firstImages (classes: int) (each: int) (set: ImageSet) : ImageSet =
 
     ImageSet.select positions set
 
+/// Settings of a run of seconds.
+let quick =
+    { Preset.quick Variant.LibContinual with
+        Epochs = 2
+        Batch = 16
+    }
+
 /// A plan on the first classes of Fashion-MNIST and the small backbone, two classes to a task. Owned by the caller.
 let smallPlan (tasks: int) (settings: RunSettings) : Plan =
     let classes = 2 * tasks

@@ -50,7 +50,14 @@ let private start (script: string) : Task<Ended> =
     }
 
 let private names =
-    [| "two-tasks.fsx"; "ablation.fsx"; "retained-space.fsx"; "drift.fsx" |]
+    [|
+        "two-tasks.fsx"
+        "ablation.fsx"
+        "retained-space.fsx"
+        "drift.fsx"
+        "own-method.fsx"
+        "own-head.fsx"
+    |]
 
 let private all = lazy (names |> Array.map start |> Task.WhenAll)
 
@@ -100,6 +107,12 @@ let tests =
                     Expect.isLessThan (moved "confined") (moved "free") "movement"
                     let report = line "drift.fsx" @"^report: (.+), (\d+) bytes$"
                     Expect.isGreaterThan (float report.Groups[2].Value) 1e6 "a page with Plotly inside")
+
+            for script, name in [ "own-method.fsx", "fading"; "own-head.fsx", "centred" ] do
+                testCase $"{script} learns two tasks" (fun () ->
+                    let accuracy = line script $@"^{name}: accuracy ([\d.]+) %%$"
+                    // four classes: chance is 25
+                    Expect.isGreaterThan (float accuracy.Groups[1].Value) 50.0 "accuracy")
 
             testCase "retained-space states invariants that hold" (fun () ->
                 line "retained-space.fsx" @"^x ⟂ U_k keeps its image: A x = A₀ x +\d\.\de[+-]\d+$"

@@ -20,7 +20,8 @@ type Scorer =
     {
         /// The tensors that the scorer owns.
         Owned: torch.Tensor[]
-        /// Embeddings [n, D] -> scores [n, classes], the largest for the predicted class. Borrows; owned by the caller.
+        /// Embeddings [n, D] -> scores [n, classes], the largest for the predicted class. Uses no tensor but those of
+        /// `Owned`: the state that they were made from may be freed. Borrows; owned by the caller.
         Score: torch.Tensor -> torch.Tensor
     }
 

@@ -25,14 +25,17 @@ module Heads =
                 fun () ->
                     Errors.reject
                         "head logits"
-                        "must be used with a method that has logits"
-                        "another method"
-                        ""
+                        "must take its scores from a method's own classifier"
+                        "no method"
+                        "use `Learner.deploy`"
         }
 
     let all: AnyHead list = [ Head.hide NearestMean.head; Head.hide logits ]
 
     let names = all |> List.map _.Info.Name
+
+    /// Those that any method can have.
+    let selectable = names |> List.except [ logits.Info.Name ]
 
     /// The head of a name. Rejects an unknown one.
     let find (name: string) : AnyHead =

@@ -99,7 +99,8 @@ module Model =
 [<RequireQualifiedAccess>]
 module Learner =
 
-    let private isLogits (head: AnyHead) = head.Info.Name = Heads.logits.Info.Name
+    /// Whether the method's own classifier gives the scores.
+    let internal isLogits (head: AnyHead) = head.Info.Name = Heads.logits.Info.Name
 
     /// A learner over a backbone, which it borrows. Rejects an embedding that the backbone does not have, and the
     /// method's own logits of a method without them.
@@ -114,6 +115,17 @@ module Learner =
                 "must be of a method with a classifier of its own"
                 $"method {method.Info.Name}"
                 $"use one of {others}"
+
+        // a method's classifier takes the features that it was trained on
+        let isOutput =
+            embedding.Parts = (Embedding.output backbone).Parts && not embedding.Standardise
+
+        if isLogits head && not isOutput then
+            Errors.reject
+                $"head {head.Info.Name}"
+                "must be used with the embedding class-token"
+                "another embedding"
+                "choose another head or that embedding"
 
         {
             Backbone = backbone
@@ -154,19 +166,59 @@ module Learner =
                 }
         }
 
-    // Rejects a result of a user's function that is not [rows, columns] of finite numbers.
-    let private require subject (rows: int64) (columns: int64) (result: torch.Tensor) =
-        Shape.expect subject [ Axis.Is rows; Axis.Is columns ] result
+    // Rejects scores of a user's classifier that are not [n, classes] of finite numbers, one row per embedding.
+    let private checkScores
+        (learner: Learner)
+        (classes: int)
+        (embeddings: torch.Tensor)
+        (scores: torch.Tensor)
+        =
+        let subject =
+            if isLogits learner.Head then
+                $"scores of method {learner.Method.Info.Name}"
+            else
+                $"scores of head {learner.Head.Info.Name}"
 
-        if not (torch.is_floating_point result) then
-            Errors.reject subject "must be floating point" $"{result.dtype}" ""
+        Shape.expect subject [ Axis.Is embeddings.shape[0]; Axis.Is(int64 classes) ] scores
+        Shape.expectDevice subject embeddings scores
 
-        if not (Scope.run (fun () -> result.isfinite().all().item<bool>())) then
+        if not (torch.is_floating_point scores) then
+            Errors.reject subject "must be floating point" $"{scores.dtype}" ""
+
+        if not (Scope.run (fun () -> scores.isfinite().all().item<bool>())) then
             Errors.reject
                 subject
                 "must be finite"
                 "NaN or infinity"
                 "lower lr or head-lr, or use a wider precision"
+
+    /// <summary>The network of a method's state: `Method.Adapters`, checked against the backbone.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="state">The method's state, borrowed.</param>
+    /// <returns>Fused weights [3d, d] for each block, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The method gave another number of weights than blocks, a weight of another
+    /// shape, type or device, or pairs in training.</exception>
+    let internal adapters (learner: Learner) (state: MethodState) : Adapters =
+        let vit, adapters = learner.Backbone, learner.Method.Adapters state
+        let subject = $"adapters of method {learner.Method.Info.Name}"
+        let depth, dtype = vit.Blocks.Length, Precision.compute vit.Precision
+
+        if adapters.Qkv.Length <> depth then
+            Errors.reject subject $"must hold {depth} weights, one per block" $"{adapters.Qkv.Length}" ""
+
+        for i, weight in Array.indexed adapters.Qkv do
+            let subject = $"{subject}, block {i + 1}"
+            Shape.expect subject [ Axis.Is(3L * vit.Width); Axis.Is vit.Width ] weight
+            Shape.expectDevice subject vit.ClassToken weight
+
+            if weight.dtype <> dtype then
+                Errors.reject subject $"must be {dtype}" $"{weight.dtype}" ""
+
+        if adapters.Lora.Length > 0 then
+            let found = $"pairs on {adapters.Lora.Length} blocks"
+            Errors.reject subject "must hold no pairs in training" found "merge them into the weights"
+
+        adapters
 
     /// The tokens of some parts and the embeddings [n, D] of each view of images, mostly from one forward pass. Borrows;
     /// owned by the caller.
@@ -199,7 +251,7 @@ module Learner =
 
         Scope.noGrad Model.leaves (fun () ->
             {
-                Adapters = learner.Method.Adapters state.Method
+                Adapters = adapters learner state.Method
                 Scorer =
                     match learner.Method.Logits with
                     | Some logits when isLogits learner.Head -> logits state.Method
@@ -217,13 +269,7 @@ module Learner =
                 views
                 |> Array.map (fun view ->
                     let scores = model.Scorer.Score view
-
-                    require
-                        $"scores of head {learner.Head.Info.Name}"
-                        view.shape[0]
-                        (int64 model.Classes)
-                        scores
-
+                    checkScores learner model.Classes view scores
                     scores)
                 |> Array.reduce (fun sum scores -> sum.add scores)
 
@@ -237,7 +283,8 @@ module Learner =
             scores)
 
     /// The state without a class: its row leaves the head's sums and the method's state, and what the network learned
-    /// from it stays. Borrows; owned by the caller, which shares no tensor with the old state. Rejects an unknown class.
+    /// from it stays. Borrows; owned by the caller. The two states may share tensors: free the old one with
+    /// `Scope.supersede`. Rejects an unknown class.
     let forget (learner: Learner) (id: ClassId) (state: TaskState) : TaskState =
         match state.Classes |> Array.tryFindIndex (fun one -> one.Id = id) with
         | None -> Errors.reject $"class {id}" "must be a class that the learner knows" "an unknown class" ""
@@ -252,7 +299,7 @@ module Learner =
     /// A model extended with a task's classes by the head only, before the network trains on them. Borrows; owned by the caller.
     let foresee (learner: Learner) (task: LearningTask) (loaders: BatchLoader[]) (state: TaskState) : Model =
         Scope.noGrad Model.leaves (fun () ->
-            let adapters = learner.Method.Adapters state.Method
+            let adapters = adapters learner state.Method
 
             let step head (load: BatchLoader) =
                 let batch = load ()

@@ -200,14 +200,16 @@ module LearnerFile =
             | Some embedding -> SavedEmbedding.toEmbedding saved.Path embedding
             | None -> Embedding.output backbone
 
-        try
-            Learner.create
-                backbone
-                ((Methods.find record.Method).Create backbone settings)
-                (Heads.find record.Head)
-                embedding
-        with :? InputException as e ->
-            raise (InputException($"{saved.Path}: {e.Message}", e))
+        // what the file says is the file's fault, but settings are the caller's
+        let ofFile (read: unit -> 'T) : 'T =
+            try
+                read ()
+            with :? InputException as e ->
+                raise (InputException($"{saved.Path}: {e.Message}", e))
+
+        let row = ofFile (fun () -> Methods.find record.Method)
+        let method = row.Create backbone settings
+        ofFile (fun () -> Learner.create backbone method (Heads.find record.Head) embedding)
 
     /// The saved state on the learner's backbone, in its precision. Owned by the caller; borrows the saved tensors. Rejects
     /// tensors that are absent or do not fit the backbone.

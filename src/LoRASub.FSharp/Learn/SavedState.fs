@@ -112,6 +112,11 @@ module SavedState =
     /// Rejects numbers that no learner has; `subject` names the file.
     let check (subject: string) (saved: SavedState) =
         let ids = HashSet<int>()
+        let most = 1_000_000
+
+        for name, value in [ "finishedTasks", saved.FinishedTasks; "nextId", saved.NextId ] do
+            if value < 0 || value > most then
+                Errors.reject $"{subject}, {name}" $"must be 0 to {most}" $"{value}" ""
 
         for one in saved.Classes do
             let subject = $"{subject}, class '{one.Name}'"

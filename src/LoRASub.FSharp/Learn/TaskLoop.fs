@@ -144,11 +144,16 @@ module TaskLoop =
 
     // Rejects a step's report whose shapes or types are not those of the contract.
     let private checkReport (method: AnyMethod) (batch: Batch) (report: StepReport) =
-        let n = batch.Labels.shape[0]
-        Shape.expect $"loss of method {method.Info.Name}" [] report.Loss
-        Shape.expect $"correct predictions of method {method.Info.Name}" [] report.Correct
-        Shape.expect $"predictions of method {method.Info.Name}" [ Axis.Is n ] report.Predictions
-        Shape.expectLike $"predictions of method {method.Info.Name}" batch.Labels report.Predictions
+        let of' what = $"{what} of method {method.Info.Name}"
+        Shape.expect (of' "loss") [] report.Loss
+
+        if not (torch.is_floating_point report.Loss) then
+            Errors.reject (of' "loss") "must be floating point" $"{report.Loss.dtype}" ""
+
+        Shape.expect (of' "predictions") [ Axis.Is batch.Labels.shape[0] ] report.Predictions
+        Shape.expectLike (of' "predictions") batch.Labels report.Predictions
+        Shape.expect (of' "correct predictions") [] report.Correct
+        Shape.expectLike (of' "correct predictions") batch.Labels report.Correct
 
     // Gives each pass its loaders, made when it begins.
     let private passes (c: TaskContext) =
@@ -240,16 +245,18 @@ module TaskLoop =
     let private names (c: TaskContext) row =
         $"class at position {c.Task.FirstClass + row} of the class order (task {c.Task.Index + 1})"
 
-    // No loss after a task's last step could show its divergence.
+    // No loss after a task's last step could show its divergence. The trees reject another maker's state.
     let private requireFinite (c: TaskContext) (state: TaskState) =
+        let m, head = c.Learner.Method, c.Learner.Head
+
         let finite (tensor: torch.Tensor) =
             not (torch.is_floating_point tensor)
             || Scope.run (fun () -> tensor.isfinite().all().item<bool>())
 
         for what, leaves in
             [
-                $"method {c.Learner.Method.Info.Name}", Hidden.leaves state.Method
-                $"head {c.Learner.Head.Info.Name}", Hidden.leaves state.Head
+                $"method {m.Info.Name}", m.State.Leaves state.Method
+                $"head {head.Info.Name}", head.Tree.Leaves state.Head
             ] do
             if not (Seq.forall finite leaves) then
                 Errors.reject
@@ -269,7 +276,7 @@ module TaskLoop =
         let output = (Embedding.output vit).Parts
         let classes = task.Classes.Length
         let merged = m.Merge training
-        let adapters = m.Adapters merged
+        let adapters = Learner.adapters learner merged
         let first = Scalar.op_Implicit (int64 task.FirstClass)
         let loaders = c.Batches Pass.Consolidate
         let master = Precision.master vit.Precision
@@ -334,11 +341,14 @@ module TaskLoop =
 
             let learned =
                 try
-                    Scope.noGrad LearnedTask.leaves (fun () -> consolidate c state training)
+                    let learned =
+                        Scope.noGrad LearnedTask.leaves (fun () -> consolidate c state training)
+
+                    requireFinite c learned.State
+                    learned
                 with _ ->
                     Scope.free Hidden.leaves training
                     reraise ()
 
-            requireFinite c learned.State
             Scope.supersede id [ LearnedTask.leaves learned ] (Hidden.leaves training)
             learned)

@@ -64,6 +64,16 @@ module Evaluation =
                 let rule = $"must have a last row of {tasks.Length} tasks, as the learner has"
                 Errors.reject (RunFiles.summary folder) rule $"{row.Length}" ""
 
+            let names = plan.Stream.Dataset.ClassNames
+
+            for known, label in
+                Array.zip state.Classes (Array.truncate state.Classes.Length plan.Stream.Order) do
+                if known.Name <> names[label] then
+                    let rule =
+                        $"must have class '{names[label]}', the data's label {label}, in that place"
+
+                    Errors.reject saved.Path rule $"class '{known.Name}'" ""
+
             let sizes = tasks |> Array.map _.Classes.Length
 
             let learned = TaskState.taskSizes state

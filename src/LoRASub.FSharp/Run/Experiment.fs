@@ -61,8 +61,10 @@ module Experiment =
             Open = None
         }
 
-    let private measuresForward (plan: Plan) =
-        plan.References |> Array.exists (fun reference -> not reference.Trained)
+    // A method's own classifier knows nothing of a task before it is learned.
+    let private measuresForward (learner: Learner) (plan: Plan) =
+        not (Learner.isLogits learner.Head)
+        && plan.References |> Array.exists (fun reference -> not reference.Trained)
 
     // `next` replaces `previous`, whose other leaves are no longer needed.
     let private replacing leaves (previous: 'S) (next: 'S) =
@@ -74,7 +76,7 @@ module Experiment =
         let memory, before =
             match run.Open with
             | Some opened -> opened.MemoryBefore, opened.Before
-            | None when measuresForward plan && task.Index > 0 ->
+            | None when measuresForward learner plan && task.Index > 0 ->
                 let onBatch () =
                     onCheckpoint CheckpointPoint.BetweenSteps (fun () -> run)
 

@@ -115,7 +115,7 @@ type RunSettings =
             0
         else
             match this.InitialEpochs with
-            | Some epochs when task.Index = 0 -> epochs
+            | Some epochs when task.Index = 0 && not this.ChosenMethod.Info.Joint -> epochs
             | _ -> this.Epochs
 
     /// K of the learning rate's schedule.

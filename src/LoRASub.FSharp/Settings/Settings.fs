@@ -352,7 +352,7 @@ module Settings =
         [
             common "method" "how to learn" (named Methods.names)
             |> field _.MethodName (fun v s -> { s with MethodName = v })
-            row "head" "classifier of the embeddings" (named Heads.names)
+            row "head" "classifier of the embeddings" (named Heads.selectable)
             |> field _.Head (fun v s -> { s with Head = v })
             row "embedding" "tokens that the head sees" (named Embedding.names)
             |> field _.Embedding (fun v s -> { s with Embedding = v })
