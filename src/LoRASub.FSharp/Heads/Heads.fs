@@ -34,9 +34,6 @@ module Heads =
 
     let names = all |> List.map _.Info.Name
 
-    /// Those that any method can have.
-    let selectable = names |> List.except [ logits.Info.Name ]
-
     /// The head of a name. Rejects an unknown one.
     let find (name: string) : AnyHead =
         match all |> List.tryFind (fun head -> head.Info.Name = name) with

@@ -37,8 +37,13 @@ module Experiment =
 
         NativeError.during what (Plan.lessMemory plan) (fun () -> work remembering)
 
-    /// The state after one of a plan's tasks. Borrows the state; the next one is owned by the caller. Rejects as
-    /// `TaskLoop.learn`.
+    /// <summary>The state after one of the tasks of a plan.</summary>
+    /// <param name="learner">Over the backbone of the plan.</param>
+    /// <param name="plan">Borrowed.</param>
+    /// <param name="state">After the tasks before. Borrowed.</param>
+    /// <param name="task">The next task of the plan.</param>
+    /// <returns>The next state, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">As `TaskLoop.learn`.</exception>
     let learnTask (learner: Learner) (plan: Plan) (state: TaskState) (task: LearningTask) : TaskState =
         Scope.keep TaskState.leaves (fun () ->
             let context = Plan.taskContext learner plan (PhaseClock()) state task
@@ -173,7 +178,7 @@ module Experiment =
     /// Resumes a run from its state, of which it takes ownership: learns the remaining tasks and scores each state on
     /// all tasks so far, exactly as without the interruption. `onProgress` is called with progress, `onCheckpoint` between
     /// two steps, both on the calling thread. Rejects as `TaskLoop.learn`, and a run without a task left.
-    let resume
+    let internal resume
         (learner: Learner)
         (plan: Plan)
         onProgress

@@ -19,7 +19,8 @@ type Plan =
         Backbone: VisionTransformer
         /// SHA-256 of the backbone's file when it was read, in lower-case hexadecimal; empty for a network in memory.
         BackboneSha256: string
-        /// What the run is measured against; one without training has each task scored before it is learned.
+        /// Runs with which this one is compared. If one of them is without training, each task is also scored before it
+        /// is learned.
         References: RunScores[]
     }
 
@@ -27,9 +28,15 @@ type Plan =
 [<RequireQualifiedAccess>]
 module Plan =
 
+    /// <summary>Lists the tensors of a plan.</summary>
+    /// <param name="plan">Borrowed.</param>
+    /// <returns>Those of its backbone, borrowed.</returns>
     let leaves: Leaves<Plan> = fun plan -> VisionTransformer.leaves plan.Backbone
 
-    /// natural, seed1993 or an order file.
+    /// <summary>The class order that a setting names.</summary>
+    /// <param name="text">natural, seed1993 or a JSON file.</param>
+    /// <returns>The order.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is absent or holds no order.</exception>
     let classOrder (text: string) : ClassOrder =
         match text with
         | "natural" -> ClassOrder.Natural
@@ -72,11 +79,16 @@ module Plan =
             Scope.free VisionTransformer.leaves backbone
             reraise ()
 
-    /// `load` with a class order that is at hand.
+    /// <summary>`load`, with a class order of the caller.</summary>
+    /// <param name="order">Takes the place of the order that the settings name.</param>
+    /// <param name="settings">Of a run.</param>
+    /// <returns>Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, a path is missing, or a file does not
+    /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load` and `Learner.create`.</exception>
     let loadWith (order: ClassOrder) (settings: RunSettings) : Plan = loadFrom ignore order settings
 
     /// `load` with a check of the number of classes, before they are cut into tasks.
-    let loadChecking (checkClasses: int -> unit) (settings: RunSettings) : Plan =
+    let internal loadChecking (checkClasses: int -> unit) (settings: RunSettings) : Plan =
         loadFrom checkClasses (classOrder settings.ClassOrder) settings
 
     /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
@@ -99,8 +111,8 @@ module Plan =
     let learner (plan: Plan) : Learner =
         Recipe.learner plan.Backbone plan.Settings
 
-    /// What a task of the plan is learned from.
-    let taskContext
+    /// The context in which a task of the plan is learned.
+    let internal taskContext
         (learner: Learner)
         (plan: Plan)
         clock
