@@ -14,26 +14,19 @@ open Microsoft.FSharp.Reflection
 
 let private library = typeof<InputException>.Assembly
 
-/// Modules and types that still lack documentation, by name without namespace. A name that lacks nothing must go.
+/// Modules and types that still lack documentation, by name without namespace. The list may only shrink: a name that
+/// lacks nothing fails a test.
 let private stillOpen: Set<string> =
     set
         [
             "Adam"
             "AugmentedTriplet"
-            "Checkpoint"
             "ClassId"
-            "ClassMoments"
             "ClassSums"
-            "Config"
-            "ConfigFile"
-            "Confusion"
             "ContinualClassifier"
-            "Csv"
             "Diagnostics"
             "Drawing"
-            "Drift"
             "Embedding"
-            "Experiment"
             "Figures"
             "Frozen"
             "Head"
@@ -52,66 +45,38 @@ let private stillOpen: Set<string> =
             "LoRASubDrs.Observing"
             "LoRASubDrs.Training"
             "Lora"
-            "Machine"
             "MemoryException"
-            "MemoryUse"
             "Method"
             "Methods"
-            "Metrics"
-            "MetricsLog"
-            "MetricsWriter"
             "Model"
-            "Moments"
             "NamedTensors"
             "NearestMean"
-            "Outcome"
             "Overlap"
             "Page"
             "Phase"
             "PhaseClock"
-            "Plan"
-            "Preset"
-            "PrincipalPlane"
             "Projected"
             "Projection"
             "Recomputation"
-            "Reference"
             "Report"
-            "Results"
             "RunData"
-            "RunFiles"
-            "RunFolder"
-            "RunSettings"
-            "RunStoppedException"
             "Safetensors"
-            "Samples"
             "SavedEmbedding"
             "SavedLearner"
             "SavedState"
             "Schedule"
             "Scope"
-            "Score"
             "Scorer"
             "SecondMoment"
-            "SeedFolders"
             "SequentialLora"
-            "Session"
-            "SettingDoc"
-            "Settings"
-            "Statistics"
             "StepReport"
             "Subspace"
-            "SummaryFile"
             "Tables"
             "Tally"
             "TaskLoop"
-            "TaskPredictions"
             "TaskProgress"
             "TaskState"
             "TaskStream"
-            "TensorBoard"
-            "TensorBoardWriter"
-            "Transfer"
             "Transform"
             "Tree"
             "VisionTransformer"
@@ -203,7 +168,7 @@ let private isGenerated (m: MemberInfo) =
 
 let private isUnit (t: Type) = t = typeof<unit> || t = typeof<Void>
 
-/// The members that someone wrote, not the compiler: those of the base type are documented there.
+/// The members of a type that are written in the source; what it overrides is documented in the base type.
 let private members (t: Type) : Member seq =
     let isData = FSharpType.IsRecord t || FSharpType.IsUnion t
 
@@ -229,7 +194,7 @@ let private members (t: Type) : Member seq =
             match m with
             | _ when isGenerated m -> ()
             | :? PropertyInfo as p ->
-                // Tag, Item and the like of unions, and the message of an exception, are not written in the source
+                // those that the compiler adds to a union
                 if
                     not (
                         FSharpType.IsUnion t
@@ -378,14 +343,20 @@ let tests =
                 let names = String.concat " " extra
                 Expect.isEmpty extra $"documented, or no longer there: {names}")
 
-            testCase "the members are found under the names that the documentation file gives them" (fun () ->
-                let keys = publicMembers.Value |> Seq.map _.Key |> Set.ofSeq
-
-                for key in
-                    [
-                        "M:LoRASub.Core.Errors.reject``1(System.String,System.String,System.String,System.String)"
-                        "M:LoRASub.Core.NamedTensors.Find(System.String)"
-                        "P:LoRASub.Core.Tree.tensor"
-                    ] do
-                    Expect.isTrue (keys.Contains key && documentation.Value.ContainsKey key) key)
+            testCase
+                "members of each kind are found under the names that the documentation file gives them"
+                (fun () ->
+                    for name in
+                        [
+                            // generic, of functions, an array, a method, a value, an operator
+                            "Errors.reject"
+                            "Tree.field"
+                            "Confusion.scores"
+                            "NamedTensors.Find"
+                            "Tree.tensor"
+                            "Score.op_Addition"
+                        ] do
+                        let found = publicMembers.Value |> Array.filter (fun m -> m.Name = name)
+                        Expect.hasLength found 1 name
+                        Expect.isTrue (documentation.Value.ContainsKey found[0].Key) found[0].Key)
         ]

@@ -17,9 +17,13 @@ type ClassMoments =
         Counts: torch.Tensor
     }
 
-    /// Merges the moments of disjoint images. Owned by the caller.
+    /// <summary>Merges the moments of disjoint images.</summary>
+    /// <param name="left">Borrowed.</param>
+    /// <param name="right">Borrowed; of the same classes, layers and width.</param>
+    /// <returns>Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The shapes, types or devices differ.</exception>
     static member (+)(left: ClassMoments, right: ClassMoments) : ClassMoments =
-        Shape.expect "class moments to add" [ for n in left.Sums.shape -> Axis.Is n ] right.Sums // one class would broadcast
+        Shape.expect "class moments to add" [ for n in left.Sums.shape -> Axis.Is n ] right.Sums // one class would be broadcast
         Shape.expectLike "class moments to add" left.Sums right.Sums
 
         {
@@ -28,12 +32,22 @@ type ClassMoments =
             Counts = left.Counts.add right.Counts
         }
 
+/// Class moments: sums over batches, then means and spreads.
 [<RequireQualifiedAccess>]
 module ClassMoments =
 
+    /// <summary>Lists the tensors of class moments.</summary>
+    /// <param name="m">Borrowed.</param>
+    /// <returns>Its three tensors, borrowed.</returns>
     let leaves: Leaves<ClassMoments> = fun m -> [ m.Sums; m.Squares; m.Counts ]
 
-    /// The moments of no image. Owned by the caller.
+    /// <summary>The moments of no image.</summary>
+    /// <param name="classes">c, the number of classes.</param>
+    /// <param name="blocks">The number of blocks of the network.</param>
+    /// <param name="width">d, the width of a token.</param>
+    /// <param name="device">Where the sums are kept.</param>
+    /// <returns>Zeros: sums [c, blocks + 1, d], squares [c, blocks + 1] and counts [c]. Owned by the
+    /// caller.</returns>
     let zero (classes: int) (blocks: int) (width: int64) (device: torch.Device) : ClassMoments =
         let classes, layers = int64 classes, int64 blocks + 1L
 
@@ -46,7 +60,10 @@ module ClassMoments =
             Counts = zeros [| classes |] torch.ScalarType.Int64
         }
 
-    /// The parts of a network that are measured: the class token of each block, then that of the output.
+    /// <summary>The parts of a network that are measured: the class token of each block, then that of the
+    /// output.</summary>
+    /// <param name="vit">Borrowed.</param>
+    /// <returns>blocks + 1 parts, for an embedding.</returns>
     let parts (vit: VisionTransformer) : EmbeddingPart[] =
         [|
             for block in 1 .. vit.Blocks.Length do
@@ -59,8 +76,14 @@ module ClassMoments =
             yield! (Embedding.output vit).Parts
         |]
 
-    /// Adds a batch: the tokens [n, d] of each of `parts` for n images, and their labels [n] in [0, classes). Borrows;
-    /// owned by the caller. Rejects tokens of another depth, width or device.
+    /// <summary>Adds a batch.</summary>
+    /// <param name="layers">The tokens [n, d] of n images for each of `parts`, of any floating-point type.
+    /// Borrowed.</param>
+    /// <param name="labels">[n], int64, in [0, classes), on the device of the moments. Borrowed.</param>
+    /// <param name="moments">Borrowed.</param>
+    /// <returns>The moments with the batch. Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The number of layers, the width, or the device differs from
+    /// that of the moments.</exception>
     let observe (layers: torch.Tensor[]) (labels: torch.Tensor) (moments: ClassMoments) : ClassMoments =
         let count, width = int moments.Sums.shape[1], moments.Sums.shape[2]
 
@@ -94,8 +117,11 @@ module ClassMoments =
     let private column (counts: torch.Tensor) =
         counts.``to``(torch.ScalarType.Float64).unsqueeze 1L
 
-    /// Mean class token per class and layer, [c, blocks + 1, d]. `nameOf` names a class without images in the error.
-    /// Owned by the caller.
+    /// <summary>The mean class token of each class and layer.</summary>
+    /// <param name="nameOf">Names a class, by its row, in the error.</param>
+    /// <param name="moments">Borrowed.</param>
+    /// <returns>[c, blocks + 1, d], float64. Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A class has no image.</exception>
     let means (nameOf: int -> string) (moments: ClassMoments) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             match
@@ -105,8 +131,12 @@ module ClassMoments =
             | Some empty -> Errors.reject (nameOf empty) "needs at least one image for its mean" "none" ""
             | None -> moments.Sums.div ((column moments.Counts).unsqueeze 2L))
 
-    /// Spread per class and layer, [c, blocks + 1]: the root of the mean squared distance of a class's images to their
-    /// mean. Differences within rounding error count as 0. Owned by the caller.
+    /// <summary>The spread of each class and layer: the root of the mean squared distance of its images to their
+    /// mean. Differences within rounding error count as 0.</summary>
+    /// <param name="nameOf">Names a class, by its row, in the error.</param>
+    /// <param name="moments">Borrowed.</param>
+    /// <returns>[c, blocks + 1], float64. Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A class has no image.</exception>
     let spreads (nameOf: int -> string) (moments: ClassMoments) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             let mean = means nameOf moments

@@ -2,13 +2,18 @@ namespace LoRASub.Measure
 
 open LoRASub.Core
 
-/// How many test images of each class (row) were taken for each class (column), by position. A monoid under +:
-/// batches, threads and machines count apart and add up; the smaller of two grows to the larger.
+/// How many test images of each class (row) were predicted as each class (column), by position. A monoid under +:
+/// batches, threads and machines count separately, and their counts add up. The smaller of two matrices is padded
+/// with zeros.
 type Confusion =
     {
         Counts: int[][]
     }
 
+    /// <summary>Adds the counts of disjoint images.</summary>
+    /// <param name="left">Of any number of classes.</param>
+    /// <param name="right">Of any number of classes.</param>
+    /// <returns>Counts over the larger number of classes.</returns>
     static member (+)(left: Confusion, right: Confusion) : Confusion =
         let at (confusion: Confusion) i j =
             if i < confusion.Counts.Length && j < confusion.Counts.Length then
@@ -22,33 +27,39 @@ type Confusion =
             Counts = Array.init size (fun i -> Array.init size (fun j -> at left i j + at right i j))
         }
 
-/// What became of one class's test images.
+/// The score of one class on its test images.
 type ClassScore =
     {
         /// In the order of learning, from 0.
         Position: int
-        /// The data set's.
+        /// Its label in the data set.
         Label: int
         Name: string
-        /// Where it was learned, from 0.
+        /// The task in which it was learned, from 0.
         Task: int
         Score: Score
     }
 
-/// `answers` gives the answer of each position: a prediction is correct if its answer
-/// is the true class's. Positions are their own answers unless several prototypes belong to one class,
-/// as in domain-incremental learning.
+/// `answers` gives the answer of each position: a prediction is correct if its answer is that of the true class.
+/// Positions are their own answers unless several prototypes belong to one class, as in domain-incremental learning.
 [<RequireQualifiedAccess>]
 module Confusion =
 
-    /// No image, of a number of classes.
+    /// <summary>The counts of no image.</summary>
+    /// <param name="classes">The number of classes.</param>
+    /// <returns>A square of zeros.</returns>
     let zero (classes: int) : Confusion =
         {
             Counts = Array.init classes (fun _ -> Array.zeroCreate classes)
         }
 
-    /// Counts predictions, image by image, among positions below `classes`. Rejects labels out of range and arrays of
-    /// different lengths.
+    /// <summary>Counts predictions, image by image.</summary>
+    /// <param name="truth">The true position of each image.</param>
+    /// <param name="predicted">The predicted position of each image.</param>
+    /// <param name="classes">The number of positions.</param>
+    /// <returns>The counts.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The arrays differ in length, or a position is not in [0,
+    /// classes).</exception>
     let ofPredictions (truth: int[]) (predicted: int[]) (classes: int) : Confusion =
         if truth.Length <> predicted.Length then
             Errors.reject "predictions" $"must be as many as labels, {truth.Length}" $"{predicted.Length}" ""
@@ -69,7 +80,11 @@ module Confusion =
 
         confusion
 
-    /// Right and all test images of each position. Rejects fewer answers than positions.
+    /// <summary>The correct and all test images of each position.</summary>
+    /// <param name="answers">By position; more than the counted positions are allowed.</param>
+    /// <param name="confusion">The counts.</param>
+    /// <returns>One score per position counted.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There are fewer answers than positions.</exception>
     let scores (answers: int[]) (confusion: Confusion) : Score[] =
         let size = confusion.Counts.Length
 
@@ -84,8 +99,15 @@ module Confusion =
                 Total = Array.sum row
             })
 
-    /// Every class with its score; `labels`, `names` and `tasks` are by position. Rejects arrays that do not cover the
-    /// positions counted.
+    /// <summary>Every class with its score.</summary>
+    /// <param name="answers">By position.</param>
+    /// <param name="labels">Labels of the data set, by position.</param>
+    /// <param name="names">By position.</param>
+    /// <param name="tasks">The task that learned each class, by position.</param>
+    /// <param name="confusion">The counts.</param>
+    /// <returns>One entry per position counted.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">An array is shorter than the number of positions
+    /// counted.</exception>
     let classes
         (answers: int[])
         (labels: int[])

@@ -29,8 +29,8 @@ module DriftFile =
         {
             /// In the class order, from 0.
             Position: int
-            /// From the stored prototype to the test mean. Not zero even in the class's own task: the one is a mean of
-            /// training images, the other of test images.
+            /// From the stored prototype to the test mean. Not zero even in the class's own task, because the prototype
+            /// is a mean of training images.
             Output: Movement
             /// From the test mean right after the class was learned to the test mean now.
             OutputSinceLearned: Movement
@@ -114,7 +114,7 @@ module Drift =
     /// Means over the old classes: those learned before the last task.
     type Summary =
         {
-            /// How many they are.
+            /// The number of old classes.
             Classes: int
             Output: Movement
             OutputSinceLearned: Movement
@@ -177,7 +177,8 @@ module Drift =
                 }
         }
 
-    let tree: Tree<State> =
+    /// The tensors of the state, for checkpoints.
+    let internal tree: Tree<State> =
         tree {
             let! prototypes = Tree.field "prototypes" _.Prototypes Tree.tensor
             and! anchors = Tree.field "anchors" _.Anchors Tree.tensor
@@ -193,6 +194,7 @@ module Drift =
                 }
         }
 
+    /// <summary>The tensors that a state owns.</summary>
     let leaves = tree.Leaves
 
     // Rejects tensors of another type, or that do not fit each other.
@@ -239,13 +241,16 @@ module Drift =
 
     /// The state below a path of named tensors. Borrows; owned by the caller, on the CPU. Rejects tensors that are
     /// absent, of another type, or do not fit each other.
-    let restore (tensors: NamedTensors) (path: string) : State =
+    let internal restore (tensors: NamedTensors) (path: string) : State =
         Scope.noGrad leaves (fun () ->
             let state = tree.Read tensors path
             check state
             Tree.map _.detach().clone().cpu() tree state)
 
-    /// Before the first task, for a network of this many blocks and this width. Owned by the caller.
+    /// <summary>The state before the first task.</summary>
+    /// <param name="blocks">The number of blocks of the network.</param>
+    /// <param name="width">d, the width of the network.</param>
+    /// <returns>Owned by the caller, on the CPU.</returns>
     let none (blocks: int) (width: int64) : State =
         let zeros (shape: int64[]) =
             torch.zeros (shape, dtype = float64, device = torch.CPU)
@@ -294,10 +299,16 @@ module Drift =
 
         (torch.tensor (numbers, dtype = float64)).reshape(state.Tasks.LongLength, int64 blocks, 3L)
 
-    /// The measurement after one more task, counted from 0. `means` [classes of the task, d] are the mean features of its
-    /// training images; `moments` hold the classes learned so far over their test images, both as the network is after the
-    /// task; `subspaces` is what the task retained in each block, or empty. Borrows all; owned by the caller, with earlier
-    /// tasks' tensors those of `state`. Rejects a task out of turn, a class without test images, and sizes that differ.
+    /// <summary>The measurement after one more task. All that it reads is as the network is after the task.</summary>
+    /// <param name="task">The index of the task, from 0: the next one.</param>
+    /// <param name="means">[classes of the task, d]: mean features of its training images. Borrowed.</param>
+    /// <param name="moments">Of the test images of all classes learned so far. Borrowed.</param>
+    /// <param name="subspaces">What the task retained in each block; empty where it retained nothing.
+    /// Borrowed.</param>
+    /// <param name="state">After the task before. Borrowed.</param>
+    /// <returns>Owned by the caller; the tensors of earlier tasks are those of `state`.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The task is out of turn, a class has no test image, or sizes
+    /// differ.</exception>
     let afterTask
         (task: int)
         (means: torch.Tensor)
@@ -334,7 +345,7 @@ module Drift =
             let spreads = (ClassMoments.spreads nameOf moments).cpu()
             let fresh = means.detach().``to``(float64, copy = true).cpu()
             let stored = torch.cat ([| state.Prototypes; fresh |], 0L)
-            // classes of this task start where they are
+            // the classes of this task are anchored where they are now
             let joined (kept: torch.Tensor) (now: torch.Tensor) =
                 torch.cat ([| kept; now.narrow (0L, old, c - old) |], 0L)
 
@@ -378,7 +389,10 @@ module Drift =
             Relative = numbers[2]
         }
 
-    /// Every learned class after a task, by position.
+    /// <summary>The drift of every learned class after a task.</summary>
+    /// <param name="task">The index of a finished task.</param>
+    /// <param name="state">Borrowed.</param>
+    /// <returns>By position.</returns>
     let classes (task: int) (state: State) : ClassDrift[] =
         Scope.run (fun () ->
             cube state.Tasks[task].Movements
@@ -391,7 +405,7 @@ module Drift =
                 }))
 
     /// The task in which each class was learned, by position.
-    let learnedIn (state: State) : int[] =
+    let internal learnedIn (state: State) : int[] =
         let seen = state.Tasks |> Array.map (fun task -> int task.Means.shape[0])
 
         Array.pairwise (Array.append [| 0 |] seen)
@@ -404,8 +418,9 @@ module Drift =
         | [||] -> nan
         | defined -> Array.average defined
 
-    /// Mean movement of the old classes after the last task, over those where it is defined; none before the second
-    /// task, which is the first to have old classes.
+    /// <summary>The mean movement of the old classes after the last task, over those where it is defined.</summary>
+    /// <param name="state">Borrowed.</param>
+    /// <returns>None before the second task, which is the first to have old classes.</returns>
     let summary (state: State) : Summary option =
         if state.Tasks.Length < 2 then
             None
@@ -432,8 +447,10 @@ module Drift =
                     Blocks = Array.init old[0].Blocks.Length (fun b -> over _.Blocks[b])
                 }
 
-    /// Prototypes and test means on the two principal components of the stored prototypes. Rejects a state without a
-    /// finished task.
+    /// <summary>Prototypes and test means on the two principal components of the stored prototypes.</summary>
+    /// <param name="state">Borrowed.</param>
+    /// <returns>Coordinates.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">No task is finished.</exception>
     let picture (state: State) : Picture =
         if Array.isEmpty state.Tasks then
             Errors.reject "drift" "needs at least one finished task" "none" ""
@@ -510,7 +527,7 @@ module Drift =
 
     /// The measurement as it is saved. `names` are those of the classes by position, at least of the learned ones.
     /// Rejects a state without a finished task, and fewer names than classes.
-    let toFile (names: string[]) (state: State) : DriftFile =
+    let internal toFile (names: string[]) (state: State) : DriftFile =
         let learned = learnedIn state
 
         if names.Length < learned.Length then
@@ -539,4 +556,4 @@ module Drift =
             })
 
     /// drift.json. Rejects as `toFile`.
-    let toJson (names: string[]) (state: State) : JsonNode = Json.ofRecord (toFile names state)
+    let internal toJson (names: string[]) (state: State) : JsonNode = Json.ofRecord (toFile names state)

@@ -15,6 +15,10 @@ type Score =
         Total: int
     }
 
+    /// <summary>Adds the counts of two sets of images.</summary>
+    /// <param name="left">Of the first.</param>
+    /// <param name="right">Of the second.</param>
+    /// <returns>Of both.</returns>
     static member (+)(left: Score, right: Score) =
         {
             Correct = left.Correct + right.Correct
@@ -47,13 +51,13 @@ type Better =
 /// A measure of a class-incremental run: one row of `Metrics.all`.
 type Measure =
     {
-        /// In files.
+        /// As written in files.
         Name: string
         Title: string
         /// `%`, or `points` for differences of percentages.
         Unit: string
         Better: Better
-        /// As a fraction; none where the matrix is too small, or does not decide it.
+        /// As a fraction; None where the matrix has too few tasks, or is not enough to compute it.
         Of: AccuracyMatrix -> float option
         Source: string
     }
@@ -61,18 +65,29 @@ type Measure =
 /// The measures that a run has, by name, as fractions.
 type Measures = Map<string, float>
 
+/// The measures of class-incremental learning, from accuracy matrices.
 [<RequireQualifiedAccess>]
 module Metrics =
 
+    /// <summary>The accuracy of a score.</summary>
+    /// <param name="score">Of at least one image.</param>
+    /// <returns>A fraction.</returns>
     let accuracy (score: Score) = float score.Correct / float score.Total
 
-    /// A fraction in percent, rounded where only floating-point noise is left.
+    /// <summary>A fraction in percent, rounded where only floating-point noise is left.</summary>
+    /// <param name="fraction">The fraction.</param>
+    /// <returns>The percentage, to 10 digits after the point.</returns>
     let percent (fraction: float) = Math.Round(100.0 * fraction, 10)
 
-    /// The score on all tasks of a row together.
+    /// <summary>The score on all tasks of a row together.</summary>
+    /// <param name="row">Of an accuracy matrix, at least one score.</param>
+    /// <returns>Their sum.</returns>
     let seen (row: Score[]) : Score = Array.reduce (+) row
 
-    /// Rejects a matrix that is empty, not lower-triangular, or has a task without test images.
+    /// <summary>Checks an accuracy matrix.</summary>
+    /// <param name="matrix">Any.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">The matrix is empty or not lower-triangular, or a score does
+    /// not count correct answers among at least one test image.</exception>
     let check (matrix: AccuracyMatrix) =
         if Array.isEmpty matrix then
             Errors.reject "accuracy matrix" "needs at least one task" "none" ""
@@ -93,19 +108,26 @@ module Metrics =
                         $"{score.Correct} of {score.Total}"
                         ""))
 
-    /// Accuracy on all classes seen so far, after each task.
+    /// <summary>Accuracy on all classes seen so far, after each task.</summary>
+    /// <param name="matrix">As `check` accepts it.</param>
+    /// <returns>One fraction per task.</returns>
     let curve (matrix: AccuracyMatrix) : float[] = matrix |> Array.map (seen >> accuracy)
 
-    /// Accuracy lost on each task but the last since its best (Chaudhry et al. 2018).
+    /// <summary>Accuracy lost on each task but the last since its best (Chaudhry et al. 2018).</summary>
+    /// <param name="matrix">As `check` accepts it.</param>
+    /// <returns>One fraction per task but the last; negative where a task gained.</returns>
     let forgotten (matrix: AccuracyMatrix) : float[] =
         let last = matrix.Length - 1
         let at t j = accuracy (matrix[t][j])
 
         Array.init (max 0 last) (fun j -> Seq.max (seq { for t in j .. last - 1 -> at t j }) - at last j)
 
-    /// Forward transfer (Lopez-Paz & Ranzato 2017): the mean over the tasks but the first of accuracy right
-    /// before learning the task minus `baseline`, its accuracy before any learning. Both hold one fraction for each of
-    /// these later tasks; none without a later task. Rejects arrays of different lengths.
+    /// <summary>Forward transfer (Lopez-Paz &amp; Ranzato 2017): the mean, over the tasks but the first, of accuracy
+    /// right before learning the task minus accuracy before any learning.</summary>
+    /// <param name="before">Accuracy on each of these tasks right before learning it, as a fraction.</param>
+    /// <param name="baseline">Accuracy on each of them before any learning, as a fraction.</param>
+    /// <returns>A fraction; None without a later task.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The arrays differ in length.</exception>
     let forwardTransfer (before: float[]) (baseline: float[]) : float option =
         if before.Length <> baseline.Length then
             let rule = $"must hold {before.Length} tasks, as the accuracies before learning do"
@@ -140,14 +162,17 @@ module Metrics =
             Source = source
         }
 
+    /// <summary>Accuracy on all classes after the last task.</summary>
     let last =
         measured "last" "last accuracy" "%" Better.Higher "Rebuffi et al. 2017" (fun m ->
             Some(Array.last (curve m)))
 
+    /// <summary>The mean over tasks of the accuracy on all classes seen so far.</summary>
     let average =
         measured "average" "average accuracy" "%" Better.Higher "Rebuffi et al. 2017" (fun m ->
             Some(Array.average (curve m)))
 
+    /// <summary>The mean over earlier tasks of the accuracy lost since the best; None with one task.</summary>
     let forgetting =
         measured
             "forgetting"
@@ -193,7 +218,10 @@ module Metrics =
             byReference "intransigence" "intransigence" Better.Lower "Chaudhry et al. 2018"
         ]
 
-    /// All measures that need nothing but a matrix. Rejects as `check`.
+    /// <summary>All measures that need only a matrix.</summary>
+    /// <param name="matrix">An accuracy matrix.</param>
+    /// <returns>By name, as fractions.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The matrix breaks a rule of `check`.</exception>
     let measure (matrix: AccuracyMatrix) : Measures =
         check matrix
 
@@ -205,21 +233,21 @@ module Metrics =
                     | None -> ()
             ]
 
-    /// Measures completed by those of `stored` that no matrix decides.
-    let complete (stored: Measures) (measures: Measures) : Measures =
+    /// Measures, with those of `stored` that no matrix gives.
+    let internal complete (stored: Measures) (measures: Measures) : Measures =
         stored
         |> Map.fold
             (fun all name value -> if all.ContainsKey name then all else all.Add(name, value))
             measures
 
     /// The measures as members of a JSON object, in percent; null where there is none.
-    let members (measures: Measures) : (string * JsonNode) list =
+    let internal members (measures: Measures) : (string * JsonNode) list =
         [
             for one in all -> one.Name, Map.tryFind one.Name measures |> Json.option (percent >> Json.float)
         ]
 
     /// The inverse of `members`: what an object holds under the names of measures.
-    let ofMembers (root: JsonElement) : Measures =
+    let internal ofMembers (root: JsonElement) : Measures =
         Map.ofList
             [
                 for one in all do

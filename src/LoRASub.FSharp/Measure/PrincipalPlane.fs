@@ -15,12 +15,16 @@ type PrincipalPlane =
         Explained: float[]
     }
 
+/// Principal components in two dimensions, for pictures.
 [<RequireQualifiedAccess>]
 module PrincipalPlane =
 
+    /// <summary>Lists the tensors of a plane.</summary>
+    /// <param name="p">Borrowed.</param>
+    /// <returns>Its two tensors, borrowed.</returns>
     let leaves: Leaves<PrincipalPlane> = fun p -> [ p.Centre; p.Axes ]
 
-    // The sign of the largest entry, of the first among those that differ by rounding only.
+    // The sign of the largest entry; the first entry counts where several are equal up to rounding.
     let private orientation (axis: torch.Tensor) =
         let sizes = axis.abs ()
         let isSmaller = sizes.lt (sizes.max().mul(Scalar.op_Implicit (1.0 - 1e-9)))
@@ -30,9 +34,12 @@ module PrincipalPlane =
 
         axis[first[0]].sign()
 
-    /// The first two principal components of points [n, d], n ≥ 1, in float64 (Pearson 1901). The largest entry of each
-    /// axis, the first where several are equal up to rounding, is positive. Two points span one axis, equal points none.
-    /// Borrows; owned by the caller. Rejects points that are not finite.
+    /// <summary>The first two principal components of points (Pearson 1901), in float64. The largest entry of each
+    /// axis, the first where several are equal up to rounding, is positive. Two points span one axis, equal points
+    /// none.</summary>
+    /// <param name="points">[n, d], n ≥ 1, of any floating-point type. Borrowed.</param>
+    /// <returns>Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no point, or one is not finite.</exception>
     let fit (points: torch.Tensor) : PrincipalPlane =
         Shape.expect "points" [ Axis.Any "points"; Axis.Any "width" ] points
 
@@ -74,7 +81,12 @@ module PrincipalPlane =
                 Explained = [| explained 0; explained 1 |]
             })
 
-    /// Coordinates of points [n, d] on the axes, [n, 2]. Borrows; owned by the caller.
+    /// <summary>The coordinates of points on the axes.</summary>
+    /// <param name="plane">Borrowed.</param>
+    /// <param name="points">[n, d], on the device of the plane. Borrowed.</param>
+    /// <returns>[n, 2], float64. Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The points have another width or device than the
+    /// plane.</exception>
     let coordinates (plane: PrincipalPlane) (points: torch.Tensor) : torch.Tensor =
         Shape.expect "points" [ Axis.Any "points"; Axis.Is plane.Centre.shape[0] ] points
         Shape.expectDevice "points" plane.Centre points

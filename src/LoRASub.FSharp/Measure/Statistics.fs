@@ -7,7 +7,7 @@ open LoRASub.Core
 
 /// Count, mean and sum of squared deviations of numbers. A monoid under +, with `Moments.zero` (the pairwise update of
 /// Chan, Golub & LeVeque 1983): seeds, threads and machines are merged without keeping their numbers. The mean of no
-/// number is 0 here and none in an `Estimate`.
+/// number is 0 here and None in an `Estimate`.
 [<Struct>]
 type Moments =
     {
@@ -16,6 +16,10 @@ type Moments =
         SquaredDeviations: float
     }
 
+    /// <summary>Merges the moments of two sets of numbers.</summary>
+    /// <param name="left">Of the first.</param>
+    /// <param name="right">Of the second.</param>
+    /// <returns>Those of all numbers.</returns>
     static member (+)(left: Moments, right: Moments) : Moments =
         if left.Count = 0L then
             right
@@ -35,9 +39,11 @@ type Moments =
                     + difference * difference * float left.Count * share
             }
 
+/// Count, mean and spread of numbers.
 [<RequireQualifiedAccess>]
 module Moments =
 
+    /// <summary>The moments of no number.</summary>
     let zero: Moments =
         {
             Count = 0L
@@ -45,6 +51,9 @@ module Moments =
             SquaredDeviations = 0.0
         }
 
+    /// <summary>The moments of one number.</summary>
+    /// <param name="value">The number.</param>
+    /// <returns>Count 1, without deviation.</returns>
     let single (value: float) : Moments =
         {
             Count = 1L
@@ -52,10 +61,15 @@ module Moments =
             SquaredDeviations = 0.0
         }
 
+    /// <summary>The moments of several numbers.</summary>
+    /// <param name="values">The numbers; may be empty.</param>
+    /// <returns>Their moments.</returns>
     let ofValues (values: float seq) : Moments =
         values |> Seq.fold (fun moments value -> moments + single value) zero
 
-    /// Standard deviation of the sample, with n − 1; none below two numbers.
+    /// <summary>The standard deviation of a sample, with n − 1.</summary>
+    /// <param name="moments">Of the sample.</param>
+    /// <returns>None for fewer than two numbers.</returns>
     let deviation (moments: Moments) : float option =
         if moments.Count < 2L then
             None
@@ -69,17 +83,17 @@ type Estimate =
         Count: int
         /// None without a value.
         Mean: float option
-        /// Of the sample, with n − 1; none for fewer than two values.
+        /// Of the sample, with n − 1; None for fewer than two values.
         Deviation: float option
-        /// Ends of the 95 % interval of the mean by Student's t; none for fewer than two values, and where all values
-        /// are equal: then the seed decides nothing.
+        /// Ends of the 95 % interval of the mean by Student's t; None for fewer than two values, and where all values
+        /// are equal, because then the seed makes no difference.
         Low: float option
         High: float option
         /// In the order of the seeds.
         Values: float option[]
     }
 
-/// What one seed's run reached, as fractions.
+/// The results of one seed's run, as fractions.
 type SeedResult =
     {
         Seed: int64
@@ -156,9 +170,13 @@ module Statistics =
         else
             sin angle * sum 1.0 2
 
-    /// The t with P(|T| < t) = level for Student's T with that many degrees of freedom, to 12 digits at levels up to
-    /// 0.999. Bisection of the finite sums of Abramowitz & Stegun 1964, 26.7.3 and 26.7.4. Rejects a level outside
-    /// (0, 1) and no degree of freedom.
+    /// <summary>The t with P(|T| &lt; t) = level for Student's T, to 12 digits at levels up to 0.999: bisection of
+    /// the finite sums of Abramowitz &amp; Stegun 1964, 26.7.3 and 26.7.4.</summary>
+    /// <param name="level">In (0, 1).</param>
+    /// <param name="freedom">Degrees of freedom, at least 1.</param>
+    /// <returns>t, above 0.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The level is outside (0, 1), or there is no degree of
+    /// freedom.</exception>
     let studentT (level: float) (freedom: int) : float =
         if not (level > 0.0 && level < 1.0) then
             Errors.reject "level of an interval" "must be between 0 and 1" $"{level}" ""
@@ -175,8 +193,11 @@ module Statistics =
 
         sqrt (float freedom) * tan (bisect 0.0 (0.5 * Math.PI))
 
-    /// The ends of the interval that holds the mean at a level, by Student's t; none below two numbers, and where all
-    /// are equal.
+    /// <summary>The interval that holds the mean at a level, by Student's t.</summary>
+    /// <param name="level">In (0, 1), such as 0.95.</param>
+    /// <param name="moments">Of the sample.</param>
+    /// <returns>Its two ends; None for fewer than two numbers, and where all are equal.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The level is outside (0, 1).</exception>
     let interval (level: float) (moments: Moments) : struct (float * float) option =
         Moments.deviation moments
         |> Option.filter (fun deviation -> deviation > 0.0)
@@ -186,7 +207,9 @@ module Statistics =
 
             struct (moments.Mean - half, moments.Mean + half))
 
-    /// The estimate from one value per seed; some may be missing.
+    /// <summary>The estimate from one value per seed.</summary>
+    /// <param name="values">In the order of the seeds; some may be missing.</param>
+    /// <returns>The mean with its 95 % interval over the values that are there.</returns>
     let estimate (values: float option[]) : Estimate =
         let moments = values |> Seq.choose id |> Moments.ofValues
         let interval = interval 0.95 moments
@@ -200,7 +223,11 @@ module Statistics =
             Values = values
         }
 
-    /// The result of one seed's accuracy matrix.
+    /// <summary>The result of one seed's accuracy matrix.</summary>
+    /// <param name="seed">The seed.</param>
+    /// <param name="matrix">Of its run.</param>
+    /// <returns>Measures and accuracy after each task, as fractions.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The matrix breaks a rule of `Metrics.check`.</exception>
     let ofMatrix (seed: int64) (matrix: AccuracyMatrix) : SeedResult =
         {
             Seed = seed
@@ -208,14 +235,17 @@ module Statistics =
             Curve = Metrics.curve matrix
         }
 
-    /// Statistics over the runs of several seeds, at least one. Where a run ended early, later tasks count the others.
-    /// Rejects no run and a repeated seed.
+    /// <summary>Statistics over the runs of several seeds. Where a run ended early, later tasks count the other runs
+    /// only.</summary>
+    /// <param name="results">At least one, each of a seed of its own.</param>
+    /// <returns>An estimate for each measure and each task.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no run, or a seed is repeated.</exception>
     let ofSeeds (results: SeedResult[]) : SeedStatistics =
         if Array.isEmpty results then
             Errors.reject "runs of several seeds" "must be at least one" "none" ""
 
         match results |> Array.countBy _.Seed |> Array.tryFind (fun (_, count) -> count > 1) with
-        | Some(seed, count) -> Errors.reject $"seed {seed}" "must be that of one run" $"{count} runs" ""
+        | Some(seed, count) -> Errors.reject $"seed {seed}" "must belong to one run" $"{count} runs" ""
         | None -> ()
 
         let tasks = results |> Array.map _.Curve.Length |> Array.max
@@ -231,7 +261,7 @@ module Statistics =
         }
 
     /// The statistics as they are saved.
-    let toFile (statistics: SeedStatistics) : StatisticsFile =
+    let internal toFile (statistics: SeedStatistics) : StatisticsFile =
         let percent = Option.map Metrics.percent
 
         {
@@ -270,8 +300,10 @@ module Statistics =
     let private shown (fraction: float) =
         (Math.Round(100.0 * fraction, 2) + 0.0).ToString("0.00", CultureInfo.InvariantCulture)
 
-    /// "69.40 ± 0.75 (68.65 to 70.15, sd 0.30, n = 3)", in percent, where ± is half of the 95 % interval, as in
-    /// reports, and sd the standard deviation; "69.40 (n = 1)" for one value, "none" without.
+    /// <summary>An estimate as text, in percent: "69.40 ± 0.75 (68.65 to 70.15, sd 0.30, n = 3)", where ± is half of
+    /// the 95 % interval, as in reports, and sd the standard deviation.</summary>
+    /// <param name="estimate">As fractions.</param>
+    /// <returns>"69.40 (n = 1)" for one value, "none" without a value.</returns>
     let text (estimate: Estimate) : string =
         match estimate.Mean, estimate.Deviation, estimate.Low, estimate.High with
         | None, _, _, _ -> "none"
@@ -280,7 +312,9 @@ module Statistics =
         | Some mean, Some _, _, _ -> $"{shown mean} (the same for {estimate.Count} seeds)"
         | Some mean, _, _, _ -> $"{shown mean} (n = {estimate.Count})"
 
-    /// One aligned line for each measure that some seed has.
+    /// <summary>One aligned line for each measure that some seed has.</summary>
+    /// <param name="statistics">Over the seeds.</param>
+    /// <returns>The lines, in the order of `Metrics.all`.</returns>
     let lines (statistics: SeedStatistics) : string[] =
         let rows =
             [|

@@ -6,11 +6,11 @@ type RunScores =
         /// False for prototypes of the frozen backbone.
         Trained: bool
         Matrix: AccuracyMatrix
-        /// The classes learned, with what the last state got right.
+        /// The classes learned, with their scores under the last state.
         Classes: ClassScore[]
     }
 
-/// The measures that need other runs, as fractions, or why there is none.
+/// The measures that need other runs, as fractions, or the reason why one is missing.
 type Transfer =
     {
         /// Lopez-Paz & Ranzato 2017.
@@ -20,6 +20,7 @@ type Transfer =
         Intransigence: Result<float, string>
     }
 
+/// Compares a run with reference runs.
 [<RequireQualifiedAccess>]
 module Transfer =
 
@@ -85,13 +86,17 @@ module Transfer =
             else
                 Ok(Metrics.accuracy reached - Metrics.accuracy own)
 
-    /// Forward transfer and intransigence of a run against the reference runs at hand. `before` holds, for every task
-    /// after the first, the score on its test images right before learning it, with prototypes of its classes under
-    /// the network at that time; empty if not measured.
-    ///
-    /// Forward transfer takes its baseline from the diagonal of a reference without training and of the same tasks.
-    /// Intransigence takes a*_k from a trained reference that learned the same classes as one task: that is joint
-    /// learning of tasks 1 to k for the last k only, so that no mean over tasks is given.
+    /// <summary>Forward transfer and intransigence of a run, compared with reference runs. Forward transfer takes its
+    /// baseline from the diagonal of a reference without training and of the same tasks. Intransigence takes a*_k
+    /// from a trained reference that learned the same classes as one task: that is joint learning of tasks 1 to k for
+    /// the last k only, so there is no mean over tasks.</summary>
+    /// <param name="references">Finished runs, in any order; those that do not fit are ignored.</param>
+    /// <param name="before">For every task after the first, the score on its test images right before learning it,
+    /// with prototypes of its classes under the network at that time; empty if not measured.</param>
+    /// <param name="run">The run to measure.</param>
+    /// <returns>Each measure as a fraction, or why it is missing.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">An accuracy matrix breaks a rule of
+    /// `Metrics.check`.</exception>
     let measure (references: RunScores[]) (before: Score[]) (run: RunScores) : Transfer =
         for one in Array.append [| run |] references do
             Metrics.check one.Matrix
@@ -101,8 +106,8 @@ module Transfer =
             Intransigence = intransigence run references
         }
 
-    /// Measures completed with those that need other runs.
-    let complete (transfer: Transfer) (measures: Measures) : Measures =
+    /// Adds the measures that need other runs.
+    let internal complete (transfer: Transfer) (measures: Measures) : Measures =
         let add name value measures =
             match value with
             | Ok value -> Map.add name value measures
@@ -112,8 +117,8 @@ module Transfer =
         |> add "forwardTransfer" transfer.ForwardTransfer
         |> add "intransigence" transfer.Intransigence
 
-    /// Why a measure is missing; none where it is there.
-    let note (value: Result<float, string>) : string option =
+    /// Why a measure is missing; None where it is there.
+    let internal note (value: Result<float, string>) : string option =
         match value with
         | Ok _ -> None
         | Error reason -> Some reason

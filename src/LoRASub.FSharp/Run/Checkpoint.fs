@@ -14,16 +14,17 @@ open LoRASub.Learn
 open LoRASub.Settings
 open TorchSharp
 
-/// A stopped run on disk: `checkpoint-N.safetensors` holds its tensors, `checkpoint.json` the
-/// rest and the hashes that vouch for both. The JSON takes its name last and names the tensors, so that at every moment
-/// one whole checkpoint is there.
+/// A stopped run on disk: `checkpoint-N.safetensors` holds its tensors, `checkpoint.json` the rest and the hashes of
+/// both. The JSON names the file of tensors and gets its own name last, so that at every moment one whole checkpoint is
+/// there.
 [<RequireQualifiedAccess>]
 module Checkpoint =
 
     [<Literal>]
     let private Version = 3L
 
-    let path (folder: string) = Path.Combine(folder, "checkpoint.json")
+    /// The JSON file of the checkpoint in a folder.
+    let internal path (folder: string) = Path.Combine(folder, "checkpoint.json")
 
     let private tensorFiles (folder: string) =
         if Directory.Exists folder then
@@ -31,11 +32,11 @@ module Checkpoint =
         else
             [||]
 
-    /// Whether a folder holds one.
-    let exists (folder: string) = File.Exists(path folder)
+    /// Whether a folder holds a checkpoint.
+    let internal exists (folder: string) = File.Exists(path folder)
 
     /// Removes a folder's checkpoint, if it has one.
-    let delete (folder: string) =
+    let internal delete (folder: string) =
         File.Delete(path folder)
         Array.iter File.Delete (tensorFiles folder)
 
@@ -84,7 +85,7 @@ module Checkpoint =
     /// Writes the state of a run into an existing folder, then removes what the new checkpoint replaces; one that
     /// cannot be written leaves nothing behind. `inputs` are those of the run's start, so that no image is needed now.
     /// `metricLines` counts the lines of metrics.jsonl so far. Borrows all.
-    let save
+    let internal save
         (folder: string)
         (learner: Learner)
         (plan: Plan)
@@ -108,7 +109,7 @@ module Checkpoint =
             WholeFile.discard file
             reraise ()
 
-        // what cannot be removed now goes with the next checkpoint
+        // what cannot be removed now is removed with the next checkpoint
         Array.iter WholeFile.discard old
 
     // ------------------------------------------------------------------------------------------ load
@@ -170,7 +171,7 @@ module Checkpoint =
 
     /// Reads what `save` wrote, and the lines of metrics.jsonl at that time; `inputs` are the plan's. Owned by the caller.
     /// Rejects a checkpoint that is damaged, of another version, or of a run with other settings, data or backbone.
-    let load
+    let internal load
         (folder: string)
         (learner: Learner)
         (plan: Plan)

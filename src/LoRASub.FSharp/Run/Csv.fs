@@ -10,7 +10,7 @@ open LoRASub.Measure
 /// Results as tables for other programs: comma-separated values by RFC 4180 (fields with commas, quotes or line ends in
 /// quotes, quotes doubled, lines ended by CR LF), numbers with a point, percentages as in summary.json.
 [<RequireQualifiedAccess>]
-module Csv =
+module internal Csv =
 
     let private field (text: string) =
         if text.IndexOfAny [| ','; '"'; '\r'; '\n' |] < 0 then

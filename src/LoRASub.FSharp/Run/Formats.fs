@@ -8,7 +8,7 @@ open LoRASub.Methods
 open LoRASub.Measure
 open LoRASub.Settings
 
-/// summary.json but for the measures, which lie flat beside these fields; see docs/formats.md.
+/// summary.json without the measures, which lie flat beside these fields; see docs/formats.md.
 type SummaryFile =
     {
         Method: string
@@ -32,17 +32,22 @@ type SummaryFile =
         Threads: int
     }
 
+/// Reads and writes summary.json.
 [<RequireQualifiedAccess>]
 module SummaryFile =
 
     let private purpose = "the summary of a finished run"
 
     /// summary.json.
-    let toJson (measures: Measures) (summary: SummaryFile) : JsonNode =
+    let internal toJson (measures: Measures) (summary: SummaryFile) : JsonNode =
         let node = Json.ofRecord summary
         Json.insert (node.AsObject().IndexOf "seed" + 1) (Metrics.members measures) node
 
-    /// Reads summary.json, with the measures that it holds. Rejects as `Json.read`, and an invalid accuracy matrix.
+    /// <summary>Reads summary.json.</summary>
+    /// <param name="path">Of the file.</param>
+    /// <returns>The summary and the measures that it holds, as fractions.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is absent or damaged, or its accuracy matrix is not
+    /// valid.</exception>
     let load (path: string) : struct (SummaryFile * Measures) =
         let struct (summary, measures) =
             Json.read purpose path (fun root ->
@@ -79,7 +84,7 @@ type ClassLine =
                 }
         }
 
-/// A test image in classes.json, and the class that it was taken for.
+/// A test image in classes.json, and the class predicted for it.
 type SampleLine =
     {
         Task: int
@@ -90,7 +95,7 @@ type SampleLine =
         Png: string
     }
 
-/// classes.json: what became of each class's test images.
+/// classes.json: predictions for the test images of each class.
 type ClassesFile =
     {
         /// By position.
@@ -100,6 +105,7 @@ type ClassesFile =
         Confusion: int[][]
     }
 
+/// Memory at the start and end of a task.
 type TaskMemory =
     {
         TaskStart: MemoryUse

@@ -10,9 +10,9 @@ open LoRASub.Native
 open LoRASub.Files
 open TorchSharp
 
-/// What a run ran on.
+/// The machine and libraries of a run.
 [<RequireQualifiedAccess>]
-module Machine =
+module internal Machine =
 
     let private version (assembly: Assembly) = assembly.GetName().Version.ToString 3
 

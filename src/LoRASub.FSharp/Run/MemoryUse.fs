@@ -5,7 +5,7 @@ open System.Diagnostics
 open System.IO
 open TorchSharp
 
-/// What the process holds at one moment.
+/// The memory that the process uses at one moment.
 type MemoryUse =
     {
         /// Living tensor handles.
@@ -14,10 +14,12 @@ type MemoryUse =
         ResidentBytes: int64
     }
 
+/// Measures the memory of this process.
 [<RequireQualifiedAccess>]
 module MemoryUse =
 
-    /// Measured now.
+    /// <summary>Measures the memory that the process uses now.</summary>
+    /// <returns>Living tensors, and resident bytes.</returns>
     let now () =
         use me = Process.GetCurrentProcess()
 
@@ -26,7 +28,8 @@ module MemoryUse =
             ResidentBytes = me.WorkingSet64
         }
 
-    /// The largest resident memory so far, in bytes.
+    /// <summary>The largest resident memory so far.</summary>
+    /// <returns>Bytes.</returns>
     let peakBytes () =
         use me = Process.GetCurrentProcess()
         me.PeakWorkingSet64

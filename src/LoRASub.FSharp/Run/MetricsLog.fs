@@ -42,7 +42,7 @@ type TaskReport =
     /// Accuracy on the classes of this task, in percent.
     member this.New = Metrics.percent (Metrics.accuracy (Array.last this.Row))
 
-/// Rank kept and its share of energy, per block.
+/// The rank retained and its share of energy, per block.
 type RetainedLine =
     {
         Task: int
@@ -55,14 +55,14 @@ type NoticeLine = { Text: string }
 /// What every line begins with; the fields of the event's own record follow.
 type LineHead = { Time: DateTimeOffset; Event: string }
 
-/// But for the measures, which lie flat beside it.
+/// The end of a run without its measures, which lie flat beside it.
 type EndLine = { Seconds: float }
 
 /// An event of a run, logged when it happens.
 [<RequireQualifiedAccess>]
 type MetricsEvent =
     | Start of RunStart
-    /// Rank kept and its share of energy, per block.
+    /// The rank retained and its share of energy, per block.
     | Retained of task: int * ranks: int[] * energies: float[]
     | Epoch of EpochReport
     | Task of TaskReport
@@ -77,16 +77,16 @@ type MetricsLine =
     }
 
 /// Appends to a metrics.jsonl that ends in a whole line: each line is one write, flushed to disk, so that a crash
-/// tears the last line at most. Made by `MetricsLog.start` and `MetricsLog.resume`; mutable.
-type MetricsWriter internal (path: string, count: int, encode: MetricsLine -> byte[]) =
+/// damages the last line at most. Made by `MetricsLog.start` and `MetricsLog.resume`; mutable.
+type internal MetricsWriter(path: string, count: int, encode: MetricsLine -> byte[]) =
     let mutable count = count
 
     let file = new AppendFile(path)
 
-    /// Lines in the file: what `MetricsLog.resume` needs to come back to this point.
+    /// Lines in the file: what `MetricsLog.resume` needs to return to this point.
     member _.Count = count
 
-    /// Adds a line. Rejects a disk that does not take it.
+    /// Adds a line. Rejects a disk that cannot store it.
     member _.Write(line: MetricsLine) : unit =
         file.Write(encode line)
         count <- count + 1
@@ -119,14 +119,14 @@ module MetricsLog =
             "end", Json.ofRecord { Seconds = seconds } |> Json.insert 0 (Metrics.members measures)
         | MetricsEvent.Notice text -> "notice", Json.ofRecord { Text = text }
 
-    // readable where a browser never reads: quotes and control characters are still escaped
+    // no browser reads this file, so only quotes and control characters are escaped here
     let private options =
         JsonSerializerOptions(Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping)
 
     let private timeFormat = "yyyy-MM-dd'T'HH:mm:ss.fff'Z'"
 
     /// A line of the file, without its end.
-    let encode (line: MetricsLine) : string =
+    let internal encode (line: MetricsLine) : string =
         let time = line.Time.UtcDateTime.ToString(timeFormat, CultureInfo.InvariantCulture)
         let name, node = record line.Event
         let node = Json.insert 0 [ "time", Json.text time; "event", Json.text name ] node
@@ -170,7 +170,7 @@ module MetricsLog =
             event subject head.Event root
             |> Option.map (fun event -> { Time = head.Time; Event = event }))
 
-    // the bytes of each whole line, its end included; a torn last line is left out
+    // the bytes of each whole line, its end included; an incomplete last line is left out
     let private wholeLines (bytes: byte[]) : ReadOnlyMemory<byte>[] =
         let rec from start lines =
             match Array.IndexOf(bytes, byte '\n', start) with
@@ -182,8 +182,12 @@ module MetricsLog =
     let private decodeAll path (lines: ReadOnlyMemory<byte>[]) : MetricsLine option[] =
         lines |> Array.mapi (fun i line -> decode $"{path}, line {i + 1}" line)
 
-    /// Every whole line of a file, but for events that this version does not know. Drops a last line without its end,
-    /// as a crash leaves it. Rejects any other damage by file and line.
+    /// <summary>Every whole line of a file. Skips events that this version does not know, and a last line without its
+    /// end, as a crash leaves it.</summary>
+    /// <param name="path">A metrics.jsonl.</param>
+    /// <returns>The lines, in the order of events.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is absent or a line is damaged; the message names the
+    /// line.</exception>
     let read (path: string) : MetricsLine[] =
         Json.bytes "the metrics of a run" path
         |> wholeLines
@@ -191,7 +195,7 @@ module MetricsLog =
         |> Array.choose id
 
     /// Opens a new file. Rejects one that exists and a folder that cannot be written.
-    let start (path: string) : MetricsWriter =
+    let internal start (path: string) : MetricsWriter =
         if File.Exists path then
             Errors.reject path "must not exist" "a file" "resume that run, or choose another folder"
 
@@ -201,7 +205,7 @@ module MetricsLog =
     /// Cuts a file to its first `count` lines, whole, and opens it for more; a run that resumes from a checkpoint
     /// writes the later lines again. Returns the lines that were kept. A missing file is one without lines. Rejects a file
     /// of fewer whole lines and damage in those kept.
-    let resume (path: string) (count: int) : struct (MetricsLine[] * MetricsWriter) =
+    let internal resume (path: string) (count: int) : struct (MetricsLine[] * MetricsWriter) =
         let lines =
             if File.Exists path then
                 wholeLines (Json.bytes "the metrics of a run" path)

@@ -19,7 +19,8 @@ type Plan =
         Backbone: VisionTransformer
         /// SHA-256 of the backbone's file when it was read, in lower-case hexadecimal; empty for a network in memory.
         BackboneSha256: string
-        /// What the run is measured against; one without training has each task scored before it is learned.
+        /// Runs with which this one is compared. If one of them is without training, each task is also scored before it
+        /// is learned.
         References: RunScores[]
     }
 
@@ -27,9 +28,15 @@ type Plan =
 [<RequireQualifiedAccess>]
 module Plan =
 
+    /// <summary>Lists the tensors of a plan.</summary>
+    /// <param name="plan">Borrowed.</param>
+    /// <returns>Those of its backbone, borrowed.</returns>
     let leaves: Leaves<Plan> = fun plan -> VisionTransformer.leaves plan.Backbone
 
-    /// natural, seed1993 or an order file.
+    /// <summary>The class order that a setting names.</summary>
+    /// <param name="text">natural, seed1993 or a JSON file.</param>
+    /// <returns>The order.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is absent or holds no order.</exception>
     let classOrder (text: string) : ClassOrder =
         match text with
         | "natural" -> ClassOrder.Natural
@@ -72,35 +79,52 @@ module Plan =
             Scope.free VisionTransformer.leaves backbone
             reraise ()
 
-    /// `load` with a class order that is at hand.
+    /// <summary>`load`, with a class order of the caller.</summary>
+    /// <param name="order">Takes the place of the order that the settings name.</param>
+    /// <param name="settings">Of a run.</param>
+    /// <returns>Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, a path is missing, or a file does
+    /// not fit; see `Datasets.load`, `TaskStream.create`, `Weights.load` and `Learner.create`.</exception>
     let loadWith (order: ClassOrder) (settings: RunSettings) : Plan = loadFrom ignore order settings
 
     /// `load` with a check of the number of classes, before they are cut into tasks.
-    let loadChecking (checkClasses: int -> unit) (settings: RunSettings) : Plan =
+    let internal loadChecking (checkClasses: int -> unit) (settings: RunSettings) : Plan =
         loadFrom checkClasses (classOrder settings.ClassOrder) settings
 
-    /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
-    /// fit; see `Datasets.load`, `TaskStream.create`, `Recipe.openBackbone`, `Learner.create`. Owned by the caller.
+    /// <summary>Reads the data set and the backbone that settings name.</summary>
+    /// <param name="settings">Of a run, with `DataPath` and `Backbone`.</param>
+    /// <returns>Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, a path is missing, or a file does
+    /// not fit; see `Datasets.load`, `TaskStream.create`, `Weights.load` and `Learner.create`.</exception>
     let load (settings: RunSettings) : Plan =
         loadWith (classOrder settings.ClassOrder) settings
 
-    /// How this plan's images become batches; the test transform where `augmentation` is None.
+    /// <summary>How the images of a plan become batches.</summary>
+    /// <param name="plan">Borrowed.</param>
+    /// <param name="augmentation">Of training images; None for the test transform.</param>
+    /// <returns>The options; batches are on the device of the backbone, in its compute type.</returns>
     let batchOptions (plan: Plan) augmentation : BatchOptions =
         Recipe.batchOptions plan.Settings plan.Backbone augmentation
 
-    /// `batchOptions` by the test transform.
+    /// <summary>How the images of a plan become batches by the test transform.</summary>
+    /// <param name="plan">Borrowed.</param>
+    /// <returns>The options; batches are on the device of the backbone, in its compute type.</returns>
     let testOptions (plan: Plan) : BatchOptions =
         Recipe.testOptions plan.Settings plan.Backbone
 
-    /// What counts as the correct answer for the class in each row.
+    /// <summary>What counts as the correct answer for the class of each row.</summary>
+    /// <param name="plan">Borrowed.</param>
+    /// <returns>By position in the class order.</returns>
     let answers (plan: Plan) : int[] = TaskStream.answers plan.Stream
 
-    /// The learner that the plan's settings name; borrows the plan's backbone.
+    /// <summary>The learner that the plan's settings name.</summary>
+    /// <param name="plan">Its backbone is borrowed for as long as the learner is used.</param>
+    /// <returns>The learner.</returns>
     let learner (plan: Plan) : Learner =
         Recipe.learner plan.Backbone plan.Settings
 
-    /// What a task of the plan is learned from.
-    let taskContext
+    /// The context in which a task of the plan is learned.
+    let internal taskContext
         (learner: Learner)
         (plan: Plan)
         clock
@@ -122,8 +146,8 @@ module Plan =
             state
             clock
 
-    /// What to know of the learning rates, if anything, before the first task.
-    let heldRates (plan: Plan) : string[] =
+    /// Notices about the learning rates, if any, for the start of a run.
+    let internal heldRates (plan: Plan) : string[] =
         plan.Stream.Tasks
         |> Array.truncate 2
         |> Array.choose (fun task ->
@@ -131,8 +155,8 @@ module Plan =
             |> Option.map (fun epoch ->
                 $"task {task.Index + 1}: the learning rate stays constant from epoch {epoch} (end of schedule)"))
 
-    /// What needs less memory, in the words of the command line.
-    let lessMemory (plan: Plan) : string =
+    /// Flags of the command line that need less memory.
+    let internal lessMemory (plan: Plan) : string =
         let settings = plan.Settings
 
         let options =

@@ -4,11 +4,15 @@ open LoRASub.Files
 open LoRASub.Measure
 open LoRASub.Settings
 
-/// Finished runs that another run is measured against.
+/// Finished runs with which another run is compared.
 [<RequireQualifiedAccess>]
 module Reference =
 
-    /// Reads the scores of a finished run's folder. Rejects a folder without a finished run, and damage.
+    /// <summary>Reads the scores of a finished run.</summary>
+    /// <param name="folder">Of the run.</param>
+    /// <returns>Its scores, for `Transfer.measure`.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder holds no finished run, or a file is
+    /// damaged.</exception>
     let read (folder: string) : RunScores =
         let path = RunFiles.settings folder
 

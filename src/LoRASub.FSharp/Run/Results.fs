@@ -17,14 +17,19 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module Results =
 
-    /// Which test images the last state took for what.
+    /// <summary>Counts the predictions of the last state for all test images.</summary>
+    /// <param name="outcome">Borrowed.</param>
+    /// <returns>By position in the class order.</returns>
     let confusion (outcome: Outcome) : Confusion =
         let all (pick: TaskPredictions -> int[]) =
             outcome.Predictions |> Array.collect pick
 
         Confusion.ofPredictions (all _.Truth) (all _.Predicted) (TaskState.classes outcome.State)
 
-    /// The classes learned, with their scores after the last task.
+    /// <summary>The classes learned, with their scores after the last task.</summary>
+    /// <param name="plan">Of the run. Borrowed.</param>
+    /// <param name="outcome">Borrowed.</param>
+    /// <returns>By position in the class order.</returns>
     let classScores (plan: Plan) (outcome: Outcome) : ClassScore[] =
         let order = plan.Stream.Order
 
@@ -51,7 +56,10 @@ module Results =
                 Classes = classScores plan outcome
             }
 
-    /// All measures, as far as the references at hand allow, and why the others are missing, by name.
+    /// <summary>All measures that the references of the plan allow.</summary>
+    /// <param name="plan">Of the run. Borrowed.</param>
+    /// <param name="outcome">Borrowed.</param>
+    /// <returns>The measures, as fractions, and by name why others are missing: None for one that is there.</returns>
     let measures (plan: Plan) (outcome: Outcome) : struct (Measures * (string * string option) list) =
         let transfer = transfer plan outcome
 
@@ -62,7 +70,7 @@ module Results =
                 ])
 
     /// classes.json.
-    let classes (plan: Plan) (outcome: Outcome) : JsonNode =
+    let internal classes (plan: Plan) (outcome: Outcome) : JsonNode =
         Json.ofRecord
             {
                 Classes =
@@ -89,7 +97,7 @@ module Results =
             }
 
     /// summary.json: no time and no path in it, so that two runs of the same settings agree byte for byte.
-    let summary (plan: Plan) (outcome: Outcome) : JsonNode =
+    let internal summary (plan: Plan) (outcome: Outcome) : JsonNode =
         let struct (measures, notes) = measures plan outcome
         let settings = plan.Settings
 
@@ -122,7 +130,7 @@ module Results =
         Dictionary(dict [ for phase in Phase.all -> Phase.name phase, spent[phase] ])
 
     /// resources.json.
-    let resources (plan: Plan) (started: DateTime) (outcome: Outcome) : JsonNode =
+    let internal resources (plan: Plan) (started: DateTime) (outcome: Outcome) : JsonNode =
         let time (at: DateTime) = at.ToString "yyyy-MM-ddTHH:mm:ssZ"
 
         Json.ofRecord

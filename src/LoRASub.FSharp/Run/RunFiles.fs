@@ -4,7 +4,7 @@ open System.IO
 
 /// The paths of a run's files in its folder; docs/formats.md describes them.
 [<RequireQualifiedAccess>]
-module RunFiles =
+module internal RunFiles =
 
     let private at name (folder: string) = Path.Combine(folder, name)
 
@@ -16,13 +16,15 @@ module RunFiles =
     let metrics = at "metrics.jsonl"
     /// Confusion counts and sample predictions.
     let classes = at "classes.json"
+    /// The movement of class means.
     let drift = at "drift.json"
     /// Seconds, memory and the machine.
     let resources = at "resources.json"
     /// The results, written last.
     let summary = at "summary.json"
-    /// Of a folder of several runs.
+    /// The seeds of a folder of several runs.
     let seeds = at "seeds.json"
+    /// Held open by the process that runs in the folder.
     let lock' = at ".lock"
 
     let private patterns =

@@ -11,10 +11,14 @@ open LoRASub.Settings
 [<RequireQualifiedAccess>]
 module RunFolder =
 
-    /// Whether a folder holds a run, finished or not.
+    /// <summary>Whether a folder holds a run, finished or not.</summary>
+    /// <param name="folder">May be absent.</param>
+    /// <returns>Whether it has saved settings.</returns>
     let holdsRun (folder: string) = File.Exists(RunFiles.settings folder)
 
-    /// Whether a folder holds a finished run.
+    /// <summary>Whether a folder holds a finished run.</summary>
+    /// <param name="folder">May be absent.</param>
+    /// <returns>Whether it has a summary.</returns>
     let isFinished (folder: string) = File.Exists(RunFiles.summary folder)
 
     let private writable (folder: string) (work: unit -> 'T) : 'T =
@@ -41,15 +45,15 @@ module RunFolder =
             with :? InputException ->
                 false)
 
-    // Files that a run writes before its settings: on their own, they are from a run that was killed at once.
+    // Files that a run writes before its settings. Without settings, they are from a run that was killed at once.
     let private begun (folder: string) =
         if File.Exists(RunFiles.lock' folder) then
             [ RunFiles.seeds folder; RunFiles.sources folder ]
         else
             []
 
-    /// Rejects a folder that holds files of the names that a run writes, and that are someone else's.
-    let checkNames (folder: string) =
+    /// Rejects a folder that holds files with names that a run writes, but not written by a run.
+    let internal checkNames (folder: string) =
         if not (holdsRun folder && isOurs folder) then
             match RunFiles.present folder |> Array.except (begun folder) with
             | [||] -> ()
@@ -60,9 +64,9 @@ module RunFolder =
                     (Path.GetFileName others[0])
                     "move them, or choose another folder"
 
-    /// Rejects a folder that is a file or below one, cannot be written, holds a run, or files of the names that one writes,
-    /// and the root of the file system. Makes no folder: another process may be about to use it.
-    let check (folder: string) =
+    /// Rejects a folder that is a file or below one, cannot be written, holds a run or files with names that a run
+    /// writes, and the root of the file system. Creates no folder: another process may be about to use it.
+    let internal check (folder: string) =
         if String.IsNullOrWhiteSpace folder then
             Errors.reject "output folder" "must have a name" "an empty one" ""
 
@@ -99,16 +103,20 @@ module RunFolder =
             WholeFile.probe folder (nearest full))
 
     /// Makes a folder for a run. Rejects one that cannot be made.
-    let make (folder: string) =
+    let internal make (folder: string) =
         writable folder (fun () -> Directory.CreateDirectory folder |> ignore)
 
     /// Rejects a folder that holds a finished run.
-    let refuseFinished (folder: string) =
+    let internal refuseFinished (folder: string) =
         if isFinished folder then
             refuse folder "a finished one"
 
-    /// Claims a folder, which it makes where needed, until disposed or until this process ends, however it ends: the
-    /// lock is the system's on an open file, not the file itself. Rejects a folder that another process holds.
+    /// <summary>Claims a folder until it is disposed or this process ends, however it ends: the lock is the system's
+    /// on an open file, not the file itself.</summary>
+    /// <param name="folder">Made where it is absent.</param>
+    /// <returns>Releases the folder when disposed.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">Another process holds the folder, or it cannot be
+    /// written.</exception>
     let hold (folder: string) : IDisposable =
         make folder
 
@@ -123,17 +131,20 @@ module RunFolder =
 
     /// Removes what a run has left in a folder, and nothing else: to be called while the folder is held. Killed at any
     /// moment, it leaves a run that can be resumed or replaced.
-    let clear (folder: string) =
+    let internal clear (folder: string) =
         writable folder (fun () ->
-            // first, so that a run is never finished in half
+            // first, so that a run without all of its files never looks finished
             File.Delete(RunFiles.summary folder)
             Checkpoint.delete folder
-            // last: without settings the other files are someone else's
+            // last: without settings the other files would not count as a run's
             let last = [ RunFiles.seeds folder; RunFiles.settings folder ]
             RunFiles.present folder |> Array.except last |> Array.iter File.Delete
             List.iter File.Delete last)
 
-    /// The settings of a saved run, finished or not.
+    /// <summary>The settings of a saved run, finished or not.</summary>
+    /// <param name="folder">Of the run.</param>
+    /// <returns>The settings.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">settings.json is absent or damaged.</exception>
     let settings (folder: string) : RunSettings =
         let path = RunFiles.settings folder
         Json.read "the settings of a run" path (Settings.ofJson path)

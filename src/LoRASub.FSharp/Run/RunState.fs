@@ -15,7 +15,7 @@ type RunEvent =
     | TaskEnds of LearningTask * Score[] * MemoryUse * seconds: float
     | Notice of string
 
-/// What became of one task's test images, in the order of the data set; classes are rows.
+/// Predictions for one task's test images, in the order of the data set. Classes are rows of the head.
 type TaskPredictions =
     {
         Task: LearningTask
@@ -23,10 +23,14 @@ type TaskPredictions =
         Predicted: int[]
     }
 
+/// Scores of predictions.
 [<RequireQualifiedAccess>]
 module TaskPredictions =
 
-    /// A prediction is correct if its answer is the true class's; `answers` gives that of each row.
+    /// <summary>The score of predictions. A prediction is correct if its answer is that of the true class.</summary>
+    /// <param name="answers">The answer of each row.</param>
+    /// <param name="predictions">Of one task.</param>
+    /// <returns>Correct and all images.</returns>
     let score (answers: int[]) (predictions: TaskPredictions) : Score =
         {
             Correct =
@@ -41,10 +45,10 @@ type TaskRecord =
     {
         /// Scores on all tasks so far.
         Row: Score[]
-        /// On its own test images right before it was learned, its classes learned by the head alone from the network at
-        /// that time. Some if a reference needs it; None for the first task.
+        /// On its own test images right before it was learned, where only the head has learned its classes, from the
+        /// network at that time. Some if a reference needs it; None for the first task.
         Before: Score option
-        /// What observing led to, per block; empty for a task that was not observed.
+        /// The result of observing, per block; empty for a task that was not observed.
         Retained: Retained[]
         /// At the start of the task.
         MemoryBefore: MemoryUse
@@ -54,7 +58,7 @@ type TaskRecord =
         Seconds: Map<Phase, float>
     }
 
-/// What a run leaves.
+/// The result of a run.
 [<ReferenceEquality>]
 type Outcome =
     {
@@ -64,10 +68,11 @@ type Outcome =
         Tasks: TaskRecord[]
         /// By the last state, of all tasks learned.
         Predictions: TaskPredictions[]
-        /// Owned by the caller; none where a class has no test image to measure it on.
+        /// Owned by the caller; None where a class has no test image to measure it on.
         Drift: Drift.State option
     }
 
+    /// <summary>The score on each task so far, after each task.</summary>
     member this.Matrix: AccuracyMatrix = this.Tasks |> Array.map _.Row
 
     /// Per task and block.
@@ -79,18 +84,22 @@ type Outcome =
         |> List.map (fun phase -> phase, this.Tasks |> Array.sumBy (fun task -> task.Seconds[phase]))
         |> Map.ofList
 
+/// The tensors of an outcome.
 [<RequireQualifiedAccess>]
 module Outcome =
+    /// <summary>Lists the tensors of an outcome.</summary>
+    /// <param name="outcome">Borrowed.</param>
+    /// <returns>Those of its state and drift, borrowed.</returns>
     let leaves: Leaves<Outcome> =
         fun outcome -> Seq.append (TaskState.leaves outcome.State) (Leaves.option Drift.leaves outcome.Drift)
 
-/// How far an open task is.
+/// The progress of an open task.
 type OpenProgress =
     | InLoop of TaskProgress
-    /// Merged into the run's state, and not scored yet: what drift is measured from, as in `LearnedTask`.
+    /// Merged into the run's state, and not scored yet; with what drift is measured from, as in `LearnedTask`.
     | Learned of Diagnostics * means: torch.Tensor
 
-/// A task that is under way.
+/// A task in progress.
 [<ReferenceEquality>]
 type OpenTask =
     {
@@ -109,7 +118,7 @@ type RunState =
         State: TaskState
         /// One per scored task.
         Tasks: TaskRecord[]
-        /// Over the scored tasks; none where a class has no test image to measure it on.
+        /// Over the scored tasks; None where a class has no test image to measure it on.
         Drift: Drift.State option
         Open: OpenTask option
     }
@@ -121,6 +130,6 @@ type CheckpointPoint =
     /// A task is learned and not yet scored.
     | AfterLearning
 
-/// Called at each point where the run can be checkpointed; may ask for its state, whose tensors stay the run's, and
-/// may throw to end it.
+/// Called at each point where the run can be checkpointed. It may ask for the state, whose tensors it borrows, and may
+/// throw to end the run.
 type OnCheckpoint = CheckpointPoint -> (unit -> RunState) -> unit

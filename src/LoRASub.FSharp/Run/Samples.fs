@@ -5,7 +5,7 @@ open LoRASub.Train
 open LoRASub.Data
 open SkiaSharp
 
-/// A test image with what a model took it for; classes are positions in the class order.
+/// A test image with its prediction; classes are positions in the class order.
 type SamplePrediction =
     {
         Task: int
@@ -17,9 +17,9 @@ type SamplePrediction =
 
 /// A few test images with their predictions, for reports.
 [<RequireQualifiedAccess>]
-module Samples =
+module internal Samples =
 
-    /// Pixels of the longer side at most.
+    /// The longer side of a shown image, in pixels at most.
     [<Literal>]
     let private Side = 96
 
@@ -59,8 +59,8 @@ module Samples =
         else
             Array.init most (fun i -> all[i * (all.Length - 1) / (most - 1)])
 
-    /// Six images of each of ten tasks at most, spread over them; none where this system has no Skia. Predictions do not
-    /// decide which, so that runs on the same tasks show the same images.
+    /// At most six images of each of at most ten tasks, evenly spread; none where this system has no Skia. The choice
+    /// does not depend on the predictions, so that runs on the same tasks show the same images.
     let choose (stream: TaskStream) (predictions: TaskPredictions[]) : SamplePrediction[] =
         let ofTask (predictions: TaskPredictions) =
             TaskStream.testIndices stream predictions.Task

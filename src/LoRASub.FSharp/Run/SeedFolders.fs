@@ -11,8 +11,9 @@ type SeedsFile = { Seeds: int64[] }
 /// A folder of runs that differ only in their seed: `seeds.json` and, in `seed-N`, a run's folder for each, then
 /// `statistics.json`, whose presence means that all are finished.
 [<RequireQualifiedAccess>]
-module SeedFolders =
+module internal SeedFolders =
 
+    /// The file of statistics over all seeds.
     let statisticsPath (folder: string) = Path.Combine(folder, "statistics.json")
 
     /// The folder of one seed's run.
@@ -21,26 +22,26 @@ module SeedFolders =
     /// Whether a folder holds runs of several seeds.
     let holdsSeeds (folder: string) = File.Exists(RunFiles.seeds folder)
 
-    /// Whether all of them are finished.
+    /// Whether the runs of all seeds are finished.
     let isFinished (folder: string) = File.Exists(statisticsPath folder)
 
     /// The seeds, in the order in which they run.
     let seeds (folder: string) : int64[] =
         (Json.load<SeedsFile> "the seeds of a folder of runs" (RunFiles.seeds folder)).Seeds
 
-    /// Begins such a folder: the seeds, and the settings, whose own seed does not count.
+    /// Begins such a folder: writes the seeds, and the settings, whose own seed does not count.
     let start (folder: string) (seeds: int64[]) (settings: RunSettings) =
         Json.save (RunFiles.seeds folder) { Seeds = seeds }
         Json.write (RunFiles.settings folder) (Settings.toJson settings)
 
-    /// The runs of the seeds that a folder names; others beside them are someone else's.
+    /// The runs of the seeds that a folder names; other folders beside them do not count.
     let runs (folder: string) : string[] =
         if holdsSeeds folder then
             seeds folder |> Array.map (folderOf folder) |> Array.filter RunFolder.holdsRun
         else
             [||]
 
-    /// Removes what a process wrote that was killed before it saved settings.
+    /// Removes the files of a process that was killed before it saved the settings.
     let forget (folder: string) =
         if not (RunFolder.holdsRun folder) then
             File.Delete(RunFiles.seeds folder)
@@ -55,11 +56,11 @@ module SeedFolders =
         if holdsSeeds folder then
             let runs = runs folder
 
-            // all of them first: none goes while another is in use
+            // all of them first: no run is removed while another is in use
             let locks = runs |> Array.map RunFolder.hold
 
             try
-                // first, so that they are never finished in half
+                // first, so that the folder never looks finished when some runs are gone
                 File.Delete(statisticsPath folder)
 
                 for one in runs do

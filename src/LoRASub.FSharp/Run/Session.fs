@@ -9,14 +9,13 @@ open LoRASub.Learn
 open LoRASub.Settings
 
 /// A run was asked to stop and has saved a checkpoint.
-type RunStoppedException(folder: string) =
+type RunStoppedException internal (folder: string) =
     inherit OperationCanceledException($"Stopped. Resume with: lorasub run --resume {folder}")
 
-    /// Of the run.
+    /// The folder of the run.
     member _.Folder = folder
 
-/// Runs in a folder: logged, checkpointed and resumable. The
-/// folder must be held (`RunFolder.hold`) for as long.
+/// Runs in a folder: logged, checkpointed and resumable. The folder must be held (`RunFolder.hold`) meanwhile.
 [<RequireQualifiedAccess>]
 module Session =
 
@@ -70,7 +69,7 @@ module Session =
         let sinceSaved = Stopwatch.StartNew()
         let interval = TimeSpan.FromMinutes plan.Settings.CheckpointMinutes
 
-        let tell progress =
+        let report progress =
             eventOf progress |> Option.iter write
             listen progress
 
@@ -87,7 +86,7 @@ module Session =
             | :? IOException
             | :? UnauthorizedAccessException as e ->
                 sinceSaved.Restart()
-                tell (Notice $"the checkpoint could not be saved: {e.Message}")
+                report (Notice $"the checkpoint could not be saved: {e.Message}")
 
         let onCheckpoint point state =
             if stopping () then
@@ -99,7 +98,7 @@ module Session =
             then
                 trySave state
 
-        let outcome = Experiment.resume learner plan tell onCheckpoint from
+        let outcome = Experiment.resume learner plan report onCheckpoint from
         let struct (measures, _) = Results.measures plan outcome
         write (MetricsEvent.End(measures, Seq.sum outcome.PhaseSeconds.Values))
         outcome
@@ -111,7 +110,7 @@ module Session =
         else
             None
 
-    // Gives `work` what writes an event down everywhere, and what counts the lines so far. A disk that takes no more
+    // Passes to `work` a function that writes an event everywhere, and one that counts the lines so far. A full disk
     // should not end a run: events that cannot be written are lost, with one notice.
     let private log folder plan (listen: RunEvent -> unit) kept (writer: MetricsWriter) work =
         use writer = writer
@@ -136,10 +135,17 @@ module Session =
 
         work write (fun () -> writer.Count)
 
-    /// Runs a plan from its beginning in a held folder that holds no run: saves the settings first, then learns as
-    /// `Experiment.run`, with a checkpoint after each task and at an interval in minutes. `inputs` are
-    /// `CheckpointInputs.ofPlan` of the plan. `stopping` is called between any two steps: if true, the run is saved and ends with
-    /// RunStoppedException. The results are saved by `SavedRun.save`.
+    /// <summary>Runs a plan from its beginning. Saves the settings first, then learns as `Experiment.run`, with a
+    /// checkpoint after each task and at an interval in minutes. `SavedRun.save` saves the results.</summary>
+    /// <param name="folder">Holds no run. Held by the caller (`RunFolder.hold`).</param>
+    /// <param name="learner">Over the backbone of the plan.</param>
+    /// <param name="plan">Borrowed.</param>
+    /// <param name="inputs">`CheckpointInputs.ofPlan` of the plan.</param>
+    /// <param name="listen">Called with progress, on the calling thread.</param>
+    /// <param name="stopping">Called between any two steps: where it returns true, the run is saved and ends.</param>
+    /// <returns>Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A file cannot be written, or as `Experiment.run`.</exception>
+    /// <exception cref="T:LoRASub.Run.RunStoppedException">`stopping` returned true; the run can be resumed.</exception>
     let start folder (learner: Learner) (plan: Plan) inputs listen stopping : Outcome =
         Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
 
@@ -150,8 +156,17 @@ module Session =
                 Experiment.start learner plan
                 |> proceed folder learner plan inputs listen stopping write lines))
 
-    /// Resumes a stopped run in a held folder, from its checkpoint or, without one, from its
-    /// beginning. `plan` is of the saved settings. Rejects as `Checkpoint.load`; otherwise as `start`.
+    /// <summary>Resumes a stopped run from its checkpoint or, without one, from its beginning.</summary>
+    /// <param name="folder">Of the run. Held by the caller (`RunFolder.hold`).</param>
+    /// <param name="learner">Over the backbone of the plan.</param>
+    /// <param name="plan">Of the saved settings. Borrowed.</param>
+    /// <param name="inputs">`CheckpointInputs.ofPlan` of the plan.</param>
+    /// <param name="listen">Called with progress, on the calling thread.</param>
+    /// <param name="stopping">Called between any two steps: where it returns true, the run is saved and ends.</param>
+    /// <returns>Owned by the caller; the same as without the interruption.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The checkpoint is damaged, or of a run with other settings,
+    /// data or backbone; otherwise as `start`.</exception>
+    /// <exception cref="T:LoRASub.Run.RunStoppedException">`stopping` returned true; the run can be resumed.</exception>
     let resume folder (learner: Learner) (plan: Plan) inputs listen stopping : Outcome =
         Scope.keep Outcome.leaves (fun () ->
             let struct (state, count) =

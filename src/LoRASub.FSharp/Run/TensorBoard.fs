@@ -17,7 +17,7 @@ open Tensorboard
 /// brings. Its SummaryWriter is not used: it stamps clock ticks as single-precision numbers instead of seconds, opens
 /// the file again for every value, and always starts a new file, so that a resumed run could not continue its own.
 [<RequireQualifiedAccess>]
-module TensorBoard =
+module internal TensorBoard =
 
     let private checksum (bytes: byte[]) =
         let crc =
@@ -101,8 +101,8 @@ module TensorBoard =
     let files (folder: string) : string[] =
         Directory.GetFiles(folder, prefix + "*") |> Array.sort
 
-    /// Where a folder's events go: its event file, or the name of a new one with the time and machine of the start.
-    /// Rejects a folder that does not exist.
+    /// The latest event file of a folder, or the name of a new one with the time and machine of the start. Rejects a
+    /// folder that does not exist.
     let path (folder: string) (started: DateTimeOffset) (host: string) : string =
 
         if not (Directory.Exists folder) then
@@ -116,7 +116,7 @@ module TensorBoard =
 
             Path.Combine(folder, $"{prefix}{started.ToUnixTimeSeconds()}.{host}")
 
-    /// Writes the events of these lines as the whole of a file, over an older one; gives the state after them.
+    /// Writes a file with the events of these lines, over an older one; returns the state after them.
     let write (path: string) (lines: MetricsLine[]) : int option =
         let chunks, epochs =
             lines
@@ -133,7 +133,7 @@ module TensorBoard =
 
 /// An event file that grows with the run: first made whole from the lines kept so far, then one write per line.
 /// Mutable.
-type TensorBoardWriter(path: string, kept: MetricsLine[]) =
+type internal TensorBoardWriter(path: string, kept: MetricsLine[]) =
     let mutable epochs = TensorBoard.write path kept
 
     let file = new AppendFile(path)

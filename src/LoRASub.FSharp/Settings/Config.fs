@@ -15,15 +15,15 @@ type SourcesFile =
         Notes: string[]
     }
 
-/// Command line, file and preset in one.
+/// Command line, file and preset merged.
 type MergedConfig =
     {
-        /// Under the first of the seeds.
+        /// With the first of the seeds.
         Settings: RunSettings
-        /// Every setting that is set; `seeds` instead of `seed` if there are several.
+        /// Every setting that is not left open; `seeds` instead of `seed` if there are several.
         Sources: SettingSource[]
         Notes: string[]
-        /// One run for each; at least one.
+        /// At least one; each has a run of its own.
         Seeds: int64[]
         Expected: Expectations
     }
@@ -112,8 +112,14 @@ module Config =
         with :? InputException as e ->
             raise (InputException("--" + e.Message, e))
 
-    /// The command line's (setting, text) pairs and seeds over the file's, over the preset of the data set and variant
-    /// that these name. Rejects an unknown setting or data set, a text of the wrong kind, and seeds beside a seed.
+    /// <summary>The settings of the command line over those of the file, over the preset of the data set and variant
+    /// that these name.</summary>
+    /// <param name="file">A configuration file, if there is one.</param>
+    /// <param name="arguments">(setting, text) of the command line.</param>
+    /// <param name="seeds">Seeds of the command line, if it names several.</param>
+    /// <returns>The settings, and the source of each.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting or data set is unknown, a text is of the wrong kind,
+    /// or both seeds and a seed are given.</exception>
     let merge
         (file: ConfigFile option)
         (arguments: (string * string) list)
@@ -181,7 +187,7 @@ module Config =
         }
 
     /// The merged configuration under completed settings: settings that were not set before get the given source.
-    let complete (source: string) (settings: RunSettings) (merged: MergedConfig) : MergedConfig =
+    let internal complete (source: string) (settings: RunSettings) (merged: MergedConfig) : MergedConfig =
         let before name _ =
             let name =
                 if name = "seed" && merged.Seeds.Length > 1 then
@@ -199,10 +205,10 @@ module Config =
             Sources = sourcesOf before merged.Seeds settings
         }
 
-    // ------------------------------------------------------------------------------------------ holding against data
+    // ------------------------------------------------------------------------------------------ checks against the data
 
     /// Rejects data whose number of classes differs from the configuration.
-    let checkClasses (expected: Expectations) (classes: int) =
+    let internal checkClasses (expected: Expectations) (classes: int) =
         match expected.Classes with
         | Some wanted when wanted <> classes ->
             Errors.reject
@@ -212,9 +218,13 @@ module Config =
                 "use the whole data set, or change the numbers of classes and tasks in the file"
         | _ -> ()
 
-    /// A note on an input range that nobody gave and that the weights do not state. They may say in the metadata `input`,
-    /// in words, what their network was trained on.
-    let assumed (merged: MergedConfig) (card: WeightsCard) (metadata: Map<string, string>) : string list =
+    /// A note on an input range that is neither given nor stated by the weights. Their metadata `input` may state in
+    /// words what the network was trained on.
+    let internal assumed
+        (merged: MergedConfig)
+        (card: WeightsCard)
+        (metadata: Map<string, string>)
+        : string list =
         let isAssumed (s: SettingSource) =
             s.Source = "default" || s.Source.StartsWith("preset ", StringComparison.Ordinal)
 
@@ -228,12 +238,9 @@ module Config =
         |> Option.map (fun s -> $"input-range {s.Value} is a default; {says}")
         |> Option.toList
 
-    /// <summary>A warning where settings contradict what the weights state about their training.</summary>
-    /// <param name="settings">Settings from any source; what they leave open contradicts nothing.</param>
-    /// <param name="card">What the weights state.</param>
-    /// <returns>One sentence on all such settings, with the flags that would follow the weights; None where there are
-    /// none.</returns>
-    let contradiction (settings: RunSettings) (card: WeightsCard) : string option =
+    /// One sentence on all settings that contradict what the weights state about their training, with the flags that
+    /// would follow the weights; None where there are none. What settings leave open contradicts nothing.
+    let internal contradiction (settings: RunSettings) (card: WeightsCard) : string option =
         // the setting's text now, and as the weights have it
         let shown name change =
             let setting = Settings.all |> List.find (fun s -> s.Name = name)
@@ -298,7 +305,7 @@ module Config =
             Some $"{differences}, which the weights were trained with; {flags} {follows}"
 
     /// Notes where the configuration differs from the backbone, whose own numbers are used.
-    let backboneNotes (expected: Expectations) (width: int) (heads: int) : string list =
+    let internal backboneNotes (expected: Expectations) (width: int) (heads: int) : string list =
         [
             for what, wanted, found in [ "width", expected.Width, width; "heads", expected.Heads, heads ] do
                 match wanted with
@@ -308,7 +315,7 @@ module Config =
         ]
 
     /// The number of classes in each task, for a total number of classes. Rejects as `TaskStream.split`.
-    let taskSizesOf (merged: MergedConfig) (classes: int) : int[] =
+    let internal taskSizesOf (merged: MergedConfig) (classes: int) : int[] =
         let struct (tasks, initial) = merged.Settings.Split
 
         TaskStream.split tasks initial (Array.init classes id)
@@ -316,7 +323,7 @@ module Config =
 
     /// The number of classes in each task, where the number of classes is known without the data. Rejects tasks that
     /// leave one without classes, and a published number of classes that is not the file's.
-    let taskSizes (merged: MergedConfig) : int[] option =
+    let internal taskSizes (merged: MergedConfig) : int[] option =
         let published =
             Datasets.known
             |> List.tryFind (fun known -> known.Name = merged.Settings.Data)
@@ -329,7 +336,7 @@ module Config =
         |> Option.map (taskSizesOf merged)
 
     /// `sources.json`: every setting with its text and source, and the notes.
-    let toJson (merged: MergedConfig) : JsonNode =
+    let internal toJson (merged: MergedConfig) : JsonNode =
         Json.ofRecord (
             {
                 Settings = merged.Sources

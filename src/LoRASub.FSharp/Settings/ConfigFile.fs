@@ -9,8 +9,8 @@ open LoRASub.Settings.ConfigSection
 [<RequireQualifiedAccess; CompilationRepresentation(CompilationRepresentationFlags.ModuleSuffix)>]
 module ConfigFile =
 
-    /// Seeds on the command line: `1,2,3`. Rejects what is not a number, and a repeated one.
-    let seeds (subject: string) (text: string) : int64[] =
+    /// Seeds on the command line: `1,2,3`. Rejects what is not a whole number, and a repeated seed.
+    let internal seeds (subject: string) (text: string) : int64[] =
         text.Split ',' |> parseSeeds subject text "write 1,2,3"
 
     // ------------------------------------------------------------------------------------------ this program's own
@@ -135,8 +135,13 @@ module ConfigFile =
             let fix = if advised then "" else "; remove it for the default"
             raise (InputException($"{s.Source}: {e.Message}{fix}", e))
 
-    /// The configuration in a file's bytes; `path` is the name that errors and sources use. Rejects what is no
-    /// configuration, unknown or nested settings, and values of a wrong kind or out of range.
+    /// <summary>The configuration in the bytes of a file: settings of this program, or a published configuration as
+    /// it is.</summary>
+    /// <param name="path">The name that errors and sources use.</param>
+    /// <param name="bytes">Text in UTF-8.</param>
+    /// <returns>The settings with their lines.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The text is neither YAML nor JSON, a setting is unknown or
+    /// nested, or a value is of the wrong kind or out of range; the message names the line.</exception>
     let parse (path: string) (bytes: byte[]) : ConfigFile =
         match (ConfigTree.parse path bytes).Value with
         | Entries entries when entries.Length > 0 ->
@@ -157,5 +162,10 @@ module ConfigFile =
             file
         | _ -> Errors.reject path "must hold a mapping of settings" "none" "see docs/configuration.md"
 
-    /// Reads a configuration file. Rejects as `parse`, and what is not a file of at most 1 MiB.
+    /// <summary>Reads a configuration file.</summary>
+    /// <param name="path">A file in YAML or JSON of at most 1 MiB.</param>
+    /// <returns>The settings with their lines.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The path is not a file of at most 1 MiB. The text is neither
+    /// YAML nor JSON, a setting is unknown or nested, or a value is of the wrong kind or out of range; the message
+    /// names the line.</exception>
     let read (path: string) : ConfigFile = parse path (ConfigTree.bytes path)

@@ -25,7 +25,7 @@ type ConfigFormat =
     /// The authors' JSON.
     | Official
 
-/// Data and backbone of a published configuration, to be checked once they are read.
+/// The data and backbone that a published configuration expects, to be checked once they are read.
 type Expectations =
     {
         /// The configuration file; empty if there is none.
@@ -41,7 +41,7 @@ type ConfigFile =
         Path: string
         Format: ConfigFormat
         Settings: SettingSource list
-        /// Where the file names seeds: those, and where it does.
+        /// The seeds that the file names, if it does, and their place.
         Seeds: (int64[] * string) option
         /// Keys of the file that have no effect here.
         Notes: string list
@@ -71,13 +71,13 @@ type internal Found =
         | Text text -> text
         | _ -> this.Refuse "must be a single value" ""
 
-    /// Rejects what is no finite number.
+    /// A finite number. Rejects anything else.
     member this.Number: float =
         match Double.TryParse(this.Text, NumberStyles.Float, CultureInfo.InvariantCulture) with
         | true, x when Double.IsFinite x -> x
         | _ -> this.Refuse "must be a number" ""
 
-    /// Rejects what is no whole number of at least 1.
+    /// A whole number of at least 1. Rejects anything else.
     member this.Count: int =
         match Int32.TryParse(this.Text, NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture) with
         | true, n when n >= 1 -> n
@@ -117,7 +117,7 @@ type internal Section =
 
     member this.Names = this.Entries |> Array.map fst |> Array.distinct |> List.ofArray
 
-    /// Its names but for those, with the prefix.
+    /// Its names except the used ones, with the prefix.
     member this.Except(used: string list) : string list =
         List.except used this.Names |> List.map (fun name -> this.Prefix + name)
 
@@ -163,7 +163,7 @@ module internal ConfigSection =
                 [ for name, value in settings low.Text high.Text -> says name value f.Source ]
             | _ -> f.Refuse "must be a list of two numbers" ""
 
-    /// Rejects another text than the only possible one, where the key is given.
+    /// Rejects any text but the only possible one, where the key is given.
     let mustBe (possible: string) why (found: Found option) =
         found
         |> Option.iter (fun f ->

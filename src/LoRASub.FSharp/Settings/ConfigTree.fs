@@ -41,10 +41,10 @@ module internal ConfigTree =
     /// A key or value from a file as a message shows it.
     let shortened (text: string) = cut 60 text
 
-    // parsers quote what they stumble on, whole
+    // parsers quote the offending text in full
     let private said (e: exn) = cut 200 e.Message
 
-    /// The file's bytes. Rejects what is not a file or is too large for a configuration.
+    /// The bytes of a file. Rejects what is not a file or is larger than 1 MiB.
     let bytes (path: string) : byte[] =
         if Directory.Exists path || not (File.Exists path) then
             let found = if Directory.Exists path then "a folder" else "no such file"

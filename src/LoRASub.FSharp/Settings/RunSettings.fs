@@ -15,7 +15,7 @@ type Variant =
     | LibContinual
     | Official
 
-/// How a task's training images are prepared when their features are averaged into prototypes.
+/// How training images are prepared for the prototypes, which average their features.
 [<RequireQualifiedAccess>]
 type PrototypeTransform =
     /// Augmented, as in training.
@@ -23,7 +23,7 @@ type PrototypeTransform =
     /// As at test time.
     | Test
 
-/// When the stream of random numbers for shuffling and augmentation starts anew.
+/// When the random numbers for shuffling and augmentation restart.
 [<RequireQualifiedAccess>]
 type Seeding =
     /// From seed + epoch at every epoch, the same in every task (LibContinual).
@@ -53,7 +53,7 @@ type RunSettings =
         Batch: int
         /// Name of a method; see `Methods.names`.
         MethodName: string
-        /// Off: the frozen method, whatever the name.
+        /// If false, the frozen method runs, whatever the name.
         Training: bool
         Method: LoRASubSettings
         /// Name of a head; see `Heads.names`.
@@ -109,7 +109,9 @@ type RunSettings =
         else
             struct (this.Tasks, this.InitialClasses)
 
-    /// Epochs of a task.
+    /// <summary>The epochs of a task.</summary>
+    /// <param name="task">The task; only its index counts.</param>
+    /// <returns>0 where the method does not train.</returns>
     member this.EpochsOf(task: LearningTask) =
         if not this.ChosenMethod.Info.Trains then
             0
@@ -125,7 +127,9 @@ type RunSettings =
 [<RequireQualifiedAccess>]
 module Preset =
 
-    /// CIFAR-100 in 10 tasks: 20 epochs, head rate 2e-3, margin 1, λ 0.05.
+    /// <summary>CIFAR-100 in 10 tasks: 20 epochs, head rate 2e-3, margin 1, λ 0.05.</summary>
+    /// <param name="variant">The published code whose defaults apply.</param>
+    /// <returns>The settings, without data path and backbone.</returns>
     let cifar100 (variant: Variant) : RunSettings =
         let libcontinual = variant = Variant.LibContinual
 
@@ -194,7 +198,10 @@ module Preset =
             Reference = []
         }
 
-    /// ImageNet-R in 10 tasks: 40 epochs in the first task, 50 later, head rate 5e-4, margin 2, λ 0.2.
+    /// <summary>ImageNet-R in 10 tasks: 40 epochs in the first task, 50 later, head rate 5e-4, margin 2, λ
+    /// 0.2.</summary>
+    /// <param name="variant">The published code whose defaults apply.</param>
+    /// <returns>The settings, without data path and backbone.</returns>
     let imageNetR (variant: Variant) : RunSettings =
         let cifar = cifar100 variant
 
@@ -211,9 +218,11 @@ module Preset =
                 }
         }
 
-    /// The command line's defaults for small data sets: CIFAR-100's settings in 2 tasks of 4 epochs, about a minute
-    /// on two cores with the bundled subset of Fashion-MNIST. Flips only: crops down to 8% of an
-    /// image, made for photographs, cost 2 points there.
+    /// <summary>The command line's defaults for small data sets: CIFAR-100's settings in 2 tasks of 4 epochs, about a
+    /// minute on two cores with the bundled subset of Fashion-MNIST. Flips only: crops down to 8% of an image, made
+    /// for photographs, cost 2 points there.</summary>
+    /// <param name="variant">The published code whose defaults apply.</param>
+    /// <returns>The settings, without data path and backbone.</returns>
     let quick (variant: Variant) : RunSettings =
         { cifar100 variant with
             Data = "fashion-mnist"
@@ -222,7 +231,9 @@ module Preset =
             Augmentation = Augmentation.Flip
         }
 
-    /// DomainNet's six domains, one a task; otherwise as `quick`.
+    /// <summary>DomainNet's six domains, one per task; otherwise as `quick`.</summary>
+    /// <param name="variant">The published code whose defaults apply.</param>
+    /// <returns>The settings, without data path and backbone.</returns>
     let domains (variant: Variant) : RunSettings =
         { quick variant with
             Data = "domainnet-domains"
@@ -240,6 +251,8 @@ module Preset =
             "domainnet-domains", domains
         ]
 
-    /// The preset of a data set, and the preset's name: `quick` without a published one.
+    /// <summary>The preset of a data set.</summary>
+    /// <param name="data">Name of a data set; see `Datasets.names`.</param>
+    /// <returns>The name of the preset and the preset; `quick` for a data set without a published one.</returns>
     let ofData (data: string) : string * (Variant -> RunSettings) =
         all |> List.tryFind (fst >> (=) data) |> Option.defaultValue all.Head

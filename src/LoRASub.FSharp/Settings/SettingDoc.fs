@@ -1,9 +1,9 @@
 namespace LoRASub.Settings
 
 
-/// What help and documentation say about a setting, from its row and the presets.
+/// Help and documentation of settings, from their rows and the presets.
 [<RequireQualifiedAccess>]
-module SettingDoc =
+module internal SettingDoc =
 
     let private quick = Preset.quick Variant.Official
 

@@ -14,7 +14,7 @@ open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Measure
 
-/// What the values of a setting are. It decides the form of the flag, the form in JSON and the type in the documentation.
+/// The kind of values of a setting. It decides the form of the flag, the form in JSON and the type in the documentation.
 [<RequireQualifiedAccess>]
 type SettingKind =
     /// Both bounds are included.
@@ -39,7 +39,7 @@ type Setting =
         Name: string
         /// Heading in help and documentation.
         Group: string
-        /// One phrase, for help and documentation. That of a switch is an order: "skip broken images".
+        /// One phrase, for help and documentation. For a switch it is an imperative: "skip broken images".
         Doc: string
         /// What applies where the setting is left open and no preset has a value, in a few words.
         Otherwise: string
@@ -59,7 +59,7 @@ type Setting =
 module Settings =
 
     /// How a data set of image files is read.
-    let reading (settings: RunSettings) : ReadOptions =
+    let internal reading (settings: RunSettings) : ReadOptions =
         {
             SplitRatio = settings.SplitRatio
             SplitSeed = settings.SplitSeed
@@ -459,7 +459,11 @@ module Settings =
 
     // ------------------------------------------------------------------------------------------ settings as texts
 
-    /// The row of a setting. Rejects an unknown name.
+    /// <summary>The row of a setting.</summary>
+    /// <param name="name">As on the command line, without dashes.</param>
+    /// <returns>Its row.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">No setting has this name; the message names the nearest
+    /// one.</exception>
     let find (name: string) : Setting =
         match all |> List.tryFind (fun s -> s.Name = name) with
         | Some setting -> setting
@@ -468,11 +472,23 @@ module Settings =
             let rule = "must be one of " + String.concat ", " known
             Errors.reject $"setting '{name}'" rule $"'{name}'" (Errors.didYouMean known name)
 
-    /// Sets one by name. Rejects an unknown name, a text of the wrong kind, and a value that no run can have.
+    /// <summary>Sets one setting by name.</summary>
+    /// <param name="name">As on the command line, without dashes.</param>
+    /// <param name="text">The value as text.</param>
+    /// <param name="settings">The settings to change.</param>
+    /// <returns>The changed settings.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the text is of the wrong kind, or no run
+    /// can have the value.</exception>
     let set (name: string) (text: string) (settings: RunSettings) : RunSettings =
         (find name).Set text settings
 
-    /// The preset of the named variant, then each (name, text) in turn. Rejects as `set`.
+    /// <summary>The preset of the named variant, with settings changed in turn.</summary>
+    /// <param name="preset">Gives the settings of a variant.</param>
+    /// <param name="pairs">(name, text); the last of a repeated name counts. The official variant applies where none
+    /// is named.</param>
+    /// <returns>The settings.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the text is of the wrong kind, or no run
+    /// can have the value.</exception>
     let ofPairs (preset: Variant -> RunSettings) (pairs: (string * string) list) : RunSettings =
         let variant =
             match List.tryFindBack (fun (name, _) -> name = "variant") pairs with
@@ -481,13 +497,16 @@ module Settings =
 
         List.fold (fun s (name, text) -> set name text s) (preset variant) pairs
 
-    /// Every setting that is not left open, as (name, text).
+    /// <summary>The settings as texts.</summary>
+    /// <param name="settings">Any.</param>
+    /// <returns>(name, text) for every setting that is not left open, in the order of `all`.</returns>
     let toPairs (settings: RunSettings) : (string * string) list =
         all
         |> List.choose (fun s -> s.Get settings |> Option.map (fun text -> s.Name, text))
 
-    /// Rejects values that no run can have, as `set` does; what depends on data or backbone is checked where those are
-    /// read.
+    /// <summary>Checks settings. What depends on data or backbone is checked where those are read.</summary>
+    /// <param name="settings">Any, such as those changed as a record.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">No run can have a value.</exception>
     let check (settings: RunSettings) : unit =
         for name, text in toPairs settings do
             set name text settings |> ignore
@@ -501,7 +520,9 @@ module Settings =
         | SettingKind.Switch -> JsonNode.Parse text
         | _ -> Json.text text
 
-    /// The settings as one JSON object; numbers and true/false as such.
+    /// <summary>The settings as one JSON object.</summary>
+    /// <param name="settings">Any.</param>
+    /// <returns>An object; numbers and true or false as such.</returns>
     let toJson (settings: RunSettings) : JsonNode =
         Json.object
             [
@@ -511,7 +532,12 @@ module Settings =
                     | None -> ()
             ]
 
-    /// Reads what `toJson` made. Rejects as `set`; `subject` names the file.
+    /// <summary>Reads what `toJson` made.</summary>
+    /// <param name="subject">Names the file in errors.</param>
+    /// <param name="json">The object.</param>
+    /// <returns>The settings; those that are absent have the values of `Preset.quick`.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The value is not an object of texts, numbers and booleans, or
+    /// breaks a rule of `set`.</exception>
     let ofJson (subject: string) (json: JsonElement) : RunSettings =
         if json.ValueKind <> JsonValueKind.Object then
             Errors.reject subject "must hold a JSON object of settings" $"{json.ValueKind}" ""

@@ -21,7 +21,7 @@ module internal LibContinual =
     let private classifierKeys =
         PublishedProtocol.words "init_cls_num inc_cls_num task_num embd_dim fc_lrate margin_inter lambada"
 
-    /// The configuration in a file of this format. Rejects what this method cannot be or do.
+    /// The configuration in a file of this format. Rejects what this method does not support.
     let read (root: Section) : ConfigFile =
         let classifier, optimizer, backbone, buffer =
             root.Section "classifier",

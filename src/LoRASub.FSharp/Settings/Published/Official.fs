@@ -18,7 +18,7 @@ module internal Official =
             "prefix fixed_memory init_lr_decay lrate_decay init_milestones milestones num_workers
              device"
 
-    /// The configuration in a file of this format. Rejects what this method cannot be or do.
+    /// The configuration in a file of this format. Rejects what this method does not support.
     let read (root: Section) : ConfigFile =
         mustBe "lorasub_drs" ", the method of this program" (root.Find "model_name")
         mustBe "sip" ", a plain Vision Transformer" (root.Find "net_type")

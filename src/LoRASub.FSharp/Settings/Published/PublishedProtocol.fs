@@ -75,7 +75,7 @@ module internal PublishedProtocol =
 
         assign "epochs" (s.Find later) @ assign "initial-epochs" initial
 
-    /// A note on a folder of another machine.
+    /// A note that a folder is of another machine.
     let elsewhere (found: Found option) : string list =
         found
         |> Option.map (fun f ->

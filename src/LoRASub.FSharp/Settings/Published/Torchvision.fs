@@ -61,7 +61,7 @@ module internal Torchvision =
                 | _ -> found.Refuse "must be square" ""
             | _ -> string found.Count, found.Source)
 
-    /// Black and white after Normalize.
+    /// The values of black and white after Normalize.
     let private inputRange (arguments: Section) : string * string =
         let one name (fallback: float) =
             match arguments.Find name with
@@ -86,7 +86,7 @@ module internal Torchvision =
 
         $"{string ((0.0 - mean) / deviation)},{string ((1.0 - mean) / deviation)}", source
 
-    /// The setting that all of several values give. Rejects one that differs from the first.
+    /// The setting on which several values agree. Rejects one that differs from the first.
     let private agreed setting rule why (values: (string * string) list) : SettingSource list =
         match values with
         | [] -> []
