@@ -14,7 +14,8 @@ open Microsoft.FSharp.Reflection
 
 let private library = typeof<InputException>.Assembly
 
-/// Modules and types that still lack documentation, by name without namespace. A name that lacks nothing must go.
+/// Modules and types that still lack documentation, by name without namespace. The list may only shrink: a name that
+/// lacks nothing fails a test.
 let private stillOpen: Set<string> =
     set
         [
@@ -22,12 +23,10 @@ let private stillOpen: Set<string> =
             "AugmentedTriplet"
             "ClassId"
             "ClassSums"
-            "Config"
             "ContinualClassifier"
             "Diagnostics"
             "Drawing"
             "Embedding"
-            "Experiment"
             "Figures"
             "Frozen"
             "Head"
@@ -56,15 +55,11 @@ let private stillOpen: Set<string> =
             "Page"
             "Phase"
             "PhaseClock"
-            "Plan"
             "Projected"
             "Projection"
             "Recomputation"
             "Report"
-            "Results"
             "RunData"
-            "RunFolder"
-            "RunSettings"
             "Safetensors"
             "SavedEmbedding"
             "SavedLearner"
@@ -74,7 +69,6 @@ let private stillOpen: Set<string> =
             "Scorer"
             "SecondMoment"
             "SequentialLora"
-            "Session"
             "StepReport"
             "Subspace"
             "Tables"
@@ -174,7 +168,7 @@ let private isGenerated (m: MemberInfo) =
 
 let private isUnit (t: Type) = t = typeof<unit> || t = typeof<Void>
 
-/// The members that someone wrote, not the compiler: those of the base type are documented there.
+/// The members of a type that are written in the source; what it overrides is documented in the base type.
 let private members (t: Type) : Member seq =
     let isData = FSharpType.IsRecord t || FSharpType.IsUnion t
 
@@ -200,7 +194,7 @@ let private members (t: Type) : Member seq =
             match m with
             | _ when isGenerated m -> ()
             | :? PropertyInfo as p ->
-                // Tag, Item and the like of unions, and the message of an exception, are not written in the source
+                // those that the compiler adds to a union
                 if
                     not (
                         FSharpType.IsUnion t
@@ -349,14 +343,20 @@ let tests =
                 let names = String.concat " " extra
                 Expect.isEmpty extra $"documented, or no longer there: {names}")
 
-            testCase "the members are found under the names that the documentation file gives them" (fun () ->
-                let keys = publicMembers.Value |> Seq.map _.Key |> Set.ofSeq
-
-                for key in
-                    [
-                        "M:LoRASub.Core.Errors.reject``1(System.String,System.String,System.String,System.String)"
-                        "M:LoRASub.Core.NamedTensors.Find(System.String)"
-                        "P:LoRASub.Core.Tree.tensor"
-                    ] do
-                    Expect.isTrue (keys.Contains key && documentation.Value.ContainsKey key) key)
+            testCase
+                "members of each kind are found under the names that the documentation file gives them"
+                (fun () ->
+                    for name in
+                        [
+                            // generic, of functions, an array, a method, a value, an operator
+                            "Errors.reject"
+                            "Tree.field"
+                            "Confusion.scores"
+                            "NamedTensors.Find"
+                            "Tree.tensor"
+                            "Score.op_Addition"
+                        ] do
+                        let found = publicMembers.Value |> Array.filter (fun m -> m.Name = name)
+                        Expect.hasLength found 1 name
+                        Expect.isTrue (documentation.Value.ContainsKey found[0].Key) found[0].Key)
         ]

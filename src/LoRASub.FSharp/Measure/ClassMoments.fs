@@ -82,8 +82,8 @@ module ClassMoments =
     /// <param name="labels">[n], int64, in [0, classes), on the device of the moments. Borrowed.</param>
     /// <param name="moments">Borrowed.</param>
     /// <returns>The moments with the batch. Owned by the caller.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The number of layers, the width, or the device differs from that of
-    /// the moments.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The number of layers, the width, or the device differs from
+    /// that of the moments.</exception>
     let observe (layers: torch.Tensor[]) (labels: torch.Tensor) (moments: ClassMoments) : ClassMoments =
         let count, width = int moments.Sums.shape[1], moments.Sums.shape[2]
 

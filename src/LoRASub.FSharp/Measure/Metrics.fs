@@ -86,8 +86,8 @@ module Metrics =
 
     /// <summary>Checks an accuracy matrix.</summary>
     /// <param name="matrix">Any.</param>
-    /// <exception cref="T:LoRASub.Core.InputException">The matrix is empty or not lower-triangular, or a score does not
-    /// count correct answers among at least one test image.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The matrix is empty or not lower-triangular, or a score does
+    /// not count correct answers among at least one test image.</exception>
     let check (matrix: AccuracyMatrix) =
         if Array.isEmpty matrix then
             Errors.reject "accuracy matrix" "needs at least one task" "none" ""

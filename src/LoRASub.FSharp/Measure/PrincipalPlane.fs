@@ -85,7 +85,8 @@ module PrincipalPlane =
     /// <param name="plane">Borrowed.</param>
     /// <param name="points">[n, d], on the device of the plane. Borrowed.</param>
     /// <returns>[n, 2], float64. Owned by the caller.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The points have another width or device than the plane.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The points have another width or device than the
+    /// plane.</exception>
     let coordinates (plane: PrincipalPlane) (points: torch.Tensor) : torch.Tensor =
         Shape.expect "points" [ Axis.Any "points"; Axis.Is plane.Centre.shape[0] ] points
         Shape.expectDevice "points" plane.Centre points

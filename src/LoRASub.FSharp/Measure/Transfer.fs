@@ -95,7 +95,8 @@ module Transfer =
     /// with prototypes of its classes under the network at that time; empty if not measured.</param>
     /// <param name="run">The run to measure.</param>
     /// <returns>Each measure as a fraction, or why it is missing.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">An accuracy matrix breaks a rule of `Metrics.check`.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">An accuracy matrix breaks a rule of
+    /// `Metrics.check`.</exception>
     let measure (references: RunScores[]) (before: Score[]) (run: RunScores) : Transfer =
         for one in Array.append [| run |] references do
             Metrics.check one.Matrix

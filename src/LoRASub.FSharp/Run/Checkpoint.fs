@@ -14,9 +14,9 @@ open LoRASub.Learn
 open LoRASub.Settings
 open TorchSharp
 
-/// A stopped run on disk: `checkpoint-N.safetensors` holds its tensors, `checkpoint.json` the
-/// rest and the hashes that vouch for both. The JSON takes its name last and names the tensors, so that at every moment
-/// one whole checkpoint is there.
+/// A stopped run on disk: `checkpoint-N.safetensors` holds its tensors, `checkpoint.json` the rest and the hashes of
+/// both. The JSON names the file of tensors and gets its own name last, so that at every moment one whole checkpoint is
+/// there.
 [<RequireQualifiedAccess>]
 module Checkpoint =
 

@@ -9,7 +9,7 @@ open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings
 
-/// A task's score now, beside the one that was saved.
+/// A task's score now, and the one that was saved.
 type Recheck =
     {
         Task: LearningTask

@@ -14,7 +14,7 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module Experiment =
 
-    // Runs work on a task: if it runs out of memory, the exception states how far the task was.
+    // Does the work of a task. Where memory runs out, the exception states the phase and batch.
     let private reporting (plan: Plan) (clock: PhaseClock) onProgress (task: LearningTask) work =
         let last = ref None
 
@@ -53,8 +53,8 @@ module Experiment =
     let private canMeasureDrift (plan: Plan) =
         Set.isSubset (Set.ofArray plan.Stream.Order) (Set.ofArray plan.Stream.Dataset.Test.Labels)
 
-    /// Before the first task. Owned by the caller.
-    let start (learner: Learner) (plan: Plan) : RunState =
+    /// The run before its first task. Owned by the caller.
+    let internal start (learner: Learner) (plan: Plan) : RunState =
         {
             State = Learner.start learner (Rng.ofSeed plan.Settings.Seed)
             Tasks = [||]
@@ -216,8 +216,14 @@ module Experiment =
                 Drift = last.Drift
             })
 
-    /// Learns the tasks of a plan in turn and scores each state on all tasks so far. `onProgress` is called on the calling
-    /// thread. Rejects as `TaskLoop.learn`.
+    /// <summary>Learns the tasks of a plan in turn and scores each state on all tasks so far.</summary>
+    /// <param name="learner">Over the backbone of the plan.</param>
+    /// <param name="plan">Borrowed.</param>
+    /// <param name="onProgress">Called with progress, on the calling thread.</param>
+    /// <returns>The last state with scores, predictions and drift. Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">As `TaskLoop.learn`.</exception>
+    /// <exception cref="T:LoRASub.Native.MemoryException">Memory runs out; the message states the task, phase and
+    /// batch, and options that need less.</exception>
     let run (learner: Learner) (plan: Plan) (onProgress: RunEvent -> unit) : Outcome =
         Scope.keep Outcome.leaves (fun () ->
             start learner plan |> resume learner plan onProgress (fun _ _ -> ()))

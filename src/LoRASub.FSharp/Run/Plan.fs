@@ -83,31 +83,43 @@ module Plan =
     /// <param name="order">Takes the place of the order that the settings name.</param>
     /// <param name="settings">Of a run.</param>
     /// <returns>Owned by the caller.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, a path is missing, or a file does not
-    /// fit; see `Datasets.load`, `TaskStream.create`, `Weights.load` and `Learner.create`.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, a path is missing, or a file does
+    /// not fit; see `Datasets.load`, `TaskStream.create`, `Weights.load` and `Learner.create`.</exception>
     let loadWith (order: ClassOrder) (settings: RunSettings) : Plan = loadFrom ignore order settings
 
     /// `load` with a check of the number of classes, before they are cut into tasks.
     let internal loadChecking (checkClasses: int -> unit) (settings: RunSettings) : Plan =
         loadFrom checkClasses (classOrder settings.ClassOrder) settings
 
-    /// Reads the data set and the backbone that settings name. Rejects settings out of range and files that do not
-    /// fit; see `Datasets.load`, `TaskStream.create`, `Recipe.openBackbone`, `Learner.create`. Owned by the caller.
+    /// <summary>Reads the data set and the backbone that settings name.</summary>
+    /// <param name="settings">Of a run, with `DataPath` and `Backbone`.</param>
+    /// <returns>Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, a path is missing, or a file does
+    /// not fit; see `Datasets.load`, `TaskStream.create`, `Weights.load` and `Learner.create`.</exception>
     let load (settings: RunSettings) : Plan =
         loadWith (classOrder settings.ClassOrder) settings
 
-    /// How this plan's images become batches; the test transform where `augmentation` is None.
+    /// <summary>How the images of a plan become batches.</summary>
+    /// <param name="plan">Borrowed.</param>
+    /// <param name="augmentation">Of training images; None for the test transform.</param>
+    /// <returns>The options; batches are on the device of the backbone, in its compute type.</returns>
     let batchOptions (plan: Plan) augmentation : BatchOptions =
         Recipe.batchOptions plan.Settings plan.Backbone augmentation
 
-    /// `batchOptions` by the test transform.
+    /// <summary>How the images of a plan become batches by the test transform.</summary>
+    /// <param name="plan">Borrowed.</param>
+    /// <returns>The options; batches are on the device of the backbone, in its compute type.</returns>
     let testOptions (plan: Plan) : BatchOptions =
         Recipe.testOptions plan.Settings plan.Backbone
 
-    /// What counts as the correct answer for the class in each row.
+    /// <summary>What counts as the correct answer for the class of each row.</summary>
+    /// <param name="plan">Borrowed.</param>
+    /// <returns>By position in the class order.</returns>
     let answers (plan: Plan) : int[] = TaskStream.answers plan.Stream
 
-    /// The learner that the plan's settings name; borrows the plan's backbone.
+    /// <summary>The learner that the plan's settings name.</summary>
+    /// <param name="plan">Its backbone is borrowed for as long as the learner is used.</param>
+    /// <returns>The learner.</returns>
     let learner (plan: Plan) : Learner =
         Recipe.learner plan.Backbone plan.Settings
 
@@ -134,8 +146,8 @@ module Plan =
             state
             clock
 
-    /// What to know of the learning rates, if anything, before the first task.
-    let heldRates (plan: Plan) : string[] =
+    /// Notices about the learning rates, if any, for the start of a run.
+    let internal heldRates (plan: Plan) : string[] =
         plan.Stream.Tasks
         |> Array.truncate 2
         |> Array.choose (fun task ->
@@ -143,8 +155,8 @@ module Plan =
             |> Option.map (fun epoch ->
                 $"task {task.Index + 1}: the learning rate stays constant from epoch {epoch} (end of schedule)"))
 
-    /// What needs less memory, in the words of the command line.
-    let lessMemory (plan: Plan) : string =
+    /// Flags of the command line that need less memory.
+    let internal lessMemory (plan: Plan) : string =
         let settings = plan.Settings
 
         let options =

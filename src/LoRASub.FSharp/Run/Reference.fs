@@ -11,7 +11,8 @@ module Reference =
     /// <summary>Reads the scores of a finished run.</summary>
     /// <param name="folder">Of the run.</param>
     /// <returns>Its scores, for `Transfer.measure`.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The folder holds no finished run, or a file is damaged.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder holds no finished run, or a file is
+    /// damaged.</exception>
     let read (folder: string) : RunScores =
         let path = RunFiles.settings folder
 

@@ -17,7 +17,9 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module Results =
 
-    /// Which test images the last state took for what.
+    /// <summary>Counts the predictions of the last state for all test images.</summary>
+    /// <param name="outcome">Borrowed.</param>
+    /// <returns>By position in the class order.</returns>
     let confusion (outcome: Outcome) : Confusion =
         let all (pick: TaskPredictions -> int[]) =
             outcome.Predictions |> Array.collect pick

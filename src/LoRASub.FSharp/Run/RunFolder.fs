@@ -103,16 +103,20 @@ module RunFolder =
             WholeFile.probe folder (nearest full))
 
     /// Makes a folder for a run. Rejects one that cannot be made.
-    let make (folder: string) =
+    let internal make (folder: string) =
         writable folder (fun () -> Directory.CreateDirectory folder |> ignore)
 
     /// Rejects a folder that holds a finished run.
-    let refuseFinished (folder: string) =
+    let internal refuseFinished (folder: string) =
         if isFinished folder then
             refuse folder "a finished one"
 
-    /// Claims a folder, which it makes where needed, until disposed or until this process ends, however it ends: the
-    /// lock is the system's on an open file, not the file itself. Rejects a folder that another process holds.
+    /// <summary>Claims a folder until it is disposed or this process ends, however it ends: the lock is the system's
+    /// on an open file, not the file itself.</summary>
+    /// <param name="folder">Made where it is absent.</param>
+    /// <returns>Releases the folder when disposed.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">Another process holds the folder, or it cannot be
+    /// written.</exception>
     let hold (folder: string) : IDisposable =
         make folder
 
@@ -137,7 +141,10 @@ module RunFolder =
             RunFiles.present folder |> Array.except last |> Array.iter File.Delete
             List.iter File.Delete last)
 
-    /// The settings of a saved run, finished or not.
+    /// <summary>The settings of a saved run, finished or not.</summary>
+    /// <param name="folder">Of the run.</param>
+    /// <returns>The settings.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">settings.json is absent or damaged.</exception>
     let settings (folder: string) : RunSettings =
         let path = RunFiles.settings folder
         Json.read "the settings of a run" path (Settings.ofJson path)

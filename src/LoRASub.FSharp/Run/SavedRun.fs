@@ -32,12 +32,12 @@ module SavedRun =
                     | _ -> ()
             ]
 
-    /// <summary>Writes a finished run. summary.json comes last, so that its presence means the run is complete, and the
-    /// checkpoint goes. Makes the folder.</summary>
-    /// <param name="folder">Where to.</param>
-    /// <param name="plan">Of the run, borrowed.</param>
-    /// <param name="started">When it began, in UTC.</param>
-    /// <param name="outcome">What it left, borrowed.</param>
+    /// <summary>Writes a finished run. summary.json comes last, so that its presence means that the run is complete;
+    /// then the checkpoint is removed.</summary>
+    /// <param name="folder">Made where it is absent.</param>
+    /// <param name="plan">Of the run. Borrowed.</param>
+    /// <param name="started">When the run began, in UTC.</param>
+    /// <param name="outcome">Borrowed.</param>
     /// <exception cref="T:LoRASub.Core.InputException">The folder holds a finished run, or cannot be written.</exception>
     let save (folder: string) (plan: Plan) (started: DateTime) (outcome: Outcome) : unit =
         RunFolder.refuseFinished folder

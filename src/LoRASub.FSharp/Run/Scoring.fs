@@ -14,7 +14,7 @@ open TorchSharp
 module Scoring =
 
     /// <summary>The score of predictions on a plan's test images.</summary>
-    /// <param name="plan">Says which classes count as the same answer.</param>
+    /// <param name="plan">Decides which classes count as the same answer.</param>
     /// <param name="predictions">Of one task.</param>
     /// <returns>How many are correct.</returns>
     let scoreOf (plan: Plan) (predictions: TaskPredictions) : Score =

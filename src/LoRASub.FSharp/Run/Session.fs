@@ -135,10 +135,17 @@ module Session =
 
         work write (fun () -> writer.Count)
 
-    /// Runs a plan from its beginning in a held folder that holds no run: saves the settings first, then learns as
-    /// `Experiment.run`, with a checkpoint after each task and at an interval in minutes. `inputs` are
-    /// `CheckpointInputs.ofPlan` of the plan. `stopping` is called between any two steps: if true, the run is saved and ends with
-    /// RunStoppedException. The results are saved by `SavedRun.save`.
+    /// <summary>Runs a plan from its beginning. Saves the settings first, then learns as `Experiment.run`, with a
+    /// checkpoint after each task and at an interval in minutes. `SavedRun.save` saves the results.</summary>
+    /// <param name="folder">Holds no run. Held by the caller (`RunFolder.hold`).</param>
+    /// <param name="learner">Over the backbone of the plan.</param>
+    /// <param name="plan">Borrowed.</param>
+    /// <param name="inputs">`CheckpointInputs.ofPlan` of the plan.</param>
+    /// <param name="listen">Called with progress, on the calling thread.</param>
+    /// <param name="stopping">Called between any two steps: where it returns true, the run is saved and ends.</param>
+    /// <returns>Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A file cannot be written, or as `Experiment.run`.</exception>
+    /// <exception cref="T:LoRASub.Run.RunStoppedException">`stopping` returned true; the run can be resumed.</exception>
     let start folder (learner: Learner) (plan: Plan) inputs listen stopping : Outcome =
         Json.write (RunFiles.settings folder) (Settings.toJson plan.Settings)
 
@@ -153,13 +160,13 @@ module Session =
     /// <param name="folder">Of the run. Held by the caller (`RunFolder.hold`).</param>
     /// <param name="learner">Over the backbone of the plan.</param>
     /// <param name="plan">Of the saved settings. Borrowed.</param>
-    /// <param name="inputs">`Checkpoint.inputs` of the plan.</param>
+    /// <param name="inputs">`CheckpointInputs.ofPlan` of the plan.</param>
     /// <param name="listen">Called with progress, on the calling thread.</param>
     /// <param name="stopping">Called between any two steps: where it returns true, the run is saved and ends.</param>
     /// <returns>Owned by the caller; the same as without the interruption.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The checkpoint is damaged, or of a run with other settings, data or
-    /// backbone; otherwise as `start`.</exception>
-    /// <exception cref="T:LoRASub.RunStoppedException">`stopping` returned true; the run can be resumed.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The checkpoint is damaged, or of a run with other settings,
+    /// data or backbone; otherwise as `start`.</exception>
+    /// <exception cref="T:LoRASub.Run.RunStoppedException">`stopping` returned true; the run can be resumed.</exception>
     let resume folder (learner: Learner) (plan: Plan) inputs listen stopping : Outcome =
         Scope.keep Outcome.leaves (fun () ->
             let struct (state, count) =

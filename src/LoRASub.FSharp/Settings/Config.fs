@@ -118,8 +118,8 @@ module Config =
     /// <param name="arguments">(setting, text) of the command line.</param>
     /// <param name="seeds">Seeds of the command line, if it names several.</param>
     /// <returns>The settings, and the source of each.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">A setting or data set is unknown, a text is of the wrong kind, or
-    /// both seeds and a seed are given.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting or data set is unknown, a text is of the wrong kind,
+    /// or both seeds and a seed are given.</exception>
     let merge
         (file: ConfigFile option)
         (arguments: (string * string) list)
@@ -315,7 +315,7 @@ module Config =
         ]
 
     /// The number of classes in each task, for a total number of classes. Rejects as `TaskStream.split`.
-    let taskSizesOf (merged: MergedConfig) (classes: int) : int[] =
+    let internal taskSizesOf (merged: MergedConfig) (classes: int) : int[] =
         let struct (tasks, initial) = merged.Settings.Split
 
         TaskStream.split tasks initial (Array.init classes id)

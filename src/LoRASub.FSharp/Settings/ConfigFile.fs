@@ -140,8 +140,8 @@ module ConfigFile =
     /// <param name="path">The name that errors and sources use.</param>
     /// <param name="bytes">Text in UTF-8.</param>
     /// <returns>The settings with their lines.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The text is neither YAML nor JSON, a setting is unknown or nested,
-    /// or a value is of the wrong kind or out of range; the message names the line.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The text is neither YAML nor JSON, a setting is unknown or
+    /// nested, or a value is of the wrong kind or out of range; the message names the line.</exception>
     let parse (path: string) (bytes: byte[]) : ConfigFile =
         match (ConfigTree.parse path bytes).Value with
         | Entries entries when entries.Length > 0 ->
@@ -165,7 +165,7 @@ module ConfigFile =
     /// <summary>Reads a configuration file.</summary>
     /// <param name="path">A file in YAML or JSON of at most 1 MiB.</param>
     /// <returns>The settings with their lines.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The path is not a file of at most 1 MiB. The text is neither YAML
-    /// nor JSON, a setting is unknown or nested, or a value is of the wrong kind or out of range; the message names
-    /// the line.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The path is not a file of at most 1 MiB. The text is neither
+    /// YAML nor JSON, a setting is unknown or nested, or a value is of the wrong kind or out of range; the message
+    /// names the line.</exception>
     let read (path: string) : ConfigFile = parse path (ConfigTree.bytes path)

@@ -109,7 +109,9 @@ type RunSettings =
         else
             struct (this.Tasks, this.InitialClasses)
 
-    /// Epochs of a task.
+    /// <summary>The epochs of a task.</summary>
+    /// <param name="task">The task; only its index counts.</param>
+    /// <returns>0 where the method does not train.</returns>
     member this.EpochsOf(task: LearningTask) =
         if not this.ChosenMethod.Info.Trains then
             0

@@ -477,8 +477,8 @@ module Settings =
     /// <param name="text">The value as text.</param>
     /// <param name="settings">The settings to change.</param>
     /// <returns>The changed settings.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the text is of the wrong kind, or no run can
-    /// have the value.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the text is of the wrong kind, or no run
+    /// can have the value.</exception>
     let set (name: string) (text: string) (settings: RunSettings) : RunSettings =
         (find name).Set text settings
 
@@ -487,8 +487,8 @@ module Settings =
     /// <param name="pairs">(name, text); the last of a repeated name counts. The official variant applies where none
     /// is named.</param>
     /// <returns>The settings.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the text is of the wrong kind, or no run can
-    /// have the value.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The name is unknown, the text is of the wrong kind, or no run
+    /// can have the value.</exception>
     let ofPairs (preset: Variant -> RunSettings) (pairs: (string * string) list) : RunSettings =
         let variant =
             match List.tryFindBack (fun (name, _) -> name = "variant") pairs with
