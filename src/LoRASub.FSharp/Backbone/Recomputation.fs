@@ -32,7 +32,7 @@ type internal Recomputed() =
 
 /// Memory for time: blocks run again in the backward pass instead of keeping their activations.
 [<RequireQualifiedAccess>]
-module Recomputation =
+module internal Recomputation =
 
     /// f inputs, whose activations are computed again for the gradient. f must give the same for the same inputs.
     let run (f: torch.Tensor[] -> torch.Tensor) (inputs: torch.Tensor[]) : torch.Tensor =

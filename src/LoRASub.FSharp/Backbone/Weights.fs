@@ -14,8 +14,11 @@ type BackboneOptions =
         Heads: int option
         /// Pixels; None: the size whose positions the file holds.
         ImageSize: int option
+        /// Of the layer norms.
         NormEpsilon: NormEpsilon
+        /// The formats of weights and products.
         Precision: Precision
+        /// Where the network is.
         Device: torch.Device
         /// Compute the blocks' activations again for the gradient instead of keeping them: slower, in less memory.
         CheckpointActivations: bool
@@ -24,16 +27,21 @@ type BackboneOptions =
 /// The sizes of a plain Vision Transformer.
 type BackboneShape =
     {
+        /// d: columns of a token.
         Width: int
+        /// Blocks.
         Depth: int
+        /// Attention heads, which divide the width.
         Heads: int
         /// Pixels.
         PatchSize: int
         /// Pixels.
         ImageSize: int
+        /// 1 or 3.
         Channels: int
         /// Hidden columns of the MLP over the width.
         MlpRatio: float
+        /// Whether queries, keys and values have a bias.
         QkvBias: bool
     }
 
@@ -175,7 +183,7 @@ module Weights =
 
     /// Positions [1, 1 + g², d] resampled to another square grid, as timm's `resample_abs_pos_embed`: bicubic and
     /// antialiased, in float32 or wider; the class token's row is kept. Borrows; owned by the caller.
-    let resamplePositions (grid: int64) (positions: torch.Tensor) : torch.Tensor =
+    let internal resamplePositions (grid: int64) (positions: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             let old = gridOf "positions" positions
             let d = positions.shape[2]
@@ -362,12 +370,17 @@ module Weights =
                 CheckpointActivations = options.CheckpointActivations
             })
 
-    /// Builds the network from tensors in timm's names: widths, depth, patch, MLP sizes and the qkv bias come from
-    /// their shapes. One prefix before all names of the network is left out, and with it the tensors without it.
-    /// `subject` names their file in errors; metadata may hold what a `WeightsCard` does. Borrows; owned by the caller.
-    /// Rejects a tensor that is missing, unknown, of another shape, not floating point or not finite, a number of
-    /// heads that is unknown or does not divide the width, an image size that is not a multiple of the patch, and tensors
-    /// of several networks.
+    /// <summary>Builds the network from tensors in timm's names. Widths, depth, patch, MLP sizes and the qkv
+    /// bias come from their shapes. One prefix before all names of the network is left out, and with it the
+    /// tensors without it.</summary>
+    /// <param name="options">What the file leaves open.</param>
+    /// <param name="subject">Names the file of the tensors in errors.</param>
+    /// <param name="metadata">May hold what a `WeightsCard` does.</param>
+    /// <param name="tensors">By name, floating point, on any device; borrowed.</param>
+    /// <returns>The network in the precision and on the device of the options, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A tensor is missing, unknown, of another shape, not
+    /// floating point or not finite; the number of heads is unknown or does not divide the width; the image
+    /// size is not a multiple of the patch; or the tensors are of several networks.</exception>
     let ofTensors
         (options: BackboneOptions)
         (subject: string)
@@ -377,8 +390,12 @@ module Weights =
         // so that the caller's tensors and the network's never share memory
         build true options subject (WeightsCard.ofMetadata subject metadata) tensors
 
-    /// Reads a plain timm ViT from a safetensors file; a classifier in it is left out. Owned by the caller. Rejects
-    /// a malformed file, what `ofTensors` rejects, and what `WeightsCard.read` rejects of the JSON file beside it.
+    /// <summary>Reads a plain timm ViT from a safetensors file; a classifier in it is left out.</summary>
+    /// <param name="options">What the file leaves open.</param>
+    /// <param name="path">The file.</param>
+    /// <returns>The network in the precision and on the device of the options, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is not well-formed, or what `ofTensors` rejects,
+    /// or what `WeightsCard.read` rejects of the JSON file beside it.</exception>
     let load (options: BackboneOptions) (path: string) : VisionTransformer =
         let what () = $"while loading the backbone {path}"
 
@@ -397,7 +414,11 @@ module Weights =
 
     /// What `load` takes for granted in a file: a number of heads that is guessed from the width, and a prefix that is
     /// left out. Rejects a file of several networks.
-    let notes (options: BackboneOptions) (card: WeightsCard) (header: TensorFileHeader) : string list =
+    let internal notes
+        (options: BackboneOptions)
+        (card: WeightsCard)
+        (header: TensorFileHeader)
+        : string list =
         let prefix = prefixOf header.Path (header.Entries |> Seq.map _.Name)
 
         let others =
@@ -447,8 +468,13 @@ module Weights =
         if not (float shape.Width * shape.MlpRatio >= 1.0 && Double.IsFinite shape.MlpRatio) then
             Errors.reject "backbone's MLP ratio" "must give at least one hidden column" $"{shape.MlpRatio}" ""
 
-    /// Random tensors in timm's names for a network of this shape: weights and positions from N(0, 0.02²) (not cut
-    /// off, where timm cuts at 2), class token from N(0, 1e-6²), biases 0, norms 1. On the CPU; owned by the caller.
+    /// <summary>Random tensors in timm's names for a network: weights and positions from N(0, 0.02²) (not cut
+    /// off, where timm cuts at 2), class token from N(0, 1e-6²), biases 0, norms 1.</summary>
+    /// <param name="shape">The sizes.</param>
+    /// <param name="dtype">float32 or float64.</param>
+    /// <param name="key">Decides every number.</param>
+    /// <returns>The tensors by name, on the CPU; owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A size of the shape is below 1.</exception>
     let randomTensors
         (shape: BackboneShape)
         (dtype: torch.ScalarType)
@@ -501,8 +527,14 @@ module Weights =
                 name, numbers)
             |> Map.ofList)
 
-    /// A network of random weights (`randomTensors`) for tests and benchmarks; its heads are the shape's. Owned by
-    /// the caller. Rejects a shape with a size below 1, and what `ofTensors` rejects.
+    /// <summary>A network of random weights for tests and benchmarks, drawn as timm does: N(0, 0.02²) for
+    /// weights and positions, not cut off, where timm cuts at 2.</summary>
+    /// <param name="options">Precision and device; the heads are the shape's.</param>
+    /// <param name="shape">The sizes.</param>
+    /// <param name="key">Decides every weight.</param>
+    /// <returns>The network, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A size of the shape is below 1, or what `ofTensors`
+    /// rejects.</exception>
     let random (options: BackboneOptions) (shape: BackboneShape) (key: RandomKey) : VisionTransformer =
         Scope.keep VisionTransformer.leaves (fun () ->
             randomTensors shape (Precision.master options.Precision) key

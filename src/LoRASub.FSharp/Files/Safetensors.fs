@@ -14,16 +14,22 @@ open TorchSharp
 [<ReferenceEquality>]
 type TensorFile =
     {
+        /// The file.
         Path: string
+        /// By name, on the CPU; owned by whoever owns the record.
         Tensors: Map<string, torch.Tensor>
+        /// Text by key.
         Metadata: Map<string, string>
     }
 
 /// The position of one tensor in its file.
 type TensorEntry =
     {
+        /// Its name.
         Name: string
+        /// Its element type.
         Type: torch.ScalarType
+        /// Its sizes, axis by axis.
         Shape: int64[]
         /// Its first byte, counted from the start of the file.
         Offset: int64
@@ -34,9 +40,11 @@ type TensorEntry =
 /// What a file holds, without the numbers.
 type TensorFileHeader =
     {
+        /// The file.
         Path: string
         /// In the order of their bytes.
         Entries: TensorEntry[]
+        /// Text by key.
         Metadata: Map<string, string>
     }
 
@@ -46,6 +54,7 @@ type TensorFileHeader =
 [<RequireQualifiedAccess>]
 module Safetensors =
 
+    /// <summary>Lists the tensors of a file.</summary>
     let leaves: Leaves<TensorFile> = fun file -> file.Tensors.Values
 
     /// The reference implementation's own bound.
@@ -323,7 +332,11 @@ module Safetensors =
                 | _ -> Map.empty
         }
 
-    /// Names, types, shapes and metadata of a file. Rejects a file that is not well-formed.
+    /// <summary>What a file holds, without the numbers.</summary>
+    /// <param name="path">The file.</param>
+    /// <returns>Names, types, shapes and metadata.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is missing, unreadable or not
+    /// well-formed.</exception>
     let header (path: string) : TensorFileHeader =
         use stream = open' path
         readHeader path stream
@@ -378,14 +391,23 @@ module Safetensors =
                 Metadata = header.Metadata
             })
 
-    /// Reads the tensors whose names are `wanted`, and the metadata. On the CPU; owned by the caller. Rejects a file
-    /// that is not well-formed, its unwanted tensors included.
+    /// <summary>Reads some tensors of a file, and the metadata.</summary>
+    /// <param name="wanted">Whether the tensor of a name is read.</param>
+    /// <param name="path">The file.</param>
+    /// <returns>The tensors on the CPU in the file's types, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is missing, unreadable or not well-formed, its
+    /// unwanted tensors included.</exception>
     let readOnly (wanted: string -> bool) (path: string) : TensorFile =
         use stream = open' path
         readFrom path stream wanted
 
-    /// Reads a file whose bytes have this SHA-256, in lower-case hexadecimal; None where they have another, even when a
-    /// file of the same name takes its place meanwhile. Otherwise as `read`.
+    /// <summary>Reads a file if its bytes have this hash, even when a file of the same name takes its place
+    /// meanwhile.</summary>
+    /// <param name="sha256">SHA-256 in lower-case hexadecimal.</param>
+    /// <param name="path">The file.</param>
+    /// <returns>All tensors on the CPU, owned by the caller; None where the hash is another.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is missing, unreadable or, where the hash fits,
+    /// not well-formed.</exception>
     let readHashed (sha256: string) (path: string) : TensorFile option =
         use stream = open' path
 
@@ -395,7 +417,11 @@ module Safetensors =
         else
             None
 
-    /// Reads a whole file. On the CPU; owned by the caller. Rejects a file that is not well-formed.
+    /// <summary>Reads a whole file.</summary>
+    /// <param name="path">The file.</param>
+    /// <returns>All tensors on the CPU in the file's types, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is missing, unreadable or not
+    /// well-formed.</exception>
     let read (path: string) : TensorFile = readOnly (fun _ -> true) path
 
     // ---- writing
@@ -475,9 +501,13 @@ module Safetensors =
 
         buffer.ToArray()
 
-    /// Writes named tensors, in their order, and metadata as a whole file; the same input gives the same bytes.
-    /// Borrows tensors of any device and layout. Rejects a name given twice or kept by the format, a dtype that the
-    /// format lacks, and what `WholeFile.write` rejects.
+    /// <summary>Writes named tensors, in their order, and metadata as a whole file; the same input gives the
+    /// same bytes.</summary>
+    /// <param name="path">The file; an older one is replaced in one step.</param>
+    /// <param name="metadata">Text by key.</param>
+    /// <param name="tensors">Of any device and layout; borrowed.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">A name is there twice or kept by the format, a tensor has a
+    /// type that the format lacks or is sparse, or the file cannot be written.</exception>
     let write (path: string) (metadata: Map<string, string>) (tensors: (string * torch.Tensor) seq) : unit =
         let tensors = Array.ofSeq tensors
 

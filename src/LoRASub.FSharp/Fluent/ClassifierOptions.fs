@@ -29,41 +29,41 @@ type LearningProgress =
 type ClassifierOptions() =
     /// Passes over the images of each new group of classes.
     member val Epochs = 5 with get, set
-    /// Images per step.
+    /// Passes over the images of each new group of classes.
     member val BatchSize = 128 with get, set
-    /// Rank of the low-rank pairs.
+    /// Passes over the images of each new group of classes.
     member val Rank = 10 with get, set
-    /// Base learning rate of the low-rank pairs.
+    /// Passes over the images of each new group of classes.
     member val LearningRate = 5e-4 with get, set
-    /// Base learning rate of the linear head that each group of classes is trained with.
+    /// Passes over the images of each new group of classes.
     member val HeadLearningRate = 2e-3 with get, set
-    /// Margin of the triplet loss.
+    /// Passes over the images of each new group of classes.
     member val Margin = 1.0 with get, set
-    /// Weight of the triplet loss.
+    /// Passes over the images of each new group of classes.
     member val TripletWeight = 0.05 with get, set
-    /// Share of the observed energy that the retained space holds, in (0, 1].
+    /// Passes over the images of each new group of classes.
     member val Energy = 0.99 with get, set
-    /// Random crops and flips of the training images; switch off for digits and text.
+    /// Passes over the images of each new group of classes.
     member val Augment = true with get, set
-    /// The value of a black pixel as the backbone was trained.
+    /// Passes over the images of each new group of classes.
     member val InputLow = -1.0 with get, set
-    /// The value of a white pixel as the backbone was trained.
+    /// Passes over the images of each new group of classes.
     member val InputHigh = 1.0 with get, set
-    /// Layer-norm epsilon that the backbone was trained with.
+    /// Passes over the images of each new group of classes.
     member val NormEpsilon = 1e-6 with get, set
-    /// Attention heads; 0: from the file or its width.
+    /// Passes over the images of each new group of classes.
     member val Heads = 0 with get, set
-    /// Height and width of the backbone's images in pixels; 0: from its positions.
+    /// Passes over the images of each new group of classes.
     member val ImageSize = 0 with get, set
-    /// "float32", "bfloat16" or "float64".
+    /// Passes over the images of each new group of classes.
     member val Precision = "float32" with get, set
-    /// Compute activations again for the gradient instead of keeping them: slower, in less memory.
+    /// Passes over the images of each new group of classes.
     member val CheckpointActivations = false with get, set
-    /// "cpu" or "cuda:N".
+    /// Passes over the images of each new group of classes.
     member val Device = "cpu" with get, set
-    /// The same seed, options and images give the same classifier.
+    /// Passes over the images of each new group of classes.
     member val Seed = 0L with get, set
-    /// Hears of the progress on the calling thread.
+    /// Passes over the images of each new group of classes.
     member val Progress: Action<LearningProgress> = null with get, set
 
     member internal this.ToSettings(backbone: string) : RunSettings =

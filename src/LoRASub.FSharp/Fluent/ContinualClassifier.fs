@@ -84,7 +84,12 @@ type ContinualClassifier
             Scope.free VisionTransformer.leaves backbone
             reraise ()
 
-    /// A classifier that knows no class yet, over a frozen Vision Transformer in a safetensors file with timm's names.
+    /// <summary>A classifier that knows no class yet, over a frozen Vision Transformer.</summary>
+    /// <param name="backbone">A safetensors file with timm's names.</param>
+    /// <param name="options">Read once.</param>
+    /// <returns>The classifier, to be disposed by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">An option is out of range, or the file is not such a
+    /// network.</exception>
     static member Create(backbone: string, options: ClassifierOptions) : ContinualClassifier =
         Given.value "backbone" backbone
         Given.value "options" options
@@ -95,12 +100,21 @@ type ContinualClassifier
             let learner = Recipe.learner vit settings
             struct (learner, Learner.start learner (Rng.ofSeed options.Seed)))
 
-    /// `Create` with default options.
+    /// <summary>`Create` with default options.</summary>
+    /// <param name="backbone">A safetensors file with timm's names.</param>
+    /// <returns>The classifier, to be disposed by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is not such a network.</exception>
     static member Create(backbone: string) : ContinualClassifier =
         ContinualClassifier.Create(backbone, ClassifierOptions())
 
-    /// A saved classifier, over the backbone file that it was trained on. The image size, input range, heads and
-    /// epsilon are always the saved ones, not those of `options`.
+    /// <summary>A saved classifier, over the backbone file that it was trained on.</summary>
+    /// <param name="folder">The folder that it was saved in.</param>
+    /// <param name="backbone">The backbone's file.</param>
+    /// <param name="options">Those of further training. Image size, input range, heads and epsilon are always
+    /// the saved ones.</param>
+    /// <returns>The classifier, to be disposed by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder holds no classifier, its files are damaged, or
+    /// the backbone is another.</exception>
     static member Load(folder: string, backbone: string, options: ClassifierOptions) : ContinualClassifier =
         Given.value "folder" folder
         Given.value "backbone" backbone
@@ -123,15 +137,24 @@ type ContinualClassifier
             let learner = LearnerFile.learner vit settings.Method saved
             struct (learner, LearnerFile.restore learner saved))
 
-    /// `Load` with default options.
+    /// <summary>`Load` with default options.</summary>
+    /// <param name="folder">The folder that it was saved in.</param>
+    /// <param name="backbone">The backbone's file.</param>
+    /// <returns>The classifier, to be disposed by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder holds no classifier, its files are damaged, or
+    /// the backbone is another.</exception>
     static member Load(folder: string, backbone: string) : ContinualClassifier =
         ContinualClassifier.Load(folder, backbone, ClassifierOptions())
 
-    /// Names of the classes that it knows, in the order learned.
+    /// <summary>Names of the classes that it knows, in the order learned.</summary>
     member _.ClassNames: IReadOnlyList<string> = state.Classes |> Array.map _.Name :> _
 
-    /// Learns a group of new classes: `images` labelled 0, 1, … into `newClasses`. The images are not kept. Rejects a
-    /// name that is known, labels out of range and a class without images; the classifier then stays as it was.
+    /// <summary>Learns a group of new classes. The images are not kept. Where it throws, the classifier stays
+    /// as it was.</summary>
+    /// <param name="newClasses">Their names.</param>
+    /// <param name="images">Labelled 0, 1, … into `newClasses`.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">A name is known or there twice, labels are out of range, or
+    /// a class has no image.</exception>
     member _.Learn(newClasses: IReadOnlyList<string>, images: ImageSet) : unit =
         requireLive ()
         Given.value "new classes" newClasses
@@ -145,8 +168,10 @@ type ContinualClassifier
         // the current folder may change
         sources <- Path.GetFullPath images.Source :: sources
 
-    /// Forgets a class: it is no longer predicted, and its statistics are gone. What the network learned from it stays.
-    /// Rejects a name that is not known.
+    /// <summary>Forgets a class: it is no longer predicted, and its statistics are gone. What the network
+    /// learned from it stays.</summary>
+    /// <param name="className">Its name.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">The classifier does not know the name.</exception>
     member _.Forget(className: string) : unit =
         requireLive ()
         Given.value "class name" className
@@ -163,7 +188,12 @@ type ContinualClassifier
                 "an unknown class"
                 advice
 
-    /// The best class of each image, at the given positions of a set.
+    /// <summary>The best class of some images of a set.</summary>
+    /// <param name="images">A set; its labels are not used.</param>
+    /// <param name="positions">Positions in the set.</param>
+    /// <returns>One prediction per position.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">No class is learned, or an image cannot be
+    /// read.</exception>
     member _.Predict(images: ImageSet, positions: int[]) : Prediction[] =
         requireLive ()
         Given.value "images" images
@@ -177,14 +207,21 @@ type ContinualClassifier
                 Similarity = Math.Clamp(best.Score, -1.0, 1.0)
             })
 
-    /// The best class of each image of a set.
+    /// <summary>The best class of each image of a set.</summary>
+    /// <param name="images">A set; its labels are not used.</param>
+    /// <returns>One prediction per image, in order.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">No class is learned, or an image cannot be
+    /// read.</exception>
     member this.Predict(images: ImageSet) : Prediction[] =
         Given.value "images" images
         this.Predict(images, Array.init images.Labels.Length id)
 
-    /// Writes the classifier into a folder, made where it is missing: `learner.safetensors` and `learner.json`. A classifier
-    /// that is there already can be loaded until the new one can, whatever happens meanwhile. The backbone stays where
-    /// it is. Rejects a folder among the images that were learned.
+    /// <summary>Writes the classifier into a folder: `learner.safetensors` and `learner.json`. A classifier
+    /// that is there already can be loaded until the new one can, whatever happens meanwhile. The backbone
+    /// stays where it is.</summary>
+    /// <param name="folder">Made where it is missing.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder cannot be written, or is among the images that
+    /// were learned.</exception>
     member _.Save(folder: string) : unit =
         requireLive ()
         Given.value "folder" folder
@@ -209,7 +246,7 @@ type ContinualClassifier
 
         LearnerFile.save folder learner record state
 
-    /// Frees the native memory; harmless to call again.
+    /// <summary>Frees the native memory; harmless to call again.</summary>
     member _.Dispose() =
         if not disposed then
             disposed <- true

@@ -28,8 +28,16 @@ type NamedImages =
 [<AbstractClass; Sealed>]
 type Images =
 
-    /// Images held in memory: `pixels` holds count × channels × height × width bytes, each image plane by plane, row
-    /// by row; channels is 1 (grey) or 3 (RGB); `labels` holds one number per image. Borrows the arrays.
+    /// <summary>Images held in memory.</summary>
+    /// <param name="labels">One number per image.</param>
+    /// <param name="channels">1 (grey) or 3 (RGB).</param>
+    /// <param name="height">Pixels.</param>
+    /// <param name="width">Pixels.</param>
+    /// <param name="pixels">count × channels × height × width bytes, each image plane by plane, row by row;
+    /// borrowed.</param>
+    /// <returns>The set, which borrows the arrays.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The bytes are of another number, or a size is out of
+    /// range.</exception>
     static member FromBytes
         (labels: int[], channels: int, height: int, width: int, pixels: byte[])
         : ImageSet =
@@ -37,8 +45,14 @@ type Images =
         Given.value "pixels" pixels
         ImageSet.ofBytes "images in memory" labels channels height width pixels
 
-    /// Images read when they are needed, one at a time: `read` gives the bytes of the images at the positions it is given,
-    /// laid out as for `FromBytes`, and may be called from several threads at once.
+    /// <summary>Images read when they are needed, one at a time.</summary>
+    /// <param name="labels">One number per image.</param>
+    /// <param name="channels">1 (grey) or 3 (RGB).</param>
+    /// <param name="height">Pixels.</param>
+    /// <param name="width">Pixels.</param>
+    /// <param name="read">Gives the bytes of the images at the positions it is given, laid out as for
+    /// `FromBytes`; may be called from several threads at once.</param>
+    /// <returns>The set; reading an image rejects bytes of another number.</returns>
     static member FromReader
         (labels: int[], channels: int, height: int, width: int, read: Func<int[], byte[]>)
         : ImageSet =
@@ -48,8 +62,13 @@ type Images =
         (fun position -> read.Invoke [| position |])
         |> ImageSet.ofReader "images from a reader" labels channels height width
 
-    /// Image files, which may differ in size: JPEG, PNG, WebP, BMP or GIF. They are decoded when they are needed, and kept in
-    /// memory up to 2 GiB. `labels` holds one number per file.
+    /// <summary>Image files, which may differ in size: JPEG, PNG, WebP, BMP or GIF. They are decoded when
+    /// they are needed, and kept in memory up to 2 GiB.</summary>
+    /// <param name="labels">One number per file.</param>
+    /// <param name="paths">The files.</param>
+    /// <returns>The set; reading an image rejects a file that is missing or damaged.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The labels are of another number than the
+    /// files.</exception>
     static member FromFiles(labels: IReadOnlyList<int>, paths: IReadOnlyList<string>) : ImageSet =
         Given.value "labels" labels
         Given.value "paths" paths
@@ -62,13 +81,20 @@ type Images =
         |> Array.ofSeq
         |> ImageFiles.set "image files"
 
-    /// Image files without labels, for `Predict`.
+    /// <summary>Image files without labels, for `Predict`.</summary>
+    /// <param name="paths">The files.</param>
+    /// <returns>The set, with label 0 for each; reading an image rejects a file that is missing or
+    /// damaged.</returns>
     static member FromFiles(paths: IReadOnlyList<string>) : ImageSet =
         Given.value "paths" paths
         Images.FromFiles(Array.zeroCreate<int> paths.Count, paths)
 
-    /// The images of a folder that holds a folder for each class, for `Learn`; names in ordinal order. For folders of
-    /// train and test images see `FromDataset("folder", …)`.
+    /// <summary>The images of a folder that holds a folder for each class, for `Learn`. For folders of train
+    /// and test images see `FromDataset("folder", …)`.</summary>
+    /// <param name="folder">The folder.</param>
+    /// <returns>Class names in ordinal order, their images, and notes on what was left out.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder is missing, holds no class, or has a class
+    /// without images.</exception>
     static member FromFolder(folder: string) : NamedImages =
         Given.value "folder" folder
         let found = FileScan.require (ImageFolder.all folder)
@@ -79,7 +105,11 @@ type Images =
             Notes = found.Notes
         }
 
-    /// The images of some classes of a set; the first of `classes` becomes label 0, the next label 1, and so on.
+    /// <summary>The images of some classes of a set.</summary>
+    /// <param name="images">The set; borrowed.</param>
+    /// <param name="classes">Labels of the set: the first becomes label 0, the next label 1, and so
+    /// on.</param>
+    /// <returns>The set of these images, in their order.</returns>
     static member OfClasses(images: ImageSet, classes: IReadOnlyList<int>) : ImageSet =
         let labels = Array.ofSeq classes
 
@@ -93,5 +123,10 @@ type Images =
             Labels = set.Labels |> Array.map (fun label -> Array.IndexOf(labels, label))
         }
 
-    /// One of the data sets known by name (see Datasets.names), from a folder in its published layout.
+    /// <summary>One of the data sets known by name.</summary>
+    /// <param name="name">One of `Datasets.names`.</param>
+    /// <param name="folder">In the published layout of the data set.</param>
+    /// <returns>Training and test images with class names.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The name is not known, or the folder does not hold the data
+    /// set.</exception>
     static member FromDataset(name: string, folder: string) : Dataset = Datasets.load name folder

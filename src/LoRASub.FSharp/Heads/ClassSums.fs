@@ -13,7 +13,11 @@ type ClassSums =
         Counts: torch.Tensor
     }
 
-    /// Merges the sums of disjoint images. Owned by the caller.
+    /// <summary>Merges the sums of disjoint images over the same classes.</summary>
+    /// <param name="left">[c, d], borrowed.</param>
+    /// <param name="right">Of the same shape, type and device; borrowed.</param>
+    /// <returns>The sums of all images, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The sums differ in shape, type or device.</exception>
     static member (+)(left: ClassSums, right: ClassSums) : ClassSums =
         Shape.expect "class sums to add" [ for n in left.Sums.shape -> Axis.Is n ] right.Sums // one class would broadcast
         Shape.expectLike "class sums to add" left.Sums right.Sums
@@ -23,9 +27,11 @@ type ClassSums =
             Counts = left.Counts.add right.Counts
         }
 
+/// Sums of embeddings per class: what a head of class means is made of.
 [<RequireQualifiedAccess>]
 module ClassSums =
 
+    /// <summary>The tensors of the sums.</summary>
     let tree: Tree<ClassSums> =
         tree {
             let! sums = Tree.field "sums" _.Sums Tree.tensor
@@ -33,16 +39,25 @@ module ClassSums =
             return { Sums = sums; Counts = counts }
         }
 
+    /// <summary>Lists the tensors of the sums.</summary>
     let leaves = tree.Leaves
 
-    /// The sums of no image. Owned by the caller.
+    /// <summary>The sums of no image.</summary>
+    /// <param name="classes">c, may be 0.</param>
+    /// <param name="width">d.</param>
+    /// <param name="dtype">The type of the sums.</param>
+    /// <param name="device">Where they are.</param>
+    /// <returns>Zeros [c, d] and counts [c], owned by the caller.</returns>
     let zero (classes: int) (width: int64) (dtype: torch.ScalarType) (device: torch.Device) : ClassSums =
         {
             Sums = torch.zeros ([| int64 classes; width |], dtype = dtype, device = device)
             Counts = torch.zeros ([| int64 classes |], dtype = torch.ScalarType.Int64, device = device)
         }
 
-    /// With rows for more classes. Borrows; owned by the caller.
+    /// <summary>The sums with rows for more classes, which come last.</summary>
+    /// <param name="classes">How many more.</param>
+    /// <param name="sums">[c, d], borrowed.</param>
+    /// <returns>[c + classes, d], owned by the caller.</returns>
     let grow (classes: int) (sums: ClassSums) : ClassSums =
         Scope.noGrad leaves (fun () ->
             let fresh = zero classes sums.Sums.shape[1] sums.Sums.dtype sums.Sums.device
@@ -52,7 +67,11 @@ module ClassSums =
                 Counts = torch.cat ([| sums.Counts; fresh.Counts |], 0L)
             })
 
-    /// A tensor [c, ...] without one row. Borrows; owned by the caller. Rejects a row outside [0, c).
+    /// <summary>A tensor without one row.</summary>
+    /// <param name="row">In [0, c).</param>
+    /// <param name="tensor">[c, ...], borrowed.</param>
+    /// <returns>[c − 1, ...], owned by the caller's scope.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no such row.</exception>
     let withoutRow (row: int) (tensor: torch.Tensor) : torch.Tensor =
         let rows = tensor.shape[0]
 
@@ -69,7 +88,11 @@ module ClassSums =
             0L
         )
 
-    /// Without the class in a row. Borrows; owned by the caller.
+    /// <summary>The sums without the class in a row; later rows move up.</summary>
+    /// <param name="row">In [0, c).</param>
+    /// <param name="sums">[c, d], borrowed.</param>
+    /// <returns>[c − 1, d], owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no such row.</exception>
     let forget (row: int) (sums: ClassSums) : ClassSums =
         Scope.noGrad leaves (fun () ->
             {
@@ -77,7 +100,13 @@ module ClassSums =
                 Counts = withoutRow row sums.Counts
             })
 
-    /// Adds a batch: embeddings [n, d] and labels [n] in [0, classes). Borrows; owned by the caller.
+    /// <summary>Adds a batch.</summary>
+    /// <param name="embeddings">[n, d], cast to the type of the sums; borrowed.</param>
+    /// <param name="labels">[n] int64: rows in [0, c); borrowed.</param>
+    /// <param name="sums">[c, d], on the device of the embeddings; borrowed.</param>
+    /// <returns>The sums with the batch, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The embeddings have another width or device, or the labels
+    /// another shape, type or device.</exception>
     let observe (embeddings: torch.Tensor) (labels: torch.Tensor) (sums: ClassSums) : ClassSums =
         Shape.expect "features" [ Axis.Any "batch"; Axis.Is sums.Sums.shape[1] ] embeddings
         Shape.expectDevice "features" sums.Sums embeddings
@@ -96,11 +125,17 @@ module ClassSums =
                 Counts = sums.Counts.index_add (0L, labels, torch.ones_like labels, Scalar.op_Implicit 1L)
             })
 
-    /// Images per class, on the host.
+    /// <summary>The images of each class; waits for the device.</summary>
+    /// <param name="sums">Borrowed.</param>
+    /// <returns>c numbers.</returns>
     let counts (sums: ClassSums) : int64[] =
         Scope.run (fun () -> sums.Counts.cpu().data<int64>().ToArray())
 
-    /// Mean embedding per class, [c, d]. `nameOf` names a class without images in the error. Owned by the caller.
+    /// <summary>The mean embedding of each class.</summary>
+    /// <param name="nameOf">Names the class of a row in the error.</param>
+    /// <param name="sums">[c, d], borrowed.</param>
+    /// <returns>[c, d], owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A class has no image.</exception>
     let means (nameOf: int -> string) (sums: ClassSums) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             match Array.tryFindIndex ((=) 0L) (counts sums) with

@@ -25,12 +25,16 @@ type Scorer =
         Score: torch.Tensor -> torch.Tensor
     }
 
+/// Classifiers made ready.
 [<RequireQualifiedAccess>]
 module Scorer =
+    /// <summary>Lists the tensors of a scorer.</summary>
     let leaves: Leaves<Scorer> = fun scorer -> scorer.Owned
 
-    /// The row of each best score, [n, classes] -> [n] int64: the first score within rounding error of the
-    /// largest, because a matrix product gives equal classes different last digits. Borrows; owned by the caller.
+    /// <summary>The row of each best score: the first of those that rounding cannot tell from the largest,
+    /// because a matrix product gives equal classes unequal last digits.</summary>
+    /// <param name="scores">[n, classes], floating point, classes at least 1; borrowed.</param>
+    /// <returns>[n] int64, owned by the caller.</returns>
     let best (scores: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             let top = scores.amax ([| 1L |], keepdim = true)
@@ -47,7 +51,10 @@ module Scorer =
 /// the order learned. Each function borrows its arguments and owns its result.
 type Head<'H> =
     {
+        /// Its name, for lists, files and errors.
         Info: HeadInfo
+        /// The tensors of a state: what is saved. Each has a row per class first, or no axis that depends on
+        /// the classes.
         Tree: Tree<'H>
         /// The state without classes: embedding width, dtype and device.
         Zero: int64 -> torch.ScalarType -> torch.Device -> 'H
@@ -59,6 +66,7 @@ type Head<'H> =
         Merge: 'H -> 'H -> 'H
         /// Without the class in a row; later rows move up.
         Forget: int -> 'H -> 'H
+        /// The state made ready; the scorer owns its tensors and shares none with the state.
         Scores: 'H -> Scorer
     }
 
@@ -71,15 +79,23 @@ type HeadState = Hidden<HeadRole>
 /// A head whose state is hidden, to be chosen at run time.
 type AnyHead = Head<HeadState>
 
+/// Heads with their types and without.
 [<RequireQualifiedAccess>]
 module Head =
 
     let private subject (head: Head<_>) = $"head {head.Info.Name}"
 
-    /// A hidden state, for the head that made it. Rejects another head's.
+    /// <summary>A hidden state, for the head that made it.</summary>
+    /// <param name="head">The head with its type.</param>
+    /// <param name="state">Hidden.</param>
+    /// <returns>The state itself, borrowed.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The state is another head's.</exception>
     let reveal (head: Head<'H>) (state: HeadState) : 'H = Hidden.reveal (subject head) state
 
-    /// Hides the type of a head's state.
+    /// <summary>Hides the type of a head's state, so that heads of different types fit one list.</summary>
+    /// <param name="head">The head with its type.</param>
+    /// <returns>The same head over hidden states. Each of its functions rejects another head's
+    /// state.</returns>
     let hide (head: Head<'H>) : AnyHead =
         let subject = subject head
         let hide = Hidden.hide subject head.Tree

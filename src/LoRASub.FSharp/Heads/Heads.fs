@@ -6,7 +6,8 @@ open LoRASub.Core
 [<RequireQualifiedAccess>]
 module Heads =
 
-    /// The classifier that a method brings itself; `Learner` asks the method for its scores.
+    /// <summary>The classifier that a method brings itself: a head without a state, for which
+    /// `Learner.deploy` asks the method.</summary>
     let logits: Head<unit> =
         {
             Info =
@@ -30,11 +31,16 @@ module Heads =
                         "use `Learner.deploy`"
         }
 
+    /// <summary>Every head that has a name.</summary>
     let all: AnyHead list = [ Head.hide NearestMean.head; Head.hide logits ]
 
+    /// <summary>Their names.</summary>
     let names = all |> List.map _.Info.Name
 
-    /// The head of a name. Rejects an unknown one.
+    /// <summary>The head of a name.</summary>
+    /// <param name="name">One of `names`.</param>
+    /// <returns>The head over hidden states.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no head of this name.</exception>
     let find (name: string) : AnyHead =
         match all |> List.tryFind (fun head -> head.Info.Name = name) with
         | Some head -> head

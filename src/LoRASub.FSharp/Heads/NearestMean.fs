@@ -8,8 +8,12 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module NearestMean =
 
-    /// A scorer from class means [c, d]. Its score is 1 − ½‖f/(‖f‖ + 1e-8) − p/‖p‖‖², the cosine, in [-1, 1]. Borrows;
-    /// owned by the caller.
+    /// <summary>A scorer from class means. Its score is 1 − ½‖f/(‖f‖ + 1e-8) − p/‖p‖‖², the cosine, in [-1,
+    /// 1].</summary>
+    /// <param name="means">[c, d], no row of zeros; borrowed.</param>
+    /// <returns>The scorer, owned by the caller; it rejects embeddings of another width, type or
+    /// device.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The means have another number of axes than two.</exception>
     let ofMeans (means: torch.Tensor) : Scorer =
         Shape.expect "class means" [ Axis.Any "classes"; Axis.Any "width" ] means
         let squares (t: torch.Tensor) = t.mul(t).sum 1L
@@ -40,6 +44,7 @@ module NearestMean =
                 Score = score
             })
 
+    /// <summary>The head over sums per class. `Scores` rejects a class without images.</summary>
     let head: Head<ClassSums> =
         {
             Info =

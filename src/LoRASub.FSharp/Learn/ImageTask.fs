@@ -38,14 +38,14 @@ type BestClass =
 module ImageTask =
 
     /// A pass key that no other task or epoch shares.
-    let passKey (root: RandomKey) (task: LearningTask) (epoch: int) : RandomKey =
+    let internal passKey (root: RandomKey) (task: LearningTask) (epoch: int) : RandomKey =
         root
         |> Rng.fold RandomBranch.Data
         |> Rng.fold (int64 task.Index)
         |> Rng.fold (int64 epoch)
 
     /// What a task is learned from: the images of a set at some positions, which belong to the task's classes.
-    let context
+    let internal context
         learner
         (options: LearnOptions)
         (set: ImageSet)
@@ -100,9 +100,16 @@ module ImageTask =
             if not (present.Contains label) then
                 Errors.reject $"class '{name}'" "needs at least one image" $"none in {images.Source}" ""
 
-    /// Learns a group of new classes from images labelled 0, 1, … into `names`, which are not kept: the state after the
-    /// task. `onEvent` is called with progress on the calling thread. Borrows; owned by the caller. Rejects a name that is
-    /// known, labels out of range, a class without images, and what `TaskLoop.learn` rejects.
+    /// <summary>Learns a group of new classes from their images, which are not kept.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="options">How the images become batches, and how long they are learned.</param>
+    /// <param name="names">Of the new classes.</param>
+    /// <param name="images">Labelled 0, 1, … into `names`; read several times.</param>
+    /// <param name="onEvent">Receives progress on the calling thread.</param>
+    /// <param name="state">Before the task; borrowed.</param>
+    /// <returns>The state after the task, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A name is known already or there twice, labels are out of
+    /// range, a class has no image, or what `TaskLoop.learn` rejects.</exception>
     let learn
         learner
         options

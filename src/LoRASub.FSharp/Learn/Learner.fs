@@ -12,15 +12,19 @@ open TorchSharp
 /// forgotten, its identity never.
 [<Struct>]
 type ClassId =
+    /// A number from 0 that no other class of the learner has or had.
     | ClassId of int
 
+    /// <summary>The number.</summary>
     member this.Value = let (ClassId value) = this in value
     override this.ToString() = string this.Value
 
 /// A learned class.
 type ClassInfo =
     {
+        /// Its identity.
         Id: ClassId
+        /// Its name, which no other class of the learner has.
         Name: string
         /// The task that it was learned in, from 0.
         Task: int
@@ -38,7 +42,9 @@ type TaskState =
         Classes: ClassInfo[]
         /// The identity of the next class: those of forgotten classes are not used again.
         NextId: ClassId
+        /// What the method keeps.
         Method: MethodState
+        /// What the head keeps: a row per class.
         Head: HeadState
         /// The root of every random number to come.
         Key: RandomKey
@@ -48,9 +54,13 @@ type TaskState =
 [<ReferenceEquality>]
 type Learner =
     {
+        /// Frozen; borrowed.
         Backbone: VisionTransformer
+        /// What trains the network.
         Method: AnyMethod
+        /// What predicts from the embeddings; `Heads.logits` asks the method.
         Head: AnyHead
+        /// What the head sees of an image.
         Embedding: Embedding
     }
 
@@ -58,7 +68,9 @@ type Learner =
 [<ReferenceEquality>]
 type Model =
     {
+        /// The network.
         Adapters: Adapters
+        /// The classifier.
         Scorer: Scorer
         /// Number of classes.
         Classes: int
@@ -66,22 +78,28 @@ type Model =
 
 /// Children of a state's root key, so that the method and its data never share a stream.
 [<RequireQualifiedAccess>]
-module RandomBranch =
+module internal RandomBranch =
     [<Literal>]
     let Method = 0L
 
     [<Literal>]
     let Data = 1L
 
+/// States between tasks.
 [<RequireQualifiedAccess>]
 module TaskState =
+    /// <summary>Lists the tensors of a state.</summary>
     let leaves: Leaves<TaskState> =
         fun state -> Seq.append (Hidden.leaves state.Method) (Hidden.leaves state.Head)
 
-    /// Number of classes known.
+    /// <summary>The number of classes known.</summary>
+    /// <param name="state">Borrowed.</param>
+    /// <returns>Without those that were forgotten.</returns>
     let classes (state: TaskState) = state.Classes.Length
 
-    /// Classes learned in each finished task and still known.
+    /// <summary>The classes of each finished task that are still known.</summary>
+    /// <param name="state">Borrowed.</param>
+    /// <returns>One number per finished task.</returns>
     let taskSizes (state: TaskState) : int[] =
         let sizes = Array.zeroCreate state.Finished
 
@@ -90,8 +108,10 @@ module TaskState =
 
         sizes
 
+/// Models.
 [<RequireQualifiedAccess>]
 module Model =
+    /// <summary>Lists the tensors of a model.</summary>
     let leaves: Leaves<Model> =
         fun model -> Seq.append (Adapters.leaves model.Adapters) (Scorer.leaves model.Scorer)
 
@@ -102,8 +122,14 @@ module Learner =
     /// Whether the method's own classifier gives the scores.
     let internal isLogits (head: AnyHead) = head.Info.Name = Heads.logits.Info.Name
 
-    /// A learner over a backbone, which it borrows. Rejects an embedding that the backbone does not have, and the
-    /// method's own logits of a method without them.
+    /// <summary>A learner over a backbone.</summary>
+    /// <param name="backbone">Borrowed for as long as the learner is used.</param>
+    /// <param name="method">Over the same backbone.</param>
+    /// <param name="head">Any, or `logits` for a method with a classifier of its own.</param>
+    /// <param name="embedding">What the head sees of an image.</param>
+    /// <returns>The learner, which owns no tensor.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The backbone cannot give the embedding; or the head is
+    /// `logits` and the method has no classifier, or the embedding is not the class token.</exception>
     let create (backbone: VisionTransformer) (method: AnyMethod) (head: AnyHead) (embedding: Embedding) =
         Embedding.check backbone embedding
 
@@ -141,7 +167,10 @@ module Learner =
         let width = Embedding.width learner.Backbone learner.Embedding
         learner.Head.Zero width (master learner) learner.Backbone.Device
 
-    /// Before the first task. Owned by the caller.
+    /// <summary>The state before the first task.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="key">The root of every random number of the learner.</param>
+    /// <returns>Without classes, owned by the caller.</returns>
     let start (learner: Learner) (key: RandomKey) : TaskState =
         {
             Finished = 0
@@ -152,7 +181,10 @@ module Learner =
             Key = key
         }
 
-    /// The state's tensors; what a file of tensors does not hold is taken from `known`.
+    /// <summary>The tensors of a state, by the names that files give them.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="known">What a file of tensors does not hold: classes, tasks and key.</param>
+    /// <returns>The tree; reading with it gives a state of `known` with other tensors.</returns>
     let tree (learner: Learner) (known: TaskState) : Tree<TaskState> =
         tree {
             let! method = Tree.field "method" _.Method learner.Method.State
@@ -220,8 +252,14 @@ module Learner =
 
         adapters
 
-    /// The tokens of some parts and the embeddings [n, D] of each view of images, mostly from one forward pass. Borrows;
-    /// owned by the caller.
+    /// <summary>Tokens and embeddings of images, mostly from one forward pass.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="adapters">The network, borrowed.</param>
+    /// <param name="parts">What else to read of the network; may be empty.</param>
+    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range; borrowed.</param>
+    /// <returns>[n, d] for each part, or [n, 4d] for quadrants, and the embeddings [n, D] of each view of the
+    /// images, all in the master format; owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">What `VisionTransformer.tokens` rejects.</exception>
     let embed
         (learner: Learner)
         (adapters: Adapters)
@@ -244,7 +282,12 @@ module Learner =
     let internal observe (learner: Learner) (views: torch.Tensor[]) (rows: torch.Tensor) (head: HeadState) =
         Scope.fold Hidden.leaves (fun head view -> learner.Head.Observe view rows head) head views
 
-    /// The head and the network of a state. Borrows; owned by the caller. Rejects a state without classes.
+    /// <summary>Makes a state ready to predict.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="state">Borrowed.</param>
+    /// <returns>The model, owned by the caller; it shares no tensor with the state.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The state has no class, or the method's adapters do not fit
+    /// the backbone.</exception>
     let deploy (learner: Learner) (state: TaskState) : Model =
         if Array.isEmpty state.Classes then
             Errors.reject "prediction" "needs at least one learned class" "none" "learn a task first"
@@ -275,16 +318,27 @@ module Learner =
 
             struct (scores.div (Scalar.op_Implicit (float views.Length)), tokens))
 
-    /// Scores [n, classes] of images [n, c, H, W], by row: the mean over the embedding's views. `Scorer.best` gives the
-    /// predicted rows. Borrows; owned by the caller. Rejects a head's scores of another shape or that are not finite.
+    /// <summary>The scores of images: the mean over the embedding's views. `Scorer.best` gives the predicted
+    /// rows.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="model">Of one of the learner's states; borrowed.</param>
+    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range; borrowed.</param>
+    /// <returns>[n, classes], a column per row of the state; owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The images have another size or device, or the head's or
+    /// method's scores are not [n, classes] of finite floating-point numbers on the device of the
+    /// embeddings.</exception>
     let predict (learner: Learner) (model: Model) (images: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
             let struct (scores, _) = predictWith learner model [||] images
             scores)
 
-    /// The state without a class: its row leaves the head's sums and the method's state, and what the network learned
-    /// from it stays. Borrows; owned by the caller. The two states may share tensors: free the old one with
-    /// `Scope.supersede`. Rejects an unknown class.
+    /// <summary>The state without a class: its row leaves the head's sums and the method's state, and what
+    /// the network learned from it stays.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="id">Of the class.</param>
+    /// <param name="state">Borrowed.</param>
+    /// <returns>The state, owned by the caller. It may share tensors with the old one: free that with `Scope.supersede`.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The learner does not know the class.</exception>
     let forget (learner: Learner) (id: ClassId) (state: TaskState) : TaskState =
         match state.Classes |> Array.tryFindIndex (fun one -> one.Id = id) with
         | None -> Errors.reject $"class {id}" "must be a class that the learner knows" "an unknown class" ""
@@ -296,7 +350,15 @@ module Learner =
                     Head = learner.Head.Forget row state.Head
                 })
 
-    /// A model extended with a task's classes by the head only, before the network trains on them. Borrows; owned by the caller.
+    /// <summary>A model that knows a task's classes as well, learned by the head alone from the network as it
+    /// is: what is known of them before training.</summary>
+    /// <param name="learner">Its head has sums: not `logits`.</param>
+    /// <param name="task">The next task.</param>
+    /// <param name="loaders">Batches of the task's images.</param>
+    /// <param name="state">Before the task; borrowed.</param>
+    /// <returns>The model, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The head is `logits`, or the method's adapters do not fit
+    /// the backbone.</exception>
     let foresee (learner: Learner) (task: LearningTask) (loaders: BatchLoader[]) (state: TaskState) : Model =
         Scope.noGrad Model.leaves (fun () ->
             let adapters = adapters learner state.Method

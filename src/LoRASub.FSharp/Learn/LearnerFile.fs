@@ -17,15 +17,19 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module LearnerFile =
 
-    /// The JSON half; the tensors are beside it.
+    /// <summary>The JSON half of a saved learner; the tensors are beside it.</summary>
+    /// <param name="folder">The folder of the learner.</param>
+    /// <returns>A path, whether or not there is such a file.</returns>
     let jsonPath (folder: string) = Path.Combine(folder, "learner.json")
 
-    /// The tensor half.
+    /// <summary>The tensor half of a saved learner.</summary>
+    /// <param name="folder">The folder of the learner.</param>
+    /// <returns>A path, whether or not there is such a file.</returns>
     let tensorPath (folder: string) =
         Path.Combine(folder, "learner.safetensors")
 
     /// The tensors of a save that is not finished.
-    let nextPath (folder: string) =
+    let internal nextPath (folder: string) =
         Path.Combine(folder, "learner.next.safetensors")
 
     let private purpose = "the JSON half of a saved learner"
@@ -86,8 +90,13 @@ module LearnerFile =
         use _ = hold ()
         work ()
 
-    /// Writes a learner into a folder that exists, over an older one, which can be loaded until the new one can. A save
-    /// that fails leaves the older one. Rejects a folder that cannot be written.
+    /// <summary>Writes a learner into a folder that exists, over an older one, which can be loaded until the
+    /// new one can. A save that fails leaves the older one.</summary>
+    /// <param name="folder">The folder.</param>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="record">As `record` gives it.</param>
+    /// <param name="state">Of the learner; borrowed.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder cannot be written.</exception>
     let save (folder: string) (learner: Learner) (record: LearnerFormat.Record) (state: TaskState) : unit =
         if Directory.Exists(tensorPath folder) then
             Errors.reject (tensorPath folder) "must be a file" "a folder" "choose another folder"
@@ -170,8 +179,12 @@ module LearnerFile =
             Path = path
         }
 
-    /// Reads what `save` wrote, also while another process saves over it, or a learner of version 1. Its tensors belong
-    /// to the caller's scope. Rejects files that are missing, damaged, of another version, or not of one save.
+    /// <summary>Reads what `save` wrote, also while another process saves over it, or a learner of version
+    /// 1.</summary>
+    /// <param name="folder">The folder.</param>
+    /// <returns>The record and its tensors, which belong to the caller's scope.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A file is missing, damaged or of another version, or the
+    /// two are not of one save.</exception>
     let load (folder: string) : SavedLearner =
         let rec attempt left =
             try
@@ -182,7 +195,11 @@ module LearnerFile =
 
         attempt 4
 
-    /// Rejects a backbone whose hash is not that of the one that the learner was trained on.
+    /// <summary>Checks that a backbone is the one that the learner was trained on.</summary>
+    /// <param name="saved">The learner.</param>
+    /// <param name="sha256">SHA-256 of the backbone's file, in lower-case hexadecimal.</param>
+    /// <param name="path">That file, for the error.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">The hash is another.</exception>
     let checkBackbone (saved: SavedLearner) (sha256: string) (path: string) =
         if sha256 <> saved.Record.BackboneSha256 then
             let rule =
@@ -190,8 +207,13 @@ module LearnerFile =
 
             Errors.reject path rule sha256 "give that file as the backbone"
 
-    /// The learner that was saved, over its backbone, with settings for further tasks. Borrows the backbone. Rejects an
-    /// unknown method or head, and an embedding that the backbone does not have.
+    /// <summary>The learner that was saved, over its backbone.</summary>
+    /// <param name="backbone">Borrowed for as long as the learner is used.</param>
+    /// <param name="settings">The method's, for further tasks.</param>
+    /// <param name="saved">The learner.</param>
+    /// <returns>The learner; `restore` gives its state.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The method or the head is not known, or the backbone cannot
+    /// give the embedding.</exception>
     let learner (backbone: VisionTransformer) settings (saved: SavedLearner) : Learner =
         let record = saved.Record
 
@@ -211,8 +233,12 @@ module LearnerFile =
         let method = row.Create backbone settings
         ofFile (fun () -> Learner.create backbone method (Heads.find record.Head) embedding)
 
-    /// The saved state on the learner's backbone, in its precision. Owned by the caller; borrows the saved tensors. Rejects
-    /// tensors that are absent or do not fit the backbone.
+    /// <summary>The state that was saved, on the learner's backbone and in its precision.</summary>
+    /// <param name="learner">As `learner` gives it; borrowed.</param>
+    /// <param name="saved">The learner; borrowed.</param>
+    /// <returns>The state, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A tensor is absent or does not fit the
+    /// backbone.</exception>
     let restore (learner: Learner) (saved: SavedLearner) : TaskState =
         let vit = learner.Backbone
 

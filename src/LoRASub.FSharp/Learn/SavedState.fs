@@ -10,18 +10,24 @@ open TorchSharp
 /// A learned class in files.
 type SavedClass =
     {
+        /// `ClassId`.
         Id: int
+        /// Its name.
         Name: string
+        /// The task that it was learned in, from 0.
         Task: int
+        /// Training images seen.
         Images: int64
     }
 
 /// What a file of tensors does not hold of a task state.
 type SavedState =
     {
+        /// Tasks finished so far.
         FinishedTasks: int
         /// By row.
         Classes: SavedClass[]
+        /// The identity of the next class.
         NextId: int
         /// 16 hexadecimal digits.
         RandomKey: string
@@ -30,22 +36,27 @@ type SavedState =
 /// A part of an embedding in files.
 type SavedPart =
     {
+        /// Counted from 1.
         Block: int
         /// class, patch-mean or patch-quadrants.
         Tokens: string
+        /// Whether the tokens pass the network's final norm first.
         FinalNorm: bool
     }
 
 /// An embedding in files.
 type SavedEmbedding =
     {
+        /// Tokens of the backbone, side by side.
         Parts: SavedPart[]
+        /// Whether each d columns are brought to mean 0 and variance 1.
         Standardise: bool
+        /// Whether each image is also embedded mirrored.
         Flip: bool
     }
 
 [<RequireQualifiedAccess>]
-module SavedEmbedding =
+module internal SavedEmbedding =
 
     let private kinds =
         [
@@ -91,7 +102,7 @@ module SavedEmbedding =
         }
 
 [<RequireQualifiedAccess>]
-module SavedState =
+module internal SavedState =
 
     let ofState (state: TaskState) : SavedState =
         {

@@ -12,8 +12,9 @@ open TorchSharp
 /// The passes over a task's training images.
 [<RequireQualifiedAccess>]
 type Pass =
+    /// Before training, without gradients.
     | Observe
-    /// From 0.
+    /// A training epoch, from 0.
     | Epoch of int
     /// After training: the pass that prototypes and heads learn from.
     | Consolidate
@@ -22,17 +23,21 @@ type Pass =
 [<ReferenceEquality>]
 type TaskContext =
     {
+        /// Method, head and embedding over a backbone.
         Learner: Learner
+        /// The task to learn.
         Task: LearningTask
-        /// Of its classes.
+        /// Names of the task's classes, in its order.
         Names: string[]
         /// Loaders of the task's training images, for one pass.
         Batches: Pass -> BatchLoader[]
+        /// Passes over the images; 0 for a method that does not train.
         Epochs: int
-        /// Of an epoch, from 0.
+        /// The learning rates of an epoch, from 0.
         Rates: int -> Rates
+        /// Receives the seconds of each phase.
         Clock: PhaseClock
-        /// Called on the calling thread.
+        /// Receives progress, on the calling thread.
         OnEvent: TaskEvent -> unit
         /// Called between steps: may ask for the progress, whose tensors stay the loop's, and may throw to end the task.
         OnStep: (unit -> TaskProgress) -> unit
@@ -40,9 +45,9 @@ type TaskContext =
 
 /// How far a task has come, between two steps.
 and TaskProgress =
-    /// Number of batches observed.
+    /// Observation with the number of batches observed.
     | Observing of Hidden<ObservingRole> * batches: int
-    /// The tally holds the steps of the epoch so far.
+    /// Training with the epoch in progress, from 0, and the tally of its steps so far.
     | Training of Hidden<TrainingRole> * epoch: int * Tally
 
 /// A learned task.
@@ -51,21 +56,26 @@ type LearnedTask =
     {
         /// After the task.
         State: TaskState
+        /// What the method retained.
         Diagnostics: Diagnostics
         /// [classes of the task, d]: mean raw feature of each, for the measurement of drift.
         Means: torch.Tensor
     }
 
+/// Progress between two steps.
 [<RequireQualifiedAccess>]
 module TaskProgress =
+    /// <summary>Lists the tensors of a progress.</summary>
     let leaves: Leaves<TaskProgress> =
         fun progress ->
             match progress with
             | Observing(observing, _) -> Hidden.leaves observing
             | Training(training, _, tally) -> Seq.append (Hidden.leaves training) (Tally.leaves tally)
 
+/// Learned tasks.
 [<RequireQualifiedAccess>]
 module LearnedTask =
+    /// <summary>Lists the tensors of a learned task.</summary>
     let leaves: Leaves<LearnedTask> =
         fun learned ->
             Seq.concat
@@ -271,6 +281,16 @@ module TaskLoop =
         (state: TaskState)
         (training: Hidden<TrainingRole>)
         : LearnedTask =
+        /// <summary>Learns a task from its beginning, or from a saved progress: observes the images where the
+        /// method does, trains, and merges the task into the next state.</summary>
+        /// <param name="c">What the task is learned from; borrowed.</param>
+        /// <param name="state">Before the task; borrowed.</param>
+        /// <param name="from">A saved progress, of which it takes ownership; None for the beginning.</param>
+        /// <returns>The next state, the method's diagnostics and the mean feature of each class; owned by the
+        /// caller.</returns>
+        /// <exception cref="T:LoRASub.Core.InputException">A loss or state is not finite; a report, adapters or
+        /// state of the method, or a state of the head, are not as their contract says; a class has no image;
+        /// or what the method rejects.</exception>
         let learner, task = c.Learner, c.Task
         let vit, m = learner.Backbone, learner.Method
         let output = (Embedding.output vit).Parts

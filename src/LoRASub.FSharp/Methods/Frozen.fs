@@ -8,6 +8,7 @@ open LoRASub.Backbone
 [<RequireQualifiedAccess>]
 module Frozen =
 
+    /// <summary>Its name, its paper and what it stores: nothing.</summary>
     let info: MethodInfo =
         {
             Name = "frozen"
@@ -18,7 +19,9 @@ module Frozen =
             Joint = false
         }
 
-    /// The method over a backbone, which it borrows.
+    /// <summary>The method over a backbone.</summary>
+    /// <param name="vit">The backbone, borrowed for as long as the method is used.</param>
+    /// <returns>The method, whose state is empty; `Update` rejects every step.</returns>
     let method' (vit: VisionTransformer) : Method<unit, unit, unit> =
         {
             Info = info

@@ -13,14 +13,17 @@ type LoRASubSettings =
     {
         /// r of each low-rank pair.
         Rank: int
+        /// How B starts in each task.
         BInit: BInit
         /// Base rate of the low-rank pairs.
         LearningRate: float
         /// Base rate of the task's linear head.
         HeadLearningRate: float
+        /// Options of the optimizer.
         Adam: AdamOptions
         /// Share of the second moment's energy that the retained space holds; 1 switches the projection off.
         Energy: float
+        /// How the projector is scaled.
         UpdateScale: UpdateScale
         /// Off: updates are free, and nothing is observed.
         Projection: bool
@@ -41,8 +44,14 @@ type LoRASubSettings =
 [<RequireQualifiedAccess>]
 module LoRASubDrs =
 
-    /// What a task trains: the pairs of each block and the task's head.
-    type Trained = { Lora: LayerLora[]; Head: Linear }
+    /// What a task trains.
+    type Trained =
+        {
+            /// The pairs of each block.
+            Lora: LayerLora[]
+            /// The task's linear head.
+            Head: Linear
+        }
 
     let private trainedTree: Tree<Trained> =
         tree {
@@ -86,34 +95,44 @@ module LoRASubDrs =
     [<ReferenceEquality>]
     type Observing =
         {
+            /// The task.
             Task: LearningTask
             /// Borrowed.
             State: State
+            /// The pairs and the head that are to be trained.
             Trained: Trained
             /// With W − V, or W + V without subtraction.
             Network: Adapters
+            /// Per block, the second moment of its attention's inputs.
             Moments: SecondMoment[]
         }
 
+        /// <summary>The pairs of each block.</summary>
         member this.Lora = this.Trained.Lora
+        /// <summary>The task's linear head.</summary>
         member this.Head = this.Trained.Head
 
     /// A task in training.
     [<ReferenceEquality>]
     type Training<'Optimizer> =
         {
+            /// The task.
             Task: LearningTask
             /// Borrowed.
             State: State
+            /// The pairs and the head as they are.
             Trained: Trained
             /// With W + V, for the pairs to be added to.
             Network: Adapters
             /// One per block, or empty where updates are free.
             Projections: Projection[]
+            /// The state of the optimizer.
             Optimizer: 'Optimizer
         }
 
+        /// <summary>The pairs of each block.</summary>
         member this.Lora = this.Trained.Lora
+        /// <summary>The task's linear head.</summary>
         member this.Head = this.Trained.Head
 
     let private observedNetwork settings (state: State) (vit: VisionTransformer) =
@@ -173,7 +192,7 @@ module LoRASubDrs =
         }
 
     /// Rejects settings that no backbone can have.
-    let checkSettings (settings: LoRASubSettings) =
+    let internal checkSettings (settings: LoRASubSettings) =
         let notNegative name value =
             if not (value >= 0.0 && value < infinity) then
                 Errors.reject name "must be finite and at least 0" $"{value}" ""
@@ -191,14 +210,14 @@ module LoRASubDrs =
             Errors.reject "norm order" "must be at least 1" $"{settings.NormOrder}" ""
 
     /// Rejects settings out of range for a backbone of this width.
-    let check (width: int64) (settings: LoRASubSettings) =
+    let internal check (width: int64) (settings: LoRASubSettings) =
         checkSettings settings
         Lora.checkRank width settings.Rank
 
     let private master (vit: VisionTransformer) = Precision.master vit.Precision
 
     /// Before the first task: no deltas, no classes.
-    let start (vit: VisionTransformer) : State =
+    let internal start (vit: VisionTransformer) : State =
         {
             Deltas =
                 vit.Blocks
@@ -209,7 +228,7 @@ module LoRASubDrs =
         }
 
     /// Whether the method observes this task: not the first, and not where updates are free anyway.
-    let observes (settings: LoRASubSettings) (task: LearningTask) =
+    let internal observes (settings: LoRASubSettings) (task: LearningTask) =
         task.Index > 0 && settings.Projection && settings.Energy < 1.0
 
     let private initialHead (vit: VisionTransformer) (classes: int) (key: RandomKey) : Linear =
@@ -224,7 +243,7 @@ module LoRASubDrs =
         }
 
     /// Begins a task from given pairs and a given head, [classes, d] and [classes]. Borrows them.
-    let beginTaskWith (vit: VisionTransformer) settings (trained: Trained) task state : Observing =
+    let internal beginTaskWith (vit: VisionTransformer) settings (trained: Trained) task state : Observing =
         Scope.noGrad (observingTree vit settings task state).Leaves (fun () ->
             {
                 Task = task
@@ -237,7 +256,7 @@ module LoRASubDrs =
             })
 
     /// Begins a task from fresh random pairs and a fresh head.
-    let beginTask (vit: VisionTransformer) (settings: LoRASubSettings) key task state : Observing =
+    let internal beginTask (vit: VisionTransformer) (settings: LoRASubSettings) key task state : Observing =
         Scope.keep (observingTree vit settings task state).Leaves (fun () ->
             let lora =
                 vit.Blocks
@@ -257,7 +276,7 @@ module LoRASubDrs =
 
     /// Runs one batch of the new task through the subtracted network and adds each block's attention input to its
     /// second moment.
-    let observe (vit: VisionTransformer) settings (batch: Batch) (observing: Observing) : Observing =
+    let internal observe (vit: VisionTransformer) settings (batch: Batch) (observing: Observing) : Observing =
         Scope.noGrad (observingTree vit settings observing.Task observing.State).Leaves (fun () ->
             let visit (moments: SecondMoment[]) i input =
                 Array.updateAt i (SecondMoment.observe input moments[i]) moments
@@ -310,7 +329,7 @@ module LoRASubDrs =
         Tree.pair "first" (Tree.array (optimizer 0.0).Tree) "second" Tree.unit
 
     /// Turns the second moments into projections and starts a fresh optimizer. Rejects an all-zero moment.
-    let prepareWith
+    let internal prepareWith
         (optimizer: Optimizer<'S>)
         (vit: VisionTransformer)
         (settings: LoRASubSettings)
@@ -343,7 +362,16 @@ module LoRASubDrs =
                         parameters
             })
 
-    /// CE(head(f), y) + λ·ATL(f/‖f‖, y, prototypes), and the head's predictions as positions in the task, [n].
+    /// <summary>CE(head(f), y) + λ·ATL(f/‖f‖, y, prototypes), Liu &amp; Chang 2025.</summary>
+    /// <param name="settings">λ, margin and norm order; without the triplet loss the second term is left
+    /// out.</param>
+    /// <param name="prototypes">[c, d]: the old classes' raw means, c may be 0; borrowed.</param>
+    /// <param name="head">The task's linear head, [classes, d] and [classes]; borrowed.</param>
+    /// <param name="local">[n] int64: positions in the task; borrowed.</param>
+    /// <param name="features">[n, d]; borrowed.</param>
+    /// <returns>The loss, a scalar, and the head's predictions [n] int64 as positions in the task; owned by
+    /// the caller's scope.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">What `AugmentedTriplet.loss` rejects.</exception>
     let loss
         (settings: LoRASubSettings)
         (prototypes: torch.Tensor)
@@ -368,13 +396,13 @@ module LoRASubDrs =
         struct (total, logits.argmax 1L)
 
     /// The network in training.
-    let network (training: Training<_>) =
+    let internal network (training: Training<_>) =
         { training.Network with
             Lora = training.Trained.Lora
         }
 
     /// One projected step on one batch.
-    let updateWith
+    let internal updateWith
         (optimizer: Optimizer<'S>)
         vit
         settings
@@ -416,11 +444,11 @@ module LoRASubDrs =
                     }))
 
     /// What the projections retain.
-    let diagnostics (training: Training<_>) : Diagnostics =
+    let internal diagnostics (training: Training<_>) : Diagnostics =
         Diagnostics.ofProjections training.Projections
 
     /// Merges the task's pairs into the deltas.
-    let merge (training: Training<_>) : State =
+    let internal merge (training: Training<_>) : State =
         let state, means = training.State, training.State.Prototypes
 
         Scope.noGrad stateTree.Leaves (fun () ->
@@ -431,7 +459,7 @@ module LoRASubDrs =
             })
 
     /// Adds a batch of the task to the sums of its classes.
-    let consolidate (batch: Batch) (features: torch.Tensor) (state: State) : State =
+    let internal consolidate (batch: Batch) (features: torch.Tensor) (state: State) : State =
         match state.Sums with
         | None -> Errors.reject "consolidation" "must follow the end of training" "a finished state" ""
         | Some sums ->
@@ -444,7 +472,7 @@ module LoRASubDrs =
 
     /// Appends the mean raw feature of each of the task's classes; old prototypes keep their bits. Rejects a class
     /// without images.
-    let finish (state: State) : State =
+    let internal finish (state: State) : State =
         match state.Sums with
         | None -> state
         | Some sums ->
@@ -458,24 +486,25 @@ module LoRASubDrs =
                 })
 
     /// Without the prototype of the class in a row.
-    let forget (row: int) (state: State) : State =
+    let internal forget (row: int) (state: State) : State =
         Scope.noGrad stateTree.Leaves (fun () ->
             { state with
                 Prototypes = ClassSums.withoutRow row state.Prototypes
             })
 
     /// Adam with the settings' options.
-    let adam settings : Optimizer<AdamState> =
+    let internal adam settings : Optimizer<AdamState> =
         fun rate -> Adam.transform rate settings.Adam
 
     /// `prepareWith` Adam.
-    let prepare vit settings observing =
+    let internal prepare vit settings observing =
         prepareWith (adam settings) vit settings observing
 
     /// `updateWith` Adam.
-    let update vit settings rates batch training =
+    let internal update vit settings rates batch training =
         updateWith (adam settings) vit settings rates batch training
 
+    /// <summary>Its name, its paper and what it stores.</summary>
     let info: MethodInfo =
         {
             Name = "lora-sub-drs"
@@ -486,8 +515,14 @@ module LoRASubDrs =
             Joint = false
         }
 
-    /// The method as a value over a frozen backbone, which it borrows, with an optimizer of the caller's. Rejects
-    /// settings out of range.
+    /// <summary>The method as a value over a frozen backbone, with an optimizer of the caller's.</summary>
+    /// <param name="optimizer">A transformation for each learning rate, such as Adam's; the method confines
+    /// its updates.</param>
+    /// <param name="vit">The backbone, borrowed for as long as the method is used.</param>
+    /// <param name="settings">Every choice of the method.</param>
+    /// <returns>The method with its types.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, also for the width of the
+    /// backbone.</exception>
     let methodWith
         (optimizer: Optimizer<'S>)
         (vit: VisionTransformer)
@@ -515,5 +550,10 @@ module LoRASubDrs =
             Logits = None
         }
 
-    /// `methodWith` Adam, as published.
+    /// <summary>The method as published: `methodWith` Adam.</summary>
+    /// <param name="vit">The backbone, borrowed for as long as the method is used.</param>
+    /// <param name="settings">Every choice of the method.</param>
+    /// <returns>The method with its types.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, also for the width of the
+    /// backbone.</exception>
     let method' (vit: VisionTransformer) (settings: LoRASubSettings) = methodWith (adam settings) vit settings

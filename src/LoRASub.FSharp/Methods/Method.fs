@@ -46,15 +46,20 @@ type StepReport =
         Correct: torch.Tensor
     }
 
+/// Reports of steps.
 [<RequireQualifiedAccess>]
 module StepReport =
+    /// <summary>Lists the tensors of a report.</summary>
     let leaves: Leaves<StepReport> = fun r -> [ r.Loss; r.Predictions; r.Correct ]
 
 /// What a projection retains in one block.
 type Retained =
     {
+        /// Directions retained.
         Rank: int
+        /// Their share of the energy, in (0, 1].
         Energy: float
+        /// Largest over smallest eigenvalue of the second moment.
         Condition: float
     }
 
@@ -62,16 +67,21 @@ type Retained =
 [<ReferenceEquality>]
 type Diagnostics =
     {
+        /// Numbers of the retained spaces.
         Retained: Retained[]
         /// The retained spaces themselves, on the CPU.
         Subspaces: Subspace[]
     }
 
+/// What methods report of a task.
 [<RequireQualifiedAccess>]
 module Diagnostics =
+    /// <summary>Of a method that retains nothing.</summary>
     let none = { Retained = [||]; Subspaces = [||] }
 
-    /// What the projection of each block retains. Borrows; owned by the caller.
+    /// <summary>What the projection of each block retains.</summary>
+    /// <param name="projections">One per block, or none; borrowed.</param>
+    /// <returns>Owned by the caller.</returns>
     let ofProjections (projections: Projection[]) : Diagnostics =
         {
             Retained =
@@ -85,6 +95,7 @@ module Diagnostics =
             Subspaces = Array.map Subspace.ofProjection projections
         }
 
+    /// <summary>Lists the tensors of the retained spaces.</summary>
     let leaves: Leaves<Diagnostics> =
         fun found -> Leaves.array Subspace.leaves found.Subspaces
 
@@ -93,8 +104,10 @@ module Diagnostics =
 /// training before observing does not compile. Each function borrows its arguments and owns its result.
 type Method<'State, 'Observing, 'Training> =
     {
+        /// Its name and what it stores, for lists, files and errors.
         Info: MethodInfo
-        /// What outlives a task.
+        /// The tensors of what outlives a task: what is saved. An axis that counts classes is empty in a
+        /// fresh state.
         State: Tree<'State>
         /// The tensors of a task in observation, which was begun on a state.
         Observing: LearningTask -> 'State -> Tree<'Observing>
@@ -104,15 +117,19 @@ type Method<'State, 'Observing, 'Training> =
         Start: RandomKey -> 'State
         /// Whether a task's images must be observed before training.
         Observes: LearningTask -> bool
-        /// The key is the task's own.
+        /// Begins a task on a state; the key is the task's own, and no other function draws random numbers.
         BeginTask: RandomKey -> LearningTask -> 'State -> 'Observing
-        /// One batch of the new task, without gradients.
+        /// Adds one batch of the new task, images [n, c, H, W] and labels [n] int64, without gradients. Not
+        /// called where `Observes` is false.
         Observe: Batch -> 'Observing -> 'Observing
+        /// Ends the observation and begins the training.
         Prepare: 'Observing -> 'Training
-        /// One step on one batch.
+        /// One step on one batch, at the rates of the schedule. Labels are rows of classes: the first of the
+        /// task's is `FirstClass`.
         Update: Rates -> Batch -> 'Training -> struct ('Training * StepReport)
+        /// What the training retains, per block; `Diagnostics.none` where the method has no such thing.
         Diagnostics: 'Training -> Diagnostics
-        /// Ends training.
+        /// Ends training: the state with what the task taught the network.
         Merge: 'Training -> 'State
         /// One batch of the task in the pass after training, with its features [n, d] (class token after the final norm)
         /// under the merged network.
@@ -121,9 +138,11 @@ type Method<'State, 'Observing, 'Training> =
         Finish: 'State -> 'State
         /// Without the class in a row; later rows move up. What the network learned from it stays.
         Forget: int -> 'State -> 'State
-        /// The network of a state.
+        /// The network of a state: a fused weight [3d, d] per block in the compute format, without pairs in
+        /// training. It owns its tensors.
         Adapters: 'State -> Adapters
-        /// The method's own classifier of features [n, d], where it has one.
+        /// The method's own classifier of features [n, d] (class token after the final norm), where it has
+        /// one: a scorer with tensors of its own, chosen by the head `logits`.
         Logits: ('State -> Scorer) option
     }
 
@@ -142,6 +161,7 @@ type MethodState = Hidden<StateRole>
 /// A method whose types are hidden, to be chosen at run time. The phases keep types of their own.
 type AnyMethod = Method<MethodState, Hidden<ObservingRole>, Hidden<TrainingRole>>
 
+/// Methods with their types and without.
 [<RequireQualifiedAccess>]
 module Method =
 
@@ -155,10 +175,17 @@ module Method =
 
     let private subject (method: Method<_, _, _>) = $"method {method.Info.Name}"
 
-    /// A hidden state, for the method that made it. Rejects another method's.
+    /// <summary>A hidden state, for the method that made it.</summary>
+    /// <param name="method">The method with its types.</param>
+    /// <param name="state">Hidden.</param>
+    /// <returns>The state itself, borrowed.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The state is another method's.</exception>
     let reveal (method: Method<'S, 'O, 'T>) (state: MethodState) : 'S = Hidden.reveal (subject method) state
 
-    /// Hides the types of a method.
+    /// <summary>Hides the types of a method, so that methods of different types fit one list.</summary>
+    /// <param name="method">The method with its types.</param>
+    /// <returns>The same method over hidden states and phases. Each of its functions rejects those of another
+    /// method.</returns>
     let hide (method: Method<'S, 'O, 'T>) : AnyMethod =
         let subject = subject method
 

@@ -6,6 +6,7 @@ open LoRASub.Backbone
 /// A method that can be chosen by name.
 type MethodRow =
     {
+        /// Its name and what it stores.
         Info: MethodInfo
         /// The method over a frozen backbone, which it borrows. Rejects settings out of range.
         Create: VisionTransformer -> LoRASubSettings -> AnyMethod
@@ -17,6 +18,7 @@ module Methods =
 
     let private row info create = { Info = info; Create = create }
 
+    /// <summary>Every method that has a name.</summary>
     let all: MethodRow list =
         [
             row LoRASubDrs.info (fun vit settings -> Method.hide (LoRASubDrs.method' vit settings))
@@ -25,9 +27,13 @@ module Methods =
             row SequentialLora.jointInfo (fun vit settings -> Method.hide (SequentialLora.joint vit settings))
         ]
 
+    /// <summary>Their names.</summary>
     let names = all |> List.map _.Info.Name
 
-    /// The method of a name. Rejects an unknown one.
+    /// <summary>The method of a name.</summary>
+    /// <param name="name">One of `names`.</param>
+    /// <returns>The row of the method.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no method of this name.</exception>
     let find (name: string) : MethodRow =
         match all |> List.tryFind (fun row -> row.Info.Name = name) with
         | Some row -> row

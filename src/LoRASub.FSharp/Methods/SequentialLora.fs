@@ -7,6 +7,7 @@ open LoRASub.Backbone
 [<RequireQualifiedAccess>]
 module SequentialLora =
 
+    /// <summary>Its name, its paper and what it stores.</summary>
     let info: MethodInfo =
         {
             Name = "sequential"
@@ -17,6 +18,7 @@ module SequentialLora =
             Joint = false
         }
 
+    /// <summary>The same for all classes as one task.</summary>
     let jointInfo =
         { info with
             Name = "joint"
@@ -30,13 +32,24 @@ module SequentialLora =
             Triplet = false
         }
 
-    /// The method over a backbone, which it borrows. Rejects settings out of range.
+    /// <summary>The method over a backbone.</summary>
+    /// <param name="vit">The backbone, borrowed for as long as the method is used.</param>
+    /// <param name="settings">Rank, rates and optimizer; projection and triplet loss are switched
+    /// off.</param>
+    /// <returns>The method with the types of LoRA-Sub-DRS.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, also for the width of the
+    /// backbone.</exception>
     let method' (vit: VisionTransformer) (settings: LoRASubSettings) =
         { LoRASubDrs.method' vit (unprotected settings) with
             Info = info
         }
 
-    /// The upper bound: the same on all classes at once.
+    /// <summary>The upper bound: the same on all classes as one task.</summary>
+    /// <param name="vit">The backbone, borrowed for as long as the method is used.</param>
+    /// <param name="settings">As for `method'`.</param>
+    /// <returns>The method with the types of LoRA-Sub-DRS.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, also for the width of the
+    /// backbone.</exception>
     let joint (vit: VisionTransformer) (settings: LoRASubSettings) =
         { method' vit settings with
             Info = jointInfo

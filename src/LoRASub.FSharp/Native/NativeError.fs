@@ -7,8 +7,8 @@ open System.Runtime.InteropServices
 open System.Text.RegularExpressions
 open LoRASub.Core
 
-/// Out of memory: the message names what was running, how much was requested and free, and how to use less. Programs
-/// answer it with exit code 1.
+/// Out of memory: the message names what was running, how much was requested and free, and how to use less.
+/// Programs answer it with exit code 1. `message` is that text and `inner` the native exception.
 type MemoryException(message: string, inner: exn) =
     inherit OutOfMemoryException(message, inner)
 

@@ -16,12 +16,17 @@ type Overlap =
         LargestAngle: float
     }
 
+/// Principal angles.
 [<RequireQualifiedAccess>]
 module Overlap =
 
-    /// Overlap of the spans of two bases, [d, k₁] and [d, k₂] with k ≤ d independent columns, in float64: the cosines
-    /// are the singular values of Q₁ᵀQ₂ (Björck & Golub 1973). Angles below 1e-6 degrees count as 0. Borrows
-    /// both. Rejects bases without columns, with more columns than rows, of different widths, or not finite.
+    /// <summary>The overlap of the spans of two bases, in float64: the cosines are the singular values of
+    /// Q₁ᵀQ₂ (Björck &amp; Golub 1973). Angles below 1e-6 degrees count as 0.</summary>
+    /// <param name="first">[d, k₁], k₁ independent columns, at least 1 and at most d; borrowed.</param>
+    /// <param name="second">[d, k₂], likewise, on the same device; borrowed.</param>
+    /// <returns>The mean of cos² and the angles in degrees.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A basis has no columns, more columns than rows, another
+    /// width than the other, or numbers that are not finite.</exception>
     let ofBases (first: torch.Tensor) (second: torch.Tensor) : Overlap =
         Shape.expect "first basis" [ Axis.Any "width"; Axis.Any "directions" ] first
         Shape.expect "second basis" [ Axis.Is first.shape[0]; Axis.Any "directions" ] second

@@ -6,7 +6,9 @@ open TorchSharp
 /// How the projector is scaled: by its Frobenius norm (the published choice) or not at all.
 [<RequireQualifiedAccess>]
 type UpdateScale =
+    /// Π/√k, of Frobenius norm 1: the published choice.
     | Frobenius
+    /// Π itself.
     | Unscaled
 
 /// Projector on the directions that hold most of a second moment's energy.
@@ -28,9 +30,11 @@ type Projection =
     /// k: the number of retained directions.
     member this.Rank = int this.Basis.shape[1]
 
+/// Projections on the retained space.
 [<RequireQualifiedAccess>]
 module Projection =
 
+    /// <summary>The tensors and numbers of a projection.</summary>
     let tree: Tree<Projection> =
         tree {
             let! matrix = Tree.field "matrix" _.Matrix Tree.tensor
@@ -49,10 +53,11 @@ module Projection =
                 }
         }
 
+    /// <summary>Lists the tensors of a projection.</summary>
     let leaves = tree.Leaves
 
     /// Rejects an energy threshold outside (0, 1].
-    let checkThreshold (threshold: float) =
+    let internal checkThreshold (threshold: float) =
         if not (threshold > 0.0 && threshold <= 1.0) then
             Errors.reject
                 "energy threshold"
@@ -60,10 +65,17 @@ module Projection =
                 $"{threshold}"
                 "1 switches the projection off"
 
-    /// Keeps the fewest leading eigenvectors whose share of the spectrum reaches `threshold`, up to rounding: of d equal
-    /// eigenvalues, k hold a share of k/d on every processor. Liu & Chang 2025, eq. for P; by one symmetric eigendecomposition where the published code takes
-    /// an SVD per parameter. Borrows the moment [d, d]; owned by the caller. Rejects a threshold outside (0, 1] and a
-    /// moment that is all zero or not finite; `subject` names it in the message.
+    /// <summary>Keeps the fewest leading eigenvectors whose share of the spectrum reaches the threshold, up
+    /// to rounding: of d equal eigenvalues, k hold a share of k/d on every processor. Liu &amp; Chang 2025,
+    /// the equation of P, by one symmetric eigendecomposition where the published code takes an SVD per
+    /// parameter.</summary>
+    /// <param name="scale">How the projector is scaled.</param>
+    /// <param name="threshold">Share of the energy to retain, in (0, 1].</param>
+    /// <param name="subject">Names the moment in errors.</param>
+    /// <param name="moment">[d, d], borrowed.</param>
+    /// <returns>The projection, on the moment's device and in its type; owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The threshold is outside (0, 1], or the moment is all zero
+    /// or not finite.</exception>
     let retain (scale: UpdateScale) (threshold: float) (subject: string) (moment: SecondMoment) : Projection =
         checkThreshold threshold
         let d = moment.Moment.shape[0]

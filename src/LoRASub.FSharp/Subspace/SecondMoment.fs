@@ -13,7 +13,12 @@ type SecondMoment =
         Count: int64
     }
 
-    /// Merges two moments over disjoint rows: associative and commutative, `zero` is its identity. Owned by the caller.
+    /// <summary>Merges the moments of disjoint rows: associative and commutative, with `zero` as its
+    /// identity.</summary>
+    /// <param name="left">[d, d], borrowed.</param>
+    /// <param name="right">Of the same width, type and device; borrowed.</param>
+    /// <returns>The moment of all rows, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The moments differ in width, type or device.</exception>
     static member (+)(left: SecondMoment, right: SecondMoment) : SecondMoment =
         let d = left.Moment.shape[0]
         Shape.expect "second moment to add" [ Axis.Is d; Axis.Is d ] right.Moment // one column would broadcast
@@ -34,9 +39,11 @@ type SecondMoment =
                     Count = total
                 })
 
+/// Second moments: a monoid, so that batches and machines can be merged.
 [<RequireQualifiedAccess>]
 module SecondMoment =
 
+    /// <summary>The tensors of a moment.</summary>
     let tree: Tree<SecondMoment> =
         tree {
             let! moment = Tree.field "moment" _.Moment Tree.tensor
@@ -44,17 +51,24 @@ module SecondMoment =
             return { Moment = moment; Count = count }
         }
 
+    /// <summary>Lists the tensors of a moment.</summary>
     let leaves = tree.Leaves
 
-    /// The moment of no rows, [width, width] zeros. Owned by the caller.
+    /// <summary>The moment of no rows.</summary>
+    /// <param name="width">d.</param>
+    /// <param name="dtype">float32 or float64.</param>
+    /// <param name="device">Where the moment is.</param>
+    /// <returns>[d, d] zeros, owned by the caller.</returns>
     let zero (width: int64) (dtype: torch.ScalarType) (device: torch.Device) =
         {
             Moment = torch.zeros ([| width; width |], dtype = dtype, device = device)
             Count = 0L
         }
 
-    /// The moment of one batch of inputs [..., d], computed in `dtype` as one product. Borrows the inputs; owned by
-    /// the caller.
+    /// <summary>The moment of one batch of inputs, as one product.</summary>
+    /// <param name="dtype">float32 or float64: the type of the product.</param>
+    /// <param name="inputs">[..., d], of any floating-point type; borrowed.</param>
+    /// <returns>XᵀX/n, [d, d], owned by the caller; zeros for no rows.</returns>
     let ofInputs (dtype: torch.ScalarType) (inputs: torch.Tensor) : SecondMoment =
         Scope.noGrad leaves (fun () ->
             let width = inputs.shape[inputs.shape.Length - 1]
@@ -67,7 +81,12 @@ module SecondMoment =
                 Count = count
             })
 
-    /// The moment after one more batch of inputs [..., d]. Borrows both; owned by the caller.
+    /// <summary>The moment after one more batch of inputs.</summary>
+    /// <param name="inputs">[..., d], borrowed.</param>
+    /// <param name="moment">[d, d], borrowed.</param>
+    /// <returns>The moment of the rows so far and these, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The inputs have another number of columns or are on another
+    /// device.</exception>
     let observe (inputs: torch.Tensor) (moment: SecondMoment) : SecondMoment =
         let width = moment.Moment.shape[0]
 

@@ -16,9 +16,11 @@ type Subspace =
     /// k: how many directions are retained.
     member this.Rank = int this.Basis.shape[1]
 
+/// Retained spaces, for measurements and files.
 [<RequireQualifiedAccess>]
 module Subspace =
 
+    /// <summary>The tensors of a space.</summary>
     let tree: Tree<Subspace> =
         tree {
             let! basis = Tree.field "basis" _.Basis Tree.tensor
@@ -26,9 +28,12 @@ module Subspace =
             return { Basis = basis; Spectrum = spectrum }
         }
 
+    /// <summary>Lists the tensors of a space.</summary>
     let leaves = tree.Leaves
 
-    /// The same numbers on the CPU. Borrows; owned by the caller.
+    /// <summary>The same numbers on the CPU.</summary>
+    /// <param name="subspace">On any device; borrowed.</param>
+    /// <returns>The copy, owned by the caller.</returns>
     let copy (subspace: Subspace) : Subspace =
         let copy (t: torch.Tensor) = t.detach().clone().cpu()
 
@@ -38,7 +43,9 @@ module Subspace =
                 Spectrum = copy subspace.Spectrum
             })
 
-    /// What a projection retains, on the CPU. Borrows; owned by the caller.
+    /// <summary>The space that a projection retains.</summary>
+    /// <param name="projection">On any device; borrowed.</param>
+    /// <returns>Its basis and spectrum on the CPU, owned by the caller.</returns>
     let ofProjection (projection: Projection) : Subspace =
         copy
             {
@@ -46,7 +53,9 @@ module Subspace =
                 Spectrum = projection.Spectrum
             }
 
-    /// Each eigenvalue's share of their sum: of the task's energy, in float64.
+    /// <summary>Each eigenvalue's share of the energy of the task.</summary>
+    /// <param name="subspace">Borrowed.</param>
+    /// <returns>d numbers in descending order whose sum is 1, computed in float64.</returns>
     let shares (subspace: Subspace) : float[] =
         Scope.run (fun () ->
             let spectrum = subspace.Spectrum.detach().``to``(torch.ScalarType.Float64).cpu()

@@ -22,17 +22,21 @@ type AdamOptions =
 [<ReferenceEquality>]
 type AdamState =
     {
+        /// Steps taken, per parameter.
         Steps: int64[]
+        /// First moments, each of its parameter's shape.
         Mu: torch.Tensor[]
+        /// Second moments, likewise.
         Nu: torch.Tensor[]
         /// Largest Nu so far; empty without AMSGrad.
         NuMax: torch.Tensor[]
     }
 
+/// Adam as a transformation.
 [<RequireQualifiedAccess>]
 module Adam =
 
-    /// β 0.9 and 0.999, ε 1e-8, no weight decay, no AMSGrad: the published choice.
+    /// <summary>β 0.9 and 0.999, ε 1e-8, no weight decay, no AMSGrad: the published choice.</summary>
     let defaults =
         {
             Beta1 = 0.9
@@ -42,6 +46,7 @@ module Adam =
             AmsGrad = false
         }
 
+    /// <summary>The tensors and step counts of a state.</summary>
     let tree: Tree<AdamState> =
         let tensors = Tree.array Tree.tensor
 
@@ -61,7 +66,7 @@ module Adam =
         }
 
     /// Rejects a learning rate, ε or weight decay below 0 and a β outside [0, 1).
-    let check (learningRate: float) (options: AdamOptions) =
+    let internal check (learningRate: float) (options: AdamOptions) =
         let notNegative name value =
             if not (value >= 0.0 && value < infinity) then
                 Errors.reject name "must be finite and at least 0" $"{value}" ""
@@ -76,9 +81,14 @@ module Adam =
         decay "Adam beta 1" options.Beta1
         decay "Adam beta 2" options.Beta2
 
-    /// u = −η·√(1−β₂ˢ)/(1−β₁ˢ)·m/(√v + ε). Kingma & Ba 2015, algorithm 1 in the efficient order of their section 2:
-    /// ε is not scaled by the bias correction, as in the published code and unlike torch.optim.Adam.
-    /// Rejects settings out of range and sparse gradients.
+    /// <summary>u = −η·√(1−β₂ˢ)/(1−β₁ˢ)·m/(√v + ε). Kingma &amp; Ba 2015, algorithm 1 in the efficient order
+    /// of their section 2: ε is not scaled by the bias correction, as in the published code and unlike
+    /// torch.optim.Adam.</summary>
+    /// <param name="learningRate">η, finite and at least 0.</param>
+    /// <param name="options">Decays, ε, weight decay and AMSGrad.</param>
+    /// <returns>The transformation; its updates have their parameters' shape and type. It rejects a sparse
+    /// gradient and one of another shape, type or device than its parameter.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The learning rate or an option is out of range.</exception>
     let transform (learningRate: float) (options: AdamOptions) : Transform<AdamState> =
         check learningRate options
         let number (x: float) = Scalar.op_Implicit x

@@ -16,13 +16,20 @@ module AugmentedTriplet =
         let squared = squares.add(squares.t ()).sub(rows.mm(rows.t ()).mul(number 2.0))
         (Fused.atLeast 1e-12 squared).sqrt() // [n, n]
 
-    /// mean over i of max(0, d⁺ᵢ − d⁻ᵢ + margin).
-    /// `features` [n, d], unit rows, borrowed; `labels` [n] int64; `prototypes` [c, d], raw, c may be 0;
-    /// `normOrder` is the order of the norm between features and prototypes, at least 1.
-    /// d⁺ᵢ is the largest distance to the same class; d⁻ᵢ the smallest to another class of the batch (d⁺ᵢ + margin
-    /// where there is none) or to a prototype scaled to unit length. Distances that tie for the extreme share the
-    /// gradient evenly; among duplicate rows rounding may choose, and their summed gradient is the same. Returns a scalar,
-    /// owned by the caller.
+    /// <summary>The mean over i of max(0, d⁺ᵢ − d⁻ᵢ + margin). d⁺ᵢ is the largest distance to the same class;
+    /// d⁻ᵢ the smallest to another class of the batch (d⁺ᵢ + margin where there is none) or to a prototype
+    /// scaled to unit length. Distances that tie for the extreme share the gradient evenly; among duplicate
+    /// rows rounding may choose, and their summed gradient is the same.</summary>
+    /// <param name="margin">m, at least 0.</param>
+    /// <param name="normOrder">Order of the norm between features and prototypes, at least 1.</param>
+    /// <param name="prototypes">[c, d], the old classes' raw means, of the features' type and device; c may
+    /// be 0. Borrowed.</param>
+    /// <param name="labels">[n] int64, on the features' device; borrowed.</param>
+    /// <param name="features">[n, d], unit rows, floating point; borrowed.</param>
+    /// <returns>A scalar of the features' type, owned by the caller; differentiable in the
+    /// features.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A tensor has another shape, type or device, or the order is
+    /// below 1.</exception>
     let loss
         (margin: float)
         (normOrder: float)

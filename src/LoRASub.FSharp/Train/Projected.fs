@@ -20,6 +20,7 @@ type Confinement =
     /// Multiplied by a projection matrix [d, d].
     | Within of Side * torch.Tensor
 
+/// Updates confined to retained spaces.
 [<RequireQualifiedAccess>]
 module Projected =
 
@@ -62,9 +63,12 @@ module Projected =
 
                 flat.mm(matrix).reshape update.shape
 
-    /// Confines each parameter's update to its retained space (Liu & Chang 2025, the update rule). Borrows the
-    /// matrices. Rejects a matrix whose size, type or device does not fit its parameter, and another number of
-    /// parameters than of confinements.
+    /// <summary>Confines each parameter's update to its retained space (Liu &amp; Chang 2025, the update
+    /// rule).</summary>
+    /// <param name="confinements">One per parameter; matrices [d, d], borrowed for as long as the
+    /// transformation is used.</param>
+    /// <returns>A transformation without memory. It rejects another number of parameters, and a matrix whose
+    /// size, type or device does not fit its parameter.</returns>
     let transform (confinements: Confinement[]) : Transform<unit> =
         let each = Transform.stateless (fun i update _ -> apply i update confinements[i])
 

@@ -15,10 +15,14 @@ type Transform<'S> =
         Tree: Tree<'S>
     }
 
+/// Transformations of gradients.
 [<RequireQualifiedAccess>]
 module Transform =
 
-    /// A transformation without memory, of one gradient and its parameter at a time; `f` gets the position as well.
+    /// <summary>A transformation without memory, of one gradient at a time.</summary>
+    /// <param name="f">Position, gradient and parameter to update; borrows both tensors, owns its result. It
+    /// is called for gradients that are present.</param>
+    /// <returns>The transformation.</returns>
     let stateless (f: int -> torch.Tensor -> torch.Tensor -> torch.Tensor) : Transform<unit> =
         {
             Init = ignore
@@ -31,7 +35,10 @@ module Transform =
             Tree = Tree.unit
         }
 
-    /// Feeds the updates of `first` to `second`.
+    /// <summary>Feeds the updates of one transformation to another.</summary>
+    /// <param name="first">Gets the gradients.</param>
+    /// <param name="second">Gets the updates of the first.</param>
+    /// <returns>The transformation from gradients to the updates of the second.</returns>
     let chain (first: Transform<'A>) (second: Transform<'B>) : Transform<struct ('A * 'B)> =
         {
             Init = fun parameters -> struct (first.Init parameters, second.Init parameters)
@@ -43,8 +50,11 @@ module Transform =
             Tree = Tree.pair "first" first.Tree "second" second.Tree
         }
 
-    /// Gives each parameter the transformation of its group: `groupOf[i]` is an index into `groups`.
-    /// Rejects an unknown group, and a number of parameters that differs from `groupOf`.
+    /// <summary>Gives each parameter the transformation of its group.</summary>
+    /// <param name="groupOf">The index into `groups` of each parameter.</param>
+    /// <param name="groups">The transformations.</param>
+    /// <returns>A transformation of as many parameters as `groupOf` has; it rejects another number.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">An index is not one of a group.</exception>
     let partition (groupOf: int[]) (groups: Transform<'S>[]) : Transform<'S[]> =
         groupOf
         |> Array.iteri (fun i g ->
@@ -96,8 +106,15 @@ module Transform =
             Tree = Tree.items (fun g -> groups[g].Tree)
         }
 
-    /// One step: the updates added to the parameters. Borrows everything; parameters without an update are returned
-    /// as they are, the others and the state are owned by the caller.
+    /// <summary>One step: the updates added to the parameters.</summary>
+    /// <param name="transform">Makes updates of gradients.</param>
+    /// <param name="gradients">One per parameter; borrowed.</param>
+    /// <param name="state">Of the transformation; borrowed.</param>
+    /// <param name="parameters">Borrowed.</param>
+    /// <returns>The new parameters and the next state. A parameter without an update is the given tensor
+    /// itself; the other tensors are owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The number of gradients is not that of the parameters, or
+    /// what the transformation rejects.</exception>
     let step (transform: Transform<'S>) (gradients: Gradients) (state: 'S) (parameters: torch.Tensor[]) =
         if gradients.Length <> parameters.Length then
             Errors.reject
