@@ -7,7 +7,6 @@
 open System.IO
 open LoRASub.Core
 open LoRASub.Native
-open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Settings
 open LoRASub.Run
@@ -65,10 +64,8 @@ let smallPlan (tasks: int) (settings: RunSettings) : Plan =
             (firstImages classes 32 whole.Train)
             (firstImages classes 25 whole.Test)
 
-    {
-        Settings = settings
-        Stream = TaskStream.create part ClassOrder.Natural tasks None
-        Backbone = Weights.load (Recipe.backboneOptions settings) microVit
-        BackboneSha256 = ""
-        References = [||]
-    }
+    Plan.ofStream
+        (TaskStream.create part ClassOrder.Natural tasks None)
+        { settings with
+            Backbone = Some microVit
+        }

@@ -43,25 +43,17 @@ module Plan =
         | "seed1993" -> ClassOrder.Seed1993
         | path -> ClassOrder.readFile path
 
-    let private loadFrom (checkClasses: int -> unit) (order: ClassOrder) (settings: RunSettings) : Plan =
+    let private needed name value =
+        match value with
+        | Some path -> path
+        | None -> Errors.reject name "must be given" "none" $"set {name}"
+
+    let private create (stream: unit -> TaskStream) (settings: RunSettings) : Plan =
         Settings.check settings
-
-        let needed name value =
-            match value with
-            | Some path -> path
-            | None -> Errors.reject name "must be given" "none" $"set {name}"
-
         // rejects a device that is absent before anything is read
         Recipe.backboneOptions settings |> ignore
         let references = settings.Reference |> List.map Reference.read |> Array.ofList
-
-        let dataset =
-            Datasets.loadWith (Settings.reading settings) settings.Data (needed "data-path" settings.DataPath)
-
-        checkClasses dataset.ClassNames.Length
-        let struct (tasks, initial) = settings.Split
-        let stream = TaskStream.create dataset order tasks initial
-
+        let stream = stream ()
         let backboneFile = needed "backbone" settings.Backbone
         let struct (backbone, sha256) = Recipe.openBackbone settings backboneFile
 
@@ -78,6 +70,28 @@ module Plan =
         with _ ->
             Scope.free VisionTransformer.leaves backbone
             reraise ()
+
+    let private loadFrom (checkClasses: int -> unit) (order: ClassOrder) (settings: RunSettings) : Plan =
+        let stream () =
+            let dataset =
+                Datasets.loadWith
+                    (Settings.reading settings)
+                    settings.Data
+                    (needed "data-path" settings.DataPath)
+
+            checkClasses dataset.ClassNames.Length
+            let struct (tasks, initial) = settings.Split
+            TaskStream.create dataset order tasks initial
+
+        create stream settings
+
+    /// <summary>Plans a run over tasks in memory.</summary>
+    /// <param name="stream">Takes the place of the data set, class order and tasks that the settings name.</param>
+    /// <param name="settings">Of a run, with `Backbone`.</param>
+    /// <returns>Owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, the backbone is missing, or it does
+    /// not fit; see `Weights.load` and `Learner.create`.</exception>
+    let ofStream (stream: TaskStream) (settings: RunSettings) : Plan = create (fun () -> stream) settings
 
     /// <summary>`load`, with a class order of the caller.</summary>
     /// <param name="order">Takes the place of the order that the settings name.</param>
