@@ -20,9 +20,7 @@ let private stillOpen: Set<string> =
     set
         [
             "Diagnostics"
-            "Drawing"
             "Embedding"
-            "Figures"
             "Frozen"
             "Head"
             "Hidden"
@@ -39,7 +37,6 @@ let private stillOpen: Set<string> =
             "Model"
             "NamedTensors"
             "NearestMean"
-            "Page"
             "PhaseClock"
             "Projected"
             "Report"
@@ -49,7 +46,6 @@ let private stillOpen: Set<string> =
             "Scope"
             "Scorer"
             "StepReport"
-            "Tables"
             "TaskLoop"
             "TaskProgress"
             "TaskState"

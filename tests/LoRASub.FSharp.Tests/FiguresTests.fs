@@ -118,10 +118,7 @@ let tests =
                     Check.close "average" [ 100.0 * measures["average"] ] [ Array.average accuracy.Y ]
                     let forgetting = (bars (find "forgetting" figures)).Series[0]
 
-                    Check.close
-                        "mean"
-                        [ 100.0 * measures["forgetting"] ]
-                        [ Array.average forgetting.Values ]
+                    Check.close "mean" [ 100.0 * measures["forgetting"] ] [ Array.average forgetting.Y ]
 
                     let matrix = heatmap (find "accuracy-matrix" figures)
 
@@ -236,11 +233,11 @@ let tests =
                     let figure = find "classes" (Figures.all groups)
                     let drawn = bars figure
                     Expect.equal (drawn.Series |> Array.map _.Name) [| "a"; "b" |] "series"
-                    let first = drawn.Series[0].Values
+                    let first = drawn.Series[0].Y
                     Expect.equal first (Array.sortDescending first) "best first"
 
                     for series, group in Array.zip drawn.Series groups do
-                        for name, value in Array.zip drawn.Categories series.Values do
+                        for name, value in Array.zip drawn.Categories series.Y do
                             let one =
                                 group.Runs[0].Classes.Value.Classes |> Array.find (fun c -> c.Name = name)
 

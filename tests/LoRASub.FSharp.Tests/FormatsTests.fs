@@ -71,6 +71,9 @@ let tests =
                 let run = group.Runs[0]
                 Expect.equal (run.Tasks, run.Matrix.Length) (5, 2) "tasks"
                 Expect.equal run.Epochs.Length 2 "epochs"
+                let settings = run.Settings.Value
+                Expect.equal (settings.Tasks, settings.StopAfter, settings.Seed) (5, Some 2, 3L) "settings"
+                Expect.equal settings.Method.Adam.Epsilon 1e-8 "a number in another form"
                 Expect.isSome run.Drift "drift"
                 Expect.isNonEmpty (Figures.all [| group |]) "figures"
                 let reference = Reference.read (Path.Combine(folder, "seed-3"))

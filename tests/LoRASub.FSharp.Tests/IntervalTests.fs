@@ -57,6 +57,16 @@ let tests =
                 // mean 3, deviation 2: 4.3027 · 2 / √3 = 4.968
                 Expect.equal (Interval.text 2 (Interval.ofValues [ 1.0; 3.0; 5.0 ])) "3.00 ± 4.97" "text")
 
+            testCase "a column is of the rows that reach it" (fun () ->
+                let columns = Interval.ofColumns [| [| 1.0; 2.0 |]; [||]; [| 3.0 |] |]
+
+                Expect.equal
+                    (columns |> Array.map (fun c -> c.N, c.Mean))
+                    [| 2, 2.0; 1, 2.0 |]
+                    "counts and means"
+
+                Expect.isEmpty (Interval.ofColumns [||]) "no row")
+
             testCase "pairs cancel what they share" (fun () ->
                 let shared = [| 10.0; 70.0; 40.0 |]
                 let paired = Interval.paired [| 11.0; 72.0; 43.0 |] shared

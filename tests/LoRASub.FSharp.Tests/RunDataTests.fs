@@ -225,6 +225,11 @@ let tests =
                         edit folder "summary.json" (put "correctAndTotal/0/0/0" (Json.int 1000000L)))
                     spoiled "a matrix that is no triangle" [ "accuracy matrix"; "row 1" ] (fun folder ->
                         edit folder "summary.json" (put "correctAndTotal/1" (JsonArray())))
+                    json
+                        "a setting that no run can have"
+                        "settings.json"
+                        [ "tasks"; "at least 1" ]
+                        (put "tasks" (Json.text "0"))
                     json "a number that is none" "summary.json" [] (put "seed" (Json.text "one"))
                     json
                         "a confusion matrix of another size"

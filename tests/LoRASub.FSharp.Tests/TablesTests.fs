@@ -76,7 +76,7 @@ let tests =
 
                     Expect.equal
                         settings.Rows
-                        [| [| "projection"; "true"; "false" |]; [| "seed"; "1, 2, 3"; "2, 3, 4" |] |]
+                        [| [| "seed"; "1, 2, 3"; "2, 3, 4" |]; [| "projection"; "true"; "false" |] |]
                         "settings that differ"
 
                     let all = (Tables.settings groups).Value
@@ -226,6 +226,8 @@ let tests =
                     [
                         "tensorboard", "true"
                         "checkpoint-minutes", "1"
+                        "drift", "false"
+                        "reference", "elsewhere/reference"
                         "backbone", "elsewhere/vit_micro.safetensors"
                     ]
 

@@ -13,12 +13,15 @@ open OxyPlot.Series
 
 /// Figures for papers, drawn by OxyPlot: black on white, without a drawn title. Sizes are CSS pixels.
 [<RequireQualifiedAccess>]
-module Drawing =
+module internal Drawing =
 
     let private colour (hex: string) = OxyColor.Parse hex
     let private ink = colour "#222222"
     let private faint = colour "#dddddd"
     let private colourOf = Palette.ink Palette.light Palette.lightRamp >> colour
+
+    [<Literal>]
+    let private Width = 640.0
 
     // more names than this would overlap
     [<Literal>]
@@ -40,8 +43,8 @@ module Drawing =
         axis.TicklineColor <- ink
         axis
 
-    /// An axis of numbers, wide enough for `values`.
-    let private numeric (horizontal: bool) (axis: PlotAxis) (values: float seq) : Axis =
+    /// An axis of numbers, wide enough for the marks.
+    let private numeric (horizontal: bool) (axis: PlotAxis) (marks: Marks) : Axis =
         let made: Axis =
             if axis.Log then
                 LogarithmicAxis(MinimumPadding = 0.02, MaximumPadding = 0.02)
@@ -58,7 +61,8 @@ module Drawing =
         | Some(low, high) ->
             made.Minimum <- low
             made.Maximum <- high
-        | None when axis.FromZero && values |> Seq.forall (fun v -> not (v < 0.0)) -> made.Minimum <- 0.0
+        | None when axis.FromZero && Marks.values marks |> Seq.forall (fun value -> value >= 0.0) ->
+            made.Minimum <- 0.0
         | None -> ()
 
         style horizontal made
@@ -78,6 +82,8 @@ module Drawing =
         axis.MajorGridlineStyle <- LineStyle.None
         axis.TickStyle <- TickStyle.None
         axis
+
+    let private legendName = Format.clean >> Format.shorten 24
 
     let private points (x: float[]) (y: float[]) =
         Array.map2 (fun x y -> DataPoint(x, y)) x y
@@ -105,6 +111,9 @@ module Drawing =
         line.Points.AddRange data
         line
 
+    let private dots (colour: OxyColor) =
+        ScatterSeries(MarkerType = MarkerType.Circle, MarkerSize = 3.0, MarkerFill = colour)
+
     /// Intervals as vertical lines at some x.
     let private whiskers colour (x: float[]) (low: float[]) (high: float[]) =
         lineSeries
@@ -118,7 +127,7 @@ module Drawing =
                         DataPoint(nan, nan)
             ]
 
-    let private curve (c: Curve) : Series list =
+    let private curve (c: DataSeries) : Series list =
         let colour = colourOf c.Ink
 
         let hasBand i =
@@ -130,7 +139,7 @@ module Drawing =
             banded |> Array.map (fun i -> values[i])
 
         let line = lineSeries colour 1.8 (points c.X c.Y)
-        line.Title <- Format.shorten 24 (Format.clean c.Name)
+        line.Title <- legendName c.Name
 
         match c.Ink with
         | Ink.Kind i when i >= Palette.light.Length -> line.LineStyle <- LineStyle.Dash
@@ -153,9 +162,7 @@ module Drawing =
             line
             match c.DotAt |> Option.bind (fun at -> Array.tryFindIndex ((=) at) c.X) with
             | Some i ->
-                let dot =
-                    ScatterSeries(MarkerType = MarkerType.Circle, MarkerSize = 3.0, MarkerFill = colour)
-
+                let dot = dots colour
                 dot.Points.Add(ScatterPoint(c.X[i], c.Y[i]))
                 dot
             | None -> ()
@@ -172,18 +179,18 @@ module Drawing =
             let drawn =
                 RectangleBarSeries(FillColor = colourOf series.Ink, StrokeThickness = 0.0)
 
-            drawn.Title <- Format.shorten 24 (Format.clean series.Name)
+            drawn.Title <- legendName series.Name
 
             for i in 0 .. count - 1 do
-                if Double.IsFinite series.Values[i] then
-                    let top = below[i] + series.Values[i]
+                if Double.IsFinite series.Y[i] then
+                    let top = below[i] + series.Y[i]
                     let x = float i + left
                     drawn.Items.Add(RectangleBarItem(x, below[i], x + width, top))
 
                     if bars.Stacked then
                         below[i] <- top
                     elif bars.Series.Length = 1 && count <= 12 && not (Double.IsFinite series.Low[i]) then
-                        Format.fixedPoint 1 series.Values[i]
+                        Format.fixedPoint 1 series.Y[i]
                         |> label true (float i) top 11.0 ink
                         |> model.Annotations.Add
 
@@ -231,10 +238,7 @@ module Drawing =
 
         for group in groups do
             let colour = colourOf group.Ink
-
-            let dots =
-                ScatterSeries(MarkerType = MarkerType.Circle, MarkerSize = 3.0, MarkerFill = colour)
-
+            let dots = dots colour
             dots.Title <- group.Name
 
             for arrow in group.Arrows do
@@ -277,8 +281,8 @@ module Drawing =
             StrokeThickness = 0.6
         )
 
-    /// The figure as OxyPlot has it, and its width and height.
-    let private model (figure: Figure) : struct (PlotModel * float * float) =
+    /// The figure as OxyPlot has it, and its height.
+    let private model (figure: Figure) : struct (PlotModel * float) =
         let model =
             PlotModel(
                 Background = OxyColors.White,
@@ -309,18 +313,12 @@ module Drawing =
         let height =
             match figure.Marks with
             | Marks.Curves curves ->
-                axes
-                    (numeric true figure.X (curves |> Seq.collect _.X))
-                    (numeric false figure.Y (curves |> Seq.collect (fun c -> Seq.append c.Y c.Low)))
-
+                axes (numeric true figure.X figure.Marks) (numeric false figure.Y figure.Marks)
                 curves |> Seq.collect curve |> Seq.iter model.Series.Add
                 figure.Borders |> Seq.iter (border true >> model.Annotations.Add)
                 legend curves.Length
             | Marks.Bars found ->
-                axes
-                    (named true figure.X.Title found.Categories)
-                    (numeric false figure.Y (found.Series |> Seq.collect (fun s -> Seq.append s.Values s.Low)))
-
+                axes (named true figure.X.Title found.Categories) (numeric false figure.Y figure.Marks)
                 bars model found
                 legend found.Series.Length
             | Marks.Heatmap found ->
@@ -340,27 +338,28 @@ module Drawing =
                 else
                     max 240.0 (min 640.0 (80.0 + 26.0 * float found.Rows.Length))
             | Marks.Arrows groups ->
-                axes (numeric true figure.X []) (numeric false figure.Y [])
+                axes (numeric true figure.X figure.Marks) (numeric false figure.Y figure.Marks)
                 model.PlotType <- PlotType.Cartesian
                 arrows model groups
                 max 460.0 (legend groups.Length)
 
-        struct (model, 640.0, height)
+        struct (model, height)
 
     /// OxyPlot lays out an SVG by the widths of PDF's Helvetica, but takes points for pixels.
-    type private Measurer(width, height) =
-        inherit PdfRenderContext(width, height, OxyColors.White)
+    type private Measurer(height) =
+        inherit PdfRenderContext(Width, height, OxyColors.White)
 
         override _.MeasureText(text, family, size, weight) =
             base.MeasureText(text, family, size * 96.0 / 72.0, weight)
 
     /// A figure as the text of an SVG file, its title and caption inside for those who cannot see it.
     let svg (figure: Figure) : string =
-        let struct (model, width, height) = model figure
+        let struct (model, height) = model figure
 
-        let drawn =
-            SvgExporter(Width = width, Height = height, TextMeasurer = Measurer(width, height)).ExportToString
-                model
+        let exporter =
+            SvgExporter(Width = Width, Height = height, TextMeasurer = Measurer height)
+
+        let drawn = exporter.ExportToString model
 
         let root = drawn.IndexOf("<svg", StringComparison.Ordinal)
         let inside = drawn.IndexOf('>', root) + 1
@@ -382,8 +381,8 @@ module Drawing =
 
     /// A figure as a PNG file of twice its size, written into a stream. Needs Skia and a font.
     let png (stream: Stream) (figure: Figure) : unit =
-        let struct (model, width, height) = model figure
+        let struct (model, height) = model figure
 
         OxyPlot.SkiaSharp
-            .PngExporter(Width = 2 * int width, Height = 2 * int height, Dpi = 192.0f, UseTextShaping = false)
+            .PngExporter(Width = 2 * int Width, Height = 2 * int height, Dpi = 192.0f, UseTextShaping = false)
             .Export(model, stream)

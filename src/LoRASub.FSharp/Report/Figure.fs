@@ -1,31 +1,34 @@
 namespace LoRASub.Report
 
+open System
 open System.Text.Json
 open System.Text.Json.Serialization
+open FSharp.Reflection
 open LoRASub.Settings
 
+// These types are public because the serializer writes no other records.
+
+/// JSON lacks unions: an object with one member, named after the case, that holds its only field.
+type internal UnionConverter<'T>() =
+    inherit JsonConverter<'T>()
+    override _.Read(_, _, _) = invalidOp "figures are only written"
+
+    override _.Write(writer, value, options) =
+        let case, fields = FSharpValue.GetUnionFields(value, typeof<'T>)
+        writer.WriteStartObject()
+        writer.WritePropertyName(JsonNamingPolicy.CamelCase.ConvertName case.Name)
+        JsonSerializer.Serialize(writer, fields[0], options)
+        writer.WriteEndObject()
+
 /// What a mark's colour means.
-[<RequireQualifiedAccess; JsonConverter(typeof<InkConverter>)>]
+[<RequireQualifiedAccess; JsonConverter(typeof<UnionConverter<Ink>>)>]
 type Ink =
     /// One of several things without an order, from 0.
     | Kind of int
     /// A place in an order, from 0 to 1.
     | Along of float
 
-/// Inks and marks are unions, which JSON lacks: an object with one member, named after the case.
-and internal InkConverter() =
-    inherit JsonConverter<Ink>()
-    override _.Read(_, _, _) = invalidOp "figures are only written"
-
-    override _.Write(writer, ink, _) =
-        writer.WriteStartObject()
-
-        match ink with
-        | Ink.Kind i -> writer.WriteNumber("kind", i)
-        | Ink.Along at -> writer.WriteNumber("along", at)
-
-        writer.WriteEndObject()
-
+/// What is written along an axis, and where it begins and ends.
 type PlotAxis =
     {
         Title: string
@@ -38,8 +41,8 @@ type PlotAxis =
         Range: (float * float) option
     }
 
-/// A line over x, with the interval around each of its points. A NaN interval is not drawn.
-type Curve =
+/// Points with the interval around each of them: of a line, or bars at x = 0, 1, …. A NaN interval is not drawn.
+type DataSeries =
     {
         Name: string
         Ink: Ink
@@ -49,30 +52,20 @@ type Curve =
         High: float[]
         /// The tooltip of each point.
         Hover: string[]
-        /// The x of the only point with a marker; without it every point of a short curve has one.
+        /// The x of the only point of a line with a marker; without it every point of a short line has one.
         DotAt: float option
     }
 
-/// One bar in each category; a NaN interval is not drawn.
-type BarSeries =
-    {
-        Name: string
-        Ink: Ink
-        Values: float[]
-        Low: float[]
-        High: float[]
-        Hover: string[]
-    }
-
+/// One or several bars in each category.
 type Bars =
     {
         Categories: string[]
-        Series: BarSeries[]
+        Series: DataSeries[]
         /// On top of each other instead of side by side.
         Stacked: bool
     }
 
-/// The first row is on top; NaN cells are empty.
+/// A matrix of coloured cells. The first row is on top; NaN cells are empty.
 type Heatmap =
     {
         Rows: string[]
@@ -96,6 +89,7 @@ type Arrow =
         Hover: string
     }
 
+/// Arrows of one colour.
 type ArrowGroup =
     {
         Name: string
@@ -103,30 +97,14 @@ type ArrowGroup =
         Arrows: Arrow[]
     }
 
-[<RequireQualifiedAccess; JsonConverter(typeof<MarksConverter>)>]
+/// What a figure draws between its axes.
+[<RequireQualifiedAccess; JsonConverter(typeof<UnionConverter<Marks>>)>]
 type Marks =
-    | Curves of Curve[]
+    | Curves of DataSeries[]
     | Bars of Bars
     | Heatmap of Heatmap
     /// Both axes have the same scale.
     | Arrows of ArrowGroup[]
-
-and internal MarksConverter() =
-    inherit JsonConverter<Marks>()
-    override _.Read(_, _, _) = invalidOp "figures are only written"
-
-    override _.Write(writer, marks, options) =
-        let write (name: string) value =
-            writer.WriteStartObject()
-            writer.WritePropertyName name
-            JsonSerializer.Serialize(writer, value, options)
-            writer.WriteEndObject()
-
-        match marks with
-        | Marks.Curves curves -> write "curves" curves
-        | Marks.Bars bars -> write "bars" bars
-        | Marks.Heatmap heatmap -> write "heatmap" heatmap
-        | Marks.Arrows groups -> write "arrows" groups
 
 /// A figure as a value, independent of what draws it.
 type Figure =
@@ -144,81 +122,123 @@ type Figure =
         Marks: Marks
     }
 
-/// Colours that colour-blind people can distinguish; each has a contrast of at least 3:1 with its background.
+/// Marks made of a report's numbers.
 [<RequireQualifiedAccess>]
-module internal Palette =
+module internal Marks =
 
-    /// On white.
-    let light =
-        [|
-            "#0067a5"
-            "#c8500a"
-            "#00805c"
-            "#9a3d94"
-            "#8a6a00"
-            "#3b7fb8"
-            "#5a5a5a"
-        |]
+    /// A series without intervals.
+    let series name ink (x: float[]) (y: float[]) (hover: string[]) (dotAt: float option) : DataSeries =
+        let none = y |> Array.map (fun _ -> nan)
 
-    /// The same hues on near-black.
-    let dark =
-        [|
-            "#5db4f0"
-            "#ff8f4d"
-            "#35c79b"
-            "#e08fdb"
-            "#e3c14a"
-            "#9ec6ff"
-            "#b4b4b4"
-        |]
+        {
+            Name = name
+            Ink = ink
+            X = x
+            Y = y
+            Low = none
+            High = none
+            Hover = hover
+            DotAt = dotAt
+        }
 
-    /// The ramp from little to much on white, and its dark counterpart: one hue, monotone in lightness.
-    let lightRamp = [| "#eef4fa"; "#b5d3ea"; "#6aa8d4"; "#2373ae"; "#08306b" |]
-    let darkRamp = [| "#16202b"; "#1d4368"; "#2d73ad"; "#6cb0e6"; "#d3eaff" |]
+    /// A group's intervals, each with its index, from which its x and its tooltip follow.
+    let private ofGroup (group: RunGroup) number firstX hover (points: (int * Interval)[]) : DataSeries =
+        let x = points |> Array.map (fun (i, _) -> firstX + float i)
+        let hover = points |> Array.map (fun (i, interval) -> hover i interval)
+        let pick f = points |> Array.map (snd >> f)
 
-    let private channels (colour: string) =
-        [| for i in [ 1; 3; 5 ] -> System.Convert.ToInt32(colour.Substring(i, 2), 16) |]
+        { series group.Name (Ink.Kind number) x (pick _.Mean) hover None with
+            Low = pick _.Low
+            High = pick _.High
+        }
 
-    /// The colour at `at` (0 to 1) of a ramp of evenly spaced colours.
-    let along (ramp: string[]) (at: float) : string =
-        let place = (max 0.0 (min 1.0 at)) * float (ramp.Length - 1)
-        let left = min (int place) (ramp.Length - 2)
-        let share = place - float left
+    /// Intervals over a group's runs of what some of them have at 0, 1, …
+    let overRuns (values: RunData -> float[]) (group: RunGroup) : Interval[] =
+        group.Runs |> Array.map values |> Interval.ofColumns
 
-        let mixed =
-            Array.map2
-                (fun a b -> int (round (float a + share * float (b - a))))
-                (channels ramp[left])
-                (channels ramp[left + 1])
+    /// One curve for each group, at x = 1, 2, …; `hover` describes the point at an index.
+    let curves (groups: RunGroup[]) (hover: int -> Interval -> string) (values: RunData -> float[]) : Marks =
+        let curve number group =
+            overRuns values group
+            |> Array.indexed
+            // what no run has, such as drift before the second task, is not a point
+            |> Array.filter (fun (_, interval) -> interval.N > 0)
+            |> ofGroup group number 1.0 hover
 
-        $"#{mixed[0]:x2}{mixed[1]:x2}{mixed[2]:x2}"
+        groups
+        |> Array.mapi curve
+        |> Array.filter (fun curve -> curve.X.Length > 0)
+        |> Marks.Curves
 
-    /// Relative luminance as WCAG 2 defines it.
-    let luminance (colour: string) : float =
-        let linear (channel: int) =
-            let c = float channel / 255.0
+    /// One bar for each group, side by side in each category; `hover` describes the bar at an index.
+    let bars
+        (groups: RunGroup[])
+        (categories: string[])
+        (hover: int -> Interval -> string)
+        (values: RunData -> float[])
+        : Marks =
+        let hover i (interval: Interval) =
+            if interval.N = 0 then "" else hover i interval
 
-            if c <= 0.04045 then
-                c / 12.92
-            else
-                ((c + 0.055) / 1.055) ** 2.4
+        let bars number group =
+            let known = overRuns values group
 
-        let c = channels colour |> Array.map linear
-        0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]
+            // other groups may have more
+            Array.init categories.Length (fun i ->
+                i, known |> Array.tryItem i |> Option.defaultWith (fun () -> Interval.ofValues []))
+            |> ofGroup group number 0.0 hover
 
-    /// Text on a colour: black or white, whichever has the higher contrast.
-    let textOn (colour: string) : string =
-        if luminance colour > 0.179 then "#000000" else "#ffffff"
+        Marks.Bars
+            {
+                Categories = categories
+                Stacked = false
+                Series = groups |> Array.mapi bars
+            }
 
-    /// The colour of an ink; places in an order keep away from the background's end of the ramp.
-    let ink (kinds: string[]) (ramp: string[]) (ink: Ink) : string =
-        match ink with
-        | Ink.Kind i -> kinds[i % kinds.Length]
-        | Ink.Along at -> along ramp (0.4 + 0.6 * at)
+    /// Cells of these values, which `text` and `hover` describe; an undefined value has neither.
+    let heatmap rows columns range unit text hover (values: float[][]) : Marks =
+        let cells describe =
+            let cell i j value =
+                if Double.IsFinite value then describe i j value else ""
 
-    /// What the page's script needs of each theme.
-    let themes =
-        {|
-            Light = {| Kinds = light; Ramp = lightRamp |}
-            Dark = {| Kinds = dark; Ramp = darkRamp |}
-        |}
+            values |> Array.mapi (fun i row -> row |> Array.mapi (cell i))
+
+        Marks.Heatmap
+            {
+                Rows = rows
+                Columns = columns
+                Values = values
+                Texts = cells (fun _ _ value -> text value)
+                Hover = cells hover
+                Range = range
+                Unit = unit
+            }
+
+    /// The finite numbers along the y axis or, of a heat map, those of its cells.
+    let values (marks: Marks) : float seq =
+        match marks with
+        | Marks.Curves curves -> curves |> Seq.collect (fun c -> Seq.concat [ c.Y; c.Low; c.High ])
+        | Marks.Bars bars -> bars.Series |> Seq.collect (fun s -> Seq.concat [ s.Y; s.Low; s.High ])
+        | Marks.Heatmap heatmap -> Seq.concat heatmap.Values
+        | Marks.Arrows groups -> groups |> Seq.collect _.Arrows |> Seq.map (_.From >> snd)
+        |> Seq.filter Double.IsFinite
+
+    /// Ends of an axis for values that cannot lie outside of `lowest` and `highest`; the interval of two seeds often
+    /// does, by far.
+    let ends (lowest: float) (highest: float) (marks: Marks) : (float * float) option =
+        match Array.ofSeq (values marks) with
+        | [||] -> None
+        | numbers ->
+            let low, high = Array.min numbers, Array.max numbers
+            let air = 0.05 * (high - low) + 1e-3 * abs high
+            Some(max lowest (low - air), min highest (high + air))
+
+    /// Of values that are never negative, although their intervals can be.
+    let endsFromZero (marks: Marks) : (float * float) option =
+        // a single point has no spread to leave room by
+        ends 0.0 infinity marks |> Option.map (fun (_, high) -> 0.0, 1.05 * high)
+
+    /// Ends of a ramp up to 100 %, the same for all matrices that are compared: it begins at the tens below the lowest.
+    let upToHundred (values: float seq) : float * float =
+        let lowest = values |> Seq.filter Double.IsFinite |> Seq.fold min 100.0
+        max 0.0 (min 90.0 (10.0 * floor (lowest / 10.0))), 100.0

@@ -35,6 +35,11 @@ module internal Interval =
             High = high
         }
 
+    /// Over each column of rows of unequal lengths.
+    let ofColumns (rows: float[][]) : Interval[] =
+        let longest = rows |> Seq.map _.Length |> Seq.fold max 0
+        Array.init longest (fun i -> rows |> Seq.choose (Array.tryItem i) |> ofValues)
+
     /// Over left − right.
     let paired (left: float[]) (right: float[]) : Interval = ofValues (Array.map2 (-) left right)
 

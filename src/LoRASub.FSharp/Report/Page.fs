@@ -10,7 +10,7 @@ open Giraffe.ViewEngine
 
 /// A report as one HTML page that contains everything it needs and loads nothing from the network.
 [<RequireQualifiedAccess>]
-module Page =
+module internal Page =
 
     // ------------------------------------------------------------------------------------------ parts
 
@@ -157,39 +157,32 @@ module Page =
 
     /// The images that the first runs of all groups have kept, wrong answers first.
     let private samples (heading: string) (groups: RunGroup[]) : XmlNode list =
-        let files =
-            groups
-            |> Array.map (fun group ->
-                group.Runs
-                |> Array.tryPick (fun run -> run.Classes |> Option.map (fun file -> run, file)))
+        let files = groups |> Array.choose (_.Runs >> Array.tryPick _.Classes)
+        let names (file: ClassesFile) = file.Classes |> Array.map _.Name
 
-        if files.Length = 0 || files |> Array.exists Option.isNone then
+        if
+            files.Length < groups.Length
+            || files |> Array.exists (fun other -> names other <> names files[0])
+        then
             []
         else
-            let files = files |> Array.map Option.get
-            let _, file = files[0]
+            let file = files[0]
 
-            let byPng =
-                files
-                |> Array.map (fun (_, file) -> file.Samples |> Array.map (fun s -> s.Png, s) |> Map.ofArray)
-
-            let isCorrect (s: SampleLine) =
+            let answer (sample: SampleLine) =
                 // several positions can have one label, as in domain-incremental learning
-                file.Classes[s.True].Label = file.Classes[s.Predicted].Label
+                sample.Predicted, file.Classes[sample.True].Label = file.Classes[sample.Predicted].Label
 
-            let sameClasses =
+            let answers =
                 files
-                |> Array.forall (fun (_, other) ->
-                    other.Classes |> Array.map _.Name = (file.Classes |> Array.map _.Name))
+                |> Array.map (fun file -> Map.ofArray [| for s in file.Samples -> s.Png, answer s |])
 
             let shared =
                 [|
-                    if sameClasses then
-                        for sample in file.Samples |> Array.distinctBy _.Png do
-                            match byPng |> Array.choose (Map.tryFind sample.Png) with
-                            | all when all.Length = files.Length ->
-                                sample, all |> Array.map (fun s -> s.Predicted, isCorrect s)
-                            | _ -> ()
+                    for sample in file.Samples |> Array.distinctBy _.Png do
+                        let all = answers |> Array.choose (Map.tryFind sample.Png)
+
+                        if all.Length = files.Length then
+                            sample, all
                 |]
 
             let correct, wrong = shared |> Array.partition (snd >> Array.forall snd)
@@ -346,8 +339,7 @@ module Page =
                     [
                         Some(Tables.results groups)
                         Tables.differences groups
-                        if groups.Length > 1 then
-                            Tables.settingDifferences groups
+                        Tables.settingDifferences groups
                     ]
                 Section.accuracy, figuresOf Section.accuracy
                 Section.drift, figuresOf Section.drift

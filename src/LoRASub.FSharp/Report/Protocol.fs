@@ -1,6 +1,7 @@
 namespace LoRASub.Report
 
 open System.IO
+open LoRASub.Core
 open LoRASub.Settings
 
 /// What two runs must share before their numbers can be compared.
@@ -13,23 +14,23 @@ module internal Protocol =
         | [||] -> group.Runs |> Array.filter (fun run -> run.Matrix.Length > 0)
         | finished -> finished
 
-    let private setting (name: string) (run: RunData) =
-        run.Settings |> Array.tryFind (fst >> (=) name) |> Option.map snd
+    let private setting (get: RunSettings -> string option) (run: RunData) : string =
+        run.Settings |> Option.bind get |> Option.defaultValue ""
 
     /// Files may lie elsewhere on another machine: only their names count.
     let fileName (path: string) =
         Path.GetFileNameWithoutExtension(Path.TrimEndingDirectorySeparator path)
 
     let private data (run: RunData) =
-        match run.Data, setting "data-path" run with
-        | "folder", Some path -> $"folder {fileName path}"
+        match run.Data, setting _.DataPath run with
+        | "folder", path when path <> "" -> $"folder {fileName path}"
         | data, _ -> data
 
-    let private tasks (run: RunData) =
-        let count = if run.Tasks = 1 then "1 task" else $"{run.Tasks} tasks"
+    let private backbone (run: RunData) = fileName (setting _.Backbone run)
 
-        let classes n =
-            if n = 1 then "1 class" else $"{n} classes"
+    let private tasks (run: RunData) =
+        let count = Text.counted run.Tasks "task" "tasks"
+        let classes n = Text.counted n "class" "classes"
 
         match Array.toList run.TaskSizes with
         | [] -> count
@@ -45,27 +46,19 @@ module internal Protocol =
         if n < run.Tasks then
             let why = if run.Finished then "stopped early" else "not finished"
             $"{n} of {run.Tasks} tasks ({why})"
-        elif n = 1 then
-            "1 task"
         else
-            $"{n} tasks"
-
-    let private backbone (run: RunData) =
-        setting "backbone" run |> Option.map fileName |> Option.defaultValue ""
+            Text.counted n "task" "tasks"
 
     /// By name; empty where unknown.
     let private parts (run: RunData) : (string * string) list =
-        let orEmpty name =
-            setting name run |> Option.defaultValue ""
-
         [
             "data", data run
             "tasks", tasks run
             "tasks learned", learned run
             "test images", string (run.Matrix |> Array.sumBy (Array.last >> _.Total))
-            "class order", fileName (orEmpty "class-order")
+            "class order", fileName (setting (_.ClassOrder >> Some) run)
             "backbone", backbone run
-            "image size", orEmpty "image-size"
+            "image size", setting (_.ImageSize >> Option.map string) run
         ]
 
     /// "on fashion-mnist, 5 tasks of 2 classes, backbone vit_micro".
@@ -81,17 +74,16 @@ module internal Protocol =
 
     /// The parts in which groups differ, with each group's.
     let differences (groups: RunGroup[]) : (string * string[])[] =
-        let all =
-            groups
-            |> Array.choose (fun group -> counted group |> Array.tryHead |> Option.map parts)
+        match groups |> Array.choose (counted >> Array.tryHead >> Option.map parts) with
+        | [||] -> [||]
+        | all ->
+            [|
+                for i, (name, _) in List.indexed all[0] do
+                    let values = all |> Array.map (fun parts -> snd parts[i])
 
-        if all.Length < 2 then
-            [||]
-        else
-            all[0]
-            |> List.mapi (fun i (name, _) -> name, all |> Array.map (fun parts -> snd parts[i]))
-            |> List.filter (fun (_, values) -> (Array.distinct values).Length > 1)
-            |> Array.ofList
+                    if (Array.distinct values).Length > 1 then
+                        name, values
+            |]
 
     /// Why the groups' numbers cannot be compared; none where they can.
     let warning (groups: RunGroup[]) : string option =

@@ -9,7 +9,7 @@ open LoRASub.Data
 open LoRASub.Settings
 open LoRASub.Run
 
-/// A file that was written.
+/// A file that was written, and its size.
 type WrittenFile = { Path: string; Bytes: int64 }
 
 /// Reports on runs: one HTML page, figures and tables for papers. Reads run folders only; does not need LibTorch.
@@ -54,11 +54,18 @@ module Report =
             | :? IOException
             | :? UnauthorizedAccessException as e -> Errors.reject path "must be readable" e.Message ""
 
-    /// Why the groups' numbers cannot be compared: they differ in data, tasks or backbone, or one stopped early. None
-    /// where they can.
+    /// <summary>Why the groups' numbers cannot be compared: they differ in data, tasks or backbone, or one stopped
+    /// early.</summary>
+    /// <param name="groups">What <c>RunData.loadAll</c> read.</param>
+    /// <returns>None where they can be compared.</returns>
     let warning (groups: RunGroup[]) : string option = Protocol.warning groups
 
-    /// Writes the page of one or several groups of runs, over an older one. Rejects a file that cannot be written.
+    /// <summary>Writes the page of one group of runs or, side by side, several.</summary>
+    /// <param name="path">A new file, or an older page, which is replaced. Its folder must exist.</param>
+    /// <param name="groups">What <c>RunData.loadAll</c> read: at least one.</param>
+    /// <returns>The page's path and size.</returns>
+    /// <exception cref="T:LoRASub.InputException">The file is of another kind, belongs to a run, or cannot be
+    /// written.</exception>
     let writeHtml (path: string) (groups: RunGroup[]) : WrittenFile =
         let folder = Path.GetDirectoryName(Path.GetFullPath path)
 
@@ -77,7 +84,11 @@ module Report =
 
         writeText path (Page.html groups)
 
-    /// Writes report.md and tables.tex into a folder, over older ones; makes the folder.
+    /// <summary>Writes report.md and tables.tex, the tables for papers, over older ones.</summary>
+    /// <param name="path">Their folder, which is made where it is missing.</param>
+    /// <param name="groups">What <c>RunData.loadAll</c> read: at least one.</param>
+    /// <returns>The two files.</returns>
+    /// <exception cref="T:LoRASub.InputException">The folder or a file cannot be written.</exception>
     let writeTables (path: string) (groups: RunGroup[]) : WrittenFile[] =
         folder path
 
@@ -87,36 +98,37 @@ module Report =
         |]
 
     /// Rejects a folder for figures among the images that a run reads: they would be images of later runs.
-    let requireOutsideData (path: string) (groups: RunGroup[]) : unit =
+    let internal requireOutsideData (path: string) (groups: RunGroup[]) : unit =
         for group in groups do
             for run in group.Runs do
-                let settings = Map.ofArray run.Settings
-
-                match settings.TryFind "data", settings.TryFind "data-path" with
-                | Some data, Some images when Datasets.takesEveryImage data ->
-                    ImageSet.requireOutside images path
+                match run.Settings with
+                | Some settings when Datasets.takesEveryImage settings.Data ->
+                    settings.DataPath
+                    |> Option.iter (fun images -> ImageSet.requireOutside images path)
                 | _ -> ()
 
-    /// Writes each figure as SVG, and as PNG where Skia and a font are installed, into a folder; makes the folder. The
-    /// second part says why there is no PNG, which is not an error. Rejects a folder among the images that a run reads.
+    /// <summary>Writes each figure as SVG, and as PNG where Skia and a font are installed, over older ones.</summary>
+    /// <param name="path">Their folder, which is made where it is missing.</param>
+    /// <param name="groups">What <c>RunData.loadAll</c> read: at least one.</param>
+    /// <returns>The files, and why there is no PNG, which is not an error.</returns>
+    /// <exception cref="T:LoRASub.InputException">The folder is among the images that a run reads, or it or a file cannot be
+    /// written.</exception>
     let writeFigures (path: string) (groups: RunGroup[]) : struct (WrittenFile[] * string option) =
         requireOutsideData path groups
         folder path
         let figures = Figures.all groups
         let file (figure: Figure) ending = Path.Combine(path, figure.Id + ending)
 
-        let svgs =
-            figures
-            |> Array.map (fun figure -> writeText (file figure ".svg") (Drawing.svg figure))
+        let svg (figure: Figure) =
+            writeText (file figure ".svg") (Drawing.svg figure)
+
+        let png (figure: Figure) =
+            let path = file figure ".png"
+            WholeFile.write path (fun stream -> Drawing.png stream figure)
+            written path
+
+        let svgs = Array.map svg figures
 
         match Drawing.missingForPng () with
         | Some missing -> struct (svgs, Some $"no PNG files: {missing}")
-        | None ->
-            let pngs =
-                figures
-                |> Array.map (fun figure ->
-                    let path = file figure ".png"
-                    WholeFile.write path (fun stream -> Drawing.png stream figure)
-                    written path)
-
-            struct (Array.append svgs pngs, None)
+        | None -> struct (Array.append svgs (Array.map png figures), None)

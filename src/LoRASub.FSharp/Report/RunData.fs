@@ -26,8 +26,7 @@ type RunData =
         Tasks: int
         /// Classes of each of them; empty where unknown.
         TaskSizes: int[]
-        /// Names and texts, in the file's order.
-        Settings: (string * string)[]
+        Settings: RunSettings option
         /// Where each setting's value came from.
         Sources: Map<string, string>
         Matrix: AccuracyMatrix
@@ -49,8 +48,7 @@ type RunGroup =
     {
         /// Unique in a report.
         Name: string
-        Folder: string
-        /// By seed.
+        /// By seed; at least one.
         Runs: RunData[]
         Notes: string[]
     }
@@ -59,147 +57,131 @@ type RunGroup =
 [<RequireQualifiedAccess>]
 module RunData =
 
-    let private optional<'T> (folder: string) (name: string) (what: string) : 'T option =
-        let path = Path.Combine(folder, name)
+    // ------------------------------------------------------------------------------------------ files
 
-        if File.Exists path then
-            Some(Json.load<'T> what path)
-        else
-            None
+    let private ifPresent (path: string) (read: string -> 'T) : 'T option =
+        if File.Exists path then Some(read path) else None
+
+    let private require subject rule holds found =
+        if not holds then
+            Errors.reject subject rule found ""
 
     let private isPng (base64: string) =
         // the first bytes of every PNG file, then nothing but base64
         base64.StartsWith("iVBORw0KGgo", StringComparison.Ordinal)
         && Buffers.Text.Base64.IsValid(base64.AsSpan())
 
-    let private checkClasses (path: string) (file: ClassesFile) =
+    let private classes (path: string) : ClassesFile =
+        let file = Json.load<ClassesFile> "the scores by class of a run" path
         let count = file.Classes.Length
         let positions = file.Classes |> Array.map _.Position
+        let lengths = file.Confusion |> Array.map _.Length
 
-        if positions <> [| 0 .. count - 1 |] then
-            Errors.reject
-                path
-                $"must list the positions from 0 to {count - 1} in order, each once"
-                $"{List.ofArray positions}"
-                ""
+        require
+            path
+            $"must list the positions from 0 to {count - 1} in order, each once"
+            (positions = [| 0 .. count - 1 |])
+            $"{List.ofArray positions}"
 
-        if
-            file.Confusion.Length <> count
-            || file.Confusion |> Array.exists (fun row -> row.Length <> count)
-        then
-            let found = file.Confusion |> Array.map _.Length |> Array.distinct |> List.ofArray
-
-            Errors.reject
-                path
-                $"must have a confusion matrix of {count} rows and columns, one for each class"
-                $"{file.Confusion.Length} rows of lengths {found}"
-                ""
+        require
+            path
+            $"must have a confusion matrix of {count} rows and columns, one for each class"
+            (lengths = Array.create count count)
+            $"{lengths.Length} rows of lengths {List.ofArray (Array.distinct lengths)}"
 
         let counts =
             Seq.append
                 (Seq.concat file.Confusion)
                 (file.Classes |> Seq.collect (fun c -> [ c.Correct; c.Total - c.Correct ]))
 
-        if counts |> Seq.exists (fun n -> n < 0 || n > 100_000_000) then
-            Errors.reject
-                path
-                "must count correct answers among all images"
-                "counts that contradict each other"
-                ""
+        require
+            path
+            "must count correct answers among all images"
+            (counts |> Seq.forall (fun n -> n >= 0 && n <= 100_000_000))
+            "counts that contradict each other"
 
-        file.Samples
-        |> Array.iteri (fun i sample ->
+        for i, sample in Array.indexed file.Samples do
+            let require = require $"{path}, sample {i}"
+
             for position in [ sample.True; sample.Predicted ] do
-                if position < 0 || position >= count then
-                    Errors.reject
-                        $"{path}, sample {i}"
-                        $"must be of a class from 0 to {count - 1}"
-                        $"{position}"
-                        ""
+                require
+                    $"must be of a class from 0 to {count - 1}"
+                    (position >= 0 && position < count)
+                    $"{position}"
 
-            if not (isPng sample.Png) then
-                Errors.reject $"{path}, sample {i}" "must be a PNG file in base64" "something else" "")
+            require "must be a PNG file in base64" (isPng sample.Png) "something else"
 
-    let private checkDrift (path: string) (file: DriftFile) =
+        file
+
+    let private drift (path: string) : DriftFile =
+        let file = Json.load<DriftFile> "the drift of a run" path
         let tasks = file.AfterTask |> Array.map _.Task
+        let components = file.Picture.Explained.Length
+        let require = require path
 
-        if tasks <> [| 0 .. tasks.Length - 1 |] then
-            Errors.reject
-                path
-                "must hold the drift after each task from 0, in order"
-                $"tasks {List.ofArray tasks}"
-                ""
+        require
+            "must hold the drift after each task from 0, in order"
+            (tasks = [| 0 .. tasks.Length - 1 |])
+            $"tasks {List.ofArray tasks}"
 
-        if file.Classes |> Array.exists (fun c -> c.Task < 0) then
-            Errors.reject path "must count the tasks of classes from 0" "a negative one" ""
+        require
+            "must count the tasks of classes from 0"
+            (file.Classes |> Array.forall (fun c -> c.Task >= 0))
+            "a negative one"
 
-        if file.Picture.Explained.Length <> 2 then
-            Errors.reject path "must hold two numbers under 'explained'" $"{file.Picture.Explained.Length}" ""
+        require "must hold two numbers under 'explained'" (components = 2) $"{components}"
+        file
 
-    let private scalar (value: JsonElement) =
-        match value.ValueKind with
-        | JsonValueKind.String -> value.GetString()
-        | JsonValueKind.Null -> Format.none
-        | _ -> value.GetRawText()
+    /// The events of metrics.jsonl; a run that was killed while it wrote leaves a last line without its end.
+    let private events (path: string) : MetricsEvent[] * string[] =
+        let bytes = Json.bytes "the metrics of a run" path
+
+        MetricsLog.read path |> Array.map _.Event,
+        [|
+            if bytes.Length > 0 && Array.last bytes <> byte '\n' then
+                $"The last line of {Path.GetFileName path} is cut off and was left out."
+        |]
 
     let private optionalFiles =
         [
-            "settings.json", "no settings"
-            "sources.json", "the sources of settings are unknown"
-            "resources.json", "no timings, memory and environment"
-            "metrics.jsonl", "no training curves"
-            "classes.json", "no confusion matrix, scores by class and sample images"
-            "drift.json", "no drift and subspaces"
+            RunFiles.settings, "no settings"
+            RunFiles.sources, "the sources of settings are unknown"
+            RunFiles.resources, "no timings, memory and environment"
+            RunFiles.metrics, "no training curves"
+            RunFiles.classes, "no confusion matrix, scores by class and sample images"
+            RunFiles.drift, "no drift and subspaces"
         ]
+
+    // ------------------------------------------------------------------------------------------ runs
 
     let private isRun (folder: string) =
         File.Exists(RunFiles.summary folder) || File.Exists(RunFiles.metrics folder)
 
-    /// The events of metrics.jsonl; a run that was killed while it wrote leaves a last line without its end.
-    let private events (path: string) : MetricsEvent[] * string[] =
-        if not (File.Exists path) then
-            [||], [||]
-        else
-            let bytes = Json.bytes "the metrics of a run" path
-
-            MetricsLog.read path |> Array.map _.Event,
-            [|
-                if bytes.Length > 0 && Array.last bytes <> byte '\n' then
-                    $"The last line of {Path.GetFileName path} is cut off and was left out."
-            |]
-
-    /// What lists of events hold by key: after a resume the later of two lines counts.
-    let private latest (choose: MetricsEvent -> ('Key * 'T) option) (events: MetricsEvent[]) : Map<'Key, 'T> =
-        events |> Seq.choose choose |> Map.ofSeq
-
-    let private wholeNumber (text: string) =
-        match Int64.TryParse text with
-        | true, value -> Some value
-        | _ -> None
-
     /// Reads the folder of one run. A run without summary.json is read as far as it got. Rejects a folder that is not a
     /// run's, and files that are damaged or contradict themselves.
-    let load (folder: string) : RunData =
-        if not (Directory.Exists folder) then
-            Errors.reject
-                folder
-                "must be the folder of a run"
-                "no such folder"
-                "name the --out folder of lorasub run"
-
+    let private load (folder: string) : RunData =
         if not (isRun folder) then
             let rule = "must be the folder of a run, with summary.json or metrics.jsonl"
-            Errors.reject folder rule "neither" "name the --out folder of lorasub run"
+
+            let found =
+                if Directory.Exists folder then
+                    "neither"
+                else
+                    "no such folder"
+
+            Errors.reject folder rule found "name the --out folder of lorasub run"
 
         let settings =
-            optional<Dictionary<string, JsonElement>> folder "settings.json" "the settings of a run"
-            |> Option.map (Seq.map (fun pair -> pair.Key, scalar pair.Value) >> Array.ofSeq)
-            |> Option.defaultValue [||]
+            ifPresent (RunFiles.settings folder) (fun path ->
+                Json.read "the settings of a run" path (Settings.ofJson path))
 
         let sources =
-            optional<SourcesFile> folder "sources.json" "the sources of a run's settings"
+            ifPresent (RunFiles.sources folder) (Json.load<SourcesFile> "the sources of a run's settings")
 
-        let events, torn = events (RunFiles.metrics folder)
+        let classes = ifPresent (RunFiles.classes folder) classes
+
+        let events, torn =
+            ifPresent (RunFiles.metrics folder) events |> Option.defaultValue ([||], [||])
 
         let start =
             events
@@ -207,70 +189,51 @@ module RunData =
                 | MetricsEvent.Start start -> Some start
                 | _ -> None)
 
+        // after a resume the later of two lines counts
+        let latest (choose: MetricsEvent -> ('Key * 'T) option) =
+            events |> Seq.choose choose |> Map.ofSeq
+
         let ranks =
-            events
-            |> latest (function
+            latest (function
                 | MetricsEvent.Retained(task, ranks, _) -> Some(task, ranks)
                 | _ -> None)
 
         let rows =
-            events
-            |> latest (function
+            latest (function
                 | MetricsEvent.Task task -> Some(task.Task, task.Row)
                 | _ -> None)
 
         let epochs =
-            events
-            |> latest (function
+            latest (function
                 | MetricsEvent.Epoch e -> Some((e.Task, e.Epoch), e)
                 | _ -> None)
 
-        let summary =
-            if File.Exists(RunFiles.summary folder) then
-                Some(SummaryFile.load (RunFiles.summary folder))
-            else
-                None
+        let summary, stored =
+            match ifPresent (RunFiles.summary folder) SummaryFile.load with
+            | Some(struct (summary, measures)) -> Some summary, measures
+            | None -> None, Map.empty
 
-        let matrix =
-            match summary with
-            | Some(struct (summary, _)) -> summary.CorrectAndTotal
-            | None ->
-                // the rows up to the first gap
-                Seq.initInfinite (fun t -> Map.tryFind t rows)
-                |> Seq.takeWhile Option.isSome
-                |> Seq.choose id
-                |> Array.ofSeq
+        /// What the summary says or, where there is none, what is known so far.
+        let known (said: SummaryFile -> 'T) (soFar: 'T) : 'T =
+            summary |> Option.map said |> Option.defaultValue soFar
 
-        let setting name =
-            settings |> Array.tryFind (fst >> (=) name) |> Option.map snd
+        let setting (get: RunSettings -> 'T) (otherwise: 'T) : 'T =
+            settings |> Option.map get |> Option.defaultValue otherwise
 
-        let tasks =
-            match summary with
-            | Some(struct (summary, _)) -> summary.Tasks
-            | None ->
-                setting "tasks"
-                |> Option.bind wholeNumber
-                |> Option.map int
-                |> Option.defaultValue matrix.Length
+        // the rows up to the first gap
+        let learned = Seq.initInfinite id |> Seq.find (rows.ContainsKey >> not)
+        let matrix = known _.CorrectAndTotal (Array.init learned (fun t -> rows[t]))
+        let tasks = known _.Tasks (setting _.Tasks matrix.Length)
 
-        let classes =
-            optional<ClassesFile> folder "classes.json" "the scores by class of a run"
-
-        let drift = optional<DriftFile> folder "drift.json" "the drift of a run"
-        classes |> Option.iter (checkClasses (RunFiles.classes folder))
-        drift |> Option.iter (checkDrift (RunFiles.drift folder))
-
-        let fromSummary f fallback =
-            match summary with
-            | Some(struct (summary: SummaryFile, _)) -> f summary
-            | None -> fallback
+        let rankOf task =
+            Map.tryFind task ranks |> Option.defaultValue [||]
 
         {
             Folder = folder
             Finished = summary.IsSome
-            Seed = fromSummary _.Seed (setting "seed" |> Option.bind wholeNumber |> Option.defaultValue 0L)
-            Method = fromSummary _.Method (start |> Option.map _.Method |> Option.defaultValue "")
-            Data = fromSummary _.Data (setting "data" |> Option.defaultValue "")
+            Seed = known _.Seed (setting _.Seed 0L)
+            Method = known _.Method (start |> Option.map _.Method |> Option.defaultValue "")
+            Data = known _.Data (setting _.Data "")
             Tasks = tasks
             TaskSizes =
                 match start, classes with
@@ -287,38 +250,29 @@ module RunData =
                 if matrix.Length = 0 then
                     Map.empty
                 else
-                    match summary with
-                    | Some(struct (_, stored)) -> Metrics.complete stored (Metrics.measure matrix)
-                    | None -> Metrics.measure matrix
+                    Metrics.complete stored (Metrics.measure matrix)
             Missing =
-                fromSummary
+                known
                     (fun summary ->
                         [|
-                            for name, note in
-                                [
-                                    "forward transfer", summary.ForwardTransferNote
-                                    "intransigence", summary.IntransigenceNote
-                                ] do
-                                match note with
-                                | Some note -> name, note
-                                | None -> ()
+                            for why in Option.toArray summary.ForwardTransferNote do
+                                "forward transfer", why
+                            for why in Option.toArray summary.IntransigenceNote do
+                                "intransigence", why
                         |])
                     [||]
-            RetainedRank =
-                fromSummary
-                    _.RetainedRank
-                    (Array.init matrix.Length (fun t -> Map.tryFind t ranks |> Option.defaultValue [||]))
+            RetainedRank = known _.RetainedRank (Array.init matrix.Length rankOf)
             Epochs = epochs |> Map.toArray |> Array.map snd
-            Resources = optional folder "resources.json" "the resources of a run"
+            Resources =
+                ifPresent (RunFiles.resources folder) (Json.load<ResourcesFile> "the resources of a run")
             Classes = classes
-            Drift = drift
+            Drift = ifPresent (RunFiles.drift folder) drift
             Notes =
                 [|
                     if summary.IsNone then
                         $"The run is not finished: {matrix.Length} of {tasks} tasks are done (no summary.json yet)."
-                    match sources with
-                    | Some file -> yield! file.Notes
-                    | None -> ()
+                    for file in Option.toArray sources do
+                        yield! file.Notes
                     yield!
                         events
                         |> Array.choose (function
@@ -326,21 +280,24 @@ module RunData =
                             | _ -> None)
                         |> Array.distinct
                     yield! torn
-                    for name, effect in optionalFiles do
-                        if not (File.Exists(Path.Combine(folder, name))) then
-                            $"{name} is missing: {effect}."
+                    for path, effect in optionalFiles do
+                        if not (File.Exists(path folder)) then
+                            $"{Path.GetFileName(path folder)} is missing: {effect}."
                 |]
         }
 
     /// Seeds that statistics.json lists without a folder for them.
     let private lostSeeds (folder: string) (runs: RunData[]) =
-        match optional<StatisticsFile> folder "statistics.json" "the statistics of several seeds" with
-        | None -> [||]
-        | Some file ->
-            file.Seeds
-            |> Array.except (runs |> Array.map _.Seed)
-            |> Array.map (fun seed ->
-                $"statistics.json lists seed {seed}, but there is no folder seed-{seed}.")
+        let listed =
+            ifPresent
+                (SeedFolders.statisticsPath folder)
+                (Json.load<StatisticsFile> "the statistics of several seeds")
+
+        listed
+        |> Option.map _.Seeds
+        |> Option.defaultValue [||]
+        |> Array.except (runs |> Array.map _.Seed)
+        |> Array.map (fun seed -> $"statistics.json lists seed {seed}, but there is no folder seed-{seed}.")
 
     let private loadGroup (name: string) (folder: string) : RunGroup =
         let seeds =
@@ -362,7 +319,6 @@ module RunData =
 
         {
             Name = name
-            Folder = folder
             Runs = runs
             Notes = lostSeeds folder runs
         }
@@ -381,15 +337,21 @@ module RunData =
         |> Seq.map endings
         |> Seq.find (fun names -> (Array.distinct names).Length = names.Length)
 
-    /// Reads folders of runs, or of several seeds of a run (seed-1, seed-2, …), for one report. Their names are the
-    /// shortest ends of their paths that differ. Rejects what `load` rejects, no folder, and a repeated folder.
+    /// <summary>Reads the folders of runs, or of several seeds of a run (seed-1, seed-2, …), for one report.</summary>
+    /// <param name="folders">Folders that <c>lorasub run --out</c> wrote, each once. A run that is not finished is read as far
+    /// as it got.</param>
+    /// <returns>A group for each folder, in their order. Its name is the shortest end of its path that differs from the
+    /// others.</returns>
+    /// <exception cref="T:LoRASub.InputException">There is no folder, a repeated one, or one that is not a run's, or one of its
+    /// files is damaged or contradicts itself.</exception>
     let loadAll (folders: string[]) : RunGroup[] =
-        if folders.Length = 0 then
-            Errors.reject "report" "needs the folder of a run" "none" "name the --out folder of lorasub run"
+        let hint = "name the --out folder of lorasub run"
 
-        for folder in folders do
-            if String.IsNullOrWhiteSpace folder then
-                Errors.reject "report" "needs the folder of a run" "an empty name" ""
+        if folders.Length = 0 then
+            Errors.reject "report" "needs the folder of a run" "none" hint
+
+        if folders |> Array.exists String.IsNullOrWhiteSpace then
+            Errors.reject "report" "needs the folder of a run" "an empty name" hint
 
         let full =
             folders |> Array.map (Path.GetFullPath >> Path.TrimEndingDirectorySeparator)

@@ -7,7 +7,7 @@ open LoRASub.Settings
 open LoRASub.Run
 
 /// A table as a value, independent of what prints it.
-type Table =
+type internal Table =
     {
         /// Lower-case words joined by dashes, unique in a report.
         Id: string
@@ -25,7 +25,7 @@ type Table =
 
 /// The tables of a report, and their text in Markdown and LaTeX.
 [<RequireQualifiedAccess>]
-module Tables =
+module internal Tables =
 
     let private table id title note header rows =
         {
@@ -38,7 +38,29 @@ module Tables =
             Bold = Set.empty
         }
 
-    let private names (groups: RunGroup[]) = groups |> Array.map _.Name
+    let private unlessEmpty (table: Table) =
+        if table.Rows.Length = 0 then None else Some table
+
+    /// A column for each group beside the names of the rows; none without rows.
+    let private sideBySide
+        id
+        title
+        note
+        (corner: string)
+        (groups: RunGroup[])
+        (rows: (string * string[]) seq)
+        =
+        table
+            id
+            title
+            note
+            [| corner; yield! groups |> Array.map _.Name |]
+            [| for name, cells in rows -> Array.append [| name |] cells |]
+        |> unlessEmpty
+
+    // wider accuracy matrices fit no page
+    [<Literal>]
+    let private MostTasks = 20
 
     // ------------------------------------------------------------------------------------------ measures
 
@@ -47,7 +69,7 @@ module Tables =
         |> Option.map ((*) 100.0)
         |> Option.defaultValue nan
 
-    let internal overSeeds (measure: Measure) (group: RunGroup) : Interval =
+    let private overSeeds (measure: Measure) (group: RunGroup) : Interval =
         Protocol.counted group |> Seq.map (valueOf measure) |> Interval.ofValues
 
     let private rowName (measure: Measure) =
@@ -118,28 +140,26 @@ module Tables =
         let seeds group =
             match Protocol.counted group with
             | [||] -> "none"
-            | runs -> runs |> Array.map (fun run -> string run.Seed) |> String.concat ", "
+            | runs -> runs |> Array.map (_.Seed >> string) |> String.concat ", "
 
-        let note =
-            String.concat
-                ""
-                [
-                    "↑ higher is better, ↓ lower is better."
-                    if not bold.IsEmpty then
-                        " Bold: best value of a row."
-                    if intervals (fun i -> i.HasEnds) then
-                        " ± is half of the 95% interval of the mean over seeds (Student's t)."
-                    if intervals (fun i -> i.N > 1 && not i.HasEnds) then
-                        " A value without ± is the same for all seeds."
-                    unfinished groups
-                    missing groups
-                ]
+        let notes =
+            [
+                "↑ higher is better, ↓ lower is better."
+                if not bold.IsEmpty then
+                    " Bold: best value of a row."
+                if intervals (fun i -> i.HasEnds) then
+                    " ± is half of the 95% interval of the mean over seeds (Student's t)."
+                if intervals (fun i -> i.N > 1 && not i.HasEnds) then
+                    " A value without ± is the same for all seeds."
+                unfinished groups
+                missing groups
+            ]
 
         { table
               "measures"
               "Measures"
-              note
-              [| "measure"; yield! names groups |]
+              (String.concat "" notes)
+              [| "measure"; yield! groups |> Array.map _.Name |]
               [|
                   for measure, intervals in rows do
                       [| rowName measure; yield! intervals |> Array.map (Interval.text 2) |]
@@ -150,8 +170,7 @@ module Tables =
 
     /// Differences from the first group, seed by seed; none where no other group shares a seed and the tasks with it.
     let differences (groups: RunGroup[]) : Table option =
-        let bySeed group =
-            Protocol.counted group |> Array.map (fun run -> run.Seed, run) |> Map.ofArray
+        let bySeed = Protocol.counted >> Array.map (fun run -> run.Seed, run) >> Map.ofArray
 
         let first = bySeed groups[0]
 
@@ -182,145 +201,114 @@ module Tables =
             else
                 $"{signed difference.Mean} (n = {difference.N})"
 
-        match
+        let others =
             groups
             |> Array.skip 1
             |> Array.map (fun group -> group, pairs group)
             |> Array.filter (fun (_, pairs) -> pairs.Length > 0)
-        with
-        | [||] -> None
-        | others ->
+
+        sideBySide
+            "differences"
+            $"Differences from “{groups[0].Name}”, paired by seed"
+            "Mean over seeds of the run minus the run of the same seed, with its 95% interval (Student's t, n seeds). An interval that excludes 0 is a difference beyond seed variation."
+            "measure"
+            (Array.map fst others)
+            [
+                for measure in Metrics.all do
+                    let cells = others |> Array.map (fun (_, pairs) -> cell pairs measure)
+
+                    if cells |> Array.exists ((<>) Format.none) then
+                        rowName measure, cells
+            ]
+
+    /// The accuracy matrix of each group in percent, averaged over seeds; none where it is too wide for a page: the figure
+    /// shows it.
+    let private matrices (groups: RunGroup[]) : Table[] =
+        let matrix id title (cells: Interval[][]) =
+            // no later task is tested
+            let cell t j interval =
+                if j > t then "" else Interval.text 1 interval
+
             table
-                "differences"
-                $"Differences from “{groups[0].Name}”, paired by seed"
-                "Mean over seeds of the run minus the run of the same seed, with its 95% interval (Student's t, n seeds). An interval that excludes 0 is a difference beyond seed variation."
-                [| "measure"; yield! others |> Array.map (fun (group, _) -> group.Name) |]
-                [|
-                    for measure in Metrics.all do
-                        let cells = others |> Array.map (fun (_, pairs) -> cell pairs measure)
+                id
+                title
+                "Accuracy in % on the test images of each task (columns) after learning each task (rows)."
+                [| "after task"; yield! Array.init cells.Length (fun j -> string (j + 1)) |]
+                (cells
+                 |> Array.mapi (fun t row -> [| string (t + 1); yield! Array.mapi (cell t) row |]))
 
-                        if cells |> Array.exists ((<>) Format.none) then
-                            [| rowName measure; yield! cells |]
-                |]
-            |> Some
+        [|
+            for number, group in Array.indexed groups do
+                let cells = RunGroup.accuracies group
 
-    /// The accuracy matrix of one group in percent, averaged over seeds.
-    let matrix (groups: RunGroup[]) (group: RunGroup) : Table =
-        let tasks = group.Runs |> Array.map _.Matrix.Length |> Array.max
-
-        let cell t j =
-            if j > t then
-                ""
-            else
-                group.Runs
-                |> Seq.choose (fun run -> Array.tryItem t run.Matrix)
-                |> Seq.map (fun row -> 100.0 * Metrics.accuracy row[j])
-                |> Interval.ofValues
-                |> Interval.text 1
-
-        let id, title =
-            if groups.Length = 1 then
-                "matrix", "Accuracy matrix"
-            else
-                let number =
-                    1 + Array.findIndex (fun (other: RunGroup) -> other.Name = group.Name) groups
-
-                $"matrix-{number}", $"Accuracy matrix of “{group.Name}”"
-
-        table
-            id
-            title
-            "Accuracy in % on the test images of each task (columns) after learning each task (rows)."
-            [| "after task"; yield! Array.init tasks (fun j -> string (j + 1)) |]
-            (Array.init tasks (fun t -> [| string (t + 1); yield! Array.init tasks (cell t) |]))
+                if cells.Length > 0 && cells.Length <= MostTasks then
+                    if groups.Length = 1 then
+                        matrix "matrix" "Accuracy matrix" cells
+                    else
+                        matrix $"matrix-{number + 1}" $"Accuracy matrix of “{group.Name}”" cells
+        |]
 
     // ------------------------------------------------------------------------------------------ settings
 
-    /// These decide what is recorded, not what comes out.
-    let private recording =
-        set [ "tensorboard"; "checkpoint-minutes"; "drift"; "reference" ]
-
-    /// Each setting with its text in each group, or all texts where seeds differ.
-    let private settingRows (groups: RunGroup[]) : (string * string[])[] =
-        let textIn name (group: RunGroup) =
+    /// The settings that some run has, with the text in each group, or all texts where seeds differ.
+    let private settingRows (groups: RunGroup[]) : (Setting * string[])[] =
+        let textIn (setting: Setting) (group: RunGroup) =
             group.Runs
-            |> Array.map (fun run ->
-                run.Settings
-                |> Array.tryFind (fst >> (=) name)
-                |> Option.map snd
-                |> Option.defaultValue Format.none)
+            |> Array.map (_.Settings >> Option.bind setting.Get >> Option.defaultValue Format.none)
             |> Array.distinct
             |> String.concat ", "
 
-        groups
-        |> Seq.collect _.Runs
-        |> Seq.collect (_.Settings >> Seq.map fst)
-        |> Seq.distinct
-        |> Seq.map (fun name -> name, groups |> Array.map (textIn name))
+        Settings.all
+        |> Seq.map (fun setting -> setting, groups |> Array.map (textIn setting))
+        |> Seq.filter (snd >> Array.exists ((<>) Format.none))
         |> Array.ofSeq
 
-    /// Where files lie is no difference; which files are is one.
-    let private differ (name: string, values: string[]) =
-        let values =
-            match name with
-            | "data-path"
-            | "backbone"
-            | "class-order" -> values |> Array.map Protocol.fileName
-            | _ -> values
+    /// What is only recorded is no difference, nor is where files lie; which files are is one.
+    let private differ (setting: Setting, texts: string[]) =
+        let texts =
+            if setting.FreeOnResume then
+                texts |> Array.map Protocol.fileName
+            else
+                texts
 
-        not (recording.Contains name) && (Array.distinct values).Length > 1
+        setting.Group <> "Output" && (Array.distinct texts).Length > 1
 
     /// The settings in which the groups differ, but for those that cannot change a result; none where there are none.
     let settingDifferences (groups: RunGroup[]) : Table option =
-        match settingRows groups |> Array.filter differ with
-        | [||] -> None
-        | rows ->
-            table
-                "setting-differences"
-                "Settings that differ"
-                ""
-                [| "setting"; yield! names groups |]
-                (rows |> Array.map (fun (name, values) -> [| name; yield! values |]))
-            |> Some
+        settingRows groups
+        |> Seq.filter differ
+        |> Seq.map (fun (setting, texts) -> setting.Name, texts)
+        |> sideBySide "setting-differences" "Settings that differ" "" "setting" groups
 
     /// Every setting; with its source for one group, side by side with the differing rows marked for several.
     let settings (groups: RunGroup[]) : Table option =
-        match settingRows groups with
-        | [||] -> None
-        | rows when groups.Length = 1 ->
-            let sources = groups[0].Runs[0].Sources
+        let rows = settingRows groups
+
+        if groups.Length = 1 then
+            let source name =
+                Map.tryFind name groups[0].Runs[0].Sources |> Option.defaultValue ""
 
             table
                 "settings"
                 "Settings"
                 ""
                 [| "setting"; "value"; "from" |]
-                (rows
-                 |> Array.map (fun (name, values) ->
-                     [| name; values[0]; Map.tryFind name sources |> Option.defaultValue "" |]))
-            |> Some
-        | rows ->
-            { table
-                  "settings"
-                  "Settings"
-                  "≠ marks settings in which the runs differ."
-                  [| "setting"; yield! names groups |]
-                  (rows
-                   |> Array.map (fun row -> [| (if differ row then "≠ " else "") + fst row; yield! snd row |])) with
-                Marked =
-                    Set.ofSeq (
-                        seq {
-                            for i, row in Array.indexed rows do
-                                if differ row then
-                                    i
-                        }
-                    )
-            }
-            |> Some
+                [|
+                    for setting, texts in rows -> [| setting.Name; texts[0]; source setting.Name |]
+                |]
+            |> unlessEmpty
+        else
+            let marked = rows |> Array.map differ
+
+            rows
+            |> Array.mapi (fun i (setting, texts) -> (if marked[i] then "≠ " else "") + setting.Name, texts)
+            |> sideBySide "settings" "Settings" "≠ marks settings in which the runs differ." "setting" groups
+            |> Option.map (fun table ->
+                { table with
+                    Marked = [ 0 .. rows.Length - 1 ] |> List.filter (fun i -> marked[i]) |> Set.ofList
+                })
 
     // ------------------------------------------------------------------------------------------ machine
-
-    let private resourcesOf (group: RunGroup) = group.Runs |> Array.choose _.Resources
 
     let private gibibytes (bytes: float) =
         Format.fixedPoint 2 (bytes / 1073741824.0) + " GiB"
@@ -333,88 +321,65 @@ module Tables =
                 Format.words name[.. name.Length - 6], gibibytes bytes
             | _ -> Format.words name, value
 
-        let facts group =
-            match Array.tryHead (resourcesOf group) with
-            | None -> [||]
-            | Some r ->
-                [|
+        let facts (group: RunGroup) =
+            [
+                for r in group.Runs |> Seq.choose _.Resources |> Seq.truncate 1 do
                     for pair in r.Environment do
                         fact (pair.Key, (if isNull pair.Value then Format.none else string pair.Value))
+
                     "peak memory", gibibytes (float r.PeakMemoryBytes)
                     "started (UTC)", r.StartedUtc
                     "finished (UTC)", r.FinishedUtc
-                |]
+            ]
 
-        let all = groups |> Array.map (facts >> Map.ofArray)
+        let all = groups |> Array.map facts
 
-        match groups |> Seq.collect facts |> Seq.map fst |> Seq.distinct |> Array.ofSeq with
-        | [||] -> None
-        | facts ->
-            table
-                "environment"
-                "Environment"
-                ""
-                [| "fact"; yield! names groups |]
-                (facts
-                 |> Array.map (fun name ->
-                     [|
-                         name
-                         yield! all |> Array.map (Map.tryFind name >> Option.defaultValue Format.none)
-                     |]))
-            |> Some
+        let value name facts =
+            List.tryFind (fst >> (=) name) facts
+            |> Option.map snd
+            |> Option.defaultValue Format.none
+
+        all
+        |> Seq.collect (List.map fst)
+        |> Seq.distinct
+        |> Seq.map (fun name -> name, all |> Array.map (value name))
+        |> sideBySide "environment" "Environment" "" "fact" groups
 
     /// Wall time of each phase, all tasks together.
     let seconds (groups: RunGroup[]) : Table option =
-        let phases =
+        let total (group: RunGroup) =
+            group.Runs
+            |> Seq.choose _.Resources
+            |> Seq.map (_.PhaseSeconds.Values >> Seq.sum)
+            |> Interval.ofValues
+
+        let row of' =
+            groups |> Array.map (of' >> Interval.text 1)
+
+        let phases = RunGroup.phases groups
+
+        [
+            for phase in phases do
+                phase, row (RunGroup.seconds phase)
+            if phases.Length > 0 then
+                "all", row total
+        ]
+        |> sideBySide
+            "seconds"
+            "Time of each phase"
+            "Wall time of all tasks together, in seconds. Compare timings only on the same idle machine."
+            "phase"
             groups
-            |> Seq.collect resourcesOf
-            |> Seq.collect _.PhaseSeconds.Keys
-            |> Seq.distinct
-            |> Array.ofSeq
-
-        let row (name: string) (pick: ResourcesFile -> float) =
-            [|
-                name
-                for group in groups do
-                    resourcesOf group |> Seq.map pick |> Interval.ofValues |> Interval.text 1
-            |]
-
-        if phases.Length = 0 then
-            None
-        else
-            table
-                "seconds"
-                "Time of each phase"
-                "Wall time of all tasks together, in seconds. Compare timings only on the same idle machine."
-                [| "phase"; yield! names groups |]
-                [|
-                    for name in phases do
-                        row name (fun r ->
-                            match r.PhaseSeconds.TryGetValue name with
-                            | true, seconds -> seconds
-                            | _ -> nan)
-                    row "all" (_.PhaseSeconds.Values >> Seq.sum)
-                |]
-            |> Some
 
     // ------------------------------------------------------------------------------------------ whole reports
-
-    // wider tables fit no page; the figure shows them
-    [<Literal>]
-    let private MostColumns = 20
 
     /// What a paper needs: measures, paired differences, accuracy matrices, settings that differ, time.
     let forPapers (groups: RunGroup[]) : Table[] =
         [|
             results groups
             yield! Option.toArray (differences groups)
-            for group in groups do
-                let tasks = group.Runs |> Array.map _.Matrix.Length |> Array.max
-
-                if tasks > 0 && tasks <= MostColumns then
-                    matrix groups group
-            if groups.Length > 1 then
-                yield! Option.toArray (settingDifferences groups)
+            yield! matrices groups
+            yield! Option.toArray (settingDifferences groups)
             yield! Option.toArray (seconds groups)
         |]
 
@@ -503,13 +468,15 @@ module Tables =
     /// A text that LaTeX prints literally, in one line. Letters outside the preamble's fonts need a Unicode engine.
     let latexText (text: string) : string = String.collect latexOf (oneLine text)
 
-    let private cells (bold: string -> string) (text: string -> string) (table: Table) (row: int) =
-        table.Rows[row]
-        |> Array.mapi (fun column cell ->
+    /// The rows of a table for a format that writes a text by `text`, and one in bold by `bold` around it.
+    let private body (text: string -> string) (bold: string -> string) (table: Table) : string[][] =
+        let cell row column content =
             if table.Bold.Contains(row, column) then
-                bold (text cell)
+                bold (text content)
             else
-                text cell)
+                text content
+
+        table.Rows |> Array.mapi (fun row -> Array.mapi (cell row))
 
     let private markdownTable (table: Table) =
         let line (cells: string seq) = "| " + String.concat " | " cells + " |"
@@ -522,8 +489,7 @@ module Tables =
                 ""
             line (Seq.map markdownText table.Header)
             "|---|" + String.replicate (table.Header.Length - 1) "---:|"
-            for row in 0 .. table.Rows.Length - 1 do
-                line (cells (fun text -> $"**{text}**") markdownText table row)
+            yield! body markdownText (fun text -> $"**{text}**") table |> Seq.map line
             ""
         ]
 
@@ -569,8 +535,7 @@ module Tables =
             @"    \toprule"
             line (Seq.map latexText table.Header)
             @"    \midrule"
-            for row in 0 .. table.Rows.Length - 1 do
-                line (cells (fun text -> $@"\textbf{{{text}}}") latexText table row)
+            yield! body latexText (fun text -> $@"\textbf{{{text}}}") table |> Seq.map line
             @"    \bottomrule"
             @"  \end{tabular}"
             @"\end{table}"

@@ -87,9 +87,9 @@
     const hasErrors = s.low.some(v => v !== null);
     const labelled = bars.series.length === 1 && bars.categories.length <= 12 && !hasErrors;
     return Object.assign({
-      type: "bar", name: shorten(s.name, 40), x: s.values.map((_, i) => i), y: s.values, marker: { color: t.colour(s.ink) }
-    }, hasErrors ? { error_y: errors(s.values, s.low, s.high, t.ink) } : {},
-    labelled ? { text: s.values.map(v => v === null ? "" : v.toFixed(1)), textposition: "outside", cliponaxis: false } : {},
+      type: "bar", name: shorten(s.name, 40), x: s.x, y: s.y, marker: { color: t.colour(s.ink) }
+    }, hasErrors ? { error_y: errors(s.y, s.low, s.high, t.ink) } : {},
+    labelled ? { text: s.y.map(v => v === null ? "" : v.toFixed(1)), textposition: "outside", cliponaxis: false } : {},
     tooltip(s.hover, bars.series.length > 1));
   }
 

@@ -1,0 +1,39 @@
+namespace LoRASub.Report
+
+open System.Collections.Generic
+open LoRASub.Measure
+
+/// What the runs of a group have in common.
+[<RequireQualifiedAccess; CompilationRepresentation(CompilationRepresentationFlags.ModuleSuffix)>]
+module internal RunGroup =
+
+    /// Tasks that the run has learned which got furthest.
+    let tasks (group: RunGroup) : int =
+        group.Runs |> Array.map _.Matrix.Length |> Array.max
+
+    /// Accuracy in percent on task j's test images after learning task t, over the runs that learned it.
+    let accuracies (group: RunGroup) : Interval[][] =
+        let tasks = tasks group
+
+        Array.init tasks (fun t ->
+            Array.init tasks (fun j ->
+                group.Runs
+                |> Seq.choose (_.Matrix >> Array.tryItem t >> Option.bind (Array.tryItem j))
+                |> Seq.map (Metrics.accuracy >> (*) 100.0)
+                |> Interval.ofValues))
+
+    /// The phases that some run has timed.
+    let phases (groups: RunGroup[]) : string[] =
+        groups
+        |> Seq.collect _.Runs
+        |> Seq.choose _.Resources
+        |> Seq.collect _.PhaseSeconds.Keys
+        |> Seq.distinct
+        |> Array.ofSeq
+
+    /// Wall time of a phase, all tasks together, over runs.
+    let seconds (phase: string) (group: RunGroup) : Interval =
+        group.Runs
+        |> Seq.choose _.Resources
+        |> Seq.map _.PhaseSeconds.GetValueOrDefault(phase, nan)
+        |> Interval.ofValues
