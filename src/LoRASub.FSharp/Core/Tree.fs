@@ -366,7 +366,8 @@ module Tree =
             Read = fun tensors path -> wrap (tree.Read tensors path)
         }
 
-    /// Bytes of a value's tensors.
+    /// Bytes of a value's tensors as they are written.
     let bytes (tree: Tree<'T>) (value: 'T) : int64 =
-        tree.Leaves value
-        |> Seq.sumBy (fun tensor -> tensor.numel () * tensor.element_size ())
+        Scope.run (fun () ->
+            write tree value
+            |> Seq.sumBy (fun (_, tensor) -> tensor.numel () * tensor.element_size ()))
