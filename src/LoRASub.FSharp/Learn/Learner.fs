@@ -159,9 +159,7 @@ module TaskState =
 module internal Networks =
     let leaves: Leaves<Networks> =
         fun networks ->
-            Seq.append
-                (Adapters.leaves networks.Adapted)
-                (Leaves.option Adapters.leaves networks.Frozen)
+            Seq.append (Adapters.leaves networks.Adapted) (Leaves.option Adapters.leaves networks.Frozen)
 
 /// Models.
 [<RequireQualifiedAccess>]
@@ -257,6 +255,13 @@ module Learner =
         let width = Embedding.width learner.Backbone readout.Embedding
         readout.Head.Zero width (master learner) learner.Backbone.Device
 
+    /// The bytes of what each head keeps: first of the one that predicts.
+    let internal headBytes (learner: Learner) (state: TaskState) : int64[] =
+        Array.map2
+            (fun (readout: Readout) head -> Tree.bytes readout.Head.Tree head)
+            learner.Readouts
+            (TaskState.heads state)
+
     /// <summary>The state before the first task.</summary>
     /// <param name="learner">Borrowed.</param>
     /// <param name="key">The root of every random number of the learner.</param>
@@ -280,6 +285,7 @@ module Learner =
         tree {
             let! method = Tree.field "method" _.Method learner.Method.State
             and! head = Tree.field "head" _.Head learner.Head.Tree
+
             and! others =
                 Tree.field "others" _.Others (Tree.each (learner.Others |> Array.map _.Head.Tree))
 
@@ -368,7 +374,8 @@ module Learner =
     /// Borrows; owned by the caller.
     let internal embed (learner: Learner) (networks: Networks) (parts: EmbeddingPart[]) images =
         Scope.noGrad
-            (fun struct (tokens, views) -> Seq.append (Leaves.tensors tokens) (Seq.collect Leaves.tensors views))
+            (fun struct (tokens, views) ->
+                Seq.append (Leaves.tensors tokens) (Seq.collect Leaves.tensors views))
             (fun () ->
                 Embedding.embedAll
                     (learner.Readouts |> Array.map _.Embedding)
@@ -379,12 +386,16 @@ module Learner =
                     images)
 
     /// Adds a batch, the views of each head and the rows, to the sums of every head. Owned by the caller.
-    let internal observe (learner: Learner) (views: torch.Tensor[][]) rows (heads: HeadState[]) : HeadState[] =
+    let internal observe
+        (learner: Learner)
+        (views: torch.Tensor[][])
+        rows
+        (heads: HeadState[])
+        : HeadState[] =
         let observe (readout: Readout) (views: torch.Tensor[]) head =
             Scope.fold Hidden.leaves (fun head view -> readout.Head.Observe view rows head) head views
 
-        Scope.keep (Seq.collect Hidden.leaves) (fun () ->
-            Array.map3 observe learner.Readouts views heads)
+        Scope.keep (Seq.collect Hidden.leaves) (fun () -> Array.map3 observe learner.Readouts views heads)
 
     /// <summary>Makes a state ready to predict.</summary>
     /// <param name="learner">Borrowed.</param>
@@ -421,7 +432,9 @@ module Learner =
                     checkScores learner readout model.Classes view scores
                     scores
 
-                let sum = views |> Array.map ofView |> Array.reduce (fun sum scores -> sum.add scores)
+                let sum =
+                    views |> Array.map ofView |> Array.reduce (fun sum scores -> sum.add scores)
+
                 sum.div (Scalar.op_Implicit (float views.Length))
 
             let scorers = Array.append [| model.Scorer |] model.Others
@@ -441,7 +454,9 @@ module Learner =
     /// embeddings.</exception>
     let predict (learner: Learner) (model: Model) (images: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
-            let struct (scores, _) = predictWith (alone learner) { model with Others = [||] } [||] images
+            let struct (scores, _) =
+                predictWith (alone learner) { model with Others = [||] } [||] images
+
             scores[0])
 
     /// <summary>The state without a class: its row leaves the head's sums and the method's state, and what
