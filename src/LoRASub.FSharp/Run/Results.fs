@@ -74,9 +74,6 @@ module Results =
     /// <param name="outcome">Borrowed.</param>
     /// <returns>First those of the head that predicts.</returns>
     let heads (outcome: Outcome) : HeadLine[] =
-        let bytes (state: HeadState) =
-            Hidden.leaves state |> Seq.sumBy (fun t -> t.numel () * int64 (t.element_size ()))
-
         let line i (readout: Readout) state (matrix: AccuracyMatrix) =
             let measures = Metrics.measure matrix
             let percent name = measures |> Map.tryFind name |> Option.map Metrics.percent
@@ -86,7 +83,7 @@ module Results =
                 Last = (percent "last").Value
                 Average = (percent "average").Value
                 Forgetting = percent "forgetting"
-                Bytes = bytes state
+                Bytes = Tree.bytes readout.Head.Tree state
                 Recomputed =
                     outcome.Recomputed
                     |> Option.map (fun rows ->
