@@ -64,7 +64,7 @@ let private phases (make: VisionTransformer -> AnyMethod) (plan: Plan) : Phase l
     let prepared = method.Prepare observed
 
     let trained =
-        if method.Info.Trains then
+        if method.Trains task then
             let struct (trained, _) = method.Update rates batch prepared
             trained
         else
@@ -107,7 +107,7 @@ let private phases (make: VisionTransformer -> AnyMethod) (plan: Plan) : Phase l
         phase "Observe" Hidden.leaves (after begun) (fun () -> method.Observe batch begun)
         phase "Prepare" Hidden.leaves (after observed) (fun () -> method.Prepare observed)
 
-        if method.Info.Trains then
+        if method.Trains task then
             phase "Update" (Leaves.both Hidden.leaves StepReport.leaves) (after trained) (fun () ->
                 method.Update rates batch trained)
 
@@ -175,7 +175,7 @@ let private failures (make: VisionTransformer -> AnyMethod) (plan: Plan) : (stri
         if method.Observes task then
             "Observe of small images", (fun () -> method.Observe narrow begun |> ignore)
 
-        if method.Info.Trains then
+        if method.Trains task then
             "Update on small images", (fun () -> method.Update (Tiny.rates plan) narrow trained |> ignore)
 
         "prediction of small images", (fun () -> Learner.predict learner model narrow.Images |> ignore)

@@ -74,6 +74,7 @@ let method' (vit: VisionTransformer) : Method<torch.Tensor, torch.Tensor, Traini
         Training = fun _ _ -> training
         Start = fun _ -> torch.zeros ([| 0L; vit.Width |], dtype = master, device = vit.Device)
         Observes = fun _ -> false
+        Trains = fun _ -> true
         BeginTask = grown
         Observe = fun _ weight -> Scope.noGrad Leaves.tensor weight.clone
         Prepare = fun weight -> Scope.noGrad training.Leaves (fun () -> { Weight = weight.clone () })

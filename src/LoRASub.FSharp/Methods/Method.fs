@@ -18,7 +18,7 @@ type MethodInfo =
         Source: string
         /// What outlives a task, beside the head's sums.
         Stores: string
-        /// False if the method trains nothing; its tasks have no epochs.
+        /// False if the method trains nothing in any task.
         Trains: bool
         /// True for the upper bound that learns all classes as one task.
         Joint: bool
@@ -57,7 +57,7 @@ type Retained =
     {
         /// Directions retained.
         Rank: int
-        /// Their share of the energy, in (0, 1].
+        /// Their share of the energy, in [0, 1].
         Energy: float
         /// Largest over smallest eigenvalue of the second moment.
         Condition: float
@@ -117,6 +117,8 @@ type Method<'State, 'Observing, 'Training> =
         Start: RandomKey -> 'State
         /// Whether a task's images must be observed before training.
         Observes: LearningTask -> bool
+        /// Whether a task trains; where not, it has no epochs and `Update` is not called.
+        Trains: LearningTask -> bool
         /// Begins a task on a state; the key is the task's own, and no other function draws random numbers.
         BeginTask: RandomKey -> LearningTask -> 'State -> 'Observing
         /// Adds one batch of the new task, images [n, c, H, W] and labels [n] int64, without gradients. Not
@@ -229,6 +231,7 @@ module Method =
             Training = fun task state -> Hidden.tree subject (phaseTree method.Training task (reveal state))
             Start = method.Start >> hideState
             Observes = method.Observes
+            Trains = method.Trains
             BeginTask =
                 fun key task hidden ->
                     let state = reveal hidden

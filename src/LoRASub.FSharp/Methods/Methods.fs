@@ -25,6 +25,9 @@ module Methods =
             row Frozen.info (fun vit _ -> Method.hide (Frozen.method' vit))
             row SequentialLora.info (fun vit settings -> Method.hide (SequentialLora.method' vit settings))
             row SequentialLora.jointInfo (fun vit settings -> Method.hide (SequentialLora.joint vit settings))
+            row FirstSession.info (fun vit settings -> Method.hide (FirstSession.method' vit settings))
+            row NullSpaceLora.info (fun vit settings -> Method.hide (NullSpaceLora.method' vit settings))
+            row InfLora.info (fun vit settings -> Method.hide (InfLora.method' vit settings))
         ]
 
     /// <summary>Their names.</summary>
