@@ -231,7 +231,8 @@ module LoRASubDrs =
     let internal observes (settings: LoRASubSettings) (task: LearningTask) =
         task.Index > 0 && settings.Projection && settings.Energy < 1.0
 
-    let private initialHead (vit: VisionTransformer) (classes: int) (key: RandomKey) : Linear =
+    /// A task's linear head with nn.Linear's start: U(−1/√d, 1/√d).
+    let internal initialHead (vit: VisionTransformer) (classes: int) (key: RandomKey) : Linear =
         let bound = 1.0 / sqrt (float vit.Width)
 
         let uniform shape number =
@@ -537,6 +538,7 @@ module LoRASubDrs =
             Training = trainingTree vit (optimizerTree optimizer)
             Start = fun _ -> start vit
             Observes = observes settings
+            Trains = fun _ -> true
             BeginTask = beginTask vit settings
             Observe = observe vit settings
             Prepare = prepareWith optimizer vit settings
