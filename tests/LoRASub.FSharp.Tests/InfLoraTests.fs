@@ -195,8 +195,15 @@ let tests =
                 identical "new rows" trained.Head.Weight (after.Heads.Weight.narrow (0L, old, 2L))
                 let features = normalMatrix c.Seed 3 (2 * c.Half)
                 let weight, bias = matrix after.Heads.Weight, numbers after.Heads.Bias.Value
-                let scorer = method.Logits.Value after
-                closeMatrix "logits" (Oracles.linear weight bias features) (scorer.Score(tensor features))
+
+                match method.Logits.Value after with
+                | OwnScores.OfFeatures scorer ->
+                    closeMatrix
+                        "logits"
+                        (Oracles.linear weight bias features)
+                        (scorer.Score(tensor features))
+                | OwnScores.OfImages _ -> failtest "scores of images"
+
                 let without = method.Forget 1 after
                 let kept = [| 0; yield! [| 2 .. bias.Length - 1 |] |]
                 Expect.equal (matrix without.Heads.Weight) (pick kept weight) "weights without row 1"

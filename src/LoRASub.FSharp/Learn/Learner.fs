@@ -70,8 +70,8 @@ type Model =
     {
         /// The network.
         Adapters: Adapters
-        /// The classifier.
-        Scorer: Scorer
+        /// The classifier: of the learner's embeddings, or of images.
+        Scorer: OwnScores
         /// Number of classes.
         Classes: int
     }
@@ -113,7 +113,7 @@ module TaskState =
 module Model =
     /// <summary>Lists the tensors of a model.</summary>
     let leaves: Leaves<Model> =
-        fun model -> Seq.append (Adapters.leaves model.Adapters) (Scorer.leaves model.Scorer)
+        fun model -> Seq.append (Adapters.leaves model.Adapters) (OwnScores.leaves model.Scorer)
 
 /// Predicts and forgets; `TaskLoop` learns.
 [<RequireQualifiedAccess>]
@@ -298,7 +298,7 @@ module Learner =
                 Scorer =
                     match learner.Method.Logits with
                     | Some logits when isLogits learner.Head -> logits state.Method
-                    | _ -> learner.Head.Scores state.Head
+                    | _ -> OwnScores.OfFeatures(learner.Head.Scores state.Head)
                 Classes = state.Classes.Length
             })
 
@@ -306,12 +306,24 @@ module Learner =
     /// the caller. Rejects scores of another shape and scores that are not finite.
     let internal predictWith (learner: Learner) (model: Model) parts (images: torch.Tensor) =
         Scope.noGrad (Leaves.both Leaves.tensor Leaves.tensors) (fun () ->
-            let struct (tokens, views) = embed learner model.Adapters parts images
+            let struct (tokens, views, scorer) =
+                match model.Scorer with
+                | OwnScores.OfFeatures scorer ->
+                    let struct (tokens, views) = embed learner model.Adapters parts images
+                    struct (tokens, views, scorer)
+                | OwnScores.OfImages scorer ->
+                    let tokens =
+                        if Array.isEmpty parts then
+                            [||]
+                        else
+                            VisionTransformer.tokens parts model.Adapters learner.Backbone images
+
+                    struct (tokens, Embedding.views learner.Embedding images, scorer)
 
             let scores =
                 views
                 |> Array.map (fun view ->
-                    let scores = model.Scorer.Score view
+                    let scores = scorer.Score view
                     checkScores learner model.Classes view scores
                     scores)
                 |> Array.reduce (fun sum scores -> sum.add scores)
@@ -373,6 +385,6 @@ module Learner =
 
             {
                 Adapters = adapters
-                Scorer = learner.Head.Scores head
+                Scorer = OwnScores.OfFeatures(learner.Head.Scores head)
                 Classes = state.Classes.Length + task.Classes.Length
             })

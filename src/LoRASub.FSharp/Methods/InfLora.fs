@@ -86,7 +86,8 @@ module InfLora =
             Summary = "low-rank training of B alone, on directions of A that old inputs do not use"
             Source = "Liang & Li, CVPR 2024, arXiv 2404.00228"
             Stores =
-                "two d x d deltas and a basis of at most d x d/2 per block; d + 1 numbers of a linear head per class; nothing per task"
+                "two d x d deltas and a basis of at most d x d/2 per block, at most 10·L·d² bytes; a row of a linear "
+                + "classifier per class, 4·(d + 1) bytes; nothing per task"
             Trains = true
             Joint = false
         }
@@ -104,19 +105,10 @@ module InfLora =
             Errors.reject "number of tasks" "must be at least 1" $"{options.Tasks}" ""
 
     let private start (vit: VisionTransformer) : State =
-        let master = Precision.master vit.Precision
-
-        let zeros shape =
-            torch.zeros ((shape: int64[]), dtype = master, device = vit.Device)
-
         {
             Deltas = LoraTask.noDeltas vit
             Spaces = [||]
-            Heads =
-                {
-                    Weight = zeros [| 0L; vit.Width |]
-                    Bias = Some(zeros [| 0L |])
-                }
+            Heads = LocalHead.none vit
             Pass = None
         }
 
@@ -147,17 +139,6 @@ module InfLora =
                 },
                 [||])
 
-    let private biasOf (head: Linear) =
-        match head.Bias with
-        | Some bias -> bias
-        | None -> Errors.reject "local head" "must have a bias" "none" ""
-
-    let private withHead (head: Linear) (heads: Linear) : Linear =
-        {
-            Weight = torch.cat ([| heads.Weight; head.Weight |], 0L)
-            Bias = Some(torch.cat ([| biasOf heads; biasOf head |], 0L))
-        }
-
     let private rules vit (settings: LoRASubSettings) : LoraRules<State, _> =
         {
             BInit = BInit.Zeros
@@ -178,7 +159,7 @@ module InfLora =
                 fun deltas training ->
                     { training.State with
                         Deltas = deltas
-                        Heads = withHead training.Trained.Head training.State.Heads
+                        Heads = LocalHead.append training.Trained.Head training.State.Heads
                         Pass =
                             Some
                                 {
@@ -220,20 +201,7 @@ module InfLora =
     let private forget row (state: State) : State =
         Scope.noGrad stateTree.Leaves (fun () ->
             { state with
-                Heads =
-                    {
-                        Weight = ClassSums.withoutRow row state.Heads.Weight
-                        Bias = Some(ClassSums.withoutRow row (biasOf state.Heads))
-                    }
-            })
-
-    let private logits (state: State) : Scorer =
-        Scope.noGrad Scorer.leaves (fun () ->
-            let heads = Tree.map _.clone() Linear.tree state.Heads
-
-            {
-                Owned = Array.ofSeq (Linear.leaves heads)
-                Score = fun features -> Scope.noGrad Leaves.tensor (fun () -> Linear.forward heads features)
+                Heads = LocalHead.withoutRow row state.Heads
             })
 
     /// <summary>The method over a backbone, with options of its own.</summary>
@@ -257,7 +225,7 @@ module InfLora =
             Consolidate = fun batch _ state -> consolidate vit batch.Images state
             Finish = finish options
             Forget = forget
-            Logits = Some logits
+            Logits = Some(fun state -> LocalHead.scores state.Heads)
         }
 
     /// <summary>`methodWith` of `published`.</summary>

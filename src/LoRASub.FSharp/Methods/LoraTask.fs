@@ -183,17 +183,6 @@ module LoraTask =
                 }
         }
 
-    let private initialHead (vit: VisionTransformer) (classes: int) (key: RandomKey) : Linear =
-        let bound = 1.0 / sqrt (float vit.Width)
-
-        let uniform shape number =
-            Rng.uniform -bound bound shape (master vit) vit.Device (Rng.fold number key)
-
-        {
-            Weight = uniform [| int64 classes; vit.Width |] 0L
-            Bias = Some(uniform [| int64 classes |] 1L)
-        }
-
     /// Begins a task from given pairs and a given head, [classes, d] and [classes]. Borrows them.
     let internal beginWith vit (rules: LoraRules<'State, 'S>) (trained: LoraTask) task (state: 'State) =
         Scope.noGrad (observingTree vit rules task state).Leaves (fun () ->
@@ -219,7 +208,7 @@ module LoraTask =
                 let key = Rng.fold (int64 i) key
                 Lora.init rules.BInit rules.Rank shapes (master vit) vit.Device key
 
-            let head = initialHead vit task.Classes.Length (Rng.fold -1L key)
+            let head = LocalHead.fresh vit task.Classes.Length (Rng.fold -1L key)
             let lora = Array.mapi pairs vit.Blocks
             beginWith vit rules { Lora = lora; Head = head } task state)
 
@@ -289,8 +278,8 @@ module LoraTask =
         let leaves = (trainingTree vit rules training.Task training.State).Leaves
 
         Scope.keep (Leaves.both leaves StepReport.leaves) (fun () ->
-            let first = Scalar.op_Implicit (int64 training.Task.FirstClass)
-            let local = batch.Labels.sub first // [n], position in the task
+            // [n], position in the task
+            let local = batch.Labels.sub (Scalar.op_Implicit (int64 training.Task.FirstClass))
             let before = Array.ofSeq (taskTree.Leaves training.Trained)
             let confinements = confinements rules training.Trained training.Projections
 
@@ -324,11 +313,7 @@ module LoraTask =
                         Trained = Tree.withLeaves taskTree after training.Trained
                         Optimizer = optimizer
                     },
-                    {
-                        Loss = total
-                        Predictions = extra[0].add first
-                        Correct = extra[0].eq(local).sum()
-                    }))
+                    StepReport.ofTask training.Task total local extra[0]))
 
     let private merge (rules: LoraRules<'State, 'S>) (training: LoraTraining<'State, _>) =
         Scope.noGrad rules.State.Leaves (fun () ->

@@ -52,6 +52,14 @@ module StepReport =
     /// <summary>Lists the tensors of a report.</summary>
     let leaves: Leaves<StepReport> = fun r -> [ r.Loss; r.Predictions; r.Correct ]
 
+    /// The report of a classifier of the task's classes: predictions and labels are positions in the task, [n] int64.
+    let internal ofTask (task: LearningTask) loss (labels: torch.Tensor) (predictions: torch.Tensor) =
+        {
+            Loss = loss
+            Predictions = predictions.add (Scalar.op_Implicit (int64 task.FirstClass))
+            Correct = predictions.eq(labels).sum()
+        }
+
 /// What a projection retains in one block.
 type Retained =
     {
@@ -99,6 +107,25 @@ module Diagnostics =
     let leaves: Leaves<Diagnostics> =
         fun found -> Leaves.array Subspace.leaves found.Subspaces
 
+/// A method's own classifier of a state, made ready.
+[<RequireQualifiedAccess>]
+type OwnScores =
+    /// Of features [n, d], the class token after the final norm.
+    | OfFeatures of Scorer
+    /// Of images [n, c, H, W] in the backbone's input range: where one network's features are not enough.
+    | OfImages of Scorer
+
+/// Methods' own classifiers.
+[<RequireQualifiedAccess>]
+module OwnScores =
+    /// <summary>Lists the tensors of a classifier.</summary>
+    /// <param name="scores">Borrowed.</param>
+    /// <returns>The tensors that its scorer owns.</returns>
+    let leaves (scores: OwnScores) : torch.Tensor seq =
+        match scores with
+        | OwnScores.OfFeatures scorer
+        | OwnScores.OfImages scorer -> Scorer.leaves scorer
+
 /// A class-incremental method over a frozen backbone. A task runs through `BeginTask`, `Observe` for each batch,
 /// `Prepare`, `Update` for each step, `Merge`, `Consolidate` for each batch, and `Finish`. The phases are types, so that
 /// training before observing does not compile. Each function borrows its arguments and owns its result.
@@ -143,9 +170,9 @@ type Method<'State, 'Observing, 'Training> =
         /// The network of a state: a fused weight [3d, d] per block in the compute format, without pairs in
         /// training. It owns its tensors.
         Adapters: 'State -> Adapters
-        /// The method's own classifier of features [n, d] (class token after the final norm), where it has
-        /// one: a scorer with tensors of its own, chosen by the head `logits`.
-        Logits: ('State -> Scorer) option
+        /// The method's own classifier, where it has one: a scorer with tensors of its own, chosen by the head
+        /// `logits`.
+        Logits: ('State -> OwnScores) option
     }
 
 /// The role of a method's hidden state.

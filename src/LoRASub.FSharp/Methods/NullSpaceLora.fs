@@ -50,7 +50,8 @@ module NullSpaceLora =
             Name = "null-space"
             Summary = "low-rank training that old inputs hardly reach"
             Source = "Wang et al., CVPR 2021, arXiv 2103.07113, applied to LoRA"
-            Stores = "two d x d deltas and one d x d second moment per block; nothing per task or class"
+            Stores =
+                "two d x d deltas and one d x d second moment per block, 12·L·d² bytes; nothing per task or class"
             Trains = true
             Joint = false
         }

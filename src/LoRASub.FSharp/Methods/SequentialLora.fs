@@ -21,7 +21,7 @@ module SequentialLora =
             Name = "sequential"
             Summary = "low-rank training on each task in turn, without protection of earlier ones"
             Source = "Hu et al. 2022, arXiv 2106.09685"
-            Stores = "two d x d deltas per block; nothing per task or class"
+            Stores = "two d x d deltas per block, 8·L·d² bytes; nothing per task or class"
             Trains = true
             Joint = false
         }
