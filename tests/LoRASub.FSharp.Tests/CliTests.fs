@@ -804,7 +804,7 @@ let private line' =
                                 let read = ConfigFile.parse "file" (Encoding.UTF8.GetBytes file)
                                 Expect.equal read.Settings[0].Value text "in a file"
 
-                            let merged = Config.merge None [ s.Name, text ] None
+                            let merged = Config.merge None None [ s.Name, text ] None
                             Expect.equal (s.Get merged.Settings) (Some text) s.Name)
 
         testCase "a dry run counts the classes of a folder that is there" (fun () ->

@@ -70,7 +70,7 @@ let tests =
         [
             property "Config" "own YAML ≡ its settings" (fun (c: Choices) ->
                 let pairs = given c
-                let merged = Config.merge (own (yaml c.Seed pairs)) [] None
+                let merged = Config.merge None (own (yaml c.Seed pairs)) [] None
                 Expect.equal merged.Settings (Settings.ofPairs (presetOf pairs) pairs) "settings"
 
                 for name, _ in pairs do
@@ -79,7 +79,7 @@ let tests =
             property "Config" "settings.json of a run is a configuration" (fun (c: Choices) ->
                 let settings = Settings.ofPairs (presetOf c.Pairs) c.Pairs
                 let text = (Settings.toJson settings).ToJsonString()
-                Expect.equal (Config.merge (own text) [] None).Settings settings "settings")
+                Expect.equal (Config.merge None (own text) [] None).Settings settings "settings")
 
             property "Config" "the command line wins over the file, the file over the preset" (fun (t: Two) ->
                 // a resize of the file's would be fitted to the command line's image size
@@ -88,7 +88,7 @@ let tests =
 
                 let inFile = if inFile.IsEmpty then [ "rank", "3" ] else inFile
                 let line = { Seed = t.Line }.Pairs
-                let merged = Config.merge (own (yaml t.File inFile)) line None
+                let merged = Config.merge None (own (yaml t.File inFile)) line None
                 let all = inFile @ line
                 Expect.equal merged.Settings (Settings.ofPairs (presetOf all) all) "settings"
 
@@ -116,12 +116,12 @@ let tests =
                     order c.Seed pairs.Length |> Array.map (fun i -> pairs[i]) |> List.ofArray
 
                 let settings pairs =
-                    (Config.merge (own (yaml 0 pairs)) [] None).Settings
+                    (Config.merge None (own (yaml 0 pairs)) [] None).Settings
 
                 Expect.equal (settings shuffled) (settings pairs) "settings")
 
             testCase "without a file the presets are those of the data set" (fun () ->
-                let merged pairs = (Config.merge None pairs None).Settings
+                let merged pairs = (Config.merge None None pairs None).Settings
                 Expect.equal (merged []) (Preset.quick Variant.Official) "none"
                 Expect.equal (merged [ "data", "cifar100" ]) (Preset.cifar100 Variant.Official) "cifar100"
 
@@ -157,7 +157,7 @@ let tests =
                     "quick")
 
             testCase "published files keep their variant's and the framework's defaults" (fun () ->
-                let merged = Config.merge (lib []) [] None
+                let merged = Config.merge None (lib []) [] None
                 Expect.equal merged.Settings.Variant Variant.LibContinual "variant"
                 Expect.equal merged.Settings.ClassOrder "seed1993" "class order"
                 Expect.equal (source "seed" merged) (Some("1993", "LibContinual's default")) "seed"
@@ -198,7 +198,7 @@ let tests =
 
             testCase "another data set on the command line has classes of its own" (fun () ->
                 let expected pairs =
-                    (Config.merge (lib []) pairs None).Expected
+                    (Config.merge None (lib []) pairs None).Expected
 
                 Expect.equal (expected []).Classes (Some 200) "the file's"
                 Expect.equal (expected [ "data", "tiny-imagenet" ]).Classes (Some 200) "the same"
@@ -246,7 +246,7 @@ let tests =
                 Expect.isEmpty (notes (lib []) [ "epochs", "1"; "initial-epochs", "2" ]) "both asked for")
 
             testCase "the data must have the classes that the file says" (fun () ->
-                let expected = (Config.merge (lib []) [] None).Expected
+                let expected = (Config.merge None (lib []) [] None).Expected
                 Config.checkClasses expected 200
                 Config.checkClasses { expected with Classes = None } 7
 
@@ -367,7 +367,7 @@ let tests =
                     sizes small [] |> ignore))
 
             testCase "what was open is completed under a source of its own" (fun () ->
-                let merged = Config.merge (own "rank: 3\nseeds: [1, 2]") [] None
+                let merged = Config.merge None (own "rank: 3\nseeds: [1, 2]") [] None
 
                 let completed =
                     Config.complete
@@ -383,7 +383,7 @@ let tests =
                 Expect.equal (completed.Sources.Length - 1) merged.Sources.Length "nothing else")
 
             testCase "sources.json names every setting with its source, and the notes" (fun () ->
-                let merged = Config.merge (lib []) [ "rank", "4" ] None
+                let merged = Config.merge None (lib []) [ "rank", "4" ] None
                 use document = JsonDocument.Parse((Config.toJson merged).ToJsonString())
 
                 let text (e: JsonElement) (name: string) = (e.GetProperty name).GetString()

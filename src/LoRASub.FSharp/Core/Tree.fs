@@ -222,6 +222,23 @@ module Tree =
     /// <returns>The tree of the array; reading it rejects a gap among the names.</returns>
     let array (item: Tree<'T>) : Tree<'T[]> = items (fun _ -> item)
 
+    /// <summary>Items that each have a tree of their own, by their index.</summary>
+    /// <param name="trees">One per item.</param>
+    /// <returns>The tree of an array of as many items.</returns>
+    let each (trees: Tree<'T>[]) : Tree<'T[]> =
+        let at path i = below path (string<int> i)
+
+        {
+            Collect = fun all items -> Array.iter2 (fun tree one -> tree.Collect all one) trees items
+            Map = fun f items -> Array.map2 (fun tree one -> tree.Map f one) trees items
+            Write =
+                fun path items ->
+                    Array.zip trees items
+                    |> Array.mapi (fun i (tree, one) -> tree.Write (at path i) one)
+                    |> List.concat
+            Read = fun tensors path -> trees |> Array.mapi (fun i tree -> tree.Read tensors (at path i))
+        }
+
     /// <summary>Values of one kind by key.</summary>
     /// <param name="name">The name of a key.</param>
     /// <param name="keys">The keys that are read from a file, each of which must be there.</param>

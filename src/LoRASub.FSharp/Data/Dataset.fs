@@ -327,3 +327,42 @@ module Dataset =
             Errors.reject dataset.Name rule $"{dataset.Answers.Length}" ""
 
         dataset
+
+    /// <summary>Holds out training images in place of the test images, so that choices do not see the test
+    /// images.</summary>
+    /// <param name="share">Of each class's training images, in (0, 1); at least one of a class that has two.</param>
+    /// <param name="seed">With the label decides which.</param>
+    /// <param name="dataset">The data set.</param>
+    /// <returns>The data set with the other training images, tested on those held out.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A class has a single training image.</exception>
+    let holdOut (share: float) (seed: int64) (dataset: Dataset) : Dataset =
+        let isHeld = Array.create dataset.Train.Labels.Length false
+
+        for label, positions in Array.indexed dataset.Train.Labels |> Array.groupBy snd do
+            let positions = positions |> Array.map fst
+
+            if positions.Length = 1 then
+                Errors.reject
+                    $"class '{dataset.ClassNames[label]}'"
+                    "must have two training images, of which one can be held out"
+                    "1"
+                    "do not use validate"
+
+            let held =
+                Math.Clamp(int (Math.Round(share * float positions.Length)), 1, positions.Length - 1)
+
+            for i in
+                Rng.permutation positions.Length (Rng.ofSeed seed |> Rng.fold (int64 label))
+                |> Array.truncate held do
+                isHeld[positions[i]] <- true
+
+        let part held =
+            Array.indexed isHeld
+            |> Array.filter (snd >> (=) held)
+            |> Array.map fst
+            |> fun positions -> ImageSet.select positions dataset.Train
+
+        { dataset with
+            Train = part false
+            Test = part true
+        }

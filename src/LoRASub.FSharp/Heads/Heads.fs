@@ -22,6 +22,7 @@ module Heads =
             Observe = fun _ _ () -> ()
             Merge = fun () () -> ()
             Forget = fun _ () -> ()
+            Transport = None
             Scores =
                 fun () ->
                     Errors.reject

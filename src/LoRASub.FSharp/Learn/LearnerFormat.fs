@@ -19,6 +19,8 @@ module LearnerFormat =
             Head: string
             /// None: the class token at the output, as in version 1.
             Embedding: SavedEmbedding option
+            /// Heads that learned in the same passes; None for none.
+            Others: SavedReadout[] option
             State: SavedState
             /// The data set's label of the class learned i-th, for all classes of a run; the ids otherwise.
             ClassOrder: int[]
@@ -126,6 +128,7 @@ module internal LearnerVersion1 =
                     old.Method
             Head = NearestMean.head.Info.Name
             Embedding = None
+            Others = None
             State =
                 {
                     FinishedTasks = old.FinishedTasks
@@ -192,6 +195,18 @@ module internal LearnerRecord =
             Method = learner.Method.Info.Name
             Head = learner.Head.Info.Name
             Embedding = Some(SavedEmbedding.ofEmbedding learner.Embedding)
+            Others =
+                match learner.Others with
+                | [||] -> None
+                | others ->
+                    others
+                    |> Array.map (fun readout ->
+                        {
+                            Label = readout.Label
+                            Head = readout.Head.Info.Name
+                            Embedding = SavedEmbedding.ofEmbedding readout.Embedding
+                        })
+                    |> Some
             State = SavedState.ofState state
             ClassOrder = order
             ImageSize = input.Size

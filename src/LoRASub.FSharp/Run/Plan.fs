@@ -80,6 +80,12 @@ module Plan =
                     (needed "data-path" settings.DataPath)
 
             checkClasses dataset.ClassNames.Length
+
+            let dataset =
+                match settings.Validate with
+                | Some share -> Dataset.holdOut share settings.SplitSeed dataset
+                | None -> dataset
+
             let struct (tasks, initial) = settings.Split
             TaskStream.create dataset order tasks initial
 

@@ -33,11 +33,30 @@ module internal Recipe =
 
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
     let learner (backbone: VisionTransformer) (settings: RunSettings) : Learner =
-        Learner.create
-            backbone
-            (settings.ChosenMethod.Create backbone settings.Method)
-            (Heads.find settings.Head)
-            (Embedding.named settings.Embedding backbone)
+        let readout text : Readout =
+            let struct (head, embedding) = Settings.readout settings.Embedding text
+
+            {
+                Label = text
+                Head = Heads.find head
+                Embedding = Embedding.named embedding backbone
+            }
+
+        let learner =
+            Learner.create
+                backbone
+                (settings.ChosenMethod.Create backbone settings.Method)
+                (Heads.find settings.Head)
+                (Embedding.named settings.Embedding backbone)
+            |> Learner.withOthers (settings.OtherHeads |> List.map readout |> Array.ofList)
+
+        { learner with
+            Readout =
+                { learner.Readout with
+                    Label = $"{settings.Head}@{settings.Embedding}"
+                }
+            Transport = settings.Transport
+        }
 
     /// How images become batches for a backbone; the test transform where `augmentation` is None.
     let batchOptions (settings: RunSettings) (backbone: VisionTransformer) augmentation : BatchOptions =

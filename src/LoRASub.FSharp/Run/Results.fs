@@ -6,6 +6,7 @@ open System.Text.Json.Nodes
 open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Data
+open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Measure
@@ -69,6 +70,33 @@ module Results =
                     "intransigence", Transfer.note transfer.Intransigence
                 ])
 
+    /// <summary>The results of every head of a run.</summary>
+    /// <param name="outcome">Borrowed.</param>
+    /// <returns>First those of the head that predicts.</returns>
+    let heads (outcome: Outcome) : HeadLine[] =
+        let bytes (state: HeadState) =
+            Hidden.leaves state |> Seq.sumBy (fun t -> t.numel () * int64 (t.element_size ()))
+
+        let line i (readout: Readout) state (matrix: AccuracyMatrix) =
+            let measures = Metrics.measure matrix
+            let percent name = measures |> Map.tryFind name |> Option.map Metrics.percent
+
+            {
+                Head = readout.Label
+                Last = (percent "last").Value
+                Average = (percent "average").Value
+                Forgetting = percent "forgetting"
+                Bytes = bytes state
+                Recomputed =
+                    outcome.Recomputed
+                    |> Option.map (fun rows ->
+                        rows[i] |> Array.reduce (+) |> Metrics.accuracy |> Metrics.percent)
+                CorrectAndTotal = matrix
+            }
+
+        Array.zip3 outcome.Learner.Readouts (TaskState.heads outcome.State) outcome.Matrices
+        |> Array.mapi (fun i (readout, state, matrix) -> line i readout state matrix)
+
     /// classes.json.
     let internal classes (plan: Plan) (outcome: Outcome) : JsonNode =
         Json.ofRecord
@@ -120,6 +148,7 @@ module Results =
                 IntransigenceNote = note "intransigence"
                 AccuracyMatrix = outcome.Matrix |> Array.map (Array.map (Metrics.accuracy >> Metrics.percent))
                 CorrectAndTotal = outcome.Matrix
+                Heads = Some(heads outcome)
                 RetainedRank = retained _.Rank
                 RetainedEnergy = retained _.Energy
                 ConditionNumber = retained _.Condition

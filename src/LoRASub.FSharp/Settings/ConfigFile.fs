@@ -22,7 +22,8 @@ module ConfigFile =
     let private takesList (name: string) =
         match (Settings.find name).Kind with
         | SettingKind.Pair _
-        | SettingKind.Folders -> true
+        | SettingKind.Folders
+        | SettingKind.Names -> true
         | _ -> false
 
     let private own (root: Section) : ConfigFile =

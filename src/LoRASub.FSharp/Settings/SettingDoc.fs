@@ -34,6 +34,7 @@ module internal SettingDoc =
         | SettingKind.File -> "FILE"
         | SettingKind.Folder
         | SettingKind.Folders -> "DIR"
+        | SettingKind.Names -> "NAMES"
 
     /// The flag as help shows it: "--rank N", "--no-projection".
     let flag (s: Setting) : string =
@@ -76,6 +77,7 @@ module internal SettingDoc =
         | SettingKind.File -> "file"
         | SettingKind.Folder -> "folder"
         | SettingKind.Folders -> "folders, separated by commas"
+        | SettingKind.Names -> "names, separated by commas"
 
     /// The default of the command line, then those of published protocols that differ.
     let private defaults (s: Setting) =
