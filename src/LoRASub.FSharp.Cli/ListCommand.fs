@@ -20,11 +20,19 @@ let methods () : string list =
             yield! row one.Info.Name [ one.Info.Summary; one.Info.Source; $"stores {one.Info.Stores}" ]
     ]
 
-/// Name, meaning and source of every head, and the names of the embeddings and presets.
+/// Name, parameters, meaning and source of every head, and the names of the embeddings and presets.
 let heads () : string list =
     [
         for one in Heads.all do
-            yield! row one.Info.Name [ one.Info.Summary; one.Info.Source ]
+            yield!
+                row
+                    one.Info.Name
+                    [
+                        one.Info.Summary
+                        one.Info.Source
+                        for parameter, byDefault in one.Parameters do
+                            $":{parameter}, by default {byDefault}"
+                    ]
 
         ""
         "embeddings (--embedding, or HEAD@EMBEDDING in --heads)"

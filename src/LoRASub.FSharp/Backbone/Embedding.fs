@@ -62,9 +62,9 @@ module Embedding =
             Flip = false
         }
 
-    /// <summary>Class and mean patch token of every block, standardised; in place of the last block's mean stand the
-    /// quadrants of its patches after the final norm.</summary>
-    /// <param name="vit">The backbone; `check` rejects one whose patch grid has an odd side.</param>
+    /// <summary>Class and mean patch token of every block, standardised. The last block gives the quadrants of its patches
+    /// after the final norm instead of their mean.</summary>
+    /// <param name="vit">The backbone. `check` does not accept one whose patch grid has an odd side.</param>
     /// <returns>An embedding of (2 · depth + 3) · d columns.</returns>
     let allBlocks (vit: VisionTransformer) : Embedding =
         let depth = vit.Blocks.Length

@@ -103,6 +103,7 @@ type VisionTransformer =
     member this.GridSide = this.ImageSize / this.PatchSize
     /// Channels of its images.
     member this.Channels = int this.PatchEmbedding.Weight.shape[1]
+    /// Where its tensors are.
     member this.Device = this.ClassToken.device
 
 /// What the blocks of one network run with besides their frozen weights.
@@ -166,15 +167,17 @@ module VisionTransformer =
                 Linear.leaves b.Fc2
             ]
 
-    let leaves: Leaves<VisionTransformer> =
-        fun vit ->
-            Seq.concat
-                [
-                    Linear.leaves vit.PatchEmbedding
-                    Seq.ofList [ vit.ClassToken; vit.Positions ]
-                    Seq.collect blockLeaves vit.Blocks
-                    Seq.ofList (normLeaves vit.Norm)
-                ]
+    /// <summary>Lists the tensors of a network.</summary>
+    /// <param name="vit">The network, borrowed.</param>
+    /// <returns>Its weights.</returns>
+    let leaves (vit: VisionTransformer) : torch.Tensor seq =
+        Seq.concat
+            [
+                Linear.leaves vit.PatchEmbedding
+                Seq.ofList [ vit.ClassToken; vit.Positions ]
+                Seq.collect blockLeaves vit.Blocks
+                Seq.ofList (normLeaves vit.Norm)
+            ]
 
     // The weights of a block's other sites with sign · delta.
     let private withDelta
@@ -569,9 +572,18 @@ module VisionTransformer =
     let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
         (tokens [| output vit |] adapters vit images)[0]
 
-    /// Folds `visit` over the attention inputs [b, N, d] of the blocks (the outputs of their first norms), in order,
-    /// for one slice of the images after the other; nothing is computed beyond the last of them. `leaves` lists the
-    /// tensors of the folded state. Borrows the rest; the folded state is owned by the caller.
+    /// <summary>Folds a function over the attention inputs of the blocks (the outputs of their first norms), in order,
+    /// for one slice of the images after the other. Nothing is computed beyond the last of them.</summary>
+    /// <param name="leaves">Lists the tensors of a folded state.</param>
+    /// <param name="visit">Borrows a state, the index of a block and its inputs [b, N, d], and returns the next
+    /// state.</param>
+    /// <param name="initial">The first state, borrowed.</param>
+    /// <param name="adapters">The network's adapters, borrowed.</param>
+    /// <param name="vit">The backbone, borrowed.</param>
+    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
+    /// <returns>The last state, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">Images of another size or device, or adapters of another
+    /// depth.</exception>
     let foldInputs
         (leaves: Leaves<'S>)
         (visit: 'S -> int -> torch.Tensor -> 'S)

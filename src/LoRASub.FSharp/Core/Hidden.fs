@@ -14,7 +14,7 @@ type Hidden<'Kind> =
         }
 
 [<RequireQualifiedAccess>]
-module Hidden =
+module internal Hidden =
 
     /// The tensors that the value owns.
     let leaves: Leaves<Hidden<'Kind>> = fun hidden -> hidden.Tensors()

@@ -251,8 +251,9 @@ module ImageSet =
     /// <param name="width">Pixels, at least 1.</param>
     /// <param name="read">The channels·height·width bytes of the image at a position, plane by plane. May be
     /// called from several threads at once.</param>
-    /// <returns>The set. Reading an image rejects bytes of another number and a position that the set does not
-    /// have.</returns>
+    /// <returns>The set.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">When an image is read: another number of bytes, or a position that
+    /// the set does not have.</exception>
     let ofReader
         (source: string)
         (labels: int[])

@@ -26,6 +26,19 @@ module DriftMap =
     let leaves: Leaves<DriftMap> =
         fun map -> [ map.Before; map.After; map.Map; map.Residual ]
 
+    /// <summary>Class sums after a map: each mean through it.</summary>
+    /// <param name="map">Of the same width; borrowed.</param>
+    /// <param name="sums">[c, d], borrowed.</param>
+    /// <returns>The sums, owned by the caller.</returns>
+    let sums (map: DriftMap) (sums: ClassSums) : ClassSums =
+        Scope.noGrad ClassSums.leaves (fun () ->
+            let counts = sums.Counts.``to``(sums.Sums.dtype).unsqueeze 1L
+
+            {
+                Sums = (sums.Sums.sub (counts.mul map.Before)).mm(map.Map).add (counts.mul map.After)
+                Counts = sums.Counts.clone ()
+            })
+
     /// <summary>Fits P = I + X₀ᵀ(X₀X₀ᵀ + γI)⁻¹(X₁ − X₀) on centred embeddings of the same images under both networks: ridge
     /// regression that shrinks to the identity. γ is the mean diagonal of X₀ᵀX₀. The residual is that of leaving one
     /// image out, in closed form. If the map then explains no more than the shift of the mean, it is the

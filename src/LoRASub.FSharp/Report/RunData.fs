@@ -342,7 +342,7 @@ module RunData =
     /// as it got.</param>
     /// <returns>A group for each folder, in their order. Its name is the shortest end of its path that differs from the
     /// others.</returns>
-    /// <exception cref="T:LoRASub.InputException">There is no folder, a repeated one, or one that is not a run's, or one of its
+    /// <exception cref="T:LoRASub.Core.InputException">There is no folder, a repeated one, or one that is not a run's, or one of its
     /// files is damaged or contradicts itself.</exception>
     let loadAll (folders: string[]) : RunGroup[] =
         let hint = "name the --out folder of lorasub run"

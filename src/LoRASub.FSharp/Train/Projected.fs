@@ -70,8 +70,9 @@ module Projected =
     /// rule).</summary>
     /// <param name="confinements">One per parameter; matrices [d, d], borrowed for as long as the
     /// transformation is used.</param>
-    /// <returns>A transformation without memory. It rejects another number of parameters, and a matrix whose
-    /// size, type or device does not fit its parameter.</returns>
+    /// <returns>A transformation without memory.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">When it is applied: another number of parameters, or a matrix whose
+    /// size, type or device does not fit its parameter.</exception>
     let transform (confinements: Confinement[]) : Transform<unit> =
         let each = Transform.stateless (fun i update _ -> apply i update confinements[i])
 
