@@ -75,7 +75,11 @@ module Workload =
             Map.ofList
                 [
                     Phase.Observe, (if learner.Method.Observes task then train else 0)
-                    Phase.Train, train * settings.EpochsOf task
+                    Phase.Train,
+                    (if learner.Method.Trains task then
+                         train * settings.EpochsOf task
+                     else
+                         0)
                     Phase.Prototypes, train
                     Phase.Predict, Array.sum tests[.. task.Index]
                 ])

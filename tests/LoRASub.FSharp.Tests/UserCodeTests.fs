@@ -67,6 +67,31 @@ let tests =
                         let last = (Metrics.measure outcome.Matrix)["last"]
                         Expect.isGreaterThan last 0.2 $"last accuracy with {head.Info.Name}"))
 
+            testCase
+                "scores of images are those of their features, also of mirrored views"
+                (withPlan (fun plan ->
+                    let vit = plan.Backbone
+                    let images = (Array.head (Tiny.batches plan 0)).Images
+
+                    for flip in [ false; true ] do
+                        let scores method =
+                            let embedding =
+                                { Embedding.output vit with
+                                    Flip = flip
+                                }
+
+                            let learner =
+                                Learner.create vit (Method.hide method) (Head.hide Heads.logits) embedding
+
+                            let state = Tiny.learnFirst learner plan
+                            Learner.predict learner (Learner.deploy learner state) images
+
+                        closeTo
+                            1e-6
+                            $"scores, flip {flip}"
+                            (TestFiles.numbers (scores (ToyMethod.method' vit)))
+                            (TestFiles.numbers (scores (ToyMethod.ofImages vit)))))
+
             for name, words, change in
                 [
                     "scores of too few classes",

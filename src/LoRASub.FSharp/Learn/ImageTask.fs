@@ -55,7 +55,7 @@ module ImageTask =
         (state: TaskState)
         clock
         =
-        let epochs = if learner.Method.Info.Trains then options.Epochs else 0
+        let epochs = if learner.Method.Trains task then options.Epochs else 0
 
         let epoch number =
             TaskStream.epochBatches options.Batch (options.PassKey state.Key task number) set task positions

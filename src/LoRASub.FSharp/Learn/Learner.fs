@@ -104,10 +104,10 @@ type Model =
     {
         /// What embeddings are read from.
         Networks: Networks
-        /// The classifier.
-        Scorer: Scorer
+        /// The classifier: of the embeddings of its head, or of images.
+        Scorer: OwnScores
         /// The other heads of the learner, made ready.
-        Others: Scorer[]
+        Others: OwnScores[]
         /// Number of classes.
         Classes: int
     }
@@ -159,9 +159,7 @@ module TaskState =
 module internal Networks =
     let leaves: Leaves<Networks> =
         fun networks ->
-            Seq.append
-                (Adapters.leaves networks.Adapted)
-                (Leaves.option Adapters.leaves networks.Frozen)
+            Seq.append (Adapters.leaves networks.Adapted) (Leaves.option Adapters.leaves networks.Frozen)
 
 /// Models.
 [<RequireQualifiedAccess>]
@@ -172,8 +170,8 @@ module Model =
             Seq.concat
                 [
                     Networks.leaves model.Networks
-                    Scorer.leaves model.Scorer
-                    Seq.collect Scorer.leaves model.Others
+                    OwnScores.leaves model.Scorer
+                    Seq.collect OwnScores.leaves model.Others
                 ]
 
 /// Predicts and forgets; `TaskLoop` learns.
@@ -280,6 +278,7 @@ module Learner =
         tree {
             let! method = Tree.field "method" _.Method learner.Method.State
             and! head = Tree.field "head" _.Head learner.Head.Tree
+
             and! others =
                 Tree.field "others" _.Others (Tree.each (learner.Others |> Array.map _.Head.Tree))
 
@@ -364,27 +363,35 @@ module Learner =
                         None
             })
 
-    /// Tokens of some parts, and for each head the embeddings [n, D] of each view of the images, in the master format.
-    /// Borrows; owned by the caller.
-    let internal embed (learner: Learner) (networks: Networks) (parts: EmbeddingPart[]) images =
+    let private embedFor (readouts: Readout[]) (learner: Learner) (networks: Networks) parts images =
         Scope.noGrad
-            (fun struct (tokens, views) -> Seq.append (Leaves.tensors tokens) (Seq.collect Leaves.tensors views))
+            (fun struct (tokens, views) ->
+                Seq.append (Leaves.tensors tokens) (Seq.collect Leaves.tensors views))
             (fun () ->
                 Embedding.embedAll
-                    (learner.Readouts |> Array.map _.Embedding)
+                    (readouts |> Array.map _.Embedding)
                     parts
                     networks.Frozen
                     networks.Adapted
                     learner.Backbone
                     images)
 
+    /// Tokens of some parts, and for each head the embeddings [n, D] of each view of the images, in the master format.
+    /// Borrows; owned by the caller.
+    let internal embed (learner: Learner) networks (parts: EmbeddingPart[]) (images: torch.Tensor) =
+        embedFor learner.Readouts learner networks parts images
+
     /// Adds a batch, the views of each head and the rows, to the sums of every head. Owned by the caller.
-    let internal observe (learner: Learner) (views: torch.Tensor[][]) rows (heads: HeadState[]) : HeadState[] =
+    let internal observe
+        (learner: Learner)
+        (views: torch.Tensor[][])
+        rows
+        (heads: HeadState[])
+        : HeadState[] =
         let observe (readout: Readout) (views: torch.Tensor[]) head =
             Scope.fold Hidden.leaves (fun head view -> readout.Head.Observe view rows head) head views
 
-        Scope.keep (Seq.collect Hidden.leaves) (fun () ->
-            Array.map3 observe learner.Readouts views heads)
+        Scope.keep (Seq.collect Hidden.leaves) (fun () -> Array.map3 observe learner.Readouts views heads)
 
     /// <summary>Makes a state ready to predict.</summary>
     /// <param name="learner">Borrowed.</param>
@@ -399,7 +406,7 @@ module Learner =
         let scorer (readout: Readout) (head: HeadState) =
             match learner.Method.Logits with
             | Some logits when isLogits readout.Head -> logits state.Method
-            | _ -> readout.Head.Scores head
+            | _ -> OwnScores.OfFeatures(readout.Head.Scores head)
 
         Scope.noGrad Model.leaves (fun () ->
             {
@@ -413,19 +420,35 @@ module Learner =
     /// Borrows; owned by the caller. Rejects scores of another shape and scores that are not finite.
     let internal predictWith (learner: Learner) (model: Model) parts (images: torch.Tensor) =
         Scope.noGrad (Leaves.both Leaves.tensors Leaves.tensors) (fun () ->
-            let struct (tokens, views) = embed learner model.Networks parts images
+            let heads =
+                Array.zip learner.Readouts (Array.append [| model.Scorer |] model.Others)
 
-            let score (readout: Readout) (scorer: Scorer) (views: torch.Tensor[]) =
+            let ofFeatures = heads |> Array.filter (fun (_, scores) -> scores.IsOfFeatures)
+
+            let struct (tokens, embedded) =
+                embedFor (Array.map fst ofFeatures) learner model.Networks parts images
+
+            let mean (readout: Readout) (scorer: Scorer) (views: torch.Tensor[]) =
                 let ofView view =
                     let scores = scorer.Score view
                     checkScores learner readout model.Classes view scores
                     scores
 
-                let sum = views |> Array.map ofView |> Array.reduce (fun sum scores -> sum.add scores)
+                let sum =
+                    views |> Array.map ofView |> Array.reduce (fun sum scores -> sum.add scores)
+
                 sum.div (Scalar.op_Implicit (float views.Length))
 
-            let scorers = Array.append [| model.Scorer |] model.Others
-            struct (Array.map3 score learner.Readouts scorers views, tokens))
+            let score i (readout: Readout, scores) =
+                match scores with
+                | OwnScores.OfImages scorer -> mean readout scorer (Embedding.views readout.Embedding images)
+                | OwnScores.OfFeatures scorer ->
+                    let before =
+                        heads[.. i - 1] |> Array.filter (fun (_, scores) -> scores.IsOfFeatures)
+
+                    mean readout scorer embedded[before.Length]
+
+            struct (Array.mapi score heads, tokens))
 
     /// The learner without the heads that only compare.
     let internal alone (learner: Learner) : Learner = { learner with Others = [||] }
@@ -441,7 +464,9 @@ module Learner =
     /// embeddings.</exception>
     let predict (learner: Learner) (model: Model) (images: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
-            let struct (scores, _) = predictWith (alone learner) { model with Others = [||] } [||] images
+            let struct (scores, _) =
+                predictWith (alone learner) { model with Others = [||] } [||] images
+
             scores[0])
 
     /// <summary>The state without a class: its row leaves the head's sums and the method's state, and what
@@ -496,7 +521,7 @@ module Learner =
 
             {
                 Networks = networks
-                Scorer = learner.Head.Scores heads[0]
+                Scorer = OwnScores.OfFeatures(learner.Head.Scores heads[0])
                 Others = [||]
                 Classes = state.Classes.Length + task.Classes.Length
             })
