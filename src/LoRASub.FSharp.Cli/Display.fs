@@ -244,6 +244,12 @@ let header (plan: Plan) (threads: int) : string list =
         else
             "", info.Name
 
+    let method =
+        if settings.IsUndecided then
+            $"auto: {method}, or frozen"
+        else
+            method
+
     [
         $"data      {data.Name}: {Dataset.classes data} classes, {data.Train.Labels.Length} training and {data.Test.Labels.Length} test images"
         $"tasks     {TaskStream.describeSizes sizes}{stop}{epochs}, batch {settings.Batch}"

@@ -1,6 +1,7 @@
 namespace LoRASub.Learn
 
 open System
+open System.Globalization
 open LoRASub.Core
 open LoRASub.Data
 open LoRASub.Heads
@@ -25,6 +26,17 @@ type AdaptationTrial =
 
     /// Accuracy gained by adapting, as a fraction.
     member this.Gain = float (this.Adapted - this.Frozen) / float this.Images
+
+    override this.ToString() =
+        let percent n =
+            (100.0 * float n / float this.Images).ToString("F1", CultureInfo.InvariantCulture)
+
+        let points (x: float) =
+            (100.0 * x).ToString("F1", CultureInfo.InvariantCulture)
+
+        let choice = if this.Helps then "the network adapts" else "the network stays frozen"
+
+        $"{choice}: adapted to {this.Classes} classes it gets {percent this.Adapted}%% of {this.Images} held-out training images of {this.Classes + this.LaterClasses} classes right, frozen {percent this.Frozen}%% (difference {points this.Gain} ± {points this.Error})"
 
     /// Whether the gain is more than its standard error. Otherwise the frozen network, which costs no training, is the
     /// better choice.
@@ -77,33 +89,38 @@ module Adaptation =
     /// <param name="frozen">Of a method that does not train; borrowed.</param>
     /// <param name="adapting">With the same head and embedding, which has sums: not `logits`; borrowed.</param>
     /// <param name="options">How the task will be learned.</param>
-    /// <param name="set">Training images.</param>
-    /// <param name="classes">The labels of the first task's classes, in the class order.</param>
+    /// <param name="set">Images.</param>
+    /// <param name="positions">Those of the first task's training images.</param>
+    /// <param name="classes">The labels of its classes, in the class order.</param>
     /// <param name="key">The root key of the learner to come.</param>
     /// <param name="onEvent">Receives progress on the calling thread.</param>
     /// <returns>None where the task is too small to tell: fewer than four classes, or a class with fewer than five
     /// images.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">As `TaskLoop.learn`.</exception>
-    let trial frozen adapting options (set: ImageSet) (classes: int[]) key onEvent : AdaptationTrial option =
-        let positions =
-            classes
-            |> Array.map (fun label ->
-                label,
-                Array.indexed set.Labels
-                |> Array.filter (snd >> (=) label)
-                |> Array.map fst)
-            |> Map.ofArray
+    let trial
+        frozen
+        adapting
+        options
+        (set: ImageSet)
+        (positions: int[])
+        (classes: int[])
+        key
+        onEvent
+        : AdaptationTrial option =
+        let byLabel = positions |> Array.groupBy (fun i -> set.Labels[i]) |> Map.ofArray
 
-        if
-            classes.Length < 4
-            || positions |> Map.exists (fun _ mine -> mine.Length < heldOutEvery)
-        then
+        let isTooSmall label =
+            match Map.tryFind label byLabel with
+            | Some mine -> mine.Length < heldOutEvery
+            | None -> true
+
+        if classes.Length < 4 || Array.exists isTooSmall classes then
             None
         else
             let pick isHeldOut labels =
                 labels
                 |> Array.collect (fun label ->
-                    positions[label]
+                    byLabel[label]
                     |> Array.indexed
                     |> Array.filter (fun (i, _) -> (i % heldOutEvery = heldOutEvery - 1) = isHeldOut)
                     |> Array.map snd)

@@ -41,6 +41,10 @@ module Methods =
     /// <summary>Their names.</summary>
     let names = all |> List.map _.Info.Name
 
+    /// The setting that leaves the choice between `Frozen` and `FirstSession` to validation on the first task.
+    [<Literal>]
+    let Auto = "auto"
+
     /// <summary>The method of a name.</summary>
     /// <param name="name">One of `names`.</param>
     /// <returns>The row of the method.</returns>

@@ -112,6 +112,31 @@ module internal Recipe =
             PassKey = epochKey settings
         }
 
+    /// Whether the network adapts to the first task, where settings leave it open: the name of the method, and the trial
+    /// where the task is large enough for one. Borrows the backbone. Rejects as `TaskLoop.learn`.
+    let decide (settings: RunSettings) (backbone: VisionTransformer) set positions classes onEvent =
+        if settings.IsUndecided then
+            let under (info: MethodInfo) =
+                learner backbone { settings with MethodName = info.Name }
+
+            let epochs = defaultArg settings.InitialEpochs settings.Epochs
+
+            let trial =
+                Adaptation.trial
+                    (under Frozen.info)
+                    (under FirstSession.info)
+                    (learnOptions settings backbone epochs)
+                    set
+                    positions
+                    classes
+                    (Rng.ofSeed settings.Seed)
+                    onEvent
+
+            let helps = trial |> Option.exists _.Helps
+            struct ((if helps then FirstSession.info.Name else Frozen.info.Name), trial)
+        else
+            struct (settings.MethodName, None)
+
     /// The first epoch of a task that holds the schedule's last rate, if there is one.
     let heldFrom (settings: RunSettings) (epochs: int) : int option =
         Schedule.heldFrom settings.ScheduleLength epochs

@@ -394,7 +394,7 @@ module Settings =
 
     let private learner =
         [
-            common "method" "how to learn" (named Methods.names)
+            common "method" "how to learn; see lorasub methods" (named (Methods.names @ [ Methods.Auto ]))
             |> field _.MethodName (fun v s -> { s with MethodName = v })
             common "head" "classifier of the embeddings; see lorasub heads" (checked' (Heads.find >> ignore))
             |> field _.Head (fun v s -> { s with Head = v })
