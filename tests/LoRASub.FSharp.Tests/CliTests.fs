@@ -423,7 +423,7 @@ let private badInput =
             [ "'norm.weight'"; "floating point"; "Int64" ]
         flags
             "heads that do not divide"
-            [ "--heads"; "3" ]
+            [ "--attention-heads"; "3" ]
             [ "vit.safetensors"; "divides its width 8"; "found 3" ]
         flags "image no multiple of a patch" [ "--image-size"; "10" ] [ "image size"; "multiple"; "found 10" ]
         tensors

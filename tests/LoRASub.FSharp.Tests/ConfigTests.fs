@@ -135,6 +135,7 @@ let tests =
             testCase "each value says where it comes from" (fun () ->
                 let merged =
                     Config.merge
+                        None
                         (own "data: cifar100\nepochs: 3\nvariant: libcontinual")
                         [ "rank", "4" ]
                         None
@@ -152,7 +153,7 @@ let tests =
                     Expect.equal (source name merged) expected name
 
                 Expect.equal
-                    (source "augment" (Config.merge None [] None))
+                    (source "augment" (Config.merge None None [] None))
                     (Some("flip", "preset quick official"))
                     "quick")
 
@@ -163,7 +164,7 @@ let tests =
                 Expect.equal (source "seed" merged) (Some("1993", "LibContinual's default")) "seed"
                 Expect.equal merged.Settings.ScheduleLength 7 "K is the later tasks' epochs"
                 Expect.equal merged.Seeds [| 1993L |] "seeds"
-                let official = Config.merge off [] None
+                let official = Config.merge None off [] None
                 Expect.equal official.Settings.Variant Variant.Official "official"
                 Expect.equal official.Settings.Method.BInit BInit.Sparse "its B"
                 Expect.equal official.Settings.Seed 3L "its first seed"
@@ -178,7 +179,7 @@ let tests =
 
             testCase "seeds: command line over file" (fun () ->
                 let seeds file pairs line =
-                    let merged = Config.merge file pairs line
+                    let merged = Config.merge None file pairs line
                     Expect.equal merged.Settings.Seed merged.Seeds[0] "the first"
                     merged.Seeds
 
@@ -189,12 +190,12 @@ let tests =
                 Expect.equal (seeds (own "seeds: [5, 6]") [] None) [| 5L; 6L |] "seeds"
 
                 refused [ "--seeds"; "combined with --seed" ] (fun () ->
-                    Config.merge None [ "seed", "1" ] (Some [| 2L |]) |> ignore))
+                    Config.merge None None [ "seed", "1" ] (Some [| 2L |]) |> ignore))
 
             rejects
                 "an unknown data set of the command line"
                 [ "found mnost"; "did you mean mnist?" ]
-                (fun () -> Config.merge None [ "data", "mnost" ] None |> ignore)
+                (fun () -> Config.merge None None [ "data", "mnost" ] None |> ignore)
 
             testCase "another data set on the command line has classes of its own" (fun () ->
                 let expected pairs =
@@ -207,7 +208,7 @@ let tests =
 
             testCase "a resize before the centre crop fits the size of the images" (fun () ->
                 let resize file pairs =
-                    let merged = Config.merge file pairs None
+                    let merged = Config.merge None file pairs None
 
                     merged.Settings.TestResize,
                     merged.Notes |> Array.exists (fun n -> n.StartsWith "test-resize")
@@ -232,7 +233,7 @@ let tests =
 
             testCase "the first task's epochs do not follow the command line's silently" (fun () ->
                 let notes file pairs =
-                    (Config.merge file pairs None).Notes
+                    (Config.merge None file pairs None).Notes
                     |> Array.filter (fun n -> n.StartsWith "the first task")
 
                 Expect.equal
@@ -256,7 +257,7 @@ let tests =
                 refused [ "200 classes"; "found 201" ] (fun () -> Config.checkClasses expected 201))
 
             testCase "another width or number of heads is a note" (fun () ->
-                let expected = (Config.merge off [] None).Expected
+                let expected = (Config.merge None off [] None).Expected
                 Expect.isEmpty (Config.backboneNotes expected 768 12) "as said"
 
                 Expect.equal
@@ -268,7 +269,7 @@ let tests =
                     "notes"
 
                 Expect.isEmpty
-                    (Config.backboneNotes (Config.merge None [] None).Expected 7 7)
+                    (Config.backboneNotes (Config.merge None None [] None).Expected 7 7)
                     "without a file")
 
             testCase "a range that nobody gave is noted where the weights state none" (fun () ->
@@ -276,7 +277,7 @@ let tests =
                     let metadata = Map.ofList metadata
 
                     Config.assumed
-                        (Config.merge file pairs None)
+                        (Config.merge None file pairs None)
                         (WeightsCard.ofMetadata "w" metadata)
                         metadata
 
@@ -296,7 +297,7 @@ let tests =
 
             testCase "a setting from any source that contradicts the weights is warned of" (fun () ->
                 let warning file pairs metadata =
-                    let settings = (Config.merge file pairs None).Settings
+                    let settings = (Config.merge None file pairs None).Settings
                     Config.contradiction settings (WeightsCard.ofMetadata "w" (Map.ofList metadata))
 
                 let range = [ "input-range", "-1,1" ]
@@ -314,16 +315,16 @@ let tests =
                 Expect.equal (warning (own "input-range: [-1, 1]") [] range) None "agreement in a file"
                 Expect.equal (warning None range [ "mean", "0.5"; "std", "0.5" ]) None "mean and std"
                 Expect.equal (warning None [] []) None "nothing stated"
-                Expect.equal (warning None [] [ "heads", "3"; "image-size", "32" ]) None "left open"
+                Expect.equal (warning None [] [ "attention-heads", "3"; "image-size", "32" ]) None "left open"
 
                 Expect.equal
                     (warning
                         None
-                        [ "heads", "6"; "image-size", "64"; "norm-epsilon", "1e-5" ]
-                        [ "heads", "3"; "image-size", "32"; "norm-epsilon", "1e-6" ])
+                        [ "attention-heads", "6"; "image-size", "64"; "norm-epsilon", "1e-5" ]
+                        [ "attention-heads", "3"; "image-size", "32"; "norm-epsilon", "1e-6" ])
                     (Some(
-                        "image-size 64 differs from 32, and heads 6 differs from 3, and norm-epsilon 1e-5,1e-5 differs from 1e-6,1e-6, "
-                        + "which the weights were trained with; --image-size 32 --heads 3 --norm-epsilon 1e-6,1e-6 follow the weights"
+                        "image-size 64 differs from 32, and attention-heads 6 differs from 3, and norm-epsilon 1e-5,1e-5 differs from 1e-6,1e-6, "
+                        + "which the weights were trained with; --image-size 32 --attention-heads 3 --norm-epsilon 1e-6,1e-6 follow the weights"
                     ))
                     "several"
 
@@ -341,11 +342,11 @@ let tests =
                         "crop-ratio", "3/0,1", [ "--crop-ratio: must be LOW,HIGH" ]
                         "tasks", "0", [ "--tasks: must be at least 1" ]
                     ] do
-                    refused words (fun () -> Config.merge None [ name, text ] None |> ignore))
+                    refused words (fun () -> Config.merge None None [ name, text ] None |> ignore))
 
             testCase "tasks as far as they are known without data" (fun () ->
                 let sizes file pairs =
-                    Config.taskSizes (Config.merge file pairs None)
+                    Config.taskSizes (Config.merge None file pairs None)
 
                 Expect.equal
                     (sizes (lib []) [])

@@ -328,13 +328,13 @@ let tests =
                     let width name =
                         Embedding.width vit (Embedding.named name vit) / vit.Width
 
-                    Expect.equal (List.map width Embedding.names) [ 1L; 6L; 15L ] "widths in d"))
+                    Expect.equal (List.map width Embedding.names) [ 1L; 6L; 15L; 15L ] "widths in d"))
 
             rejects
                 "an unknown name"
                 [
                     "embedding"
-                    "class-token, last-blocks, all-blocks"
+                    "class-token, last-blocks, all-blocks, rich"
                     "'all-block'"
                     "all-blocks?"
                 ]

@@ -182,6 +182,7 @@ let tests =
 
                     let embedding: Embedding =
                         {
+                            Frozen = [| part 1 Tokens.Class false |]
                             Parts = [| part 1 Tokens.PatchMean false; part 2 Tokens.PatchQuadrants true |]
                             Standardise = true
                             Flip = true

@@ -599,7 +599,7 @@ let tests =
                         identical
                             "effective weights"
                             plan.Backbone.Blocks[block].Qkv.Weight
-                            model.Adapters.Qkv[block]
+                            model.Networks.Adapted.Qkv[block]
 
                     let batches = Array.append (Tiny.batches plan 0) (Tiny.batches plan 1)
 

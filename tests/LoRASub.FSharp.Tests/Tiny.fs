@@ -94,6 +94,7 @@ let settings: RunSettings =
         Epochs = 2
         Batch = 5
         Heads = Some 2
+        OtherHeads = []
         Device = deviceName
         Augmentation = Augmentation.None
         Method =

@@ -202,6 +202,7 @@ let tests =
 
                     let embedding: Embedding =
                         {
+                            Frozen = [||]
                             Parts = [| part |]
                             Standardise = false
                             Flip = false
