@@ -215,14 +215,17 @@ let tests =
                     let learner = Tiny.learnerOf plan method
                     let state = Tiny.learnFirst learner plan
 
-                    LearnerFile.save
-                        folder
-                        learner
-                        { Tiny.record plan state with
-                            Method = "sequential"
-                        }
-                        state
+                    let record =
+                        LearnerRecord.create
+                            learner
+                            state
+                            plan.Stream.Order
+                            (Plan.batchOptions plan Augmentation.None).Format
+                            plan.Settings.NormEpsilon
+                            (String('0', 64))
+                            []
 
+                    LearnerFile.save folder learner record state
                     let means = torch.ones ([| 2L; plan.Backbone.Width |])
                     let kept = Tree.write (Learner.tree learner state) state
                     replaceTensors folder (("method.prototypes", means) :: kept)

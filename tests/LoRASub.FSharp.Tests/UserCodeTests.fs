@@ -92,6 +92,39 @@ let tests =
                             (TestFiles.numbers (scores (ToyMethod.method' vit)))
                             (TestFiles.numbers (scores (ToyMethod.ofImages vit)))))
 
+            testCase
+                "scores of images are the same beside other heads"
+                (withPlan (fun plan ->
+                    let vit = plan.Backbone
+                    let images = (Array.head (Tiny.batches plan 0)).Images
+
+                    let learner head =
+                        Learner.create
+                            vit
+                            (Method.hide (ToyMethod.ofImages vit))
+                            head
+                            { Embedding.output vit with
+                                Flip = true
+                            }
+
+                    let own = learner (Head.hide Heads.logits)
+                    let means = learner (Head.hide NearestMean.head)
+
+                    let scores (learner: Learner) =
+                        let state = Tiny.learnFirst learner plan
+                        let model = Learner.deploy learner state
+                        let struct (scores, _) = Learner.predictWith learner model [||] images
+                        scores
+
+                    let alone = [| yield! scores own; yield! scores means |]
+
+                    Array.iter2 (repeated "first") alone (scores (Learner.withOthers [| means.Readout |] own))
+
+                    Array.iter2
+                        (repeated "second")
+                        (Array.rev alone)
+                        (scores (Learner.withOthers [| own.Readout |] means))))
+
             for name, words, change in
                 [
                     "scores of too few classes",
