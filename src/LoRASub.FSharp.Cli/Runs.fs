@@ -60,14 +60,8 @@ let private decided (shell: Shell) (plan: Plan) : Plan =
                 raise (OperationCanceledException "interrupted; nothing was learned yet")
 
         Shell.say shell [ "trial of adapting the network, on the training images of the first task" ]
-        let struct (plan, trial) = Plan.decide stopIfAsked plan
-
-        let outcome =
-            match trial with
-            | Some trial -> string trial
-            | None -> "the network stays frozen: the first task is too small for a trial"
-
-        Shell.say shell [ $"note: {outcome}"; "" ]
+        let struct (plan, trial) = Decision.ofPlan stopIfAsked plan
+        Shell.say shell [ $"note: {Decision.describe trial}"; "" ]
         plan
     else
         plan

@@ -121,7 +121,9 @@ let tests =
                 Expect.equal (settings shuffled) (settings pairs) "settings")
 
             testCase "without a file the presets are those of the data set" (fun () ->
-                let merged pairs = (Config.merge None None pairs None).Settings
+                let merged pairs =
+                    (Config.merge None None pairs None).Settings
+
                 Expect.equal (merged []) (Preset.quick Variant.Official) "none"
                 Expect.equal (merged [ "data", "cifar100" ]) (Preset.cifar100 Variant.Official) "cifar100"
 
@@ -315,7 +317,11 @@ let tests =
                 Expect.equal (warning (own "input-range: [-1, 1]") [] range) None "agreement in a file"
                 Expect.equal (warning None range [ "mean", "0.5"; "std", "0.5" ]) None "mean and std"
                 Expect.equal (warning None [] []) None "nothing stated"
-                Expect.equal (warning None [] [ "attention-heads", "3"; "image-size", "32" ]) None "left open"
+
+                Expect.equal
+                    (warning None [] [ "attention-heads", "3"; "image-size", "32" ])
+                    None
+                    "left open"
 
                 Expect.equal
                     (warning

@@ -562,11 +562,7 @@ let tests =
                         let found = classifier.Predict test
                         Expect.equal (found |> Array.map _.ClassName) (Array.map fst expected) "classes"
 
-                        closeTo
-                            1e-4
-                            "scores"
-                            (Array.map snd expected)
-                            (found |> Array.map _.Score)
+                        closeTo 1e-4 "scores" (Array.map snd expected) (found |> Array.map _.Score)
 
                     use classifier = ContinualClassifier.Load(saved, backbone, options)
                     check classifier

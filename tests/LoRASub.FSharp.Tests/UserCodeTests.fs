@@ -118,7 +118,10 @@ let tests =
 
                     let alone = [| yield! scores own; yield! scores means |]
 
-                    Array.iter2 (repeated "first") alone (scores (Learner.withOthers [| means.Readout |] own))
+                    Array.iter2
+                        (repeated "first")
+                        alone
+                        (scores (Learner.withOthers [| means.Readout |] own))
 
                     Array.iter2
                         (repeated "second")

@@ -134,7 +134,9 @@ module Embedding =
         [
             "class-token", "class token after the final norm", output
             "last-blocks", "class and mean patch token of the last three blocks", lastBlocks
-            "all-blocks", "class and mean patch token of all blocks; the last one's patches by quadrant", allBlocks
+            "all-blocks",
+            "class and mean patch token of all blocks; the last one's patches by quadrant",
+            allBlocks
             "rich", "the richest of these that has at most 5,000 columns", rich
         ]
 
@@ -264,8 +266,7 @@ module Embedding =
                     |> Map.ofArray
 
             let ofView (mine: Embedding[]) more view =
-                let adapted =
-                    read adapters (Array.append more (mine |> Array.collect _.Parts)) view
+                let adapted = read adapters (Array.append more (mine |> Array.collect _.Parts)) view
 
                 let still =
                     match frozen with
@@ -280,7 +281,7 @@ module Embedding =
                     |> join embedding
 
                 // a part that two want is one tensor, and each owner frees its own
-                struct (more |> Array.map (fun part -> adapted[part].alias ()), Array.map embed mine)
+                struct (more |> Array.map (fun part -> adapted[part].alias()), Array.map embed mine)
 
             let struct (tokens, first) = ofView embeddings more images
             let flipping = embeddings |> Array.filter _.Flip

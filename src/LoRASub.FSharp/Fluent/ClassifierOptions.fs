@@ -73,7 +73,9 @@ type ClassifierOptions() =
 
         let preset =
             Preset.pairs this.Preset
-            |> List.fold (fun s (name, text) -> Settings.set name text s) (Preset.cifar100 Variant.LibContinual)
+            |> List.fold
+                (fun s (name, text) -> Settings.set name text s)
+                (Preset.cifar100 Variant.LibContinual)
 
         { preset with
             Backbone = Some backbone

@@ -29,7 +29,8 @@ type Prediction =
 /// Throws InputException for input that breaks a rule, and MemoryException, an OutOfMemoryException, where memory runs
 /// out in main memory or on the GPU; the classifier then stays as it was.
 type ContinualClassifier
-    private (initialLearner: Learner, settings: RunSettings, sha256: string, options: ClassifierOptions, initial) =
+    private
+    (initialLearner: Learner, settings: RunSettings, sha256: string, options: ClassifierOptions, initial) =
     let backbone = initialLearner.Backbone
     let mutable learner = initialLearner
     let mutable adaptation: string = null
@@ -74,7 +75,7 @@ type ContinualClassifier
     let decide (names: string[]) (images: ImageSet) =
         if settings.IsUndecided && state.Finished = 0 then
             let struct (method, trial) =
-                Recipe.decide
+                Decision.ofImages
                     settings
                     backbone
                     images
@@ -82,11 +83,7 @@ type ContinualClassifier
                     (Array.init names.Length id)
                     onEvent
 
-            adaptation <-
-                match trial with
-                | Some trial -> string trial
-                | None -> "the network stays frozen: the first group of classes is too small for a trial"
-
+            adaptation <- Decision.describe trial
             let chosen = Recipe.learner backbone { settings with MethodName = method }
             let fresh = Learner.start chosen (Rng.ofSeed settings.Seed)
             replace fresh

@@ -29,7 +29,7 @@ module RandomProjection =
         Shape.expect "embeddings" [ Axis.Any "batch"; Axis.Is projection.shape[0] ] embeddings
         Shape.expectDevice "embeddings" projection embeddings
 
-        Scope.noGrad Leaves.tensor (fun () -> (embeddings.``to`` projection.dtype).mm(projection).relu ())
+        Scope.noGrad Leaves.tensor (fun () -> (embeddings.``to`` projection.dtype).mm(projection).relu())
 
     let private treeOf (width: int) (inner: Tree<'H>) : Tree<Projected<'H>> =
         let inputs = Tree.field "inputs" (fun one -> one.Projection.shape[0]) Tree.int64
@@ -52,7 +52,10 @@ module RandomProjection =
             Read =
                 fun tensors path ->
                     let state = inner'.Read tensors path
-                    let like = inner.Leaves state |> Seq.find (fun (tensor: torch.Tensor) -> torch.is_floating_point tensor)
+
+                    let like =
+                        inner.Leaves state
+                        |> Seq.find (fun (tensor: torch.Tensor) -> torch.is_floating_point tensor)
 
                     {
                         Projection = projection (inputs.Read tensors path) width like.dtype like.device
@@ -68,8 +71,7 @@ module RandomProjection =
     let over (info: HeadInfo) (width: int) (inner: Head<'H>) : Head<Projected<'H>> =
         let tree = treeOf width inner.Tree
 
-        let with' (one: Projected<'H>) (change: 'H -> 'H) =
-            { one with Inner = change one.Inner }
+        let with' (one: Projected<'H>) (change: 'H -> 'H) = { one with Inner = change one.Inner }
 
         {
             Info = info

@@ -34,7 +34,11 @@ type AdaptationTrial =
         let points (x: float) =
             (100.0 * x).ToString("F1", CultureInfo.InvariantCulture)
 
-        let choice = if this.Helps then "the network adapts" else "the network stays frozen"
+        let choice =
+            if this.Helps then
+                "the network adapts"
+            else
+                "the network stays frozen"
 
         $"{choice}: adapted to {this.Classes} classes it gets {percent this.Adapted}%% of {this.Images} held-out training images of {this.Classes + this.LaterClasses} classes right, frozen {percent this.Frozen}%% (difference {points this.Gain} ± {points this.Error})"
 
@@ -134,7 +138,10 @@ module Adaptation =
             let frozen, adapted = score frozen, score adapting
 
             let differences =
-                Array.map2 (fun was is -> float (Convert.ToInt32(is: bool) - Convert.ToInt32(was: bool))) frozen adapted
+                Array.map2
+                    (fun was is -> float (Convert.ToInt32(is: bool) - Convert.ToInt32(was: bool)))
+                    frozen
+                    adapted
 
             let count = Array.filter id >> Array.length
             let n, mean = float heldOut.Length, Array.average differences

@@ -88,6 +88,23 @@ type Learner =
     /// Every head with its embedding: first the one that predicts.
     member this.Readouts: Readout[] = Array.append [| this.Readout |] this.Others
 
+/// Heads with embeddings.
+[<RequireQualifiedAccess>]
+module Readout =
+    /// <summary>The readout of two names.</summary>
+    /// <param name="backbone">Borrowed.</param>
+    /// <param name="names">Of a head and of an embedding: see `Heads.find` and `Embedding.named`.</param>
+    /// <returns>The readout under the label HEAD@EMBEDDING.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no such head or embedding.</exception>
+    let named (backbone: VisionTransformer) (names: struct (string * string)) : Readout =
+        let struct (head, embedding) = names
+
+        {
+            Label = $"{head}@{embedding}"
+            Head = Heads.find head
+            Embedding = Embedding.named embedding backbone
+        }
+
 /// The networks that embeddings are read from.
 [<ReferenceEquality>]
 type Networks =
@@ -206,6 +223,18 @@ module Learner =
                 "another embedding"
                 "choose another head or that embedding"
 
+    /// `create` for a head and embedding that have a label.
+    let internal ofReadout (backbone: VisionTransformer) (method: AnyMethod) (readout: Readout) : Learner =
+        checkReadout backbone method readout
+
+        {
+            Backbone = backbone
+            Method = method
+            Readout = readout
+            Others = [||]
+            Transport = true
+        }
+
     /// <summary>A learner over a backbone.</summary>
     /// <param name="backbone">Borrowed for as long as the learner is used.</param>
     /// <param name="method">Over the same backbone.</param>
@@ -220,22 +249,14 @@ module Learner =
         (head: AnyHead)
         (embedding: Embedding)
         : Learner =
-        let readout =
+        ofReadout
+            backbone
+            method
             {
                 Label = head.Info.Name
                 Head = head
                 Embedding = embedding
             }
-
-        checkReadout backbone method readout
-
-        {
-            Backbone = backbone
-            Method = method
-            Readout = readout
-            Others = [||]
-            Transport = true
-        }
 
     /// <summary>The learner with more heads, which learn in the same passes and predict nothing.</summary>
     /// <param name="others">Heads and what they see, in place of those the learner has.</param>

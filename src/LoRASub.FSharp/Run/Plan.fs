@@ -143,34 +143,6 @@ module Plan =
     let learner (plan: Plan) : Learner =
         Recipe.learner plan.Backbone plan.Settings
 
-    /// <summary>The plan with its method settled: where the settings say `auto`, a trial on the first task's training
-    /// images decides whether the network adapts to that task. Until then a plan has the method that adapts.</summary>
-    /// <param name="onEvent">Receives the trial's progress, on the calling thread.</param>
-    /// <param name="plan">Borrowed.</param>
-    /// <returns>The plan, over the same backbone, and the trial: None where nothing was open, or the task is too small
-    /// for one and the network stays frozen.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">As `TaskLoop.learn`.</exception>
-    let decide (onEvent: TaskEvent -> unit) (plan: Plan) : struct (Plan * AdaptationTrial option) =
-        let stream = plan.Stream
-        let first = stream.Tasks[0]
-
-        let struct (method, trial) =
-            Recipe.decide
-                plan.Settings
-                plan.Backbone
-                stream.Dataset.Train
-                (TaskStream.trainIndices stream first)
-                first.Classes
-                onEvent
-
-        struct ({ plan with
-                    Settings =
-                        { plan.Settings with
-                            MethodName = method
-                        }
-                },
-                trial)
-
     /// The context in which a task of the plan is learned.
     let internal taskContext
         (learner: Learner)

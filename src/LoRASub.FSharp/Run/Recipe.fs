@@ -4,7 +4,6 @@ open LoRASub.Core
 open LoRASub.Train
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings
@@ -33,28 +32,17 @@ module internal Recipe =
 
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
     let learner (backbone: VisionTransformer) (settings: RunSettings) : Learner =
-        let readout text : Readout =
-            let struct (head, embedding) = Settings.readout settings.Embedding text
-
-            {
-                Label = text
-                Head = Heads.find head
-                Embedding = Embedding.named embedding backbone
-            }
+        let readout text =
+            Settings.readout settings.Embedding text |> Readout.named backbone
 
         let learner =
-            Learner.create
+            Learner.ofReadout
                 backbone
                 (settings.ChosenMethod.Create backbone settings.Method)
-                (Heads.find settings.Head)
-                (Embedding.named settings.Embedding backbone)
+                (Readout.named backbone struct (settings.Head, settings.Embedding))
             |> Learner.withOthers (settings.OtherHeads |> List.map readout |> Array.ofList)
 
         { learner with
-            Readout =
-                { learner.Readout with
-                    Label = $"{settings.Head}@{settings.Embedding}"
-                }
             Transport = settings.Transport
         }
 
@@ -111,31 +99,6 @@ module internal Recipe =
             AugmentLast = settings.PrototypeTransform = PrototypeTransform.Train
             PassKey = epochKey settings
         }
-
-    /// Whether the network adapts to the first task, where settings leave it open: the name of the method, and the trial
-    /// where the task is large enough for one. Borrows the backbone. Rejects as `TaskLoop.learn`.
-    let decide (settings: RunSettings) (backbone: VisionTransformer) set positions classes onEvent =
-        if settings.IsUndecided then
-            let under (info: MethodInfo) =
-                learner backbone { settings with MethodName = info.Name }
-
-            let epochs = defaultArg settings.InitialEpochs settings.Epochs
-
-            let trial =
-                Adaptation.trial
-                    (under Frozen.info)
-                    (under FirstSession.info)
-                    (learnOptions settings backbone epochs)
-                    set
-                    positions
-                    classes
-                    (Rng.ofSeed settings.Seed)
-                    onEvent
-
-            let helps = trial |> Option.exists _.Helps
-            struct ((if helps then FirstSession.info.Name else Frozen.info.Name), trial)
-        else
-            struct (settings.MethodName, None)
 
     /// The first epoch of a task that holds the schedule's last rate, if there is one.
     let heldFrom (settings: RunSettings) (epochs: int) : int option =

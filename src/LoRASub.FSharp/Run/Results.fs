@@ -76,7 +76,9 @@ module Results =
     let heads (outcome: Outcome) : HeadLine[] =
         let line i (readout: Readout) state (matrix: AccuracyMatrix) =
             let measures = Metrics.measure matrix
-            let percent name = measures |> Map.tryFind name |> Option.map Metrics.percent
+
+            let percent name =
+                measures |> Map.tryFind name |> Option.map Metrics.percent
 
             {
                 Head = readout.Label

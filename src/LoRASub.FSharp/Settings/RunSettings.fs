@@ -298,9 +298,7 @@ module Preset =
             "small",
             "the same on the last three blocks: a sixth of the memory",
             only "cosine-lda:0.003" "last-blocks"
-            "large",
-            "8,192 random features of the tokens of all blocks",
-            only "rp-cosine-lda:8192" "rich"
+            "large", "8,192 random features of the tokens of all blocks", only "rp-cosine-lda:8192" "rich"
             "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual" ]
             "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official" ]
         ]
