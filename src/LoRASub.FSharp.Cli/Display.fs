@@ -75,7 +75,11 @@ module Workload =
             Map.ofList
                 [
                     Phase.Observe, (if learner.Method.Observes task then train else 0)
-                    Phase.Train, train * settings.EpochsOf task
+                    Phase.Train,
+                    (if learner.Method.Trains task then
+                         train * settings.EpochsOf task
+                     else
+                         0)
                     Phase.Prototypes, train
                     Phase.Predict, Array.sum tests[.. task.Index]
                 ])
@@ -239,6 +243,12 @@ let header (plan: Plan) (threads: int) : string list =
             $"""{info.Name}, {setting "variant"}, rank {settings.Method.Rank}"""
         else
             "", info.Name
+
+    let method =
+        if settings.IsUndecided then
+            $"auto: {method}, or frozen"
+        else
+            method
 
     [
         $"data      {data.Name}: {Dataset.classes data} classes, {data.Train.Labels.Length} training and {data.Test.Labels.Length} test images"

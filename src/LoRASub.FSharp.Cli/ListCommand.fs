@@ -16,6 +16,14 @@ let private row (name: string) (lines: string list) =
 /// Name, meaning, source and storage of every method.
 let methods () : string list =
     [
+        yield!
+            row
+                Methods.Auto
+                [
+                    "first-session if a trial on the first task gains from it, else frozen"
+                    "this project: validation on the first task's training images"
+                ]
+
         for one in Methods.all do
             yield! row one.Info.Name [ one.Info.Summary; one.Info.Source; $"stores {one.Info.Stores}" ]
     ]

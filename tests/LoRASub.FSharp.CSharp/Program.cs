@@ -41,7 +41,7 @@ try
     var predictions = classifier.Predict(data.Test);
     var correct = predictions.Where((p, i) => p.ClassName == data.ClassNames[data.Test.Labels[i]]).Count();
     Console.WriteLine($"{correct} of {predictions.Length} test images right");
-    Console.WriteLine($"the first one: {predictions[0].ClassName}, similarity {predictions[0].Similarity:F3}");
+    Console.WriteLine($"the first one: {predictions[0].ClassName}, score {predictions[0].Score:F3}");
 
     var saved = Directory.CreateTempSubdirectory("classifier-").FullName;
 

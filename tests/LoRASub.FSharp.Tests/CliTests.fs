@@ -851,7 +851,7 @@ let private line' =
             let found =
                 settingsOf [ "--preset"; "recommended"; "--head"; "lda:0.1"; "--heads"; "ridge" ]
 
-            Expect.equal (found.MethodName, found.Embedding) ("frozen", "rich") "the preset's"
+            Expect.equal (found.MethodName, found.Embedding) ("auto", "rich") "the preset's"
             Expect.equal (found.Head, found.OtherHeads) ("lda:0.1", [ "ridge" ]) "the command line's"
             let dry = inside [ "run"; "--dry-run"; "--preset"; "recommended"; "--head"; "lda" ]
             Expect.equal (dry.Code, dry.Error) (0, "") "dry run"
@@ -1085,9 +1085,9 @@ let private runs =
 
                 // 4 training images of each class
                 let struct (_, held) =
-                    run "held" [ "--validate"; "0.25"; "--recompute"; "--preset"; "small" ]
+                    run "held" [ "--validate"; "0.25"; "--recompute"; "--preset"; "small"; "--method"; "frozen" ]
 
-                Expect.equal held.Method "frozen" "the preset"
+                Expect.equal held.Heads.Value[0].Head "cosine-lda:0.003@last-blocks" "the preset"
 
                 Expect.equal
                     (held.CorrectAndTotal |> Array.map (Array.map _.Total))

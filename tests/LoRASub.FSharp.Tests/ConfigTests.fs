@@ -162,9 +162,10 @@ let tests =
             testCase "a named preset lies over the data set's, and under file and command line" (fun () ->
                 let quick pairs = Settings.ofPairs Preset.quick pairs
 
-                let alone method head embedding =
+                let alone head embedding =
                     { quick [] with
-                        MethodName = method
+                        MethodName = "auto"
+                        Epochs = 5
                         Head = head
                         Embedding = embedding
                         OtherHeads = []
@@ -172,9 +173,9 @@ let tests =
 
                 let expected =
                     [
-                        "recommended", alone "frozen" "cosine-lda" "rich"
-                        "small", alone "frozen" "cosine-lda" "last-blocks"
-                        "large", alone "frozen" "rp-cosine-lda:8192" "rich"
+                        "recommended", alone "cosine-lda" "rich"
+                        "small", alone "cosine-lda:0.003" "last-blocks"
+                        "large", alone "rp-cosine-lda:8192" "rich"
                         "libcontinual", Preset.quick Variant.LibContinual
                         "official", Preset.quick Variant.Official
                     ]
@@ -201,7 +202,8 @@ let tests =
                 Expect.equal
                     merged.Settings
                     { Preset.cifar100 Variant.Official with
-                        MethodName = "frozen"
+                        MethodName = "auto"
+                        Epochs = 5
                         Head = "lda"
                         Embedding = "all-blocks"
                         OtherHeads = []

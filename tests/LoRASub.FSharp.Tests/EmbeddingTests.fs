@@ -330,7 +330,7 @@ let tests =
 
                     Expect.equal (List.map width Embedding.names) [ 1L; 6L; 15L; 15L ] "widths in d"))
 
-            property "embeddings of one pass ≡ one at a time" (fun (c: Network) ->
+            propertyOf 12 "Embedding" "embeddings of one pass ≡ one at a time" (fun (c: Network) ->
                 let vit = build c.Plain
                 let frozen, adapters = VisionTransformer.frozen vit, withPairs c vit
 

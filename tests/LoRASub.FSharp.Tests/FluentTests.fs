@@ -74,7 +74,7 @@ let tests =
         "Fluent"
         [
             testCase
-                "groups of classes are learned, each image gets a class and a similarity"
+                "groups of classes are learned, each image gets a class and a score"
                 (withBackbone (fun _ backbone ->
                     use classifier = learned backbone (options ())
                     Expect.sequenceEqual classifier.ClassNames colours "names in the order learned"
@@ -83,7 +83,7 @@ let tests =
 
                     for p in predictions do
                         Expect.contains colours p.ClassName "a known class"
-                        Check.between "similarity" -1.0 1.0 p.Similarity
+                        Expect.isTrue (Double.IsFinite p.Score) "score"
 
                     let right =
                         Array.map2
@@ -106,7 +106,7 @@ let tests =
                     Array.iter2
                         (fun (a: Prediction) (b: Prediction) ->
                             Expect.equal b.ClassName a.ClassName "class"
-                            closeTo 1e-5 "similarity" [ a.Similarity ] [ b.Similarity ])
+                            closeTo 1e-5 "score" [ a.Score ] [ b.Score ])
                         [| all[7]; all[2]; all[2] |]
                         some
 
@@ -562,11 +562,7 @@ let tests =
                         let found = classifier.Predict test
                         Expect.equal (found |> Array.map _.ClassName) (Array.map fst expected) "classes"
 
-                        closeTo
-                            1e-4
-                            "similarities"
-                            (Array.map snd expected)
-                            (found |> Array.map _.Similarity)
+                        closeTo 1e-4 "scores" (Array.map snd expected) (found |> Array.map _.Score)
 
                     use classifier = ContinualClassifier.Load(saved, backbone, options)
                     check classifier

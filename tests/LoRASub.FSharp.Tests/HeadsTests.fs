@@ -69,10 +69,14 @@ let private mapSpectrum (f: float -> float) (m: float[,]) =
 let private inverse = mapSpectrum (fun x -> 1.0 / x)
 
 let private form (m: float[,]) (u: float[]) (v: float[]) =
-    Array.sum (Array.init u.Length (fun i -> u[i] * Array.sum (Array.init v.Length (fun j -> m[i, j] * v[j]))))
+    Array.sum (
+        Array.init u.Length (fun i -> u[i] * Array.sum (Array.init v.Length (fun j -> m[i, j] * v[j])))
+    )
 
 let private minus = Array.map2 (-)
-let private means (c: Case) = Array.init c.Classes (ofClass c >> mean)
+
+let private means (c: Case) =
+    Array.init c.Classes (ofClass c >> mean)
 
 let private pooled (c: Case) =
     Oracles.scale (1.0 / float c.Images) (sumOf c (ofClass c >> scatterOf))
@@ -153,7 +157,7 @@ let private statistics =
                 closeTo
                     0.05
                     "scatter"
-                    (Seq.cast<float> (scatterOf x))
+                    (Seq.cast<float>(scatterOf x))
                     (numbers (found.Scatter.``to`` float64))))
 
         law "statistics through an affine map ≡ statistics of the mapped images" (fun c ->
@@ -177,7 +181,9 @@ let private statistics =
             let residual = gram (normalMatrix c.Seed 3 c.Width)
             let zero = Array.zeroCreate c.Width
             let map = mapOf zero (Oracles.identity c.Width) zero residual
-            let lda, rda = state (Discriminant.lda Shrinkage.Oas) c, state (ClassCovariance.mixed 0.5 0.1) c
+
+            let lda, rda =
+                state (Discriminant.lda Shrinkage.Oas) c, state (ClassCovariance.mixed 0.5 0.1) c
 
             let pooled = (PooledMoments.transport map lda).Scatter.sub lda.Scatter
             let byClass = (ClassScatters.transport map rda).Scatters.sub rda.Scatters
@@ -192,10 +198,12 @@ let private statistics =
             let written = Tree.write PooledMoments.tree found |> Map.ofList
             let d = int64 c.Width
             Expect.equal written["scatter"].shape [| d * (d + 1L) / 2L |] "triangle"
-            let read = Tree.read PooledMoments.tree "the file" (written |> Map.map (fun _ t -> t.clone ()))
+
+            let read =
+                Tree.read PooledMoments.tree "the file" (written |> Map.map (fun _ t -> t.clone ()))
             // both triangles, whichever the products left
             let triangle = found.Scatter.triu ()
-            identical "scatter" (triangle.add(found.Scatter.triu(1L).t ())) read.Scatter)
+            identical "scatter" (triangle.add (found.Scatter.triu(1L).t())) read.Scatter)
     ]
 
 let private discriminants =
@@ -236,7 +244,10 @@ let private discriminants =
         law "hardly shrunk, lda does not see invertible maps" (fun c ->
             // a covariance of full rank
             let c = { c with PerClass = 7 }
-            let map = Oracles.add (Oracles.identity c.Width) (orthogonal (c.Seed + 3) c.Width |> Oracles.scale 0.5)
+
+            let map =
+                Oracles.add (Oracles.identity c.Width) (orthogonal (c.Seed + 3) c.Width |> Oracles.scale 0.5)
+
             let head = Discriminant.lda (Shrinkage.Fixed 1e-12)
 
             let mapped =
@@ -244,7 +255,9 @@ let private discriminants =
                 |> head.Grow c.Classes
                 |> head.Observe (tensor (Oracles.multiply c.X map)) (labelTensor c.Rows)
 
-            let found = matrix ((head.Scores mapped).Score(tensor (Oracles.multiply c.Test map)))
+            let found =
+                matrix ((head.Scores mapped).Score(tensor (Oracles.multiply c.Test map)))
+
             let expected = scores head c
             let size = expected |> Seq.cast<float> |> Seq.map abs |> Seq.fold max 1.0
             agree (Oracles.scale (1.0 / size) expected) (Oracles.scale (1.0 / size) found))
@@ -266,8 +279,13 @@ let private others =
         law "ridge ≡ its dual (K + λ)⁻¹" (fun c ->
             let k = Oracles.multiply c.X (Oracles.transpose c.X)
             let lambda = 0.05 * Oracles.trace (gram c.X) / float c.Width
-            let solved = inverse (Oracles.add k (Oracles.scale lambda (Oracles.identity c.Images)))
-            let hot = Array2D.init c.Images c.Classes (fun i row -> if c.Rows[i] = row then 1.0 else 0.0)
+
+            let solved =
+                inverse (Oracles.add k (Oracles.scale lambda (Oracles.identity c.Images)))
+
+            let hot =
+                Array2D.init c.Images c.Classes (fun i row -> if c.Rows[i] = row then 1.0 else 0.0)
+
             let test = Oracles.multiply c.Test (Oracles.transpose c.X)
             let expected = Oracles.multiply test (Oracles.multiply solved hot)
             agree expected (scores (Ridge.head 0.05) c))
@@ -275,7 +293,10 @@ let private others =
         law "ridge regularised without end scores by the class sums" (fun c ->
             let lambda = 1e12
             let mean = Oracles.trace (gram c.X) / float c.Width
-            let sumsOf (x: float[,]) = Array.init c.Width (fun j -> Array.sum x[*, j])
+
+            let sumsOf (x: float[,]) =
+                Array.init c.Width (fun j -> Array.sum x[*, j])
+
             let sums = Array.init c.Classes (ofClass c >> sumsOf)
 
             let expected =
@@ -289,7 +310,7 @@ let private others =
             let learned = state head c
 
             let features (x: float[,]) =
-                (tensor x).mm(learned.Projection).relu ()
+                (tensor x).mm(learned.Projection).relu()
 
             let expected =
                 inner.Zero 9L float64 device
@@ -309,7 +330,7 @@ let private others =
                 between "deviation" 0.97 1.03 (wide.Projection.std().item<float>())
                 let other = head.Zero 51L float64 device
                 let part = other.Projection.narrow (0L, 0L, 50L)
-                Expect.isFalse (part.eq(wide.Projection).all().item<bool> ()) "of another width"))
+                Expect.isFalse (part.eq(wide.Projection).all().item<bool>()) "of another width"))
 
         law "rda ≡ the loops" (fun c ->
             let beta, epsilon = 0.4, 0.1
@@ -319,7 +340,10 @@ let private others =
                 Array.init c.Classes (fun row ->
                     let mine = ofClass c row
                     let own = Oracles.scale (1.0 / float (Array2D.length1 mine)) (scatterOf mine)
-                    shrink epsilon (Oracles.add (Oracles.scale beta own) (Oracles.scale (1.0 - beta) pooled)))
+
+                    shrink
+                        epsilon
+                        (Oracles.add (Oracles.scale beta own) (Oracles.scale (1.0 - beta) pooled)))
 
             let expected =
                 scoresOf c (fun row x ->
@@ -336,7 +360,9 @@ let private others =
 
         law "fecam ≡ the loops" (fun c ->
             let unit = unitRows c.X
-            let rowsOf row = Array.indexed c.Rows |> Array.filter (snd >> (=) row) |> Array.map fst
+
+            let rowsOf row =
+                Array.indexed c.Rows |> Array.filter (snd >> (=) row) |> Array.map fst
 
             let parts =
                 Array.init c.Classes (fun row ->
@@ -359,19 +385,18 @@ let private others =
 let private names =
     [
         testCase "parameters follow the name" (fun () ->
-            for name in
-                [
-                    "cosine-lda"
-                    "cosine-lda:0.003"
-                    "lda:oas"
-                    "rp-ridge:64:0.5"
-                    "rda:0.5"
-                ] do
+            for name in [ "cosine-lda"; "cosine-lda:0.003"; "lda:oas"; "rp-ridge:64:0.5"; "rda:0.5" ] do
                 Expect.equal (Heads.find name).Info.Name name "kept, so that a saved learner finds it again")
 
         testCase "parameters reach the head" (fun () ->
             Scope.run (fun () ->
-                let c = { Seed = 3; Classes = 3; Width = 4; PerClass = 6 }
+                let c =
+                    {
+                        Seed = 3
+                        Classes = 3
+                        Width = 4
+                        PerClass = 6
+                    }
 
                 let scores name =
                     let head = Heads.find name
@@ -422,5 +447,4 @@ let private names =
     ]
 
 [<Tests>]
-let tests =
-    testList "Heads" (statistics @ discriminants @ others @ names)
+let tests = testList "Heads" (statistics @ discriminants @ others @ names)

@@ -27,6 +27,7 @@ let private others =
 let private settings =
     { Tiny.settings with
         Tasks = 3
+        Epochs = 1
         Batch = 4
         Precision = Precision.Float64
         OtherHeads = others

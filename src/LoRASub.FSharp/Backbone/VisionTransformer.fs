@@ -125,13 +125,8 @@ type Adapters =
 [<RequireQualifiedAccess>]
 module Adapters =
 
-    /// <summary>The effective weights. Pairs and MLP adapters belong to their method.</summary>
-    /// <param name="adapters">The adapters.</param>
-    /// <returns>The tensors that they own.</returns>
-    let leaves (adapters: Adapters) : torch.Tensor seq =
-        Seq.append adapters.Qkv (Seq.collect (fun (w: Map<_, _>) -> w.Values) adapters.Weights)
-
-    /// The tree of effective weights that are computed again when a value is read.
+    /// The tree of effective weights and MLP adapters, which are computed again when a value is read. Pairs in training
+    /// belong to their method.
     let tree: Tree<Adapters> =
         tree {
             let! qkv = Tree.field "qkv" _.Qkv (Tree.array Tree.tensor)
@@ -140,7 +135,7 @@ module Adapters =
                 Tree.field "weights" _.Weights (Tree.array (Tree.keyed Site.name [] Tree.tensor))
 
             and! lora = Tree.given _.Lora [||]
-            and! mlp = Tree.given _.Mlp [||]
+            and! mlp = Tree.field "mlp" _.Mlp (Tree.array (MlpAdapter.tree 1.0))
 
             return
                 {
@@ -150,6 +145,11 @@ module Adapters =
                     Mlp = mlp
                 }
         }
+
+    /// <summary>The effective weights and MLP adapters. Pairs in training belong to their method.</summary>
+    /// <param name="adapters">The adapters.</param>
+    /// <returns>The tensors that they own.</returns>
+    let leaves (adapters: Adapters) : torch.Tensor seq = tree.Leaves adapters
 
 [<RequireQualifiedAccess>]
 module VisionTransformer =
@@ -497,6 +497,11 @@ module VisionTransformer =
 
             Array.init parts.Length (fun position -> found[position]))
 
+    let private sliced number (layer: Layer) =
+        { layer with
+            Parallel = Option.map (MlpAdapter.ofSlice number) layer.Parallel
+        }
+
     let private whole (parts: torch.Tensor[]) =
         if parts.Length = 1 then parts[0] else torch.cat parts
 
@@ -541,7 +546,12 @@ module VisionTransformer =
 
         Scope.keep Leaves.tensors (fun () ->
             let layers = layers adapters vit
-            let slices = slices vit images |> Array.map (tokensOf parts vit layers)
+
+            let ofSlice number images =
+                let layers = layers |> Array.map (sliced number)
+                tokensOf parts vit layers images
+
+            let slices = slices vit images |> Array.mapi ofSlice
             Array.init parts.Length (fun i -> slices |> Array.map (Array.item i) |> whole))
 
     /// The class token of the last block after the final norm.

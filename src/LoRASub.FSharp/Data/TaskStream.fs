@@ -389,7 +389,13 @@ module TaskStream =
 
     /// One epoch over some images of a set, which are of one task: shuffled, and augmented, as the key decides; the last
     /// batch may be smaller.
-    let internal epochBatches options (key: RandomKey) (set: ImageSet) task (positions: int[]) : BatchLoader[] =
+    let internal epochBatches
+        options
+        (key: RandomKey)
+        (set: ImageSet)
+        task
+        (positions: int[])
+        : BatchLoader[] =
         let shuffled =
             Rng.permutation positions.Length (Rng.fold 0L key)
             |> Array.map (fun i -> positions[i])

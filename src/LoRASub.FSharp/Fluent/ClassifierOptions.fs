@@ -27,6 +27,8 @@ type LearningProgress =
 /// Settings of a `ContinualClassifier`. Learning rates, rank, margin and weights default to the published ones of
 /// CIFAR-100; the input range and epsilon to those of most timm checkpoints.
 type ClassifierOptions() =
+    /// What learns: "recommended", "small", "large", "libcontinual" or "official"; see `Preset.named`.
+    member val Preset = "recommended" with get, set
     /// Passes over the images of each new group of classes.
     member val Epochs = 5 with get, set
     /// Images per step.
@@ -68,7 +70,12 @@ type ClassifierOptions() =
 
     member internal this.ToSettings(backbone: string) : RunSettings =
         let positive n = if n > 0 then Some n else None
-        let preset = Preset.cifar100 Variant.LibContinual
+
+        let preset =
+            Preset.pairs this.Preset
+            |> List.fold
+                (fun s (name, text) -> Settings.set name text s)
+                (Preset.cifar100 Variant.LibContinual)
 
         { preset with
             Backbone = Some backbone

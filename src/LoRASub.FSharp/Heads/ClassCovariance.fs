@@ -8,7 +8,12 @@ open TorchSharp
 module ClassCovariance =
 
     // −½(‖L⁻¹(x − μ)‖² + offset) per class, from lower factors [c, d, d] of covariances
-    let private scorer (dtype: torch.ScalarType) (means: torch.Tensor) (factors: torch.Tensor) (offsets: torch.Tensor) : Scorer =
+    let private scorer
+        (dtype: torch.ScalarType)
+        (means: torch.Tensor)
+        (factors: torch.Tensor)
+        (offsets: torch.Tensor)
+        : Scorer =
         let eye =
             torch.eye (factors.shape[1], dtype = factors.dtype, device = factors.device)
 
@@ -24,13 +29,13 @@ module ClassCovariance =
 
             Scope.noGrad Leaves.tensor (fun () ->
                 let distances (c: int64) =
-                    let y = embeddings.sub(means[c]).mm (white[c].t ())
+                    let y = embeddings.sub(means[c]).mm(white[c].t())
                     y.mul(y).sum 1L
 
                 torch
                     .stack(Array.init (int means.shape[0]) (int64 >> distances), 1L)
                     .add(offsets)
-                    .mul (Scalar.op_Implicit -0.5))
+                    .mul(Scalar.op_Implicit -0.5))
 
         {
             Owned = [| means; white; offsets |]
@@ -39,7 +44,7 @@ module ClassCovariance =
 
     let private covariances (one: ClassScatters) =
         let counts = one.Classes.Counts.``to`` torch.ScalarType.Float64
-        (one.Scatters.``to`` torch.ScalarType.Float64).div (counts.view (-1L, 1L, 1L))
+        (one.Scatters.``to`` torch.ScalarType.Float64).div(counts.view (-1L, 1L, 1L))
 
     let private mixedScorer (beta: float) (epsilon: float) (one: ClassScatters) : Scorer =
         Scope.noGrad Scorer.leaves (fun () ->
@@ -47,19 +52,17 @@ module ClassCovariance =
             let images = one.Classes.Counts.sum().item<int64>()
 
             let pooled =
-                (one.Scatters.``to`` torch.ScalarType.Float64)
-                    .sum(0L)
-                    .div (Scalar.op_Implicit (float images))
+                (one.Scatters.``to`` torch.ScalarType.Float64).sum(0L).div(Scalar.op_Implicit (float images))
 
             let mixed =
                 (covariances one)
                     .mul(Scalar.op_Implicit beta)
-                    .add (pooled.mul (Scalar.op_Implicit (1.0 - beta)))
+                    .add(pooled.mul (Scalar.op_Implicit (1.0 - beta)))
 
             let factors = Symmetric.cholesky "class covariance" (Symmetric.shrink epsilon mixed)
 
             let logDeterminants =
-                factors.diagonal(0L, -2L, -1L).log().sum(1L).mul (Scalar.op_Implicit 2.0)
+                factors.diagonal(0L, -2L, -1L).log().sum(1L).mul(Scalar.op_Implicit 2.0)
 
             scorer one.Scatters.dtype means factors logDeterminants)
 
@@ -75,8 +78,9 @@ module ClassCovariance =
     /// one times 1 − β, shrunk.</summary>
     /// <param name="beta">β, in [0, 1].</param>
     /// <param name="epsilon">Shrinkage to a multiple of the identity, in (0, 1].</param>
-    /// <returns>The head, for embeddings of at most 1024 columns; `Scores` rejects a class without
-    /// images.</returns>
+    /// <returns>The head.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">From `Zero`: an embedding has more than 1024 columns. From
+    /// `Scores`: a class has no image.</exception>
     let mixed (beta: float) (epsilon: float) : Head<ClassScatters> =
         {
             Info = mixedInfo
@@ -100,10 +104,9 @@ module ClassCovariance =
         Scope.noGrad Scorer.leaves (fun () ->
             let means = PooledMoments.means one.Classes
             let shrunk = Symmetric.shrink 0.5 (covariances one)
-            let deviations = shrunk.diagonal(0L, -2L, -1L).sqrt ()
+            let deviations = shrunk.diagonal(0L, -2L, -1L).sqrt()
 
-            let correlations =
-                shrunk.div(deviations.unsqueeze 2L).div (deviations.unsqueeze 1L)
+            let correlations = shrunk.div(deviations.unsqueeze 2L).div(deviations.unsqueeze 1L)
 
             let factors = Symmetric.cholesky "class correlation" correlations
             let none = torch.zeros_like (means.select (1L, 0L))
@@ -127,8 +130,9 @@ module ClassCovariance =
     /// <summary>FeCAM as published for vision transformers: δᵀR⁻¹δ with δ the unit embedding minus the mean of the class's,
     /// and R the correlations of Σ plus its mean variance on the diagonal. It does not follow a network that moves:
     /// no affine map passes the division by the norm.</summary>
-    /// <returns>The head, for embeddings of at most 1024 columns; `Scores` rejects a class without
-    /// images.</returns>
+    /// <returns>The head.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">From `Zero`: an embedding has more than 1024 columns. From
+    /// `Scores`: a class has no image.</exception>
     let fecam: Head<ClassScatters> =
         { mixed 1.0 0.5 with
             Info = fecamInfo

@@ -63,7 +63,9 @@ module ClassScatters =
     let grow (classes: int) (one: ClassScatters) : ClassScatters =
         Scope.noGrad leaves (fun () ->
             let shape = [| int64 classes; yield! one.Scatters.shape[1..] |]
-            let fresh = torch.zeros (shape, dtype = one.Scatters.dtype, device = one.Scatters.device)
+
+            let fresh =
+                torch.zeros (shape, dtype = one.Scatters.dtype, device = one.Scatters.device)
 
             {
                 Classes = ClassSums.grow classes one.Classes
@@ -84,7 +86,7 @@ module ClassScatters =
 
     // rows [c, d] -> their outer products [c, d, d]
     let private squares (rows: torch.Tensor) =
-        rows.unsqueeze(2L).mul (rows.unsqueeze 1L)
+        rows.unsqueeze(2L).mul(rows.unsqueeze 1L)
 
     /// <summary>Adds a batch.</summary>
     /// <param name="embeddings">[n, d], cast to the type of the sums; borrowed.</param>
@@ -105,7 +107,7 @@ module ClassScatters =
                 mine.t().mm mine
 
             let gained =
-                torch.stack(Array.init (int present.shape[0]) (int64 >> ofClass)).add (squares between)
+                torch.stack(Array.init (int present.shape[0]) (int64 >> ofClass)).add(squares between)
 
             {
                 Classes = classes
@@ -135,7 +137,7 @@ module ClassScatters =
     let transport (map: DriftMap) (one: ClassScatters) : ClassScatters =
         Scope.noGrad leaves (fun () ->
             let moved = map.Map.t().matmul(one.Scatters).matmul map.Map
-            let counts = one.Classes.Counts.``to``(moved.dtype).view (-1L, 1L, 1L)
+            let counts = one.Classes.Counts.``to``(moved.dtype).view(-1L, 1L, 1L)
 
             {
                 Classes = DriftMap.sums map one.Classes
@@ -144,5 +146,5 @@ module ClassScatters =
                     moved
                         .add(moved.transpose (1L, 2L))
                         .mul(Scalar.op_Implicit 0.5)
-                        .add (map.Residual.mul counts)
+                        .add(map.Residual.mul counts)
             })

@@ -23,22 +23,27 @@ module Discriminant =
             let dtype = moments.Scatter.dtype
             let means = PooledMoments.means moments.Classes
             let centre = means.mean [| 0L |]
-            let apart = means.sub(centre).t () // [d, c]
-            let covariance = moments.Scatter.div (Scalar.op_Implicit (float (max 1L moments.Images)))
+            let apart = means.sub(centre).t() // [d, c]
+
+            let covariance =
+                moments.Scatter.div (Scalar.op_Implicit (float (max 1L moments.Images)))
 
             let epsilon =
                 match shrinkage with
                 | Shrinkage.Fixed epsilon -> epsilon
                 | Shrinkage.Oas -> Symmetric.oas moments.Images (covariance.``to`` torch.ScalarType.Float64)
 
-            let factor = Symmetric.cholesky "shared covariance" (Symmetric.shrink epsilon covariance)
+            let factor =
+                Symmetric.cholesky "shared covariance" (Symmetric.shrink epsilon covariance)
+
             let weights = torch.cholesky_solve (apart, factor)
             let squares = apart.mul(weights).sum 0L // squared Mahalanobis norms
 
             let weights, bias =
                 if cosine then
                     // a class at the centre, such as the only one, scores 0
-                    weights.div (squares.sqrt().clamp_min (Scalar.op_Implicit 1e-12)), torch.zeros_like squares
+                    weights.div (squares.sqrt().clamp_min(Scalar.op_Implicit 1e-12)),
+                    torch.zeros_like squares
                 else
                     weights, squares.mul (Scalar.op_Implicit -0.5)
 
@@ -86,10 +91,14 @@ module Discriminant =
 
     /// <summary>The plain discriminant.</summary>
     /// <param name="shrinkage">Of the covariance.</param>
-    /// <returns>The head; `Scores` rejects a class without images.</returns>
+    /// <returns>The head.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">From `Scores`: a class has no image, or the shrunk covariance is
+    /// not positive definite.</exception>
     let lda (shrinkage: Shrinkage) : Head<PooledMoments> = head info false shrinkage
 
     /// <summary>The cosine rule.</summary>
     /// <param name="shrinkage">Of the covariance.</param>
-    /// <returns>The head; `Scores` rejects a class without images.</returns>
+    /// <returns>The head.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">From `Scores`: a class has no image, or the shrunk covariance is
+    /// not positive definite.</exception>
     let cosine (shrinkage: Shrinkage) : Head<PooledMoments> = head cosineInfo true shrinkage

@@ -24,9 +24,9 @@ module DriftMap =
 
     /// <summary>Lists the tensors of a map.</summary>
     /// <param name="map">Borrowed.</param>
-    /// <returns>Its four tensors, borrowed.</returns>
-    let leaves: Leaves<DriftMap> =
-        fun map -> [ map.Before; map.After; map.Map; map.Residual ]
+    /// <returns>Its tensors, borrowed.</returns>
+    let leaves (map: DriftMap) : torch.Tensor seq =
+        [ map.Before; map.After; map.Map; map.Residual ]
 
     /// <summary>Class sums after a map: each mean through it.</summary>
     /// <param name="map">Of the same width; borrowed.</param>

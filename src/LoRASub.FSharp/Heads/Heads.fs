@@ -123,8 +123,7 @@ module Heads =
                 $"'{name}'"
                 (Errors.didYouMean names parts.Head)
         | Some row when parts.Length - 1 > row.Parameters.Length ->
-            let most =
-                String.concat ":" (row.Info.Name :: List.map fst row.Parameters)
+            let most = String.concat ":" (row.Info.Name :: List.map fst row.Parameters)
 
             Errors.reject "head" $"must be {most} at most" $"'{name}'" ""
         | Some row ->

@@ -79,15 +79,18 @@ module PooledMoments =
 
         let some (n: torch.Tensor) = n.clamp_min (Scalar.op_Implicit 1.0)
         let n, m = count left, count right
-        let weight = n.mul(m).div(some (n.add m)).sqrt ()
-        (right.Sums.div(some m).sub (left.Sums.div (some n))).mul weight
+        let weight = n.mul(m).div(some (n.add m)).sqrt()
+        (right.Sums.div(some m).sub(left.Sums.div (some n))).mul weight
 
     /// Rows whose squares are what a batch adds to the scatter, and the row of each in `present`: deviations from the
     /// batch's own class means, and the means' from those so far. Owned by the caller's scope.
     let internal deviations (embeddings: torch.Tensor) (rows: torch.Tensor) (sums: ClassSums) =
         let struct (present, position, _) = rows.unique (true, true, false)
         let x = embeddings.``to`` sums.Sums.dtype
-        let batch = ClassSums.observe x position (ClassSums.zero (int present.shape[0]) x.shape[1] x.dtype x.device)
+
+        let batch =
+            ClassSums.observe x position (ClassSums.zero (int present.shape[0]) x.shape[1] x.dtype x.device)
+
         let means = ClassSums.means string<int> batch
 
         let before =
@@ -129,7 +132,7 @@ module PooledMoments =
 
             {
                 Classes = classes
-                Scatter = left.Scatter.add(right.Scatter).addmm (between.t (), between)
+                Scatter = left.Scatter.add(right.Scatter).addmm(between.t (), between)
                 Images = left.Images + right.Images
             })
 
@@ -146,7 +149,7 @@ module PooledMoments =
             {
                 Classes = DriftMap.sums map moments.Classes
                 // rounding must not break the symmetry that files rely on
-                Scatter = moved.add(moved.t()).mul(Scalar.op_Implicit 0.5).add residual
+                Scatter = moved.add(moved.t ()).mul(Scalar.op_Implicit 0.5).add residual
                 Images = moments.Images
             })
 

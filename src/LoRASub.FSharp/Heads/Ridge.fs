@@ -13,15 +13,15 @@ module Ridge =
             let sums = moments.Classes
             PooledMoments.means sums |> ignore // each class has an image
             let wide (t: torch.Tensor) = t.``to`` torch.ScalarType.Float64
-            let rows = (wide sums.Sums).div (wide(sums.Counts).sqrt().unsqueeze 1L)
-            let gram = (wide moments.Scatter).addmm (rows.t (), rows)
+            let rows = (wide sums.Sums).div(wide(sums.Counts).sqrt().unsqueeze 1L)
+            let gram = (wide moments.Scatter).addmm(rows.t (), rows)
             let mean = gram.diagonal().mean().item<float>()
             let ridge = if mean > 0.0 then lambda * mean else 1.0
-            gram.diagonal().add_ (Scalar.op_Implicit ridge) |> ignore
+            gram.diagonal().add_(Scalar.op_Implicit ridge) |> ignore
             let factor = Symmetric.cholesky "Gram matrix" gram
 
             let weights =
-                torch.cholesky_solve((wide sums.Sums).t (), factor).``to`` moments.Scatter.dtype
+                torch.cholesky_solve((wide sums.Sums).t(), factor).``to`` moments.Scatter.dtype
 
             let score (embeddings: torch.Tensor) =
                 Shape.expect "embeddings" [ Axis.Any "batch"; Axis.Is weights.shape[0] ] embeddings
@@ -40,7 +40,8 @@ module Ridge =
 
     /// <summary>The head.</summary>
     /// <param name="lambda">λ, in units of the mean diagonal of the Gram matrix; above 0.</param>
-    /// <returns>The head; `Scores` rejects a class without images.</returns>
+    /// <returns>The head.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">From `Scores`: a class has no image.</exception>
     let head (lambda: float) : Head<PooledMoments> =
         {
             Info = info

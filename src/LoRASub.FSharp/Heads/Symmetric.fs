@@ -11,12 +11,7 @@ module internal Symmetric =
     let pack (matrix: torch.Tensor) : torch.Tensor =
         let n = matrix.shape[matrix.shape.Length - 1]
 
-        torch.cat (
-            [|
-                for i in 0L .. n - 1L -> matrix.select(-2L, i).narrow (-1L, i, n - i)
-            |],
-            -1L
-        )
+        torch.cat ([| for i in 0L .. n - 1L -> matrix.select(-2L, i).narrow(-1L, i, n - i) |], -1L)
 
     /// The inverse of `pack` for matrices of width n. Rejects another number of columns.
     let unpack (name: string) (n: int64) (packed: torch.Tensor) : torch.Tensor =
@@ -32,7 +27,8 @@ module internal Symmetric =
             packed
 
         Scope.noGrad Leaves.tensor (fun () ->
-            let full = torch.empty ([| yield! batch; n; n |], dtype = packed.dtype, device = packed.device)
+            let full =
+                torch.empty ([| yield! batch; n; n |], dtype = packed.dtype, device = packed.device)
 
             for i in 0L .. n - 1L do
                 let row = packed.narrow (-1L, i * n - i * (i - 1L) / 2L, n - i)
@@ -51,7 +47,8 @@ module internal Symmetric =
                 fun f owner ->
                     let mapped = tensor.Map f owner
                     fun _ -> mapped
-            Write = fun path owner -> tensor.Write path owner |> List.map (fun (name, full) -> name, pack full)
+            Write =
+                fun path owner -> tensor.Write path owner |> List.map (fun (name, full) -> name, pack full)
             Read =
                 fun tensors path ->
                     let packed = tensor.Read tensors path
@@ -67,7 +64,14 @@ module internal Symmetric =
         let result = wide matrix
         let diagonal = result.diagonal (0L, -2L, -1L)
         let mean = diagonal.mean ([| -1L |], keepdim = true)
-        let ridge = torch.where (mean.gt (Scalar.op_Implicit 0.0), mean.mul (Scalar.op_Implicit epsilon), torch.ones_like mean)
+
+        let ridge =
+            torch.where (
+                mean.gt (Scalar.op_Implicit 0.0),
+                mean.mul (Scalar.op_Implicit epsilon),
+                torch.ones_like mean
+            )
+
         result.mul_ (Scalar.op_Implicit (1.0 - epsilon)) |> ignore
         diagonal.add_ ridge |> ignore
         result
@@ -83,13 +87,20 @@ module internal Symmetric =
             let numerator = (1.0 - 2.0 / d) * squares + square
             let denominator = (n + 1.0 - 2.0 / d) * (squares - square / d)
 
-            if denominator <= numerator then 1.0 else numerator / denominator)
+            if denominator <= numerator then
+                1.0
+            else
+                numerator / denominator)
 
     /// The lower factors of positive definite matrices. Rejects others.
     let cholesky (subject: string) (matrix: torch.Tensor) : torch.Tensor =
         let struct (factor, info) = torch.linalg.cholesky_ex matrix
 
         if info.any().item<bool>() then
-            Errors.reject subject "must be positive definite" "a matrix that is not" "raise the head's shrinkage"
+            Errors.reject
+                subject
+                "must be positive definite"
+                "a matrix that is not"
+                "raise the head's shrinkage"
 
         factor

@@ -88,6 +88,23 @@ type Learner =
     /// Every head with its embedding: first the one that predicts.
     member this.Readouts: Readout[] = Array.append [| this.Readout |] this.Others
 
+/// Heads with embeddings.
+[<RequireQualifiedAccess>]
+module Readout =
+    /// <summary>The readout of two names.</summary>
+    /// <param name="backbone">Borrowed.</param>
+    /// <param name="names">Of a head and of an embedding: see `Heads.find` and `Embedding.named`.</param>
+    /// <returns>The readout under the label HEAD@EMBEDDING.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no such head or embedding.</exception>
+    let named (backbone: VisionTransformer) (names: struct (string * string)) : Readout =
+        let struct (head, embedding) = names
+
+        {
+            Label = $"{head}@{embedding}"
+            Head = Heads.find head
+            Embedding = Embedding.named embedding backbone
+        }
+
 /// The networks that embeddings are read from.
 [<ReferenceEquality>]
 type Networks =
@@ -104,10 +121,10 @@ type Model =
     {
         /// What embeddings are read from.
         Networks: Networks
-        /// The classifier.
-        Scorer: Scorer
+        /// The classifier: of the embeddings of its head, or of images.
+        Scorer: OwnScores
         /// The other heads of the learner, made ready.
-        Others: Scorer[]
+        Others: OwnScores[]
         /// Number of classes.
         Classes: int
     }
@@ -170,8 +187,8 @@ module Model =
             Seq.concat
                 [
                     Networks.leaves model.Networks
-                    Scorer.leaves model.Scorer
-                    Seq.collect Scorer.leaves model.Others
+                    OwnScores.leaves model.Scorer
+                    Seq.collect OwnScores.leaves model.Others
                 ]
 
 /// Predicts and forgets; `TaskLoop` learns.
@@ -206,6 +223,18 @@ module Learner =
                 "another embedding"
                 "choose another head or that embedding"
 
+    /// `create` for a head and embedding that have a label.
+    let internal ofReadout (backbone: VisionTransformer) (method: AnyMethod) (readout: Readout) : Learner =
+        checkReadout backbone method readout
+
+        {
+            Backbone = backbone
+            Method = method
+            Readout = readout
+            Others = [||]
+            Transport = true
+        }
+
     /// <summary>A learner over a backbone.</summary>
     /// <param name="backbone">Borrowed for as long as the learner is used.</param>
     /// <param name="method">Over the same backbone.</param>
@@ -220,22 +249,14 @@ module Learner =
         (head: AnyHead)
         (embedding: Embedding)
         : Learner =
-        let readout =
+        ofReadout
+            backbone
+            method
             {
                 Label = head.Info.Name
                 Head = head
                 Embedding = embedding
             }
-
-        checkReadout backbone method readout
-
-        {
-            Backbone = backbone
-            Method = method
-            Readout = readout
-            Others = [||]
-            Transport = true
-        }
 
     /// <summary>The learner with more heads, which learn in the same passes and predict nothing.</summary>
     /// <param name="others">Heads and what they see, in place of those the learner has.</param>
@@ -370,20 +391,23 @@ module Learner =
                         None
             })
 
-    /// Tokens of some parts, and for each head the embeddings [n, D] of each view of the images, in the master format.
-    /// Borrows; owned by the caller.
-    let internal embed (learner: Learner) (networks: Networks) (parts: EmbeddingPart[]) images =
+    let private embedFor (readouts: Readout[]) (learner: Learner) (networks: Networks) parts images =
         Scope.noGrad
             (fun struct (tokens, views) ->
                 Seq.append (Leaves.tensors tokens) (Seq.collect Leaves.tensors views))
             (fun () ->
                 Embedding.embedAll
-                    (learner.Readouts |> Array.map _.Embedding)
+                    (readouts |> Array.map _.Embedding)
                     parts
                     networks.Frozen
                     networks.Adapted
                     learner.Backbone
                     images)
+
+    /// Tokens of some parts, and for each head the embeddings [n, D] of each view of the images, in the master format.
+    /// Borrows; owned by the caller.
+    let internal embed (learner: Learner) networks (parts: EmbeddingPart[]) (images: torch.Tensor) =
+        embedFor learner.Readouts learner networks parts images
 
     /// Adds a batch, the views of each head and the rows, to the sums of every head. Owned by the caller.
     let internal observe
@@ -410,7 +434,7 @@ module Learner =
         let scorer (readout: Readout) (head: HeadState) =
             match learner.Method.Logits with
             | Some logits when isLogits readout.Head -> logits state.Method
-            | _ -> readout.Head.Scores head
+            | _ -> OwnScores.OfFeatures(readout.Head.Scores head)
 
         Scope.noGrad Model.leaves (fun () ->
             {
@@ -424,9 +448,15 @@ module Learner =
     /// Borrows; owned by the caller. Rejects scores of another shape and scores that are not finite.
     let internal predictWith (learner: Learner) (model: Model) parts (images: torch.Tensor) =
         Scope.noGrad (Leaves.both Leaves.tensors Leaves.tensors) (fun () ->
-            let struct (tokens, views) = embed learner model.Networks parts images
+            let heads =
+                Array.zip learner.Readouts (Array.append [| model.Scorer |] model.Others)
 
-            let score (readout: Readout) (scorer: Scorer) (views: torch.Tensor[]) =
+            let ofFeatures = heads |> Array.filter (fun (_, scores) -> scores.IsOfFeatures)
+
+            let struct (tokens, embedded) =
+                embedFor (Array.map fst ofFeatures) learner model.Networks parts images
+
+            let mean (readout: Readout) (scorer: Scorer) (views: torch.Tensor[]) =
                 let ofView view =
                     let scores = scorer.Score view
                     checkScores learner readout model.Classes view scores
@@ -437,8 +467,16 @@ module Learner =
 
                 sum.div (Scalar.op_Implicit (float views.Length))
 
-            let scorers = Array.append [| model.Scorer |] model.Others
-            struct (Array.map3 score learner.Readouts scorers views, tokens))
+            let score i (readout: Readout, scores) =
+                match scores with
+                | OwnScores.OfImages scorer -> mean readout scorer (Embedding.views readout.Embedding images)
+                | OwnScores.OfFeatures scorer ->
+                    let before =
+                        heads[.. i - 1] |> Array.filter (fun (_, scores) -> scores.IsOfFeatures)
+
+                    mean readout scorer embedded[before.Length]
+
+            struct (Array.mapi score heads, tokens))
 
     /// The learner without the heads that only compare.
     let internal alone (learner: Learner) : Learner = { learner with Others = [||] }
@@ -511,7 +549,7 @@ module Learner =
 
             {
                 Networks = networks
-                Scorer = learner.Head.Scores heads[0]
+                Scorer = OwnScores.OfFeatures(learner.Head.Scores heads[0])
                 Others = [||]
                 Classes = state.Classes.Length + task.Classes.Length
             })

@@ -73,7 +73,12 @@ module Plan =
 
     let private loadFrom (checkClasses: int -> unit) (order: ClassOrder) (settings: RunSettings) : Plan =
         let stream () =
-            let dataset = Recipe.dataset settings (needed "data-path" settings.DataPath)
+            let dataset =
+                Datasets.loadWith
+                    (Settings.reading settings)
+                    settings.Data
+                    (needed "data-path" settings.DataPath)
+
             checkClasses dataset.ClassNames.Length
             let struct (tasks, initial) = settings.Split
             TaskStream.create dataset order tasks initial

@@ -4,7 +4,6 @@ open LoRASub.Core
 open LoRASub.Train
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings
@@ -31,25 +30,10 @@ module internal Recipe =
         let sha256 = DataFile.sha256 file
         struct (Weights.load (backboneOptions settings) file, sha256)
 
-    /// The data set that settings name, from its folder; tested on training images where they say so. Rejects what
-    /// `Datasets.load` and `Dataset.holdOut` reject.
-    let dataset (settings: RunSettings) (folder: string) : Dataset =
-        let dataset = Datasets.loadWith (Settings.reading settings) settings.Data folder
-
-        match settings.Validate with
-        | Some share -> Dataset.holdOut share settings.SplitSeed dataset
-        | None -> dataset
-
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
     let learner (backbone: VisionTransformer) (settings: RunSettings) : Learner =
-        let readout text : Readout =
-            let struct (head, embedding) = Settings.readout settings.Embedding text
-
-            {
-                Label = $"{head}@{embedding}"
-                Head = Heads.find head
-                Embedding = Embedding.named embedding backbone
-            }
+        let readout text =
+            Settings.readout settings.Embedding text |> Readout.named backbone
 
         let first = readout settings.Head
 
@@ -61,15 +45,13 @@ module internal Recipe =
             |> List.filter (fun other -> other.Label <> first.Label)
 
         let learner =
-            Learner.create
+            Learner.ofReadout
                 backbone
                 (settings.ChosenMethod.Create backbone settings.Method)
-                first.Head
-                first.Embedding
+                first
             |> Learner.withOthers (Array.ofList others)
 
         { learner with
-            Readout = first
             Transport = settings.Transport
         }
 

@@ -107,9 +107,15 @@ type RunSettings =
         Reference: string list
     }
 
-    /// The method that runs.
+    /// Whether the first task is still to decide if the network adapts.
+    member this.IsUndecided = this.Training && this.MethodName = Methods.Auto
+
+    /// The method that runs; until it is decided whether the network adapts, the one that adapts.
     member this.ChosenMethod: MethodRow =
-        Methods.find (if this.Training then this.MethodName else Frozen.info.Name)
+        if not this.Training then Frozen.info.Name
+        elif this.IsUndecided then FirstSession.info.Name
+        else this.MethodName
+        |> Methods.find
 
     /// Number of tasks and classes of the first one: all classes are one task for a joint method.
     member this.Split: struct (int * int option) =
@@ -276,19 +282,23 @@ module Preset =
 
     /// Settings under a name, to be changed by others: on the command line `--preset NAME`.
     let named: (string * string * (string * string) list) list =
-        let only method head embedding =
-            [ "method", method; "head", head; "embedding", embedding; "heads", "none" ]
+        let only head embedding =
+            [
+                "method", Methods.Auto
+                "epochs", "5"
+                "head", head
+                "embedding", embedding
+                "heads", "none"
+            ]
 
         [
             "recommended",
-            "cosine LDA on tokens of all blocks of the frozen network",
-            only Frozen.info.Name "cosine-lda" "rich"
+            "cosine LDA on tokens of all blocks; the network adapts to the first task if that helps there",
+            only "cosine-lda" "rich"
             "small",
             "the same on the last three blocks: a sixth of the memory",
-            only Frozen.info.Name "cosine-lda" "last-blocks"
-            "large",
-            "8,192 random features of the tokens of all blocks",
-            only Frozen.info.Name "rp-cosine-lda:8192" "rich"
+            only "cosine-lda:0.003" "last-blocks"
+            "large", "8,192 random features of the tokens of all blocks", only "rp-cosine-lda:8192" "rich"
             "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual" ]
             "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official" ]
         ]

@@ -66,6 +66,7 @@ module Settings =
             SplitRatio = settings.SplitRatio
             SplitSeed = settings.SplitSeed
             SkipBroken = settings.SkipBroken
+            HoldOut = settings.Validate
         }
 
     // ------------------------------------------------------------------------------------------ kinds of values
@@ -394,7 +395,7 @@ module Settings =
 
     let private learner =
         [
-            common "method" "see lorasub methods" (named Methods.names)
+            common "method" "see lorasub methods" (named (Methods.names @ [ Methods.Auto ]))
             |> field _.MethodName (fun v s -> { s with MethodName = v })
             row "head" "classifier of the embeddings; see lorasub heads" (checked' (Heads.find >> ignore))
             |> field _.Head (fun v s -> { s with Head = v })
