@@ -91,6 +91,7 @@ let private ofArgument (flag: ArgumentCaseInfo) : Line =
         Group =
             match name with
             | "--seeds"
+            | "--preset"
             | "--config" -> "Protocol"
             | "--libtorch" -> "Machine"
             | _ -> "Output"

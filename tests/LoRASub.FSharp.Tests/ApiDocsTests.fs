@@ -31,7 +31,6 @@ let private stillOpen: Set<string> =
             "SavedLearner"
             "Scorer"
             "StepReport"
-            "TaskLoop"
             "TaskProgress"
             "TaskState"
         ]

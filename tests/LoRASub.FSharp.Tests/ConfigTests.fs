@@ -121,7 +121,9 @@ let tests =
                 Expect.equal (settings shuffled) (settings pairs) "settings")
 
             testCase "without a file the presets are those of the data set" (fun () ->
-                let merged pairs = (Config.merge None None pairs None).Settings
+                let merged pairs =
+                    (Config.merge None None pairs None).Settings
+
                 Expect.equal (merged []) (Preset.quick Variant.Official) "none"
                 Expect.equal (merged [ "data", "cifar100" ]) (Preset.cifar100 Variant.Official) "cifar100"
 
@@ -156,6 +158,80 @@ let tests =
                     (source "augment" (Config.merge None None [] None))
                     (Some("flip", "preset quick official"))
                     "quick")
+
+            testCase "a named preset lies over the data set's, and under file and command line" (fun () ->
+                let quick pairs = Settings.ofPairs Preset.quick pairs
+
+                let alone method head embedding =
+                    { quick [] with
+                        MethodName = method
+                        Head = head
+                        Embedding = embedding
+                        OtherHeads = []
+                    }
+
+                let expected =
+                    [
+                        "recommended", alone "frozen" "cosine-lda" "rich"
+                        "small", alone "frozen" "cosine-lda" "last-blocks"
+                        "large", alone "frozen" "rp-cosine-lda:8192" "rich"
+                        "libcontinual", Preset.quick Variant.LibContinual
+                        "official", Preset.quick Variant.Official
+                    ]
+
+                Expect.equal
+                    (Preset.named |> List.map (fun (name, _, _) -> name))
+                    (List.map fst expected)
+                    "names"
+
+                for name, settings in expected do
+                    let merged = Config.merge (Some name) None [] None
+                    Expect.equal merged.Settings settings name
+
+                    for setting, value in Preset.pairs name do
+                        Expect.equal (source setting merged) (Some(value, $"preset {name}")) setting
+
+                let merged =
+                    Config.merge
+                        (Some "recommended")
+                        (own "embedding: all-blocks\ndata: cifar100")
+                        [ "head", "lda" ]
+                        None
+
+                Expect.equal
+                    merged.Settings
+                    { Preset.cifar100 Variant.Official with
+                        MethodName = "frozen"
+                        Head = "lda"
+                        Embedding = "all-blocks"
+                        OtherHeads = []
+                    }
+                    "over it"
+
+                Expect.equal (source "head" merged) (Some("lda", "command line")) "head"
+                Expect.equal (source "embedding" merged) (Some("all-blocks", "own.yaml, line 1")) "embedding")
+
+            rejects
+                "an unknown preset"
+                [
+                    "preset"
+                    "recommended, small, large"
+                    "'recomended'"
+                    "did you mean recommended?"
+                ]
+                (fun () -> Config.merge (Some "recomended") None [] None |> ignore)
+
+            testCase "attention heads are read under their older name" (fun () ->
+                let settings text =
+                    (Config.merge None (own text) [] None).Settings
+
+                Expect.equal (settings "heads: 12").Heads (Some 12) "a number"
+                Expect.equal (settings "heads: 12").OtherHeads [ "cosine-lda@rich" ] "the default heads"
+
+                Expect.equal
+                    (settings "heads: [lda, ridge@last-blocks]").OtherHeads
+                    [ "lda"; "ridge@last-blocks" ]
+                    "names")
 
             testCase "published files keep their variant's and the framework's defaults" (fun () ->
                 let merged = Config.merge None (lib []) [] None
@@ -315,13 +391,13 @@ let tests =
                 Expect.equal (warning (own "input-range: [-1, 1]") [] range) None "agreement in a file"
                 Expect.equal (warning None range [ "mean", "0.5"; "std", "0.5" ]) None "mean and std"
                 Expect.equal (warning None [] []) None "nothing stated"
-                Expect.equal (warning None [] [ "attention-heads", "3"; "image-size", "32" ]) None "left open"
+                Expect.equal (warning None [] [ "heads", "3"; "image-size", "32" ]) None "left open"
 
                 Expect.equal
                     (warning
                         None
                         [ "attention-heads", "6"; "image-size", "64"; "norm-epsilon", "1e-5" ]
-                        [ "attention-heads", "3"; "image-size", "32"; "norm-epsilon", "1e-6" ])
+                        [ "heads", "3"; "image-size", "32"; "norm-epsilon", "1e-6" ])
                     (Some(
                         "image-size 64 differs from 32, and attention-heads 6 differs from 3, and norm-epsilon 1e-5,1e-5 differs from 1e-6,1e-6, "
                         + "which the weights were trained with; --image-size 32 --attention-heads 3 --norm-epsilon 1e-6,1e-6 follow the weights"

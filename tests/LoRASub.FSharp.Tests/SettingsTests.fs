@@ -25,7 +25,8 @@ let private valuesOf (s: Setting) : string * string =
     | _, SettingKind.Choice cases -> cases[0], cases[1]
     | _, SettingKind.Switch -> "true", "false"
     | _, SettingKind.Folders -> "runs/joint", "007,b"
-    | _, (SettingKind.Name | SettingKind.Names | SettingKind.File | SettingKind.Folder) -> "some folder", "007"
+    | _, (SettingKind.Name | SettingKind.Names | SettingKind.File | SettingKind.Folder) ->
+        "some folder", "007"
 
 let private texts: (string * string * string) list =
     [

@@ -134,7 +134,9 @@ module Embedding =
         [
             "class-token", "class token after the final norm", output
             "last-blocks", "class and mean patch token of the last three blocks", lastBlocks
-            "all-blocks", "class and mean patch token of all blocks; the last one's patches by quadrant", allBlocks
+            "all-blocks",
+            "class and mean patch token of all blocks; the last one's patches by quadrant",
+            allBlocks
             "rich", "the richest of these that has at most 5,000 columns", rich
         ]
 
@@ -240,7 +242,8 @@ module Embedding =
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
     /// <returns>[n, d] for each of `more`, or [n, 4d] for quadrants, and for each embedding [n, width] of each of its
     /// views, all in the master format; owned by the caller.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">What `VisionTransformer.tokens` rejects.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">What `VisionTransformer.tokens` rejects, or frozen parts without
+    /// the frozen network.</exception>
     let embedAll
         (embeddings: Embedding[])
         (more: EmbeddingPart[])
@@ -264,13 +267,18 @@ module Embedding =
                     |> Map.ofArray
 
             let ofView (mine: Embedding[]) more view =
-                let adapted =
-                    read adapters (Array.append more (mine |> Array.collect _.Parts)) view
+                let adapted = read adapters (Array.append more (mine |> Array.collect _.Parts)) view
 
                 let still =
-                    match frozen with
-                    | Some network -> read network (mine |> Array.collect _.Frozen) view
-                    | None -> Map.empty
+                    match frozen, mine |> Array.collect _.Frozen with
+                    | Some network, wanted -> read network wanted view
+                    | None, [||] -> Map.empty
+                    | None, wanted ->
+                        Errors.reject
+                            "embedding"
+                            "must have no frozen parts where the frozen network is not given"
+                            $"{wanted.Length}"
+                            "give that network as well"
 
                 let embed (embedding: Embedding) =
                     [|
@@ -280,7 +288,7 @@ module Embedding =
                     |> join embedding
 
                 // a part that two want is one tensor, and each owner frees its own
-                struct (more |> Array.map (fun part -> adapted[part].alias ()), Array.map embed mine)
+                struct (more |> Array.map (fun part -> adapted[part].alias()), Array.map embed mine)
 
             let struct (tokens, first) = ofView embeddings more images
             let flipping = embeddings |> Array.filter _.Flip

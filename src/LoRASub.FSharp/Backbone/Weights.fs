@@ -160,7 +160,11 @@ module Weights =
                     let rule =
                         "must give its number of attention heads where its width is not one of timm's"
 
-                    Errors.reject subject rule $"width {width} and no metadata 'heads'" "give --attention-heads"
+                    Errors.reject
+                        subject
+                        rule
+                        $"width {width} and no metadata 'heads'"
+                        "give --attention-heads"
 
         if heads < 1 || width % int64 heads <> 0L then
             Errors.reject

@@ -335,8 +335,12 @@ module Dataset =
     /// <param name="seed">With the label decides which.</param>
     /// <param name="dataset">The data set.</param>
     /// <returns>The data set with the other training images, tested on those held out.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">A class has a single training image.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The share is not in (0, 1), or a class has a single training
+    /// image.</exception>
     let holdOut (share: float) (seed: int64) (dataset: Dataset) : Dataset =
+        if not (share > 0.0 && share < 1.0) then
+            Errors.reject "share of the images to hold out" "must be between 0 and 1" $"{share}" ""
+
         let isHeld = Array.create dataset.Train.Labels.Length false
 
         for label, positions in Array.indexed dataset.Train.Labels |> Array.groupBy snd do

@@ -72,6 +72,7 @@ type ClassifierOptions() =
 
         { preset with
             Backbone = Some backbone
+            OtherHeads = []
             Epochs = this.Epochs
             Batch = this.BatchSize
             Heads = positive this.Heads

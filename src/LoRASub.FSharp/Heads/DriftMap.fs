@@ -23,6 +23,8 @@ type DriftMap =
 module DriftMap =
 
     /// <summary>Lists the tensors of a map.</summary>
+    /// <param name="map">Borrowed.</param>
+    /// <returns>Its four tensors, borrowed.</returns>
     let leaves: Leaves<DriftMap> =
         fun map -> [ map.Before; map.After; map.Map; map.Residual ]
 
@@ -35,7 +37,7 @@ module DriftMap =
             let counts = sums.Counts.``to``(sums.Sums.dtype).unsqueeze 1L
 
             {
-                Sums = (sums.Sums.sub (counts.mul map.Before)).mm(map.Map).add (counts.mul map.After)
+                Sums = (sums.Sums.sub (counts.mul map.Before)).mm(map.Map).add(counts.mul map.After)
                 Counts = sums.Counts.clone ()
             })
 
@@ -68,7 +70,7 @@ module DriftMap =
             let kernel = centred.mm (centred.t ()) // [n, n]
 
             let ridge =
-                (kernel.trace().div (Scalar.op_Implicit (float width))).clamp_min (Scalar.op_Implicit 1e-12)
+                (kernel.trace().div(Scalar.op_Implicit (float width))).clamp_min(Scalar.op_Implicit 1e-12)
 
             let identity = torch.eye (images, dtype = kernel.dtype, device = kernel.device)
             let factor = torch.linalg.cholesky (kernel.add (identity.mul ridge))
@@ -80,11 +82,7 @@ module DriftMap =
             let residual = if explains then leftOut else moved
             let eye = torch.eye (width, dtype = kernel.dtype, device = kernel.device)
 
-            let map =
-                if explains then
-                    eye.add (centred.t().mm dual)
-                else
-                    eye
+            let map = if explains then eye.add (centred.t().mm dual) else eye
 
             let narrow (t: torch.Tensor) = t.``to`` before.dtype
 
@@ -92,7 +90,5 @@ module DriftMap =
                 Before = narrow m0
                 After = narrow m1
                 Map = narrow map
-                Residual =
-                    residual.t().mm(residual).div (Scalar.op_Implicit (float images))
-                    |> narrow
+                Residual = residual.t().mm(residual).div(Scalar.op_Implicit (float images)) |> narrow
             })

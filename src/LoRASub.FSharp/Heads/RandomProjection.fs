@@ -5,7 +5,7 @@ open TorchSharp
 
 /// A head's state over random features of the embeddings.
 [<ReferenceEquality>]
-type Projected<'H> =
+type RandomFeatures<'H> =
     {
         /// [d, M]; drawn anew where a state is read.
         Projection: torch.Tensor
@@ -29,9 +29,9 @@ module RandomProjection =
         Shape.expect "embeddings" [ Axis.Any "batch"; Axis.Is projection.shape[0] ] embeddings
         Shape.expectDevice "embeddings" projection embeddings
 
-        Scope.noGrad Leaves.tensor (fun () -> (embeddings.``to`` projection.dtype).mm(projection).relu ())
+        Scope.noGrad Leaves.tensor (fun () -> (embeddings.``to`` projection.dtype).mm(projection).relu())
 
-    let private treeOf (width: int) (inner: Tree<'H>) : Tree<Projected<'H>> =
+    let private treeOf (width: int) (inner: Tree<'H>) : Tree<RandomFeatures<'H>> =
         let inputs = Tree.field "inputs" (fun one -> one.Projection.shape[0]) Tree.int64
         let inner' = Tree.field "features" _.Inner inner
 
@@ -52,7 +52,10 @@ module RandomProjection =
             Read =
                 fun tensors path ->
                     let state = inner'.Read tensors path
-                    let like = inner.Leaves state |> Seq.find (fun (tensor: torch.Tensor) -> torch.is_floating_point tensor)
+
+                    let like =
+                        inner.Leaves state
+                        |> Seq.find (fun (tensor: torch.Tensor) -> torch.is_floating_point tensor)
 
                     {
                         Projection = projection (inputs.Read tensors path) width like.dtype like.device
@@ -65,11 +68,10 @@ module RandomProjection =
     /// <param name="width">M, the number of features.</param>
     /// <param name="inner">What learns from the features.</param>
     /// <returns>The head over embeddings of any width.</returns>
-    let over (info: HeadInfo) (width: int) (inner: Head<'H>) : Head<Projected<'H>> =
+    let over (info: HeadInfo) (width: int) (inner: Head<'H>) : Head<RandomFeatures<'H>> =
         let tree = treeOf width inner.Tree
 
-        let with' (one: Projected<'H>) (change: 'H -> 'H) =
-            { one with Inner = change one.Inner }
+        let with' (one: RandomFeatures<'H>) (change: 'H -> 'H) = { one with Inner = change one.Inner }
 
         {
             Info = info

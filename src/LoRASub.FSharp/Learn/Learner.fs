@@ -255,6 +255,13 @@ module Learner =
         let width = Embedding.width learner.Backbone readout.Embedding
         readout.Head.Zero width (master learner) learner.Backbone.Device
 
+    /// The bytes of what each head keeps: first of the one that predicts.
+    let internal headBytes (learner: Learner) (state: TaskState) : int64[] =
+        Array.map2
+            (fun (readout: Readout) head -> Tree.bytes readout.Head.Tree head)
+            learner.Readouts
+            (TaskState.heads state)
+
     /// <summary>The state before the first task.</summary>
     /// <param name="learner">Borrowed.</param>
     /// <param name="key">The root of every random number of the learner.</param>

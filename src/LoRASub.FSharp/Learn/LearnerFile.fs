@@ -239,9 +239,14 @@ module LearnerFile =
                 Embedding = SavedEmbedding.toEmbedding saved.Path saved'.Embedding
             }
 
-        ofFile (fun () ->
-            Learner.create backbone method (Heads.find record.Head) embedding
-            |> Learner.withOthers (record.Others |> Option.defaultValue [||] |> Array.map other))
+        let learner =
+            ofFile (fun () ->
+                Learner.create backbone method (Heads.find record.Head) embedding
+                |> Learner.withOthers (record.Others |> Option.defaultValue [||] |> Array.map other))
+
+        { learner with
+            Transport = record.Transport |> Option.defaultValue true
+        }
 
     /// <summary>The state that was saved, on the learner's backbone and in its precision.</summary>
     /// <param name="learner">As `learner` gives it; borrowed.</param>

@@ -1,6 +1,7 @@
 namespace LoRASub.Learn
 
 open System.Collections.Generic
+open System.Text.Json.Serialization
 open LoRASub.Core
 open LoRASub.Backbone
 open LoRASub.Data
@@ -20,7 +21,11 @@ module LearnerFormat =
             /// None: the class token at the output, as in version 1.
             Embedding: SavedEmbedding option
             /// Heads that learned in the same passes; None for none.
+            [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
             Others: SavedReadout[] option
+            /// Whether heads follow a network that moves; None where they do.
+            [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
+            Transport: bool option
             State: SavedState
             /// The data set's label of the class learned i-th, for all classes of a run; the ids otherwise.
             ClassOrder: int[]
@@ -129,6 +134,7 @@ module internal LearnerVersion1 =
             Head = NearestMean.head.Info.Name
             Embedding = None
             Others = None
+            Transport = None
             State =
                 {
                     FinishedTasks = old.FinishedTasks
@@ -207,6 +213,7 @@ module internal LearnerRecord =
                             Embedding = SavedEmbedding.ofEmbedding readout.Embedding
                         })
                     |> Some
+            Transport = if learner.Transport then None else Some false
             State = SavedState.ofState state
             ClassOrder = order
             ImageSize = input.Size

@@ -3,6 +3,7 @@ namespace LoRASub.Learn
 open System
 open System.Collections.Generic
 open System.Globalization
+open System.Text.Json.Serialization
 open LoRASub.Core
 open LoRASub.Backbone
 open TorchSharp
@@ -48,6 +49,7 @@ type SavedPart =
 type SavedEmbedding =
     {
         /// Tokens of the network as it was loaded, which stand first; None for none.
+        [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
         Frozen: SavedPart[] option
         /// Tokens of the adapted network, side by side.
         Parts: SavedPart[]

@@ -323,12 +323,14 @@ module TaskLoop =
             | None -> [||]
             | Some before ->
                 let rows = sampled loaders.Length images
-                let struct (_, old) = Learner.embed learner before [||] (images.index_select (0L, rows))
+
+                let struct (_, old) =
+                    Learner.embed learner before [||] (images.index_select (0L, rows))
 
                 Array.map3
                     (fun follows (old: torch.Tensor[]) (views: torch.Tensor[]) ->
                         if follows then
-                            [| old[0]; views[0].index_select (0L, rows) |]
+                            [| old[0]; views[0].index_select(0L, rows) |]
                         else
                             [||])
                     follows

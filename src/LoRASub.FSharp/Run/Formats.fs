@@ -2,6 +2,7 @@ namespace LoRASub.Run
 
 open System.Collections.Generic
 open System.Text.Json.Nodes
+open System.Text.Json.Serialization
 open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Methods
@@ -43,6 +44,7 @@ type SummaryFile =
         AccuracyMatrix: float[][]
         CorrectAndTotal: AccuracyMatrix
         /// Every head of the run; first the one that predicts. None in runs of older programs.
+        [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
         Heads: HeadLine[] option
         /// By task and block.
         RetainedRank: int[][]

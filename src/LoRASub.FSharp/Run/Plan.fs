@@ -73,19 +73,8 @@ module Plan =
 
     let private loadFrom (checkClasses: int -> unit) (order: ClassOrder) (settings: RunSettings) : Plan =
         let stream () =
-            let dataset =
-                Datasets.loadWith
-                    (Settings.reading settings)
-                    settings.Data
-                    (needed "data-path" settings.DataPath)
-
+            let dataset = Recipe.dataset settings (needed "data-path" settings.DataPath)
             checkClasses dataset.ClassNames.Length
-
-            let dataset =
-                match settings.Validate with
-                | Some share -> Dataset.holdOut share settings.SplitSeed dataset
-                | None -> dataset
-
             let struct (tasks, initial) = settings.Split
             TaskStream.create dataset order tasks initial
 

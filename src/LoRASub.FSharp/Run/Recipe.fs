@@ -31,30 +31,45 @@ module internal Recipe =
         let sha256 = DataFile.sha256 file
         struct (Weights.load (backboneOptions settings) file, sha256)
 
+    /// The data set that settings name, from its folder; tested on training images where they say so. Rejects what
+    /// `Datasets.load` and `Dataset.holdOut` reject.
+    let dataset (settings: RunSettings) (folder: string) : Dataset =
+        let dataset = Datasets.loadWith (Settings.reading settings) settings.Data folder
+
+        match settings.Validate with
+        | Some share -> Dataset.holdOut share settings.SplitSeed dataset
+        | None -> dataset
+
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
     let learner (backbone: VisionTransformer) (settings: RunSettings) : Learner =
         let readout text : Readout =
             let struct (head, embedding) = Settings.readout settings.Embedding text
 
             {
-                Label = text
+                Label = $"{head}@{embedding}"
                 Head = Heads.find head
                 Embedding = Embedding.named embedding backbone
             }
+
+        let first = readout settings.Head
+
+        // each head once, though it be named twice
+        let others =
+            settings.OtherHeads
+            |> List.map readout
+            |> List.distinctBy _.Label
+            |> List.filter (fun other -> other.Label <> first.Label)
 
         let learner =
             Learner.create
                 backbone
                 (settings.ChosenMethod.Create backbone settings.Method)
-                (Heads.find settings.Head)
-                (Embedding.named settings.Embedding backbone)
-            |> Learner.withOthers (settings.OtherHeads |> List.map readout |> Array.ofList)
+                first.Head
+                first.Embedding
+            |> Learner.withOthers (Array.ofList others)
 
         { learner with
-            Readout =
-                { learner.Readout with
-                    Label = $"{settings.Head}@{settings.Embedding}"
-                }
+            Readout = first
             Transport = settings.Transport
         }
 

@@ -6,7 +6,6 @@ open System.Text.Json.Nodes
 open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Measure
@@ -74,19 +73,18 @@ module Results =
     /// <param name="outcome">Borrowed.</param>
     /// <returns>First those of the head that predicts.</returns>
     let heads (outcome: Outcome) : HeadLine[] =
-        let bytes (state: HeadState) =
-            Hidden.leaves state |> Seq.sumBy (fun t -> t.numel () * int64 (t.element_size ()))
-
-        let line i (readout: Readout) state (matrix: AccuracyMatrix) =
+        let line i (readout: Readout) bytes (matrix: AccuracyMatrix) =
             let measures = Metrics.measure matrix
-            let percent name = measures |> Map.tryFind name |> Option.map Metrics.percent
+
+            let percent name =
+                measures |> Map.tryFind name |> Option.map Metrics.percent
 
             {
                 Head = readout.Label
                 Last = (percent "last").Value
                 Average = (percent "average").Value
                 Forgetting = percent "forgetting"
-                Bytes = bytes state
+                Bytes = bytes
                 Recomputed =
                     outcome.Recomputed
                     |> Option.map (fun rows ->
@@ -94,8 +92,10 @@ module Results =
                 CorrectAndTotal = matrix
             }
 
-        Array.zip3 outcome.Learner.Readouts (TaskState.heads outcome.State) outcome.Matrices
-        |> Array.mapi (fun i (readout, state, matrix) -> line i readout state matrix)
+        let bytes = Learner.headBytes outcome.Learner outcome.State
+
+        Array.zip3 outcome.Learner.Readouts bytes outcome.Matrices
+        |> Array.mapi (fun i (readout, bytes, matrix) -> line i readout bytes matrix)
 
     /// classes.json.
     let internal classes (plan: Plan) (outcome: Outcome) : JsonNode =

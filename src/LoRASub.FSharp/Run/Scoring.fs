@@ -157,7 +157,13 @@ module Scoring =
 
     /// The scores of each head on all tasks so far, if its sums were computed again from all training images under the
     /// present network: what stale statistics cost. A diagnosis, which no learner without old images can have.
-    let internal recomputed (learner: Learner) (plan: Plan) (clock: PhaseClock) onBatch (state: TaskState) : Score[][] =
+    let internal recomputed
+        (learner: Learner)
+        (plan: Plan)
+        (clock: PhaseClock)
+        onBatch
+        (state: TaskState)
+        : Score[][] =
         let seen = plan.Stream.Tasks |> Array.truncate state.Finished
         let classes = TaskState.classes state
 

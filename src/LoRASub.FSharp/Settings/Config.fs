@@ -284,8 +284,11 @@ module Config =
                     "image-size"
                     card.ImageSize
                     (fun size s -> { s with ImageSize = Some size })
-                differing (fun heads -> settings.Heads = Some heads) "attention-heads" card.Heads (fun heads s ->
-                    { s with Heads = Some heads })
+                differing
+                    (fun heads -> settings.Heads = Some heads)
+                    "attention-heads"
+                    card.Heads
+                    (fun heads s -> { s with Heads = Some heads })
                 differing ((=) settings.NormEpsilon) "norm-epsilon" card.NormEpsilon (fun epsilon s ->
                     { s with NormEpsilon = epsilon })
             ]

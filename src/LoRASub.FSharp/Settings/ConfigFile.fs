@@ -71,6 +71,12 @@ module ConfigFile =
                 | Items _ when name = "seed" -> found.Refuse "must be one number" "write seeds for several"
                 | _ -> found.Text
 
+            let name =
+                match name, System.Int32.TryParse value with
+                // attention heads, in settings saved before heads had the name
+                | "heads", (true, _) -> "attention-heads"
+                | _ -> name
+
             says name value (place node)
 
         {

@@ -277,12 +277,7 @@ module Preset =
     /// Settings under a name, to be changed by others: on the command line `--preset NAME`.
     let named: (string * string * (string * string) list) list =
         let only method head embedding =
-            [
-                "method", method
-                "head", head
-                "embedding", embedding
-                "heads", "none"
-            ]
+            [ "method", method; "head", head; "embedding", embedding; "heads", "none" ]
 
         [
             "recommended",

@@ -54,6 +54,8 @@ module internal SettingDoc =
         let what =
             match s.Kind with
             | SettingKind.Switch when flagName s <> s.Name -> "do not " + s.Doc
+            // the command that it names lists them
+            | SettingKind.Choice _ when s.Doc.StartsWith "see " -> s.Doc
             | SettingKind.Choice cases -> $"{s.Doc}: {oneOf cases}"
             | SettingKind.Pair(names, _) -> $"{s.Doc}: {names}"
             | _ -> s.Doc

@@ -394,11 +394,11 @@ module Settings =
 
     let private learner =
         [
-            common "method" "how to learn" (named Methods.names)
+            common "method" "see lorasub methods" (named Methods.names)
             |> field _.MethodName (fun v s -> { s with MethodName = v })
-            common "head" "classifier of the embeddings; see lorasub heads" (checked' (Heads.find >> ignore))
+            row "head" "classifier of the embeddings; see lorasub heads" (checked' (Heads.find >> ignore))
             |> field _.Head (fun v s -> { s with Head = v })
-            common
+            row
                 "embedding"
                 "tokens that the head sees; see lorasub heads"
                 (checked' (Embedding.named >> ignore))
