@@ -19,8 +19,8 @@ var options = new ClassifierOptions
     Seed = 42,
     Progress = step =>
     {
-        if (!double.IsNaN(step.Loss))
-            Console.WriteLine($"  {step.Phase} {step.Done}/{step.Total}, loss {step.Loss:F3}");
+        if (step.Done == 0)
+            Console.WriteLine($"  {step.Phase}, {step.Total} batches");
     },
 };
 
@@ -37,6 +37,8 @@ try
         Console.WriteLine($"learning {string.Join(", ", names)}");
         classifier.Learn(names, Images.OfClasses(data.Train, group));
     }
+
+    Console.WriteLine(classifier.Adaptation);
 
     var predictions = classifier.Predict(data.Test);
     var correct = predictions.Where((p, i) => p.ClassName == data.ClassNames[data.Test.Labels[i]]).Count();

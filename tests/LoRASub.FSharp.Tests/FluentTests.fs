@@ -196,6 +196,7 @@ let tests =
                         let options = options ()
                         options.Seed <- seed
                         options.Augment <- true
+                        options.Preset <- "libcontinual"
                         use classifier = learned backbone options
                         classifier.Predict test
 
@@ -242,11 +243,42 @@ let tests =
                         Expect.equal (classifier.Predict plan.Stream.Dataset.Test).Length 30 "predictions")))
 
             testCase
+                "the first group of classes decides whether the network adapts"
+                (withBackbone (fun folder backbone ->
+                    use small = ContinualClassifier.Create(backbone, options ())
+                    Expect.isNull small.Adaptation "before"
+                    learnGroup small [| 0; 1 |]
+                    Expect.stringContains small.Adaptation "too small" "two classes"
+
+                    use large = ContinualClassifier.Create(backbone, options ())
+                    learnGroup large [| 0..3 |]
+                    Expect.stringContains large.Adaptation "4 held-out training images of 4 classes" "a trial"
+                    let saved = Path.Combine(folder, "saved")
+                    large.Save saved
+                    use loaded = ContinualClassifier.Load(saved, backbone, options ())
+                    Expect.equal (loaded.Predict test) (large.Predict test) "the choice is saved"))
+
+            testCase
+                "every preset learns and predicts"
+                (withBackbone (fun _ backbone ->
+                    for preset in [ "small"; "official" ] do
+                        let options = options ()
+                        options.Preset <- preset
+                        use classifier = learned backbone options
+                        Expect.equal (classifier.Predict test).Length 12 preset))
+
+            rejects "an unknown preset" [ "preset"; "did you mean small?" ] (fun () ->
+                let options = options ()
+                options.Preset <- "smal"
+                ContinualClassifier.Create("absent.safetensors", options) |> ignore)
+
+            testCase
                 "progress is told"
                 (withBackbone (fun _ backbone ->
                     let steps = ResizeArray<LearningProgress>()
                     let options = options ()
                     options.Progress <- Action<LearningProgress>(steps.Add)
+                    options.Preset <- "libcontinual"
                     use _ = learned backbone options
                     let phases = steps |> Seq.map _.Phase |> Seq.distinct |> List.ofSeq
                     Expect.equal phases [ "train"; "prototypes"; "observe" ] "phases"
@@ -487,7 +519,8 @@ let tests =
                         "learning Sandal, Shirt, Sneaker, Bag, Ankle boot"
                         "second group"
 
-                    Expect.stringContains output "  train 1/1, loss " "progress"
+                    Expect.stringContains output "  prototypes, 1 batches" "progress"
+                    Expect.stringContains output "too small for a trial" "three images a class"
                     Expect.stringContains output " of 20 test images right" "score"
                     Expect.stringContains output "a file looks like " "an image file"
                     Expect.stringContains output "the saved classifier predicts the same" "saved and loaded"))

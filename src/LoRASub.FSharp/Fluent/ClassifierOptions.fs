@@ -68,6 +68,19 @@ type ClassifierOptions() =
     /// Called with the progress of learning, on the calling thread.
     member val Progress: Action<LearningProgress> = null with get, set
 
+    /// Tells the progress to who asked for it.
+    member internal this.Report(event: TaskEvent) : unit =
+        match event with
+        | Steps step when not (isNull this.Progress) ->
+            this.Progress.Invoke
+                {
+                    Phase = Phase.name step.Phase
+                    Done = step.Done
+                    Total = step.Steps
+                    Loss = defaultArg step.Loss nan
+                }
+        | _ -> ()
+
     member internal this.ToSettings(backbone: string) : RunSettings =
         let positive n = if n > 0 then Some n else None
 

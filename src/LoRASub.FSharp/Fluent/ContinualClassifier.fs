@@ -59,18 +59,6 @@ type ContinualClassifier
         Scope.supersede TaskState.leaves [ next ] state
         state <- Scope.detach TaskState.leaves next
 
-    let onEvent (event: TaskEvent) =
-        match event with
-        | Steps step when not (isNull options.Progress) ->
-            options.Progress.Invoke
-                {
-                    Phase = Phase.name step.Phase
-                    Done = step.Done
-                    Total = step.Steps
-                    Loss = defaultArg step.Loss nan
-                }
-        | _ -> ()
-
     // On the first group of classes: whether the network adapts to it, where the options leave that open.
     let decide (names: string[]) (images: ImageSet) =
         if settings.IsUndecided && state.Finished = 0 then
@@ -81,7 +69,7 @@ type ContinualClassifier
                     images
                     (Array.init images.Labels.Length id)
                     (Array.init names.Length id)
-                    onEvent
+                    options.Report
 
             adaptation <- Decision.describe trial
             let chosen = Recipe.learner backbone { settings with MethodName = method }
@@ -186,8 +174,8 @@ type ContinualClassifier
 
         ImageTask.check names images state
         decide names images
-        let options = Recipe.learnOptions settings backbone settings.Epochs
-        ImageTask.learn learner options names images onEvent state |> replace
+        let learnOptions = Recipe.learnOptions settings backbone settings.Epochs
+        ImageTask.learn learner learnOptions names images options.Report state |> replace
 
         // the current folder may change
         sources <- Path.GetFullPath images.Source :: sources
