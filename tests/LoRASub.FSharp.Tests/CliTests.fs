@@ -567,7 +567,7 @@ let private badInput =
         flags
             "unknown preset"
             [ "--preset"; "recomended" ]
-            [ "preset must be one of"; "did you mean recommended?" ]
+            [ "preset: must be one of"; "did you mean recommended?" ]
         flags "unknown head" [ "--head"; "nearest-men" ] [ "head"; "did you mean nearest-mean?" ]
         flags
             "unknown embedding"
@@ -1085,7 +1085,17 @@ let private runs =
 
                 // 4 training images of each class
                 let struct (_, held) =
-                    run "held" [ "--validate"; "0.25"; "--recompute"; "--preset"; "small"; "--method"; "frozen" ]
+                    run
+                        "held"
+                        [
+                            "--validate"
+                            "0.25"
+                            "--recompute"
+                            "--preset"
+                            "small"
+                            "--method"
+                            "frozen"
+                        ]
 
                 Expect.equal held.Heads.Value[0].Head "cosine-lda:0.003@last-blocks" "the preset"
 

@@ -17,6 +17,8 @@ open TorchSharp
 
 let private options () =
     ClassifierOptions(
+        // a method that trains on any data
+        Preset = "libcontinual",
         Epochs = 2,
         BatchSize = 8,
         Rank = 2,

@@ -45,10 +45,7 @@ module internal Recipe =
             |> List.filter (fun other -> other.Label <> first.Label)
 
         let learner =
-            Learner.ofReadout
-                backbone
-                (settings.ChosenMethod.Create backbone settings.Method)
-                first
+            Learner.ofReadout backbone (settings.ChosenMethod.Create backbone settings.Method) first
             |> Learner.withOthers (Array.ofList others)
 
         { learner with
