@@ -14,8 +14,6 @@ var folder = args.ElementAtOrDefault(1) ?? Path.Combine(assets, "fashion-mnist")
 
 var options = new ClassifierOptions
 {
-    // a method that trains on any data, and so has losses to show
-    Preset = "libcontinual",
     Epochs = int.Parse(args.ElementAtOrDefault(2) ?? "1"),
     BatchSize = 128,
     Seed = 42,

@@ -80,7 +80,7 @@ let tests =
 
             testCase "only training images of the first task are read" (fun () ->
                 Scope.run (fun () ->
-                    let plan = auto 4 10
+                    let plan = auto 6 10
 
                     let plan =
                         { plan with
@@ -99,7 +99,10 @@ let tests =
 
                     let frozen = under plan Frozen.info.Name
                     trial plan frozen frozen spied |> ignore
-                    let allowed = TaskStream.trainIndices plan.Stream plan.Stream.Tasks[0] |> Set.ofArray
+
+                    let allowed =
+                        TaskStream.trainIndices plan.Stream plan.Stream.Tasks[0] |> Set.ofArray
+
                     Expect.isNonEmpty read "read"
                     Expect.isEmpty (Set.difference (Set.ofSeq read) allowed) "of other tasks"))
 

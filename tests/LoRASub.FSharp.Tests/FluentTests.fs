@@ -198,7 +198,6 @@ let tests =
                         let options = options ()
                         options.Seed <- seed
                         options.Augment <- true
-                        options.Preset <- "libcontinual"
                         use classifier = learned backbone options
                         classifier.Predict test
 
@@ -247,6 +246,11 @@ let tests =
             testCase
                 "the first group of classes decides whether the network adapts"
                 (withBackbone (fun folder backbone ->
+                    let options () =
+                        let options = options ()
+                        options.Preset <- ClassifierOptions().Preset
+                        options
+
                     use small = ContinualClassifier.Create(backbone, options ())
                     Expect.isNull small.Adaptation "before"
                     learnGroup small [| 0; 1 |]
@@ -254,7 +258,12 @@ let tests =
 
                     use large = ContinualClassifier.Create(backbone, options ())
                     learnGroup large [| 0..3 |]
-                    Expect.stringContains large.Adaptation "4 held-out training images of 4 classes" "a trial"
+
+                    Expect.stringContains
+                        large.Adaptation
+                        "4 held-out training images of 4 classes"
+                        "a trial"
+
                     let saved = Path.Combine(folder, "saved")
                     large.Save saved
                     use loaded = ContinualClassifier.Load(saved, backbone, options ())
@@ -280,7 +289,6 @@ let tests =
                     let steps = ResizeArray<LearningProgress>()
                     let options = options ()
                     options.Progress <- Action<LearningProgress>(steps.Add)
-                    options.Preset <- "libcontinual"
                     use _ = learned backbone options
                     let phases = steps |> Seq.map _.Phase |> Seq.distinct |> List.ofSeq
                     Expect.equal phases [ "train"; "prototypes"; "observe" ] "phases"

@@ -175,7 +175,9 @@ type ContinualClassifier
         ImageTask.check names images state
         decide names images
         let learnOptions = Recipe.learnOptions settings backbone settings.Epochs
-        ImageTask.learn learner learnOptions names images options.Report state |> replace
+
+        ImageTask.learn learner learnOptions names images options.Report state
+        |> replace
 
         // the current folder may change
         sources <- Path.GetFullPath images.Source :: sources
