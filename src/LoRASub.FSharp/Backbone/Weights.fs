@@ -445,7 +445,7 @@ module Weights =
 
             match options.Heads, width |> Option.bind (fun width -> Map.tryFind width timmHeads) with
             | None, Some heads when card.Heads.IsNone ->
-                $"{header.Path}: the weights do not state the number of attention heads; assuming {heads}, as timm at width {width.Value} (--heads N sets another)"
+                $"{header.Path}: the weights do not state the number of attention heads; assuming {heads}, as timm at width {width.Value} (--attention-heads N sets another)"
             | _ -> ()
         ]
 
