@@ -31,6 +31,8 @@ type RunData =
         Sources: Map<string, string>
         Matrix: AccuracyMatrix
         Measures: Measures
+        /// Every head that the run scored; empty where there is no summary or an older program wrote it.
+        Heads: HeadLine[]
         /// Measures that need a reference run, and why they are missing.
         Missing: (string * string)[]
         /// By task and block; empty for a task without projection.
@@ -251,6 +253,7 @@ module RunData =
                     Map.empty
                 else
                     Metrics.complete stored (Metrics.measure matrix)
+            Heads = known (_.Heads >> Option.defaultValue [||]) [||]
             Missing =
                 known
                     (fun summary ->
