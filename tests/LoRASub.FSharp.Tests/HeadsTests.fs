@@ -202,8 +202,8 @@ let private statistics =
             let read =
                 Tree.read PooledMoments.tree "the file" (written |> Map.map (fun _ t -> t.clone ()))
             // both triangles, whichever the products left
-            let triangle = found.Scatter.triu ()
-            identical "scatter" (triangle.add (found.Scatter.triu(1L).t())) read.Scatter)
+            let triangle = found.Scatter.tril ()
+            identical "scatter" (triangle.add (found.Scatter.tril(-1L).t())) read.Scatter)
     ]
 
 let private discriminants =

@@ -11,6 +11,7 @@ type Hidden<'Kind> =
             Maker: string
             Value: obj
             Tensors: unit -> torch.Tensor seq
+            Written: unit -> (string * torch.Tensor) list
         }
 
 [<RequireQualifiedAccess>]
@@ -19,12 +20,16 @@ module internal Hidden =
     /// The tensors that the value owns.
     let leaves: Leaves<Hidden<'Kind>> = fun hidden -> hidden.Tensors()
 
+    /// What a file would hold of the value: see `Tree.write`.
+    let written (hidden: Hidden<'Kind>) : (string * torch.Tensor) list = hidden.Written()
+
     /// Hides a value. `tree` describes its tensors.
     let hide (maker: string) (tree: Tree<'T>) (value: 'T) : Hidden<'Kind> =
         {
             Maker = maker
             Value = box value
             Tensors = fun () -> tree.Leaves value
+            Written = fun () -> Tree.write tree value
         }
 
     /// The value, for its maker. Rejects a value that another made.

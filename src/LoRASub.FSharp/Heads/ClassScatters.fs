@@ -17,7 +17,7 @@ type ClassScatters =
 [<RequireQualifiedAccess>]
 module ClassScatters =
 
-    /// <summary>The tensors; each scatter is written as its upper triangle.</summary>
+    /// <summary>The tensors; each scatter is written as its lower triangle.</summary>
     let tree: Tree<ClassScatters> =
         tree {
             let! classes = Tree.field "classes" _.Classes ClassSums.tree
@@ -136,15 +136,10 @@ module ClassScatters =
     /// <returns>Owned by the caller.</returns>
     let transport (map: DriftMap) (one: ClassScatters) : ClassScatters =
         Scope.noGrad leaves (fun () ->
-            let moved = map.Map.t().matmul(one.Scatters).matmul map.Map
+            let moved = map.Map.t().matmul(Symmetric.mirror one.Scatters).matmul map.Map
             let counts = one.Classes.Counts.``to``(moved.dtype).view(-1L, 1L, 1L)
 
             {
                 Classes = DriftMap.sums map one.Classes
-                // rounding must not break the symmetry that files rely on
-                Scatters =
-                    moved
-                        .add(moved.transpose (1L, 2L))
-                        .mul(Scalar.op_Implicit 0.5)
-                        .add(map.Residual.mul counts)
+                Scatters = moved.add (map.Residual.mul counts)
             })

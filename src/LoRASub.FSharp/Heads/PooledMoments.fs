@@ -21,7 +21,7 @@ type PooledMoments =
 [<RequireQualifiedAccess>]
 module PooledMoments =
 
-    /// <summary>The tensors of the moments; the scatter is written as its upper triangle.</summary>
+    /// <summary>The tensors of the moments; the scatter is written as its lower triangle.</summary>
     let tree: Tree<PooledMoments> =
         tree {
             let! classes = Tree.field "classes" _.Classes ClassSums.tree
@@ -143,13 +143,12 @@ module PooledMoments =
     /// <returns>The moments, owned by the caller.</returns>
     let transport (map: DriftMap) (moments: PooledMoments) : PooledMoments =
         Scope.noGrad leaves (fun () ->
-            let moved = map.Map.t().mm(moments.Scatter).mm map.Map
+            let moved = map.Map.t().mm(Symmetric.mirror moments.Scatter).mm map.Map
             let residual = map.Residual.mul (Scalar.op_Implicit (float moments.Images))
 
             {
                 Classes = DriftMap.sums map moments.Classes
-                // rounding must not break the symmetry that files rely on
-                Scatter = moved.add(moved.t ()).mul(Scalar.op_Implicit 0.5).add residual
+                Scatter = moved.add residual
                 Images = moments.Images
             })
 

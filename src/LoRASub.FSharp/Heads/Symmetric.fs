@@ -3,15 +3,16 @@ namespace LoRASub.Heads
 open LoRASub.Core
 open TorchSharp
 
-/// Symmetric matrices: square in memory, written as their upper triangles.
+/// Symmetric matrices: square in memory, written as their lower triangles. A product gives the two triangles unequal last
+/// digits on some processors, so only the lower one counts: a matrix that was saved must act like one that was not.
 [<RequireQualifiedAccess>]
 module internal Symmetric =
 
-    /// The upper triangles, row by row: [.., n, n] -> [.., n(n + 1)/2]. Borrows; owned by the caller's scope.
+    /// The lower triangles, row by row: [.., n, n] -> [.., n(n + 1)/2]. Borrows; owned by the caller's scope.
     let pack (matrix: torch.Tensor) : torch.Tensor =
         let n = matrix.shape[matrix.shape.Length - 1]
 
-        torch.cat ([| for i in 0L .. n - 1L -> matrix.select(-2L, i).narrow(-1L, i, n - i) |], -1L)
+        torch.cat ([| for i in 0L .. n - 1L -> matrix.select(-2L, i).narrow(-1L, 0L, i + 1L) |], -1L)
 
     /// The inverse of `pack` for matrices of width n. Rejects another number of columns.
     let unpack (name: string) (n: int64) (packed: torch.Tensor) : torch.Tensor =
@@ -31,9 +32,9 @@ module internal Symmetric =
                 torch.empty ([| yield! batch; n; n |], dtype = packed.dtype, device = packed.device)
 
             for i in 0L .. n - 1L do
-                let row = packed.narrow (-1L, i * n - i * (i - 1L) / 2L, n - i)
-                full.select(-2L, i).narrow(-1L, i, n - i).copy_ row |> ignore
-                full.select(-1L, i).narrow(-1L, i, n - i).copy_ row |> ignore
+                let row = packed.narrow (-1L, i * (i + 1L) / 2L, i + 1L)
+                full.select(-2L, i).narrow(-1L, 0L, i + 1L).copy_ row |> ignore
+                full.select(-1L, i).narrow(-1L, 0L, i + 1L).copy_ row |> ignore
 
             full)
 
@@ -54,6 +55,10 @@ module internal Symmetric =
                     let packed = tensor.Read tensors path
                     fun width -> unpack name width packed
         }
+
+    /// The lower triangles in both places. Owned by the caller's scope.
+    let mirror (matrix: torch.Tensor) : torch.Tensor =
+        matrix.tril().add(matrix.tril(-1L).transpose(-2L, -1L))
 
     // In float64: for the factor of a covariance, whose small eigenvalues matter.
     let private wide (t: torch.Tensor) =
@@ -81,6 +86,7 @@ module internal Symmetric =
     let oas (images: int64) (covariance: torch.Tensor) : float =
         Scope.run (fun () ->
             let d, n = float covariance.shape[0], float images
+            let covariance = mirror covariance
             let trace = covariance.trace().item<float>()
             let squares = covariance.mul(covariance).sum().item<float>()
             let square = trace * trace
@@ -92,7 +98,7 @@ module internal Symmetric =
             else
                 numerator / denominator)
 
-    /// The lower factors of positive definite matrices. Rejects others.
+    /// The lower factors of positive definite matrices, from their lower triangles. Rejects others.
     let cholesky (subject: string) (matrix: torch.Tensor) : torch.Tensor =
         let struct (factor, info) = torch.linalg.cholesky_ex matrix
 
