@@ -69,7 +69,10 @@ let classMeans (state: TaskState) : torch.Tensor =
 
         let add sums (load: BatchLoader) =
             let batch = load ()
-            let features = VisionTransformer.features model.Adapters plan.Backbone batch.Images
+
+            let features =
+                VisionTransformer.features model.Networks.Adapted plan.Backbone batch.Images
+
             ClassSums.observe features batch.Labels sums
 
         TaskStream.testBatches options plan.Stream first

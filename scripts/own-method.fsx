@@ -19,12 +19,7 @@ let fading (vit: VisionTransformer) settings =
 
     let merge training =
         Scope.noGrad base'.State.Leaves (fun () ->
-            let state = base'.Merge training
-
-            let deltas =
-                state.Deltas |> Array.map (Tree.map half (Lora.deltaTree Lora.keyValue))
-
-            { state with Deltas = deltas })
+            base'.Merge training |> Array.map (Tree.map half (Lora.deltaTree Lora.keyValue)))
 
     { base' with
         Info = { base'.Info with Name = "fading" }

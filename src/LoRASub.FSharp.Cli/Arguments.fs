@@ -42,6 +42,8 @@ type Command =
     /// A run folder, and settings that replace the saved ones.
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
     | DataList
+    | MethodList
+    | HeadList
     | DataCheck of name: string * folder: string
     | Report of ReportRequest
     | Doctor of libTorch: string option
@@ -86,6 +88,8 @@ let private refuseBesideResume (flags: ParseResults<RunFlag>) =
                 "--out"
             if flags.Contains Overwrite then
                 "--overwrite"
+            if flags.Contains RunFlag.Preset then
+                "--preset"
             if flags.Contains Config then
                 "--config"
             if flags.Contains Seeds then
@@ -118,7 +122,7 @@ let private command (results: ParseResults<Flag>) : Command =
 
             Command.Run
                 {
-                    Config = Config.merge file given seeds
+                    Config = Config.merge (flags.TryGetResult RunFlag.Preset) file given seeds
                     Out = flags.TryGetResult RunFlag.Out
                     Overwrite = flags.Contains Overwrite
                     LibTorch = libTorch
@@ -137,7 +141,7 @@ let private command (results: ParseResults<Flag>) : Command =
         refuseUnknown flags.Parser "lorasub data" flags.UnrecognizedCliParams
 
         match flags.TryGetSubCommand() with
-        | Some List -> Command.DataList
+        | Some DataFlag.List -> Command.DataList
         | Some(Check check) ->
             refuseUnknown check.Parser "lorasub data check" check.UnrecognizedCliParams
 
@@ -152,6 +156,12 @@ let private command (results: ParseResults<Flag>) : Command =
                     given
                     "see lorasub data list"
         | None -> Command.Help(Help.text false [ "data" ])
+    | Some(Methods flags) ->
+        refuseUnknown flags.Parser "lorasub methods" flags.UnrecognizedCliParams
+        Command.MethodList
+    | Some(Heads flags) ->
+        refuseUnknown flags.Parser "lorasub heads" flags.UnrecognizedCliParams
+        Command.HeadList
     | Some(Report flags) ->
         // the list of folders also takes misspelt options
         let options, folders =

@@ -75,7 +75,11 @@ module Workload =
             Map.ofList
                 [
                     Phase.Observe, (if learner.Method.Observes task then train else 0)
-                    Phase.Train, train * settings.EpochsOf task
+                    Phase.Train,
+                    (if learner.Method.Trains task then
+                         train * settings.EpochsOf task
+                     else
+                         0)
                     Phase.Prototypes, train
                     Phase.Predict, Array.sum tests[.. task.Index]
                 ])
@@ -239,6 +243,12 @@ let header (plan: Plan) (threads: int) : string list =
             $"""{info.Name}, {setting "variant"}, rank {settings.Method.Rank}"""
         else
             "", info.Name
+
+    let method =
+        if settings.IsUndecided then
+            $"auto: {method}, or frozen"
+        else
+            method
 
     [
         $"data      {data.Name}: {Dataset.classes data} classes, {data.Train.Labels.Length} training and {data.Test.Labels.Length} test images"
@@ -451,6 +461,37 @@ let private driftLine (drift: Drift.State) =
             $"drift              old class means moved {far} ({summary.Classes} classes)"
         ]
 
+// Every head of a run with several.
+let private headLines (outcome: Outcome) : string list =
+    let line (name: string) last average forgetting bytes recomputed =
+        $"{fit 36 name, -36} {last, 6} {average, 8} {forgetting, 10} {bytes, 10} {recomputed}".TrimEnd()
+
+    match Results.heads outcome with
+    | [| only |] when only.Recomputed.IsNone -> []
+    | heads ->
+        let optional value =
+            value |> Option.map (number 1) |> Option.defaultValue ""
+
+        [
+            ""
+            line
+                "head"
+                "last"
+                "average"
+                "forgetting"
+                "bytes"
+                (if heads[0].Recomputed.IsSome then "recomputed" else "")
+
+            for head in heads do
+                line
+                    head.Head
+                    (number 1 head.Last)
+                    (number 1 head.Average)
+                    (optional head.Forgetting)
+                    (Bytes.text head.Bytes)
+                    (optional head.Recomputed)
+        ]
+
 /// The statistics over several seeds.
 let statistics (statistics: SeedStatistics) : string list =
     [
@@ -513,6 +554,7 @@ let results (plan: Plan) (outcome: Outcome) : string list =
             |> Option.map (fun text -> $"intransigence      {text}")
             |> Option.toList
 
+        yield! headLines outcome
         yield! outcome.Drift |> Option.map driftLine |> Option.defaultValue []
         $"seconds            {seconds [ Phase.Observe; Phase.Project; Phase.Train ]}"
         $"                   {seconds [ Phase.Prototypes; Phase.Predict ]}"

@@ -17,6 +17,7 @@ let SettingFlag = "----setting"
 type RunFlag =
     | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
     | [<Unique>] Seeds of LIST: string
+    | [<Unique>] Preset of NAME: string
     | [<Unique>] Config of FILE: string
     | [<Unique>] Out of DIR: string
     | [<Unique>] Resume of DIR: string
@@ -29,6 +30,7 @@ type RunFlag =
             match flag with
             | Setting _ -> "a setting of the library"
             | Seeds _ -> "run once per seed, such as 1,2,3"
+            | Preset _ -> "recommended, small, large, libcontinual or official"
             | Config _ -> "settings from YAML or JSON, also published ones"
             | Out _ -> "folder for the results (default: not saved)"
             | Resume _ -> "resume the run in this folder"
@@ -76,6 +78,13 @@ type DataFlag =
             | Check _ -> "validate a data set folder"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type ListFlag =
+    | [<CliPrefix(CliPrefix.None)>] List
+
+    interface IArgParserTemplate with
+        member _.Usage = "print the list, as without it"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type ReportFlag =
     | [<MainCommand>] Folders of DIR: string list
     | [<Unique>] Out of FILE: string
@@ -95,6 +104,8 @@ type Flag =
     | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
     | [<CliPrefix(CliPrefix.None)>] Evaluate of ParseResults<EvaluateFlag>
     | [<CliPrefix(CliPrefix.None); CustomCommandLine "data">] DataSets of ParseResults<DataFlag>
+    | [<CliPrefix(CliPrefix.None)>] Methods of ParseResults<ListFlag>
+    | [<CliPrefix(CliPrefix.None)>] Heads of ParseResults<ListFlag>
     | [<CliPrefix(CliPrefix.None)>] Report of ParseResults<ReportFlag>
     | [<CliPrefix(CliPrefix.None)>] Doctor of ParseResults<DoctorFlag>
     | Version
@@ -104,6 +115,8 @@ type Flag =
             match flag with
             | Run _ -> "learn a data set's classes task by task"
             | Evaluate _ -> "test a saved learner again"
+            | Methods _ -> "list the methods"
+            | Heads _ -> "list heads, embeddings and presets"
             | DataSets _ -> "list data sets or check a folder"
             | Report _ -> "make an HTML page, figures and tables of runs"
             | Doctor _ -> "check the installation and measure its speed"

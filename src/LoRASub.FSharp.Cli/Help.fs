@@ -42,6 +42,20 @@ Check the installation, suggest fixes and measure the speed.
 Examples:
   lorasub doctor
 """
+    | "methods" :: _ ->
+        """methods [COMMAND]
+List the methods with what they store.
+
+Examples:
+  lorasub methods
+"""
+    | "heads" :: _ ->
+        """heads [COMMAND]
+List heads, embeddings and presets.
+
+Examples:
+  lorasub heads
+"""
     | "data" :: "check" :: _ ->
         """data check NAME DIR
 Validate a data set folder.
@@ -91,6 +105,7 @@ let private ofArgument (flag: ArgumentCaseInfo) : Line =
         Group =
             match name with
             | "--seeds"
+            | "--preset"
             | "--config" -> "Protocol"
             | "--libtorch" -> "Machine"
             | _ -> "Output"

@@ -70,6 +70,12 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
     | Arguments.Command.DataList ->
         Shell.say shell (DataCommand.list ())
         0
+    | Arguments.Command.MethodList ->
+        Shell.say shell (ListCommand.methods ())
+        0
+    | Arguments.Command.HeadList ->
+        Shell.say shell (ListCommand.heads ())
+        0
     | Arguments.Command.DataCheck(name, folder) -> DataCommand.check (Shell.say shell) name folder
     | Arguments.Command.Report request -> ReportCommand.run shell.Out request
     | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch

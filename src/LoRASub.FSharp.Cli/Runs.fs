@@ -52,8 +52,23 @@ let private despite (shell: Shell) (show: Display.Show) (carry: (RunEvent -> uni
             e.Throw()
             raise e.SourceException
 
+// The plan with the choice made that the settings leave to the first task.
+let private decided (shell: Shell) (plan: Plan) : Plan =
+    if plan.Settings.IsUndecided then
+        let stopIfAsked _ =
+            if shell.Interruption.IsRequested then
+                raise (OperationCanceledException "interrupted; nothing was learned yet")
+
+        Shell.say shell [ "trial of adapting the network, on the training images of the first task" ]
+        let struct (plan, trial) = Decision.ofPlan stopIfAsked plan
+        Shell.say shell [ $"note: {Decision.describe trial}"; "" ]
+        plan
+    else
+        plan
+
 // One run from its plan to its saved and printed results.
-let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Learner -> Carry) =
+let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Plan -> Learner -> Carry) =
+    let plan = decided shell plan
     let learner = Plan.learner plan
     let workload = Display.Workload.ofPlan learner plan
     let began = DateTime.UtcNow
@@ -65,7 +80,7 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Lear
 
     let outcome =
         despite shell show (fun onProgress ->
-            carry learner onProgress (fun () -> shell.Interruption.IsRequested))
+            carry plan learner onProgress (fun () -> shell.Interruption.IsRequested))
 
     use _ = Scope.own Outcome.leaves outcome
     let results = Display.results plan outcome
@@ -123,14 +138,14 @@ let keeping (folder: string) (work: unit -> 'T) : 'T =
 let private fresh (shell: Shell) (plan: Plan) inputs (config: MergedConfig) folder =
     let from = Session.start folder
 
-    one shell plan (Some folder) (fun learner onProgress stopping ->
+    one shell plan (Some folder) (fun plan learner onProgress stopping ->
         Json.write (RunFiles.sources folder) (Config.toJson config)
         shell.Interruption.Guard(fun () -> from learner plan inputs onProgress stopping))
 
 let private unsaved (shell: Shell) (plan: Plan) =
     shell.Interruption.Message <- "interrupted; nothing was saved (run with --out DIR to save)"
 
-    one shell plan None (fun learner onProgress _ -> Experiment.run learner plan onProgress)
+    one shell plan None (fun plan learner onProgress _ -> Experiment.run learner plan onProgress)
 
 let private ofSeed (plan: Plan) seed =
     { plan with
@@ -338,7 +353,7 @@ let private continueRun (shell: Shell) (plan: Plan) inputs folder =
                 $"Starting again: there is no checkpoint in {folder} yet"
         ]
 
-    one shell plan (Some folder) (fun learner onProgress stopping ->
+    one shell plan (Some folder) (fun plan learner onProgress stopping ->
         shell.Interruption.Guard(fun () -> Session.resume folder learner plan inputs onProgress stopping))
 
 let private continueSeed (shell: Shell) (plan: Plan) inputs (folder: string) (seed: int64) =
@@ -352,14 +367,20 @@ let private continueSeed (shell: Shell) (plan: Plan) inputs (folder: string) (se
         Checkpoint.delete mine
         Shell.say shell [ "already finished" ]
     elif RunFolder.holdsRun mine then
-        continueRun shell plan inputs mine |> ignore
+        // the seed's own, which may have been decided
+        let settings =
+            { plan.Settings with
+                MethodName = (RunFolder.settings mine).MethodName
+            }
+
+        continueRun shell { plan with Settings = settings } inputs mine |> ignore
     else
         let sources = RunFiles.sources folder
 
         if File.Exists sources then
             WholeFile.writeText (RunFiles.sources mine) (File.ReadAllText sources)
 
-        one shell plan (Some mine) (fun learner onProgress stopping ->
+        one shell plan (Some mine) (fun plan learner onProgress stopping ->
             shell.Interruption.Guard(fun () -> Session.start mine learner plan inputs onProgress stopping))
         |> ignore
 

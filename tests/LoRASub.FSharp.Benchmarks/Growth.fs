@@ -91,7 +91,7 @@ let private stepsByTask rounds root : (Timing * Timing) list =
                     $"step {number}",
                     fun () ->
                         Scope.run (fun () ->
-                            LoRASubDrs.update vit settings Workload.rates batch training |> ignore)
+                            (LoRASubDrs.method' vit settings).Update Workload.rates batch training |> ignore)
 
                     $"triplet {number}",
                     fun () ->
@@ -209,7 +209,8 @@ let private step vit settings images : unit -> unit =
     let training =
         Workload.training vit settings (Workload.taskAfter 0 10) (Workload.stateOf vit 0) batch
 
-    fun () -> Scope.run (fun () -> LoRASubDrs.update vit settings Workload.rates batch training |> ignore)
+    fun () ->
+        Scope.run (fun () -> (LoRASubDrs.method' vit settings).Update Workload.rates batch training |> ignore)
 
 let private byBatch rounds root (sizes: int list) : Table =
     Scope.run (fun () ->

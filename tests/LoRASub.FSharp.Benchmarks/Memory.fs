@@ -36,7 +36,7 @@ let private steps (vit: VisionTransformer) settings (images: int) : Use =
         Workload.training vit settings (Workload.taskAfter 0 10) (Workload.stateOf vit 0) batch
 
     let step () =
-        Scope.run (fun () -> LoRASubDrs.update vit settings Workload.rates batch training |> ignore)
+        Scope.run (fun () -> (LoRASubDrs.method' vit settings).Update Workload.rates batch training |> ignore)
 
     let before = MemoryUse.peakBytes ()
     step ()

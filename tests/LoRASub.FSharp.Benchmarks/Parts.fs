@@ -189,7 +189,10 @@ module Parts =
                         "step",
                         fun () ->
                             Scope.run (fun () ->
-                                LoRASubDrs.update vit Workload.settings Workload.rates batch training
+                                (LoRASubDrs.method' vit Workload.settings).Update
+                                    Workload.rates
+                                    batch
+                                    training
                                 |> ignore)
                     ]
 

@@ -33,7 +33,8 @@ let private contestants
     let sizes = Bound.Sizes.create vit settings.Rank Classes Known images
 
     struct ((fun () ->
-                Scope.run (fun () -> LoRASubDrs.update vit settings Workload.rates batch training |> ignore)),
+                Scope.run (fun () ->
+                    (LoRASubDrs.method' vit settings).Update Workload.rates batch training |> ignore)),
             Bound.ready (Bound.step Bound.Rows.Needed sizes))
 
 /// Step and bound in float32, then in bfloat16.

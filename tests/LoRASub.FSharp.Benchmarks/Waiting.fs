@@ -146,7 +146,8 @@ let private epochs (setup: Setup) rounds : (string * Epoch[]) list =
 
             let step batch =
                 Scope.run (fun () ->
-                    LoRASubDrs.update vit setup.Settings Workload.rates batch training |> ignore)
+                    (LoRASubDrs.method' vit setup.Settings).Update Workload.rates batch training
+                    |> ignore)
 
             let loaders () =
                 TaskStream.trainBatches options (Workload.key 8L) stream task

@@ -19,8 +19,8 @@ var options = new ClassifierOptions
     Seed = 42,
     Progress = step =>
     {
-        if (!double.IsNaN(step.Loss))
-            Console.WriteLine($"  {step.Phase} {step.Done}/{step.Total}, loss {step.Loss:F3}");
+        if (step.Done == 0)
+            Console.WriteLine($"  {step.Phase}, {step.Total} batches");
     },
 };
 
@@ -38,10 +38,12 @@ try
         classifier.Learn(names, Images.OfClasses(data.Train, group));
     }
 
+    Console.WriteLine(classifier.Adaptation);
+
     var predictions = classifier.Predict(data.Test);
     var correct = predictions.Where((p, i) => p.ClassName == data.ClassNames[data.Test.Labels[i]]).Count();
     Console.WriteLine($"{correct} of {predictions.Length} test images right");
-    Console.WriteLine($"the first one: {predictions[0].ClassName}, similarity {predictions[0].Similarity:F3}");
+    Console.WriteLine($"the first one: {predictions[0].ClassName}, score {predictions[0].Score:F3}");
 
     var saved = Directory.CreateTempSubdirectory("classifier-").FullName;
 

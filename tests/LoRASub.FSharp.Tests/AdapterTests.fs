@@ -62,6 +62,7 @@ let private mlp (plain: PlainMlp[]) : MlpAdapter[] =
             Down = linear p.Down
             Up = linear p.Up
             Scale = p.Scale
+            Dropout = None
         })
 
 let private adapters (c: Network) (kind: Kind) (vit: VisionTransformer) : Adapters =

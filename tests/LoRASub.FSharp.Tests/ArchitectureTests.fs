@@ -114,5 +114,5 @@ let tests =
                 Probe.requireSdk ()
                 let files = sources.Value
                 let at = files |> Array.findIndex (fun file -> file.Path = "Heads/NearestMean.fs")
-                Expect.equal (named files at) [ "Heads/Head.fs"; "Heads/ClassSums.fs" ] "names")
+                Expect.equal (named files at) [ "Heads/ClassSums.fs"; "Heads/Head.fs" ] "names")
         ]

@@ -68,7 +68,7 @@ let private pickUp (folder: string) (plan: Plan) : Outcome =
 
 let private sameOutcome (what: string) (expected: Outcome) (actual: Outcome) =
     Tiny.sameState what expected.State actual.State
-    Expect.equal actual.Matrix expected.Matrix $"{what}: matrix"
+    Expect.equal actual.Matrices expected.Matrices $"{what}: matrices"
     Expect.equal actual.Retained expected.Retained $"{what}: retained"
     Expect.equal (actual.Tasks |> Array.map _.Before) (expected.Tasks |> Array.map _.Before) $"{what}: before"
 
@@ -78,8 +78,8 @@ let private sameOutcome (what: string) (expected: Outcome) (actual: Outcome) =
         (Tree.write Drift.tree actual.Drift.Value)
 
     Expect.equal
-        (actual.Predictions |> Array.map _.Predicted)
-        (expected.Predictions |> Array.map _.Predicted)
+        (actual.Predictions |> Array.map (fun p -> p.Predicted, p.Others))
+        (expected.Predictions |> Array.map (fun p -> p.Predicted, p.Others))
         $"{what}: predictions"
 
 /// Puts a run down at `stop` and gives the folder to `test`.
@@ -122,6 +122,11 @@ let tests =
                                 Adam = { m.Adam with AmsGrad = true }
                             })
                         settings
+                    "with several heads that follow the network",
+                    4,
+                    { settings with
+                        OtherHeads = [ "cosine-lda@rich"; "ridge@frozen+class-token+flip" ]
+                    }
                     "without training",
                     3,
                     { settings with
@@ -239,7 +244,7 @@ let tests =
                 "another version is refused"
                 (withCheckpoint 5 (fun folder plan ->
                     rewrite folder (fun json -> json["version"] <- JsonValue.Create 99)
-                    refused [ "checkpoint.json"; "version 3"; "99" ] (fun () -> pickUp folder plan |> ignore)))
+                    refused [ "checkpoint.json"; "version 4"; "99" ] (fun () -> pickUp folder plan |> ignore)))
 
             testCase
                 "one changed character is refused"

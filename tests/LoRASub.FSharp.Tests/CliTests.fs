@@ -423,7 +423,7 @@ let private badInput =
             [ "'norm.weight'"; "floating point"; "Int64" ]
         flags
             "heads that do not divide"
-            [ "--heads"; "3" ]
+            [ "--attention-heads"; "3" ]
             [ "vit.safetensors"; "divides its width 8"; "found 3" ]
         flags "image no multiple of a patch" [ "--image-size"; "10" ] [ "image size"; "multiple"; "found 10" ]
         tensors
@@ -563,6 +563,22 @@ let private badInput =
             [ "--out"; "/proc/lorasub" ]
             [ "/proc/lorasub"; "folder that can be written" ]
 
+        // what is chosen by name
+        flags
+            "unknown preset"
+            [ "--preset"; "recomended" ]
+            [ "preset: must be one of"; "did you mean recommended?" ]
+        flags "unknown head" [ "--head"; "nearest-men" ] [ "head"; "did you mean nearest-mean?" ]
+        flags
+            "unknown embedding"
+            [ "--embedding"; "class-tokens" ]
+            [ "embedding"; "did you mean class-token?" ]
+        flags "unknown head among several" [ "--heads"; "lda,rigde@rich" ] [ "head"; "did you mean ridge?" ]
+        flags "unknown embedding of a head" [ "--heads"; "lda@rihc" ] [ "embedding"; "did you mean rich?" ]
+        flags "nothing held out" [ "--validate"; "0" ] [ "validate"; "between 0 and 1" ]
+        flags "all held out" [ "--validate"; "1" ] [ "validate"; "between 0 and 1" ]
+        line "stray word after methods" [ "methods"; "all" ] [ "all" ]
+
         // the line itself
         flags "unknown flag" [ "--epoch"; "3" ] [ "--epoch"; "lorasub run"; "did you mean --epochs?" ]
         flags "stray word" [ "stray" ] [ "stray" ]
@@ -671,6 +687,8 @@ let private line' =
                     [ "doctor" ]
                     [ "data" ]
                     [ "data"; "check" ]
+                    [ "methods" ]
+                    [ "heads" ]
                 ] do
                 let help = inside (command @ [ "--help" ])
                 let name = String.concat " " command
@@ -793,6 +811,53 @@ let private line' =
                 "1 task; the number of classes depends on the data"
                 "unknown classes")
 
+        testCase "what can be chosen by name is listed" (fun () ->
+            let methods = inside [ "methods" ]
+            Expect.equal (methods.Code, methods.Error) (0, "") "methods"
+
+            for one in Methods.all do
+                Expect.isMatch
+                    methods.Out
+                    $"(?m)^{Regex.Escape one.Info.Name} +{Regex.Escape one.Info.Summary}$"
+                    "name"
+
+                for text in [ one.Info.Source; one.Info.Stores ] do
+                    Expect.stringContains methods.Out text one.Info.Name
+
+            let heads = inside [ "heads" ]
+            Expect.equal (heads.Code, heads.Error) (0, "") "heads"
+
+            for row in Heads.all do
+                Expect.isMatch
+                    heads.Out
+                    $"(?m)^{Regex.Escape row.Info.Name} +{Regex.Escape row.Info.Summary}$"
+                    "name"
+
+                for name, _ in row.Parameters do
+                    Expect.stringContains heads.Out $":{name}" row.Info.Name
+
+            for name in Embedding.names @ (Preset.named |> List.map (fun (name, _, _) -> name)) do
+                Expect.isMatch heads.Out $"(?m)^{Regex.Escape name} +[^ ]" name
+
+            Expect.equal (inside [ "methods"; "list" ]) methods "as of data sets"
+            Expect.equal (inside [ "heads"; "list" ]) heads "as of data sets")
+
+        testCase "a preset is the start, and the command line has the last word" (fun () ->
+            let settingsOf arguments =
+                match Arguments.parse (Array.ofList ("run" :: arguments)) with
+                | Arguments.Command.Run run -> run.Config.Settings
+                | other -> failtest $"{other}"
+
+            let found =
+                settingsOf [ "--preset"; "recommended"; "--head"; "lda:0.1"; "--heads"; "ridge" ]
+
+            Expect.equal (found.MethodName, found.Embedding) ("auto", "rich") "the preset's"
+            Expect.equal (found.Head, found.OtherHeads) ("lda:0.1", [ "ridge" ]) "the command line's"
+            let dry = inside [ "run"; "--dry-run"; "--preset"; "recommended"; "--head"; "lda" ]
+            Expect.equal (dry.Code, dry.Error) (0, "") "dry run"
+            Expect.isMatch dry.Out @"(?m)^embedding +rich +preset recommended$" "its source"
+            Expect.isMatch dry.Out @"(?m)^head +lda +command line$" "its source")
+
         testCase "every default that help and documentation show is accepted alone" (fun () ->
             for s in Settings.all do
                 for _, preset in Preset.all do
@@ -804,7 +869,7 @@ let private line' =
                                 let read = ConfigFile.parse "file" (Encoding.UTF8.GetBytes file)
                                 Expect.equal read.Settings[0].Value text "in a file"
 
-                            let merged = Config.merge None [ s.Name, text ] None
+                            let merged = Config.merge None None [ s.Name, text ] None
                             Expect.equal (s.Get merged.Settings) (Some text) s.Name)
 
         testCase "a dry run counts the classes of a folder that is there" (fun () ->
@@ -990,6 +1055,58 @@ let private runs =
                     inside (arguments world [ "--input-range"; "-1,1"; "--out"; under world "other" ])
 
                 Expect.equal (silent.Code, silent.Error) (0, "") "agreement"))
+
+        testCase
+            "several heads are scored in one run, on held-out images and recomputed if asked"
+            (inWorld (fun world ->
+                let run name more =
+                    let ended = inside (arguments world ([ "--out"; under world name ] @ more))
+                    Expect.equal (ended.Code, ended.Error) (0, "") name
+                    let struct (summary, _) = SummaryFile.load (under world $"{name}/summary.json")
+                    struct (ended.Out, summary)
+
+                let struct (out, summary) = run "usual" []
+                let heads = summary.Heads.Value
+
+                Expect.equal
+                    (heads |> Array.map _.Head)
+                    [| "nearest-mean@class-token"; "cosine-lda@rich" |]
+                    "heads of a usual run"
+
+                Expect.equal heads[0].CorrectAndTotal summary.CorrectAndTotal "the head that predicts"
+                Expect.all heads _.Recomputed.IsNone "no diagnosis"
+
+                for head in heads do
+                    Expect.stringContains out $"\n{head.Head} " "the table"
+
+                let struct (one, summary) = run "one" [ "--heads"; "none" ]
+                Expect.hasLength summary.Heads.Value 1 "one head"
+                Expect.isFalse (one.Contains "nearest-mean@class-token") "no table of one"
+
+                // 4 training images of each class
+                let struct (_, held) =
+                    run
+                        "held"
+                        [
+                            "--validate"
+                            "0.25"
+                            "--recompute"
+                            "--preset"
+                            "small"
+                            "--method"
+                            "frozen"
+                        ]
+
+                Expect.equal held.Heads.Value[0].Head "cosine-lda:0.003@last-blocks" "the preset"
+
+                Expect.equal
+                    (held.CorrectAndTotal |> Array.map (Array.map _.Total))
+                    [| [| 5 |]; [| 5; 5 |] |]
+                    "one image of each class"
+
+                Expect.all held.Heads.Value _.Recomputed.IsSome "diagnosis"
+                let again = inside [ "evaluate"; under world "held" ]
+                Expect.equal (again.Code, again.Error) (0, "") "evaluated on the same images"))
 
         testCase
             "a run is saved whole, and evaluating it reproduces its last row"

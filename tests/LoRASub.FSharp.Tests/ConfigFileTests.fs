@@ -615,7 +615,7 @@ let tests =
                 for path in files do
                     let file = ConfigFile.read path
                     Expect.equal file.Format ConfigFormat.Own path
-                    Config.merge (Some file) [] None |> _.Settings |> Settings.check)
+                    Config.merge None (Some file) [] None |> _.Settings |> Settings.check)
 
             propertyOf
                 150
@@ -625,7 +625,7 @@ let tests =
                     for text in [ libContinual; official; "rank: 3\nseeds: [1, 2]\ninput-range: [0, 1]\n" ] do
                         ConfigTreeTests.orRefused (fun () ->
                             let file = ConfigFile.parse "f" (d.Of(Encoding.UTF8.GetBytes text))
-                            Config.merge (Some file) [] None |> Config.taskSizes |> ignore))
+                            Config.merge None (Some file) [] None |> Config.taskSizes |> ignore))
 
             testCase "aliases of aliases and many keys cost no more than their text" (fun () ->
                 let laughs = ConfigTreeTests.laughs

@@ -70,7 +70,7 @@ let tests =
         [
             property "Config" "own YAML ≡ its settings" (fun (c: Choices) ->
                 let pairs = given c
-                let merged = Config.merge (own (yaml c.Seed pairs)) [] None
+                let merged = Config.merge None (own (yaml c.Seed pairs)) [] None
                 Expect.equal merged.Settings (Settings.ofPairs (presetOf pairs) pairs) "settings"
 
                 for name, _ in pairs do
@@ -79,7 +79,7 @@ let tests =
             property "Config" "settings.json of a run is a configuration" (fun (c: Choices) ->
                 let settings = Settings.ofPairs (presetOf c.Pairs) c.Pairs
                 let text = (Settings.toJson settings).ToJsonString()
-                Expect.equal (Config.merge (own text) [] None).Settings settings "settings")
+                Expect.equal (Config.merge None (own text) [] None).Settings settings "settings")
 
             property "Config" "the command line wins over the file, the file over the preset" (fun (t: Two) ->
                 // a resize of the file's would be fitted to the command line's image size
@@ -88,7 +88,7 @@ let tests =
 
                 let inFile = if inFile.IsEmpty then [ "rank", "3" ] else inFile
                 let line = { Seed = t.Line }.Pairs
-                let merged = Config.merge (own (yaml t.File inFile)) line None
+                let merged = Config.merge None (own (yaml t.File inFile)) line None
                 let all = inFile @ line
                 Expect.equal merged.Settings (Settings.ofPairs (presetOf all) all) "settings"
 
@@ -116,12 +116,14 @@ let tests =
                     order c.Seed pairs.Length |> Array.map (fun i -> pairs[i]) |> List.ofArray
 
                 let settings pairs =
-                    (Config.merge (own (yaml 0 pairs)) [] None).Settings
+                    (Config.merge None (own (yaml 0 pairs)) [] None).Settings
 
                 Expect.equal (settings shuffled) (settings pairs) "settings")
 
             testCase "without a file the presets are those of the data set" (fun () ->
-                let merged pairs = (Config.merge None pairs None).Settings
+                let merged pairs =
+                    (Config.merge None None pairs None).Settings
+
                 Expect.equal (merged []) (Preset.quick Variant.Official) "none"
                 Expect.equal (merged [ "data", "cifar100" ]) (Preset.cifar100 Variant.Official) "cifar100"
 
@@ -135,6 +137,7 @@ let tests =
             testCase "each value says where it comes from" (fun () ->
                 let merged =
                     Config.merge
+                        None
                         (own "data: cifar100\nepochs: 3\nvariant: libcontinual")
                         [ "rank", "4" ]
                         None
@@ -152,18 +155,94 @@ let tests =
                     Expect.equal (source name merged) expected name
 
                 Expect.equal
-                    (source "augment" (Config.merge None [] None))
+                    (source "augment" (Config.merge None None [] None))
                     (Some("flip", "preset quick official"))
                     "quick")
 
+            testCase "a named preset lies over the data set's, and under file and command line" (fun () ->
+                let quick pairs = Settings.ofPairs Preset.quick pairs
+
+                let alone head embedding =
+                    { quick [] with
+                        MethodName = "auto"
+                        Epochs = 5
+                        Head = head
+                        Embedding = embedding
+                        OtherHeads = []
+                    }
+
+                let expected =
+                    [
+                        "recommended", alone "cosine-lda" "rich"
+                        "small", alone "cosine-lda:0.003" "last-blocks"
+                        "large", alone "rp-cosine-lda:8192" "rich"
+                        "libcontinual", Preset.quick Variant.LibContinual
+                        "official", Preset.quick Variant.Official
+                    ]
+
+                Expect.equal
+                    (Preset.named |> List.map (fun (name, _, _) -> name))
+                    (List.map fst expected)
+                    "names"
+
+                for name, settings in expected do
+                    let merged = Config.merge (Some name) None [] None
+                    Expect.equal merged.Settings settings name
+
+                    for setting, value in Preset.pairs name do
+                        Expect.equal (source setting merged) (Some(value, $"preset {name}")) setting
+
+                let merged =
+                    Config.merge
+                        (Some "recommended")
+                        (own "embedding: all-blocks\ndata: cifar100")
+                        [ "head", "lda" ]
+                        None
+
+                Expect.equal
+                    merged.Settings
+                    { Preset.cifar100 Variant.Official with
+                        MethodName = "auto"
+                        Epochs = 5
+                        Head = "lda"
+                        Embedding = "all-blocks"
+                        OtherHeads = []
+                    }
+                    "over it"
+
+                Expect.equal (source "head" merged) (Some("lda", "command line")) "head"
+                Expect.equal (source "embedding" merged) (Some("all-blocks", "own.yaml, line 1")) "embedding")
+
+            rejects
+                "an unknown preset"
+                [
+                    "preset"
+                    "recommended, small, large"
+                    "'recomended'"
+                    "did you mean recommended?"
+                ]
+                (fun () -> Config.merge (Some "recomended") None [] None |> ignore)
+
+            testCase "attention heads are read under their older name" (fun () ->
+                let settings text =
+                    (Config.merge None (own text) [] None).Settings
+
+                Expect.equal (settings "heads: 12").Heads (Some 12) "a number"
+                Expect.equal (settings "heads: 12").OtherHeads [ "cosine-lda@rich" ] "the default heads"
+
+                Expect.equal
+                    (settings "heads: [lda, ridge@last-blocks]").OtherHeads
+                    [ "lda"; "ridge@last-blocks" ]
+                    "names")
+
             testCase "published files keep their variant's and the framework's defaults" (fun () ->
-                let merged = Config.merge (lib []) [] None
+                let merged = Config.merge None (lib []) [] None
                 Expect.equal merged.Settings.Variant Variant.LibContinual "variant"
                 Expect.equal merged.Settings.ClassOrder "seed1993" "class order"
                 Expect.equal (source "seed" merged) (Some("1993", "LibContinual's default")) "seed"
                 Expect.equal merged.Settings.ScheduleLength 7 "K is the later tasks' epochs"
                 Expect.equal merged.Seeds [| 1993L |] "seeds"
-                let official = Config.merge off [] None
+                let official = Config.merge None off [] None
                 Expect.equal official.Settings.Variant Variant.Official "official"
                 Expect.equal official.Settings.Method.BInit BInit.Sparse "its B"
                 Expect.equal official.Settings.Seed 3L "its first seed"
@@ -178,7 +257,7 @@ let tests =
 
             testCase "seeds: command line over file" (fun () ->
                 let seeds file pairs line =
-                    let merged = Config.merge file pairs line
+                    let merged = Config.merge None file pairs line
                     Expect.equal merged.Settings.Seed merged.Seeds[0] "the first"
                     merged.Seeds
 
@@ -189,16 +268,16 @@ let tests =
                 Expect.equal (seeds (own "seeds: [5, 6]") [] None) [| 5L; 6L |] "seeds"
 
                 refused [ "--seeds"; "combined with --seed" ] (fun () ->
-                    Config.merge None [ "seed", "1" ] (Some [| 2L |]) |> ignore))
+                    Config.merge None None [ "seed", "1" ] (Some [| 2L |]) |> ignore))
 
             rejects
                 "an unknown data set of the command line"
                 [ "found mnost"; "did you mean mnist?" ]
-                (fun () -> Config.merge None [ "data", "mnost" ] None |> ignore)
+                (fun () -> Config.merge None None [ "data", "mnost" ] None |> ignore)
 
             testCase "another data set on the command line has classes of its own" (fun () ->
                 let expected pairs =
-                    (Config.merge (lib []) pairs None).Expected
+                    (Config.merge None (lib []) pairs None).Expected
 
                 Expect.equal (expected []).Classes (Some 200) "the file's"
                 Expect.equal (expected [ "data", "tiny-imagenet" ]).Classes (Some 200) "the same"
@@ -207,7 +286,7 @@ let tests =
 
             testCase "a resize before the centre crop fits the size of the images" (fun () ->
                 let resize file pairs =
-                    let merged = Config.merge file pairs None
+                    let merged = Config.merge None file pairs None
 
                     merged.Settings.TestResize,
                     merged.Notes |> Array.exists (fun n -> n.StartsWith "test-resize")
@@ -232,7 +311,7 @@ let tests =
 
             testCase "the first task's epochs do not follow the command line's silently" (fun () ->
                 let notes file pairs =
-                    (Config.merge file pairs None).Notes
+                    (Config.merge None file pairs None).Notes
                     |> Array.filter (fun n -> n.StartsWith "the first task")
 
                 Expect.equal
@@ -246,7 +325,7 @@ let tests =
                 Expect.isEmpty (notes (lib []) [ "epochs", "1"; "initial-epochs", "2" ]) "both asked for")
 
             testCase "the data must have the classes that the file says" (fun () ->
-                let expected = (Config.merge (lib []) [] None).Expected
+                let expected = (Config.merge None (lib []) [] None).Expected
                 Config.checkClasses expected 200
                 Config.checkClasses { expected with Classes = None } 7
 
@@ -256,7 +335,7 @@ let tests =
                 refused [ "200 classes"; "found 201" ] (fun () -> Config.checkClasses expected 201))
 
             testCase "another width or number of heads is a note" (fun () ->
-                let expected = (Config.merge off [] None).Expected
+                let expected = (Config.merge None off [] None).Expected
                 Expect.isEmpty (Config.backboneNotes expected 768 12) "as said"
 
                 Expect.equal
@@ -268,7 +347,7 @@ let tests =
                     "notes"
 
                 Expect.isEmpty
-                    (Config.backboneNotes (Config.merge None [] None).Expected 7 7)
+                    (Config.backboneNotes (Config.merge None None [] None).Expected 7 7)
                     "without a file")
 
             testCase "a range that nobody gave is noted where the weights state none" (fun () ->
@@ -276,7 +355,7 @@ let tests =
                     let metadata = Map.ofList metadata
 
                     Config.assumed
-                        (Config.merge file pairs None)
+                        (Config.merge None file pairs None)
                         (WeightsCard.ofMetadata "w" metadata)
                         metadata
 
@@ -296,7 +375,7 @@ let tests =
 
             testCase "a setting from any source that contradicts the weights is warned of" (fun () ->
                 let warning file pairs metadata =
-                    let settings = (Config.merge file pairs None).Settings
+                    let settings = (Config.merge None file pairs None).Settings
                     Config.contradiction settings (WeightsCard.ofMetadata "w" (Map.ofList metadata))
 
                 let range = [ "input-range", "-1,1" ]
@@ -319,11 +398,11 @@ let tests =
                 Expect.equal
                     (warning
                         None
-                        [ "heads", "6"; "image-size", "64"; "norm-epsilon", "1e-5" ]
+                        [ "attention-heads", "6"; "image-size", "64"; "norm-epsilon", "1e-5" ]
                         [ "heads", "3"; "image-size", "32"; "norm-epsilon", "1e-6" ])
                     (Some(
-                        "image-size 64 differs from 32, and heads 6 differs from 3, and norm-epsilon 1e-5,1e-5 differs from 1e-6,1e-6, "
-                        + "which the weights were trained with; --image-size 32 --heads 3 --norm-epsilon 1e-6,1e-6 follow the weights"
+                        "image-size 64 differs from 32, and attention-heads 6 differs from 3, and norm-epsilon 1e-5,1e-5 differs from 1e-6,1e-6, "
+                        + "which the weights were trained with; --image-size 32 --attention-heads 3 --norm-epsilon 1e-6,1e-6 follow the weights"
                     ))
                     "several"
 
@@ -341,11 +420,11 @@ let tests =
                         "crop-ratio", "3/0,1", [ "--crop-ratio: must be LOW,HIGH" ]
                         "tasks", "0", [ "--tasks: must be at least 1" ]
                     ] do
-                    refused words (fun () -> Config.merge None [ name, text ] None |> ignore))
+                    refused words (fun () -> Config.merge None None [ name, text ] None |> ignore))
 
             testCase "tasks as far as they are known without data" (fun () ->
                 let sizes file pairs =
-                    Config.taskSizes (Config.merge file pairs None)
+                    Config.taskSizes (Config.merge None file pairs None)
 
                 Expect.equal
                     (sizes (lib []) [])
@@ -367,7 +446,7 @@ let tests =
                     sizes small [] |> ignore))
 
             testCase "what was open is completed under a source of its own" (fun () ->
-                let merged = Config.merge (own "rank: 3\nseeds: [1, 2]") [] None
+                let merged = Config.merge None (own "rank: 3\nseeds: [1, 2]") [] None
 
                 let completed =
                     Config.complete
@@ -383,7 +462,7 @@ let tests =
                 Expect.equal (completed.Sources.Length - 1) merged.Sources.Length "nothing else")
 
             testCase "sources.json names every setting with its source, and the notes" (fun () ->
-                let merged = Config.merge (lib []) [ "rank", "4" ] None
+                let merged = Config.merge None (lib []) [ "rank", "4" ] None
                 use document = JsonDocument.Parse((Config.toJson merged).ToJsonString())
 
                 let text (e: JsonElement) (name: string) = (e.GetProperty name).GetString()

@@ -64,7 +64,7 @@ let private phases (make: VisionTransformer -> AnyMethod) (plan: Plan) : Phase l
     let prepared = method.Prepare observed
 
     let trained =
-        if method.Info.Trains then
+        if method.Trains task then
             let struct (trained, _) = method.Update rates batch prepared
             trained
         else
@@ -107,7 +107,7 @@ let private phases (make: VisionTransformer -> AnyMethod) (plan: Plan) : Phase l
         phase "Observe" Hidden.leaves (after begun) (fun () -> method.Observe batch begun)
         phase "Prepare" Hidden.leaves (after observed) (fun () -> method.Prepare observed)
 
-        if method.Info.Trains then
+        if method.Trains task then
             phase "Update" (Leaves.both Hidden.leaves StepReport.leaves) (after trained) (fun () ->
                 method.Update rates batch trained)
 
@@ -118,6 +118,18 @@ let private phases (make: VisionTransformer -> AnyMethod) (plan: Plan) : Phase l
         phase "Forget" Hidden.leaves ofState (fun () -> method.Forget 1 state)
         phase "Adapters" Adapters.tree.Leaves ofState (fun () -> method.Adapters state)
         phase "deploy" Model.leaves (TaskState.leaves known) (fun () -> Learner.deploy learner known)
+
+        if method.Logits.IsSome then
+            let own = Learner.create vit method (Head.hide Heads.logits) (Embedding.output vit)
+
+            phase "deploy of own scores" Model.leaves (TaskState.leaves known) (fun () ->
+                Learner.deploy own known)
+
+            let ownModel = Learner.deploy own known
+
+            phase "predict by own scores" Leaves.tensor (Model.leaves ownModel) (fun () ->
+                Learner.predict own ownModel batch.Images)
+
         phase "foresee" Model.leaves (TaskState.leaves known) (fun () ->
             Learner.foresee learner task loaders known)
         phase "predict" Leaves.tensor (Seq.append (TaskState.leaves known) (Model.leaves model)) (fun () ->
@@ -175,7 +187,7 @@ let private failures (make: VisionTransformer -> AnyMethod) (plan: Plan) : (stri
         if method.Observes task then
             "Observe of small images", (fun () -> method.Observe narrow begun |> ignore)
 
-        if method.Info.Trains then
+        if method.Trains task then
             "Update on small images", (fun () -> method.Update (Tiny.rates plan) narrow trained |> ignore)
 
         "prediction of small images", (fun () -> Learner.predict learner model narrow.Images |> ignore)
@@ -295,6 +307,37 @@ let contract (name: string) (make: VisionTransformer -> AnyMethod) : Test =
                     let more = ImageTask.learn learner options names images ignore without
                     Expect.equal (Array.last more.Classes).Id.Value 4 "the next id"
                     Expect.equal (TaskState.taskSizes more) [| 1; 2; 1 |] "classes of each task"))
+
+            testCase
+                "own scores have a column per class, also after forgetting, and outlive the state"
+                (inScope (fun plan ->
+                    let method = make plan.Backbone
+
+                    if method.Logits.IsSome then
+                        let learner =
+                            Learner.create
+                                plan.Backbone
+                                method
+                                (Head.hide Heads.logits)
+                                (Embedding.output plan.Backbone)
+
+                        let images = (Array.head (Tiny.batches plan 1)).Images
+                        let mutable state = (Experiment.run learner plan Tiny.silent).State
+
+                        // a task's last class first, then whole tasks
+                        for id in [ 1; 3; 2 ] do
+                            state <- Learner.forget learner (ClassId id) state
+                            let model = Learner.deploy learner state
+                            let scores = Learner.predict learner model images
+                            let copy = restored (Learner.tree learner state) state
+                            let again = Learner.deploy learner copy
+                            Scope.free TaskState.leaves copy
+                            identical "scores" scores (Learner.predict learner again images)
+
+                            Expect.equal
+                                scores.shape
+                                [| images.shape[0]; int64 state.Classes.Length |]
+                                $"without class {id}"))
 
             testCase
                 "the seed decides every number of a run"
@@ -424,6 +467,7 @@ let tests =
                 contract row.Info.Name (fun vit -> row.Create vit Tiny.settings.Method)
 
             contract "linear-probe" (ToyMethod.method' >> Method.hide)
+            contract "linear-probe of images" (ToyMethod.ofImages >> Method.hide)
 
             for name, change in variants do
                 contract name (fun vit -> Method.hide (LoRASubDrs.method' vit (change Tiny.settings.Method)))

@@ -3,6 +3,8 @@ module LoRASub.Tests.DatasetTests
 open LoRASub.Data
 open Expecto
 open FsCheck
+open LoRASub.Tests.Check
+open LoRASub.Tests.Generators
 open LoRASub.Tests.Probe
 open LoRASub.Tests.TestFiles
 
@@ -51,11 +53,103 @@ let private badInputs: BadInput list =
         "a negative position", [ "memory"; "0 to 4"; "-1" ], fun _ -> (images 5).Read -1 |> ignore
     ]
 
+/// Training images that hold their own position.
+type Held =
+    {
+        [<Between(0, 9999)>]
+        Seed: int
+        [<Between(1, 4)>]
+        Classes: int
+        /// More of later classes.
+        [<Between(2, 9)>]
+        Least: int
+        [<Between(1, 99)>]
+        Percent: int
+    }
+
+    member c.Share = float c.Percent / 100.0
+
+    member c.Labels =
+        let labels =
+            [|
+                for label in 0 .. c.Classes - 1 do
+                    yield! Array.create (c.Least + 2 * label) label
+            |]
+
+        order c.Seed labels.Length |> Array.map (fun i -> labels[i])
+
+    member c.Whole: Dataset =
+        let labels = c.Labels
+
+        let train =
+            ImageSet.ofBytes "positions" labels 1 1 1 (Array.init labels.Length byte)
+
+        let test: ImageSet =
+            {
+                Source = "test images"
+                Labels = [| 0 |]
+                Read = fun _ -> failwith "a test image was read"
+            }
+
+        Dataset.create "toy" (Array.init c.Classes string) train test
+
+let private positions (set: ImageSet) =
+    Array.init set.Labels.Length (fun i -> int (set.Read i).Pixels[0])
+
 [<Tests>]
 let tests =
     testList
         "Dataset"
         [
+            property "Dataset" "held-out images are a share of each class's training images" (fun (c: Held) ->
+                let labels = c.Labels
+                let held = Dataset.holdOut c.Share (int64 c.Seed) c.Whole
+                let train, test = positions held.Train, positions held.Test
+
+                Expect.equal
+                    (Array.sort (Array.append train test))
+                    [| 0 .. labels.Length - 1 |]
+                    "each image once"
+
+                for set, positions in [ held.Train, train; held.Test, test ] do
+                    Expect.equal set.Labels (positions |> Array.map (fun i -> labels[i])) "labels"
+                    Expect.equal positions (Array.sort positions) "order"
+
+                for label in 0 .. c.Classes - 1 do
+                    let all = c.Least + 2 * label
+                    let wanted = float all * c.Share
+                    let count = test |> Array.filter (fun i -> labels[i] = label) |> Array.length
+                    Expect.isTrue (count >= 1 && count < all) $"{count} of {all}"
+
+                    if wanted >= 1.0 && wanted <= float (all - 1) then
+                        Expect.isLessThanOrEqual (abs (float count - wanted)) 0.5 $"{count} of {all}"
+
+                let again = Dataset.holdOut c.Share (int64 c.Seed) c.Whole
+                Expect.equal (positions again.Test) test "the same again")
+
+            testCase "which images are held out depends on the seed" (fun () ->
+                let c =
+                    {
+                        Seed = 1
+                        Classes = 2
+                        Least = 40
+                        Percent = 50
+                    }
+
+                let held seed =
+                    positions (Dataset.holdOut c.Share seed c.Whole).Test
+
+                Expect.notEqual (held 1L) (held 2L) "another seed")
+
+            for share in [ 0.0; 1.0; -0.5; 1.5; nan ] do
+                rejects
+                    $"a share of {share} to hold out"
+                    [ "share"; "between 0 and 1"; $"found {share}" ]
+                    (fun () -> Dataset.holdOut share 1L (dataset [| 0; 0; 1; 1 |] [| 0 |]) |> ignore)
+
+            rejects "a class of one image to hold out" [ "class 'b'"; "two training images"; "1" ] (fun () ->
+                Dataset.holdOut 0.5 1L (dataset [| 0; 0; 1 |] [| 0 |]) |> ignore)
+
             refusals badInputs
 
             testCase "a good data set is returned as it is" (fun () ->

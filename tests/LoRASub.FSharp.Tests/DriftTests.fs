@@ -142,7 +142,7 @@ let private slow (c: Run) t p : float list list =
 let private tensors = Drift.tree.Write "drift"
 
 let private restore (named: Map<string, torch.Tensor>) =
-    Drift.restore (NamedTensors("the checkpoint", named)) "drift"
+    Drift.tree.Read (NamedTensors("the checkpoint", named)) "drift"
 
 let private same2 what (expected: Drift.State) (actual: Drift.State) =
     Expect.equal (List.map fst (tensors actual)) (List.map fst (tensors expected)) "names"
@@ -275,10 +275,7 @@ let tests =
                         Probe.inFolder (fun folder ->
                             let path = Path.Combine(folder, "drift.safetensors")
                             Safetensors.write path Map.empty (tensors state)
-                            let file = Safetensors.read path
-                            let restored = restore file.Tensors
-                            Scope.free Safetensors.leaves file
-                            restored)
+                            Scope.keep Drift.leaves (fun () -> restore (Safetensors.read path).Tensors))
 
                     same2 "before the first task" (none c) (through (none c))
 

@@ -328,13 +328,135 @@ let tests =
                     let width name =
                         Embedding.width vit (Embedding.named name vit) / vit.Width
 
-                    Expect.equal (List.map width Embedding.names) [ 1L; 6L; 15L ] "widths in d"))
+                    Expect.equal (List.map width Embedding.names) [ 1L; 6L; 15L; 15L ] "widths in d"))
+
+            propertyOf 12 "Embedding" "embeddings of one pass ≡ one at a time" (fun (c: Network) ->
+                let vit = build c.Plain
+                let frozen, adapters = VisionTransformer.frozen vit, withPairs c vit
+
+                let all =
+                    [|
+                        for e in embeddings c vit do
+                            e
+                            { e with Flip = true }
+                            Embedding.withFrozen e
+
+                            { Embedding.withFrozen e with
+                                Flip = true
+                            }
+                    |]
+
+                let more = everyPart c
+
+                let struct (tokens, found) =
+                    Embedding.embedAll all more (Some frozen) adapters vit c.Batch
+
+                Array.iter2
+                    (closeTensors "tokens of the adapted network")
+                    (VisionTransformer.tokens more adapters vit c.Batch)
+                    tokens
+
+                for e, found in Array.zip all found do
+                    let views = Embedding.views e c.Batch
+                    Expect.hasLength found views.Length "one per view"
+
+                    Array.iter2
+                        (fun view found ->
+                            let read parts adapters =
+                                if Array.isEmpty parts then
+                                    [||]
+                                else
+                                    VisionTransformer.tokens parts adapters vit view
+
+                            let expected =
+                                Embedding.join
+                                    e
+                                    (Array.append (read e.Frozen frozen) (read e.Parts adapters))
+
+                            closeTensors "view" expected found)
+                        views
+                        found)
+
+            property "marks of a name: frozen tokens in front, mirrored views" (fun (c: Network) ->
+                let c = if c.Side % 2 = 0 then c else { c with Side = c.Side + 1 }
+                let vit = build c.Plain
+
+                for name in Embedding.names do
+                    let plain = Embedding.named name vit
+
+                    for front in [ ""; "frozen+" ] do
+                        for back in [ ""; "+flip" ] do
+                            let e = Embedding.named (front + name + back) vit
+
+                            Expect.equal
+                                e
+                                { plain with
+                                    Frozen = if front = "" then [||] else plain.Parts
+                                    Flip = (back <> "")
+                                }
+                                (front + name + back)
+
+                            Expect.equal
+                                (Embedding.width vit e)
+                                ((if front = "" then 1L else 2L) * Embedding.width vit plain)
+                                "width")
+
+            noLeaks
+                "embedding of several at once"
+                (fun () ->
+                    let vit = build wide.Plain
+                    struct (vit, bare vit, VisionTransformer.frozen vit, wide.Batch))
+                (fun (struct (vit, adapters, frozen, images)) ->
+                    let all =
+                        [| "class-token"; "class-token"; "frozen+rich+flip" |]
+                        |> Array.map (fun name -> Embedding.named name vit)
+
+                    let more = [| VisionTransformer.output vit |]
+
+                    let struct (tokens, views) =
+                        Embedding.embedAll all more (Some frozen) adapters vit images
+
+                    Seq.append tokens (Seq.concat views))
+
+            testCase "rich is the richest that fits 5,000 columns and the grid" (fun () ->
+                Scope.run (fun () ->
+                    let rich side columns =
+                        let vit = build { wide with Side = side }.Plain
+
+                        let vit =
+                            { vit with
+                                ClassToken = torch.empty ([| 1L; 1L; columns |], device = torch.META)
+                            }
+
+                        let found = Embedding.named "rich" vit
+
+                        [ "class-token"; "last-blocks"; "all-blocks" ]
+                        |> List.filter (fun name -> Embedding.named name vit = found)
+
+                    // of three blocks: 9, 6 and 1 times the width
+                    Expect.equal (rich 4 555L) [ "all-blocks" ] "4,995 columns"
+                    Expect.equal (rich 4 556L) [ "last-blocks" ] "5,004 columns"
+                    Expect.equal (rich 4 833L) [ "last-blocks" ] "4,998 columns"
+                    Expect.equal (rich 4 834L) [ "class-token" ] "5,004 columns"
+                    Expect.equal (rich 3 555L) [ "last-blocks" ] "quadrants need an even side"))
+
+            for name in [ "flip"; "frozen+"; "+flip"; "frozen+flip"; "rich+flip+flip"; "Rich"; "" ] do
+                rejects $"the name '{name}'" [ "embedding"; "class-token"; $"'{name}'" ] (fun () ->
+                    Embedding.named name |> ignore)
+
+            rejects
+                "frozen parts without the frozen network"
+                [ "frozen network"; "found 1"; "give that network" ]
+                (fun () ->
+                    let vit = build wide.Plain
+                    let e = Embedding.named "frozen+class-token" vit
+                    Embedding.embedAll [| e |] [||] None (bare vit) vit wide.Batch |> ignore)
 
             rejects
                 "an unknown name"
                 [
                     "embedding"
-                    "class-token, last-blocks, all-blocks"
+                    "class-token, last-blocks, all-blocks, rich"
                     "'all-block'"
                     "all-blocks?"
                 ]

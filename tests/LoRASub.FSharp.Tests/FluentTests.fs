@@ -17,6 +17,8 @@ open TorchSharp
 
 let private options () =
     ClassifierOptions(
+        // a method that trains on any data
+        Preset = "libcontinual",
         Epochs = 2,
         BatchSize = 8,
         Rank = 2,
@@ -74,7 +76,7 @@ let tests =
         "Fluent"
         [
             testCase
-                "groups of classes are learned, each image gets a class and a similarity"
+                "groups of classes are learned, each image gets a class and a score"
                 (withBackbone (fun _ backbone ->
                     use classifier = learned backbone (options ())
                     Expect.sequenceEqual classifier.ClassNames colours "names in the order learned"
@@ -83,7 +85,7 @@ let tests =
 
                     for p in predictions do
                         Expect.contains colours p.ClassName "a known class"
-                        Check.between "similarity" -1.0 1.0 p.Similarity
+                        Expect.isTrue (Double.IsFinite p.Score) "score"
 
                     let right =
                         Array.map2
@@ -106,7 +108,7 @@ let tests =
                     Array.iter2
                         (fun (a: Prediction) (b: Prediction) ->
                             Expect.equal b.ClassName a.ClassName "class"
-                            closeTo 1e-5 "similarity" [ a.Similarity ] [ b.Similarity ])
+                            closeTo 1e-5 "score" [ a.Score ] [ b.Score ])
                         [| all[7]; all[2]; all[2] |]
                         some
 
@@ -240,6 +242,46 @@ let tests =
 
                         Expect.sequenceEqual classifier.ClassNames names "classes learned"
                         Expect.equal (classifier.Predict plan.Stream.Dataset.Test).Length 30 "predictions")))
+
+            testCase
+                "the first group of classes decides whether the network adapts"
+                (withBackbone (fun folder backbone ->
+                    let options () =
+                        let options = options ()
+                        options.Preset <- ClassifierOptions().Preset
+                        options
+
+                    use small = ContinualClassifier.Create(backbone, options ())
+                    Expect.isNull small.Adaptation "before"
+                    learnGroup small [| 0; 1 |]
+                    Expect.stringContains small.Adaptation "too small" "two classes"
+
+                    use large = ContinualClassifier.Create(backbone, options ())
+                    learnGroup large [| 0..3 |]
+
+                    Expect.stringContains
+                        large.Adaptation
+                        "4 held-out training images of 4 classes"
+                        "a trial"
+
+                    let saved = Path.Combine(folder, "saved")
+                    large.Save saved
+                    use loaded = ContinualClassifier.Load(saved, backbone, options ())
+                    Expect.equal (loaded.Predict test) (large.Predict test) "the choice is saved"))
+
+            testCase
+                "every preset learns and predicts"
+                (withBackbone (fun _ backbone ->
+                    for preset in [ "small"; "official" ] do
+                        let options = options ()
+                        options.Preset <- preset
+                        use classifier = learned backbone options
+                        Expect.equal (classifier.Predict test).Length 12 preset))
+
+            rejects "an unknown preset" [ "preset"; "did you mean small?" ] (fun () ->
+                let options = options ()
+                options.Preset <- "smal"
+                ContinualClassifier.Create("absent.safetensors", options) |> ignore)
 
             testCase
                 "progress is told"
@@ -487,7 +529,8 @@ let tests =
                         "learning Sandal, Shirt, Sneaker, Bag, Ankle boot"
                         "second group"
 
-                    Expect.stringContains output "  train 1/1, loss " "progress"
+                    Expect.stringContains output "  prototypes, 1 batches" "progress"
+                    Expect.stringContains output "too small for a trial" "three images a class"
                     Expect.stringContains output " of 20 test images right" "score"
                     Expect.stringContains output "a file looks like " "an image file"
                     Expect.stringContains output "the saved classifier predicts the same" "saved and loaded"))
@@ -562,11 +605,7 @@ let tests =
                         let found = classifier.Predict test
                         Expect.equal (found |> Array.map _.ClassName) (Array.map fst expected) "classes"
 
-                        closeTo
-                            1e-4
-                            "similarities"
-                            (Array.map snd expected)
-                            (found |> Array.map _.Similarity)
+                        closeTo 1e-4 "scores" (Array.map snd expected) (found |> Array.map _.Score)
 
                     use classifier = ContinualClassifier.Load(saved, backbone, options)
                     check classifier

@@ -57,6 +57,34 @@ let tests =
                     for KeyValue(name, value) in Metrics.measure summary.CorrectAndTotal do
                         Check.closeTo 1e-12 name [ value ] [ measures[name] ]))
 
+            testCase "a summary with several heads is read as it was written" (fun () ->
+                Probe.inFolder (fun folder ->
+                    let copy = Path.Combine(folder, "summary.json")
+                    let struct (older, measures) = SummaryFile.load (seed3 "summary.json")
+                    Expect.equal older.Heads None "older files have none"
+
+                    let line name recomputed forgetting : HeadLine =
+                        {
+                            Head = name
+                            Last = 61.5
+                            Average = 70.25
+                            Forgetting = forgetting
+                            Bytes = 123456789012L
+                            Recomputed = recomputed
+                            CorrectAndTotal = older.CorrectAndTotal
+                        }
+
+                    let heads =
+                        [|
+                            line "lda@rich" None (Some 1.5)
+                            line "nearest-mean@class-token" (Some 62.0) None
+                        |]
+
+                    Json.write copy (SummaryFile.toJson measures { older with Heads = Some heads })
+                    let struct (again, measuresAgain) = SummaryFile.load copy
+                    Expect.equal again.Heads (Some heads) "heads"
+                    Expect.equal measuresAgain measures "measures"))
+
             testCase "saved metrics are read, and written to the same lines" (fun () ->
                 let path = seed3 "metrics.jsonl"
 

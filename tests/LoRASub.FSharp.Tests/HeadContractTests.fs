@@ -202,10 +202,15 @@ let tests =
     testList
         "HeadContract"
         [
-            for head in Heads.all do
+            for row in Heads.all do
+                match row.Info.Name with
                 // it has no sums: its scores are a method's
-                if head.Info.Name <> Heads.logits.Info.Name then
-                    contract head
+                | "logits" -> ()
+                // few random features, so that the tests are quick
+                | name when name.StartsWith "rp-" -> contract (Heads.find $"{name}:24")
+                | name -> contract (Heads.find name)
+
+            contract (Heads.find "cosine-lda:oas")
 
             contract (Head.hide ToyHead.head)
         ]

@@ -182,6 +182,7 @@ let tests =
 
                     let embedding: Embedding =
                         {
+                            Frozen = [| part 1 Tokens.Class false |]
                             Parts = [| part 1 Tokens.PatchMean false; part 2 Tokens.PatchQuadrants true |]
                             Standardise = true
                             Flip = true
@@ -205,6 +206,31 @@ let tests =
                     let saved = LearnerFile.load folder
                     let loaded = LearnerFile.learner plan.Backbone plan.Settings.Method saved
                     Expect.equal loaded.Embedding embedding "embedding"
+                    Tiny.sameState "state" state (LearnerFile.restore loaded saved)))
+
+            testCase
+                "a learner with tensors that its method no longer keeps is loaded without them"
+                (withSaved (fun plan _ folder ->
+                    let method = SequentialLora.method' plan.Backbone plan.Settings.Method
+                    let learner = Tiny.learnerOf plan method
+                    let state = Tiny.learnFirst learner plan
+
+                    let record =
+                        LearnerRecord.create
+                            learner
+                            state
+                            plan.Stream.Order
+                            (Plan.batchOptions plan Augmentation.None).Format
+                            plan.Settings.NormEpsilon
+                            (String('0', 64))
+                            []
+
+                    LearnerFile.save folder learner record state
+                    let means = torch.ones ([| 2L; plan.Backbone.Width |])
+                    let kept = Tree.write (Learner.tree learner state) state
+                    replaceTensors folder (("method.prototypes", means) :: kept)
+                    let saved = LearnerFile.load folder
+                    let loaded = LearnerFile.learner plan.Backbone plan.Settings.Method saved
                     Tiny.sameState "state" state (LearnerFile.restore loaded saved)))
 
             for name, words, damage in damages do

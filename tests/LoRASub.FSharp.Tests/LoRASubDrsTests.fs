@@ -15,6 +15,7 @@ open LoRASub.Run
 open Expecto
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
+open LoRASub.Tests.LoraSteps
 open TorchSharp
 
 /// A second task after a first one that has moved the network, in float64.
@@ -87,186 +88,31 @@ let private example =
 let private inScope (test: unit -> unit) () = Scope.run test
 
 /// The plan's second task, observed and prepared, with the state before it.
-let private secondTask (plan: Plan) =
-    let learner = Tiny.drs plan
-    let state = Tiny.learnFirst (Tiny.learner plan) plan |> Tiny.drsState plan
-    let task = plan.Stream.Tasks[1]
-    let begun = learner.BeginTask (Tiny.taskKey plan task) task state
-
-    let observed =
-        if learner.Observes task then
-            Array.fold (fun o batch -> learner.Observe batch o) begun (Tiny.batches plan 1)
-        else
-            begun
-
-    struct (state, observed, learner.Prepare observed)
+let private secondTask (plan: Plan) = prepared plan (Tiny.drs plan) 1
 
 let private firstTask (plan: Plan) =
-    let learner = Tiny.drs plan
-    let start = learner.Start(Rng.ofSeed plan.Settings.Seed)
-    let task = plan.Stream.Tasks[0]
-    learner.Prepare(learner.BeginTask (Tiny.taskKey plan task) task start)
-
-/// The trained parameters: A and B of key and value per block, then the head's weight and bias.
-let private parameters (training: LoRASubDrs.Training<_>) =
-    [|
-        yield! Seq.collect Lora.leaves training.Lora
-        yield! Linear.leaves training.Head
-    |]
-
-let private batchOf (plan: Plan) task step =
-    let all = Tiny.batches plan task
-    all[step % all.Length]
+    let struct (_, _, training) = prepared plan (Tiny.drs plan) 0
+    training
 
 /// So many updates on the task's batches in turn.
-let private update (plan: Plan) task steps (training: LoRASubDrs.Training<_>) =
-    let learner = Tiny.drs plan
+let private update (plan: Plan) steps training =
+    path plan (Tiny.drs plan) steps training |> List.last
 
-    List.fold
-        (fun training step ->
-            let struct (next, _) =
-                learner.Update (Tiny.rates plan) (batchOf plan task step) training
+/// The learner's path ≡ Adam in slow loops on cross-entropy and the triplet loss.
+let private againstOracle (c: Task) (plan: Plan) confinedBy training =
+    let settings = plan.Settings.Method
 
-            next)
-        training
-        [ 0 .. steps - 1 ]
+    let triplet (state: LoRASubDrs.State) local (features: torch.Tensor) =
+        AugmentedTriplet.loss
+            settings.Margin
+            settings.NormOrder
+            state.Prototypes
+            local
+            (torch.nn.functional.normalize (features, 2.0, 1L))
+        |> _.mul(Scalar.op_Implicit settings.TripletWeight)
+        |> Some
 
-/// Gradients of the loss at a training's parameters, put together here from the network, the head and the losses.
-let private gradients (plan: Plan) (batch: Batch) (training: LoRASubDrs.Training<_>) : float[,] option list =
-    let settings, blocks = plan.Settings.Method, plan.Backbone.Blocks.Length
-    let local = batch.Labels.sub (Scalar.op_Implicit (int64 training.Task.FirstClass))
-
-    let lossOf (all: torch.Tensor[]) =
-        let pair i : LoraPair = { A = all[i]; B = all[i + 1] }
-
-        let lora =
-            Array.init blocks (fun b -> Map.ofList [ Site.Key, pair (4 * b); Site.Value, pair (4 * b + 2) ])
-
-        let features =
-            VisionTransformer.features
-                { VisionTransformer.forTraining training.State.Deltas plan.Backbone with
-                    Lora = lora
-                }
-                plan.Backbone
-                batch.Images
-
-        let logits =
-            torch.nn.functional.linear (features, all[4 * blocks], all[4 * blocks + 1])
-
-        let triplet =
-            AugmentedTriplet.loss
-                settings.Margin
-                settings.NormOrder
-                training.State.Prototypes
-                local
-                (torch.nn.functional.normalize (features, 2.0, 1L))
-
-        torch.nn.functional
-            .cross_entropy(logits, local)
-            .add(triplet.mul (Scalar.op_Implicit settings.TripletWeight))
-
-    let struct (_, found) = Grad.valueAndGrad lossOf (parameters training)
-    let flat (t: torch.Tensor) = matrix (t.reshape (t.shape[0], -1L))
-    found |> Array.map (Option.map flat) |> List.ofArray
-
-let private asMatrix (t: torch.Tensor) = matrix (t.reshape (t.shape[0], -1L))
-
-/// The learner's path ≡ Adam in slow loops over those gradients, each block confined by `confinedBy`.
-let private againstOracle
-    (c: Task)
-    (plan: Plan)
-    task
-    (confinedBy: int -> Oracles.Confined)
-    (training: LoRASubDrs.Training<_>)
-    =
-    let path =
-        List.scan
-            (fun training step ->
-                let struct (next, _) =
-                    (Tiny.drs plan).Update (Tiny.rates plan) (batchOf plan task step) training
-
-                next)
-            training
-            [ 0 .. c.Steps - 1 ]
-
-    let found =
-        List.init c.Steps (fun step -> gradients plan (batchOf plan task step) path[step])
-
-    let method = plan.Settings.Method
-    let before, after = parameters training, parameters (List.last path)
-
-    for i in 0 .. before.Length - 1 do
-        let options: Oracles.AdamSettings =
-            {
-                Rate =
-                    if i < 4 * c.Depth then
-                        method.LearningRate
-                    else
-                        method.HeadLearningRate
-                Beta1 = 0.9
-                Beta2 = 0.999
-                Epsilon = 1e-8
-                WeightDecay = method.Adam.WeightDecay
-                AmsGrad = method.Adam.AmsGrad
-            }
-
-        let expected =
-            Oracles.projectedAdam
-                options
-                (confinedBy i)
-                (asMatrix before[i])
-                (found |> List.map (fun g -> g[i]))
-            |> List.last
-
-        // Adam divides by √v, which magnifies rounding where a gradient is nearly nothing
-        closeTo 1e-6 $"parameter {i}" (Seq.cast<float> expected) (numbers after[i])
-
-/// A network with its deltas added to its own weights by hand.
-let private baked (sign: float) (state: LoRASubDrs.State) (vit: VisionTransformer) =
-    { vit with
-        Blocks =
-            Array.map2
-                (fun (block: Block) (delta: LayerDelta) ->
-                    let d = vit.Width
-                    let weight = block.Qkv.Weight.clone ()
-
-                    for rows, part in [ d, delta[Site.Key]; 2L * d, delta[Site.Value] ] do
-                        weight.narrow(0L, rows, d).add_(part.mul (Scalar.op_Implicit sign)) |> ignore
-
-                    { block with
-                        Qkv = { block.Qkv with Weight = weight }
-                    })
-                vit.Blocks
-                state.Deltas
-    }
-
-let private bare (vit: VisionTransformer) : Adapters =
-    {
-        Qkv = vit.Blocks |> Array.map _.Qkv.Weight
-        Weights = [||]
-        Lora = [||]
-        Mlp = [||]
-    }
-
-/// Second moments of the attention inputs over some batches of a plain network, in slow loops.
-let private slowMoments (vit: VisionTransformer) (batches: Batch[]) =
-    let inputs =
-        batches
-        |> Array.map (fun batch ->
-            VisionTransformer.foldInputs
-                Leaves.tensors
-                (fun all _ x -> Array.append all [| x |])
-                [||]
-                (bare vit)
-                vit
-                batch.Images)
-
-    Array.init vit.Blocks.Length (fun block ->
-        let rows =
-            inputs
-            |> Array.collect (fun seen -> rows (matrix (seen[block].reshape(-1L, vit.Width))))
-
-        Oracles.secondMoment (array2D rows))
+    against plan (Tiny.drs plan) _.Deltas triplet c.Steps confinedBy training
 
 let private spoilNorm (block: int) (vit: VisionTransformer) =
     let spoilt = vit.Blocks[block]
@@ -329,7 +175,7 @@ let tests =
                 (fun c ->
                     let plan = c.Plan
                     let struct (_, _, before) = secondTask plan
-                    let after = update plan 1 c.Steps before
+                    let after = update plan c.Steps before
 
                     for block in 0 .. c.Depth - 1 do
                         let p = before.Projections[block]
@@ -356,7 +202,7 @@ let tests =
 
             property "the first task is plain Adam" (fun c ->
                 let plan = c.Plan
-                againstOracle c plan 0 (fun _ -> Oracles.Anywhere) (firstTask plan))
+                againstOracle c plan (fun _ -> Oracles.Anywhere) (firstTask plan))
 
             property
                 "a later task is Adam with A confined from the right, B from the left, the head nowhere"
@@ -376,7 +222,7 @@ let tests =
                         elif i % 2 = 0 then Oracles.FromRight projector[i / 4]
                         else Oracles.FromLeft projector[i / 4]
 
-                    againstOracle c plan 1 confinedBy training)
+                    againstOracle c plan confinedBy training)
 
             property
                 "observing accumulates the moments of the network with W − V, or W + V without subtraction"
@@ -384,8 +230,12 @@ let tests =
                     let plan = c.Plan
                     let struct (state, observed, _) = secondTask plan
                     let sign = if c.Subtraction then -1.0 else 1.0
-                    let expected = slowMoments (baked sign state plan.Backbone) (Tiny.batches plan 1)
-                    let opposite = slowMoments (baked -sign state plan.Backbone) (Tiny.batches plan 1)
+
+                    let expected =
+                        slowMoments (baked sign state.Deltas plan.Backbone) (Tiny.batches plan 1)
+
+                    let opposite =
+                        slowMoments (baked -sign state.Deltas plan.Backbone) (Tiny.batches plan 1)
 
                     Array.iter2
                         (fun e (m: SecondMoment) -> closeMatrix "moment" e m.Moment)
@@ -428,7 +278,7 @@ let tests =
                         Array.map2
                             (fun (a: torch.Tensor) (b: torch.Tensor) -> b.sub a)
                             (parameters training)
-                            (parameters (update plan 1 1 training))
+                            (parameters (update plan 1 training))
 
                     let struct (_, _, training) = secondTask plan
                     let short, long = moves plan training, moves unscaled training
@@ -448,13 +298,14 @@ let tests =
             property "merged weights ≡ the separate path at the end of training" (fun c ->
                 let plan = c.Plan
                 let struct (_, _, training) = secondTask plan
-                let trained = update plan 1 c.Steps training
-                let merged = (Tiny.drs plan).Adapters(LoRASubDrs.merge trained)
+                let trained = update plan c.Steps training
+                let learner = Tiny.drs plan
+                let merged = learner.Adapters(learner.Merge trained)
                 let images = (batchOf plan 1 0).Images
 
                 closeTensors
                     "features"
-                    (VisionTransformer.features (LoRASubDrs.network trained) plan.Backbone images)
+                    (VisionTransformer.features (LoraTask.network trained) plan.Backbone images)
                     (VisionTransformer.features merged plan.Backbone images))
 
             property
@@ -464,7 +315,7 @@ let tests =
                     let learner = Tiny.learner plan
                     let outcome = Tiny.run plan
                     let prototypes = Tiny.prototypes outcome.State
-                    let network = baked 1.0 (Tiny.drsState plan outcome.State) plan.Backbone
+                    let network = baked 1.0 (Tiny.drsState plan outcome.State).Deltas plan.Backbone
 
                     let features (batch: Batch) =
                         matrix (VisionTransformer.features (bare network) network batch.Images)
@@ -545,7 +396,7 @@ let tests =
                             }
 
                         let struct (_, _, training) = secondTask plan
-                        parameters (update plan 1 3 training)
+                        parameters (update plan 3 training)
 
                     let off = trained (fun m -> { m with Triplet = false })
                     let zero = trained (fun m -> { m with TripletWeight = 0.0 })
@@ -558,7 +409,7 @@ let tests =
                 (inScope (fun () ->
                     let plan = example.Plan
                     let before = firstTask plan
-                    let once, twice = update plan 0 1 before, update plan 0 2 before
+                    let once, twice = update plan 1 before, update plan 2 before
 
                     for block in 0 .. example.Depth - 1 do
                         let at (t: LoRASubDrs.Training<_>) = t.Lora[block][Site.Value]
@@ -643,15 +494,15 @@ let tests =
 
                         let struct (_, _, training) = secondTask plan
                         Expect.isEmpty training.Projections "projections"
-                        Expect.isEmpty (LoRASubDrs.diagnostics training).Retained "retained"
-                        againstOracle example plan 1 (fun _ -> Oracles.Anywhere) training))
+                        Expect.isEmpty ((Tiny.drs plan).Diagnostics training).Retained "retained"
+                        againstOracle example plan (fun _ -> Oracles.Anywhere) training))
 
             testCase
                 "what is retained is told per block"
                 (inScope (fun () ->
                     let plan = example.Plan
                     let struct (_, observed, training) = secondTask plan
-                    let retained = (LoRASubDrs.diagnostics training).Retained
+                    let retained = ((Tiny.drs plan).Diagnostics training).Retained
 
                     Array.iter2
                         (fun (moment: SecondMoment) (r: Retained) ->
@@ -748,7 +599,7 @@ let tests =
                         identical
                             "effective weights"
                             plan.Backbone.Blocks[block].Qkv.Weight
-                            model.Adapters.Qkv[block]
+                            model.Networks.Adapted.Qkv[block]
 
                     let batches = Array.append (Tiny.batches plan 0) (Tiny.batches plan 1)
 

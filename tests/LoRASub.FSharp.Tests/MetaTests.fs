@@ -132,7 +132,7 @@ let private wholeTask precision (variant: Variant) =
         let struct (next, report) = method.Update rates batch training
         everywhere ((method.Training task state).Leaves next)
         everywhere (StepReport.leaves report)
-        let merged = LoRASubDrs.merge next
+        let merged = method.Merge next
         everywhere ((method.State).Leaves merged)
         let adapters = method.Adapters merged
         let features = VisionTransformer.features adapters vit batch.Images

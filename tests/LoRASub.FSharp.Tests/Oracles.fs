@@ -118,6 +118,7 @@ let projector (vectors: float[,]) (k: int) : float[,] =
 
 type Confined =
     | Anywhere
+    | Nowhere
     | FromLeft of float[,]
     | FromRight of float[,]
 
@@ -158,6 +159,7 @@ let projectedAdam (o: AdamSettings) (confined: Confined) (start: float[,]) (grad
                 let u =
                     match confined with
                     | Anywhere -> u
+                    | Nowhere -> scale 0.0 u
                     | FromLeft p -> multiply p u
                     | FromRight p -> multiply u p
 

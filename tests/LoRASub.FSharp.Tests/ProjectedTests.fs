@@ -315,6 +315,19 @@ let tests =
                              |> ignore)
                  ])
 
+            testCase "what is fixed has no update" (fun () ->
+                Scope.run (fun () ->
+                    let u = Some(wide ())
+
+                    let struct (updates, ()) =
+                        (Projected.transform [| Confinement.Fixed; Confinement.Free |]).Update
+                            [| u; u |]
+                            ()
+                            [| wide (); wide () |]
+
+                    Expect.isNone updates[0] "fixed"
+                    identical "free" u.Value updates[1].Value))
+
             testCase "Adam and projection on the meta device" (fun () ->
                 Scope.run (fun () ->
                     let ps = [| onMeta (wide ()); onMeta (square ()) |]

@@ -211,6 +211,20 @@ let tests =
                 Projection.retain UpdateScale.Frobenius c.Share "m" m |> ignore
                 identical "moment" before m.Moment)
 
+            property "what is left out and what is retained are all directions" (fun (c: Moment) ->
+                let retained = projector (retain c)
+                let rest = Projection.leaveOut c.Share "moment" (moment c.Matrix)
+
+                if Oracles.trace retained < float c.Width - 0.5 then
+                    close
+                        "Π + NNᵀ = I"
+                        (flat (Oracles.identity c.Width))
+                        (flat (Oracles.add retained (matrix rest.Matrix)))
+
+                    close "energy" [ 1.0 ] [ rest.Energy + (retain c).Energy ]
+                else
+                    Expect.equal rest.Rank 1 "the last direction is kept")
+
             testCase "one dominant direction: Π projects on it" (fun () ->
                 Scope.run (fun () ->
                     let p = retainAt 0.99 (array2D [ [ 1.0; 1.0 ]; [ 1.0; 1.0 ] ])

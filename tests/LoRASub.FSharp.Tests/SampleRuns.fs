@@ -513,6 +513,7 @@ let write (folder: string) (sample: Sample) : unit =
                 IntransigenceNote = Some "needs a reference run (--reference)"
                 AccuracyMatrix = matrix |> Array.map (Array.map (Metrics.accuracy >> Metrics.percent))
                 CorrectAndTotal = matrix
+                Heads = None
                 RetainedRank = retained id
                 RetainedEnergy = retained (fun _ -> 0.99)
                 ConditionNumber = retained (fun _ -> infinity)

@@ -20,6 +20,7 @@ let private predictions: TaskPredictions[] =
             Task = task
             Truth = truth
             Predicted = truth |> Array.mapi (fun i c -> if i % 3 = 0 then (c + 1) % 4 else c)
+            Others = [||]
         })
 
 [<Tests>]
@@ -81,6 +82,7 @@ let tests =
                         Task = one.Tasks[0]
                         Truth = [| 0; 0; 0; 0 |]
                         Predicted = [| 0; 0; 0; 0 |]
+                        Others = [||]
                     }
 
                 Probe.inFolder (fun folder ->

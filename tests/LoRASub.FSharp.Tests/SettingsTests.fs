@@ -15,6 +15,9 @@ let private valuesOf (s: Setting) : string * string =
     match s.Name, s.Kind with
     | "norm-order", _ -> "1", "Infinity"
     | "data", _ -> "cifar100", "mnist"
+    | "head", _ -> "cosine-lda:0.1", "logits"
+    | "embedding", _ -> "rich", "frozen+last-blocks+flip"
+    | "heads", _ -> "none", "lda,rp-ridge:64@all-blocks"
     | _, SettingKind.Whole(least, most) when least < 0L -> "-7", string most
     | _, SettingKind.Whole(least, _) -> string (least + 1L), string (least + 2L)
     | _, SettingKind.Number _ -> "0.25", "1e-6"
@@ -22,7 +25,8 @@ let private valuesOf (s: Setting) : string * string =
     | _, SettingKind.Choice cases -> cases[0], cases[1]
     | _, SettingKind.Switch -> "true", "false"
     | _, SettingKind.Folders -> "runs/joint", "007,b"
-    | _, (SettingKind.Name | SettingKind.File | SettingKind.Folder) -> "some folder", "007"
+    | _, (SettingKind.Name | SettingKind.Names | SettingKind.File | SettingKind.Folder) ->
+        "some folder", "007"
 
 let private texts: (string * string * string) list =
     [
@@ -131,7 +135,7 @@ let tests =
                 Expect.equal (kind "triplet") JsonValueKind.True "triplet"
                 Expect.equal (kind "data-path") JsonValueKind.String "data-path"
                 Expect.equal (kind "norm-order") JsonValueKind.String "norm-order"
-                Expect.isNull json["heads"] "what is left open is left out")
+                Expect.isNull json["attention-heads"] "what is left open is left out")
 
             testCase "K of the schedule is the later tasks' epochs unless given" (fun () ->
                 let k pairs = (ofPairs pairs).ScheduleLength
@@ -231,7 +235,7 @@ let tests =
                     "tasks", "ten", [ "tasks"; "whole number"; "'ten'" ]
                     "tasks", "2.5", [ "tasks"; "whole number"; "'2.5'" ]
                     "rank", "", [ "rank"; "''" ]
-                    "heads", "99999999999", [ "heads"; "99999999999" ]
+                    "attention-heads", "99999999999", [ "attention-heads"; "99999999999" ]
                     "lr", "fast", [ "lr"; "must be a number"; "'fast'" ]
                     "lr", "1,5", [ "lr"; "'1,5'" ]
                     "variant", "Official", [ "variant"; "libcontinual, official"; "'Official'" ]
@@ -252,7 +256,7 @@ let tests =
                     "initial-classes", "0", [ "initial-classes" ]
                     "initial-epochs", "0", [ "initial-epochs" ]
                     "schedule-epochs", "0", [ "schedule-epochs"; "at least 1" ]
-                    "heads", "0", [ "heads" ]
+                    "attention-heads", "0", [ "attention-heads" ]
                     "image-size", "0", [ "image-size" ]
                     "threads", "0", [ "threads" ]
                     "stop-after", "0", [ "stop-after" ]

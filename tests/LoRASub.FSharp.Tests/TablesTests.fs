@@ -108,6 +108,55 @@ let tests =
                         (Regex.Matches(latex, @"\\end")).Count
                         "ends"))
 
+            testCase "the heads of a run have a table where there are several" (fun () ->
+                Probe.inFolder (fun folder ->
+                    writeSeeds folder [ 1L; 2L ] small
+                    let groups = RunData.loadAll [| folder |]
+                    Expect.isNone (Tables.heads groups) "runs of one head, or of older programs"
+
+                    let line head last recomputed : HeadLine =
+                        {
+                            Head = head
+                            Last = last
+                            Average = 60.0
+                            Forgetting = None
+                            Bytes = 2_500_000L
+                            Recomputed = recomputed
+                            CorrectAndTotal = [||]
+                        }
+
+                    let withHeads (i: int) (run: RunData) =
+                        { run with
+                            Heads =
+                                [|
+                                    line "nearest-mean@class-token" (50.0 + float i) None
+                                    line "cosine-lda@rich" 70.0 (Some 71.0)
+                                |]
+                        }
+
+                    let of' name : RunGroup =
+                        { groups[0] with
+                            Name = name
+                            Runs = groups[0].Runs |> Array.mapi withHeads
+                        }
+
+                    let table = (Tables.heads [| of' "a" |]).Value
+
+                    Expect.equal
+                        (Array.map (Array.item 0) table.Rows)
+                        [| "nearest-mean@class-token"; "cosine-lda@rich" |]
+                        "heads"
+
+                    Expect.stringStarts (table.Rows[0][1]) "50.50 ± " "two seeds"
+
+                    Expect.equal
+                        table.Rows[1]
+                        [| "cosine-lda@rich"; "70.00"; "60.00"; Format.none; "71.00"; "2.5" |]
+                        "a head"
+
+                    let both = (Tables.heads [| of' "a"; of' "b" |]).Value
+                    Expect.equal (Array.map (Array.item 0) both.Rows) [| "a"; "a"; "b"; "b" |] "runs"))
+
             testCase "every row of every table is as long as its header" (fun () ->
                 let other = FiguresTests.groupsOf [ "other", small ] id
 

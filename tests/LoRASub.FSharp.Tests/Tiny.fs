@@ -94,6 +94,7 @@ let settings: RunSettings =
         Epochs = 2
         Batch = 5
         Heads = Some 2
+        OtherHeads = []
         Device = deviceName
         Augmentation = Augmentation.None
         Method =
@@ -181,10 +182,18 @@ let stateNumbers (state: TaskState) : float[] =
 
 /// As the same computation gives it again.
 let sameState (what: string) (expected: TaskState) (actual: TaskState) =
-    Seq.iteri2
-        (fun i e a -> Check.repeated $"{what}, tensor {i}" e a)
-        (TaskState.leaves expected)
-        (TaskState.leaves actual)
+    let written (state: TaskState) =
+        [
+            yield! Hidden.written state.Method
+            for head in TaskState.heads state do
+                yield! Hidden.written head
+        ]
+
+    Scope.run (fun () ->
+        List.iter2
+            (fun (name, e) (_, a) -> Check.repeated $"{what}, {name}" e a)
+            (written expected)
+            (written actual))
 
     Expecto.Expect.equal
         (actual.Finished, actual.Classes, actual.NextId, actual.Key)

@@ -30,5 +30,6 @@ let head: Head<ClassSums> =
         Observe = ClassSums.observe
         Merge = fun left right -> Scope.noGrad ClassSums.leaves (fun () -> left + right)
         Forget = ClassSums.forget
+        Transport = None
         Scores = scorer
     }

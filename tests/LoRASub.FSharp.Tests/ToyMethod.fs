@@ -47,14 +47,15 @@ let private update (vit: VisionTransformer) (rates: Rates) (batch: Batch) (befor
                     Correct = predictions.eq(batch.Labels).sum()
                 }))
 
-let private logits (weight: torch.Tensor) : Scorer =
-    Scope.noGrad Scorer.leaves (fun () ->
+let private logits (weight: torch.Tensor) : OwnScores =
+    Scope.noGrad OwnScores.leaves (fun () ->
         let weight = weight.clone ()
 
-        {
-            Owned = [| weight |]
-            Score = fun features -> Scope.noGrad Leaves.tensor (fun () -> features.mm (weight.t ()))
-        })
+        OwnScores.OfFeatures
+            {
+                Owned = [| weight |]
+                Score = fun features -> Scope.noGrad Leaves.tensor (fun () -> features.mm (weight.t ()))
+            })
 
 let method' (vit: VisionTransformer) : Method<torch.Tensor, torch.Tensor, Training> =
     let master = Precision.master vit.Precision
@@ -74,6 +75,7 @@ let method' (vit: VisionTransformer) : Method<torch.Tensor, torch.Tensor, Traini
         Training = fun _ _ -> training
         Start = fun _ -> torch.zeros ([| 0L; vit.Width |], dtype = master, device = vit.Device)
         Observes = fun _ -> false
+        Trains = fun _ -> true
         BeginTask = grown
         Observe = fun _ weight -> Scope.noGrad Leaves.tensor weight.clone
         Prepare = fun weight -> Scope.noGrad training.Leaves (fun () -> { Weight = weight.clone () })
@@ -84,5 +86,25 @@ let method' (vit: VisionTransformer) : Method<torch.Tensor, torch.Tensor, Traini
         Finish = id
         Forget = fun row weight -> Scope.noGrad Leaves.tensor (fun () -> ClassSums.withoutRow row weight)
         Adapters = fun _ -> VisionTransformer.frozen vit
+        Logits = Some logits
+    }
+
+/// The same with a classifier of images.
+let ofImages (vit: VisionTransformer) : Method<torch.Tensor, torch.Tensor, Training> =
+    let logits (weight: torch.Tensor) =
+        Scope.noGrad OwnScores.leaves (fun () ->
+            let weight = weight.clone ()
+            let network = VisionTransformer.frozen vit
+
+            OwnScores.OfImages
+                {
+                    Owned = [| weight; yield! Adapters.leaves network |]
+                    Score =
+                        fun images ->
+                            Scope.noGrad Leaves.tensor (fun () ->
+                                (VisionTransformer.features network vit images).mm(weight.t ()))
+                })
+
+    { method' vit with
         Logits = Some logits
     }

@@ -67,6 +67,67 @@ let tests =
                         let last = (Metrics.measure outcome.Matrix)["last"]
                         Expect.isGreaterThan last 0.2 $"last accuracy with {head.Info.Name}"))
 
+            testCase
+                "scores of images are those of their features, also of mirrored views"
+                (withPlan (fun plan ->
+                    let vit = plan.Backbone
+                    let images = (Array.head (Tiny.batches plan 0)).Images
+
+                    for flip in [ false; true ] do
+                        let scores method =
+                            let embedding =
+                                { Embedding.output vit with
+                                    Flip = flip
+                                }
+
+                            let learner =
+                                Learner.create vit (Method.hide method) (Head.hide Heads.logits) embedding
+
+                            let state = Tiny.learnFirst learner plan
+                            Learner.predict learner (Learner.deploy learner state) images
+
+                        closeTo
+                            1e-6
+                            $"scores, flip {flip}"
+                            (TestFiles.numbers (scores (ToyMethod.method' vit)))
+                            (TestFiles.numbers (scores (ToyMethod.ofImages vit)))))
+
+            testCase
+                "scores of images are the same beside other heads"
+                (withPlan (fun plan ->
+                    let vit = plan.Backbone
+                    let images = (Array.head (Tiny.batches plan 0)).Images
+
+                    let learner head =
+                        Learner.create
+                            vit
+                            (Method.hide (ToyMethod.ofImages vit))
+                            head
+                            { Embedding.output vit with
+                                Flip = true
+                            }
+
+                    let own = learner (Head.hide Heads.logits)
+                    let means = learner (Head.hide NearestMean.head)
+
+                    let scores (learner: Learner) =
+                        let state = Tiny.learnFirst learner plan
+                        let model = Learner.deploy learner state
+                        let struct (scores, _) = Learner.predictWith learner model [||] images
+                        scores
+
+                    let alone = [| yield! scores own; yield! scores means |]
+
+                    Array.iter2
+                        (repeated "first")
+                        alone
+                        (scores (Learner.withOthers [| means.Readout |] own))
+
+                    Array.iter2
+                        (repeated "second")
+                        (Array.rev alone)
+                        (scores (Learner.withOthers [| own.Readout |] means))))
+
             for name, words, change in
                 [
                     "scores of too few classes",
@@ -144,6 +205,7 @@ let tests =
 
                     let embedding: Embedding =
                         {
+                            Frozen = [||]
                             Parts = [| part |]
                             Standardise = false
                             Flip = false

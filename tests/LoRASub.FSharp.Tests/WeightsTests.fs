@@ -217,10 +217,10 @@ let private wrongOptions =
         "heads that do not divide the width",
         { options with Heads = Some 3 },
         id,
-        [ "divides its width 8"; "found 3"; "--heads" ]
+        [ "divides its width 8"; "found 3"; "--attention-heads" ]
         "no heads", { options with Heads = Some 0 }, id, [ "divides its width 8"; "found 0" ]
         "negative heads", { options with Heads = Some -2 }, id, [ "found -2" ]
-        "an unknown number of heads", options, id, [ "width 8"; "give --heads" ]
+        "an unknown number of heads", options, id, [ "width 8"; "give --attention-heads" ]
         "metadata that is no number", options, withHeads "two", [ "'heads'"; "'two'" ]
         "metadata that does not divide the width",
         options,
@@ -496,7 +496,7 @@ let tests =
                     let note = notes options (header [] width) |> List.exactlyOne
                     Expect.stringContains note $"attention heads; assuming {heads}, " "the guess"
                     Expect.stringContains note $"width {width}" "from what"
-                    Expect.stringContains note "--heads" "what to do"
+                    Expect.stringContains note "--attention-heads" "what to do"
 
                 Expect.isEmpty (notes tinyOptions (header [] 384L)) "given"
                 Expect.isEmpty (notes options (header [ "heads", "12" ] 384L)) "in the metadata"

@@ -13,6 +13,7 @@ type Linear =
 
 [<RequireQualifiedAccess>]
 module Linear =
+    /// <summary>The tensors of a layer: `weight` and, if it has one, `bias`.</summary>
     let tree: Tree<Linear> =
         tree {
             let! weight = Tree.field "weight" _.Weight Tree.tensor
@@ -20,9 +21,16 @@ module Linear =
             return { Weight = weight; Bias = bias }
         }
 
-    let leaves = tree.Leaves
+    /// <summary>Lists the tensors of a layer.</summary>
+    let leaves: Leaves<Linear> = tree.Leaves
 
-    let forward (linear: Linear) (x: torch.Tensor) =
+    /// <summary>y = x·Wᵀ + b.</summary>
+    /// <param name="linear">The layer, borrowed.</param>
+    /// <param name="x">[.., inputs], borrowed.</param>
+    /// <returns>[.., outputs], owned by the caller. Differentiable.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">Inputs of another width, type or device than the
+    /// weight.</exception>
+    let forward (linear: Linear) (x: torch.Tensor) : torch.Tensor =
         Product.linear linear.Weight (Option.toObj linear.Bias) x
 
     /// <summary>`forward`, with a pair in training beside the weight: x·Aᵀ·Bᵀ is a product of its own, because a sum with

@@ -3,9 +3,12 @@ namespace LoRASub.Backbone
 open LoRASub.Core
 open TorchSharp
 
-/// What a classifier sees of an image: tokens of the backbone, side by side.
+/// What a classifier sees of an image: tokens of the network, side by side.
 type Embedding =
     {
+        /// Read from the network as it was loaded, in a pass of its own; they stand first.
+        Frozen: EmbeddingPart[]
+        /// Read from the network as the method has adapted it.
         Parts: EmbeddingPart[]
         /// Brings each d columns of a row to mean 0 and variance 1, so that no block outweighs another.
         Standardise: bool
@@ -39,6 +42,7 @@ module Embedding =
     /// <returns>An embedding of d columns.</returns>
     let output (vit: VisionTransformer) : Embedding =
         {
+            Frozen = [||]
             Parts = [| VisionTransformer.output vit |]
             Standardise = false
             Flip = false
@@ -52,19 +56,21 @@ module Embedding =
         let depth = vit.Blocks.Length
 
         {
+            Frozen = [||]
             Parts = ofBlocks [ max 1 (depth - 2) .. depth ]
             Standardise = true
             Flip = false
         }
 
-    /// <summary>Class and mean patch token of every block, standardised; in place of the last block's mean stand the
-    /// quadrants of its patches after the final norm.</summary>
-    /// <param name="vit">The backbone; `check` rejects one whose patch grid has an odd side.</param>
+    /// <summary>Class and mean patch token of every block, standardised. The last block gives the quadrants of its patches
+    /// after the final norm instead of their mean.</summary>
+    /// <param name="vit">The backbone. `check` does not accept one whose patch grid has an odd side.</param>
     /// <returns>An embedding of (2 · depth + 3) · d columns.</returns>
     let allBlocks (vit: VisionTransformer) : Embedding =
         let depth = vit.Blocks.Length
 
         {
+            Frozen = [||]
             Parts =
                 [|
                     yield! ofBlocks [ 1 .. depth - 1 ]
@@ -78,30 +84,14 @@ module Embedding =
             Flip = false
         }
 
-    let private table =
-        [ "class-token", output; "last-blocks", lastBlocks; "all-blocks", allBlocks ]
-
-    /// The embeddings that have a name.
-    let names: string list = List.map fst table
-
-    /// <summary>The embedding of that name.</summary>
-    /// <param name="name">One of `names`.</param>
-    /// <returns>The embedding for a backbone.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">An unknown name.</exception>
-    let named (name: string) : VisionTransformer -> Embedding =
-        match List.tryFind (fun (known, _) -> known = name) table with
-        | Some(_, embedding) -> embedding
-        | None ->
-            let known = String.concat ", " names
-            Errors.reject "embedding" $"must be one of {known}" $"'{name}'" (Errors.didYouMean names name)
-
-    /// <summary>Rejects an embedding that a backbone cannot give.</summary>
-    /// <param name="vit">The backbone.</param>
-    /// <param name="embedding">The embedding.</param>
-    /// <exception cref="T:LoRASub.Core.InputException">No parts, a block outside 1..depth, or quadrants of a patch grid of
-    /// odd side.</exception>
-    let check (vit: VisionTransformer) (embedding: Embedding) : unit =
-        VisionTransformer.checkParts embedding.Parts vit
+    /// <summary>The embedding, and in front of it the same tokens of the network as it was loaded: half of it cannot
+    /// drift.</summary>
+    /// <param name="embedding">Of the adapted network alone.</param>
+    /// <returns>An embedding of twice as many columns, which costs a second pass.</returns>
+    let withFrozen (embedding: Embedding) : Embedding =
+        { embedding with
+            Frozen = embedding.Parts
+        }
 
     // widths d in a part
     let private pieces (part: EmbeddingPart) =
@@ -110,12 +100,89 @@ module Embedding =
         | Tokens.PatchMean -> 1L
         | Tokens.PatchQuadrants -> 4L
 
+    /// <summary>Every part, in the order of the columns.</summary>
+    /// <param name="embedding">The embedding.</param>
+    /// <returns>First those of the frozen network.</returns>
+    let parts (embedding: Embedding) : EmbeddingPart[] =
+        Array.append embedding.Frozen embedding.Parts
+
     /// <summary>The number of columns.</summary>
     /// <param name="vit">The backbone.</param>
     /// <param name="embedding">The embedding.</param>
     /// <returns>The width of what `join` gives.</returns>
     let width (vit: VisionTransformer) (embedding: Embedding) : int64 =
-        vit.Width * Array.sumBy pieces embedding.Parts
+        vit.Width * Array.sumBy pieces (parts embedding)
+
+    // a head of second moments keeps the square of this in memory
+    let private widest = 5000L
+
+    /// <summary>The richest of `allBlocks`, `lastBlocks` and `output` that has at most 5,000 columns and that the patch
+    /// grid allows.</summary>
+    /// <param name="vit">The backbone.</param>
+    /// <returns>An embedding.</returns>
+    let rich (vit: VisionTransformer) : Embedding =
+        [
+            if vit.GridSide % 2 = 0 then
+                allBlocks vit
+
+            lastBlocks vit
+        ]
+        |> List.tryFind (fun embedding -> width vit embedding <= widest)
+        |> Option.defaultWith (fun () -> output vit)
+
+    let private table =
+        [
+            "class-token", "class token after the final norm", output
+            "last-blocks", "class and mean patch token of the last three blocks", lastBlocks
+            "all-blocks",
+            "class and mean patch token of all blocks; the last one's patches by quadrant",
+            allBlocks
+            "rich", "the richest of these that has at most 5,000 columns", rich
+        ]
+
+    /// The embeddings that have a name.
+    let names: string list = table |> List.map (fun (name, _, _) -> name)
+
+    /// Names and what they mean, with the two marks that `named` knows.
+    let meanings: (string * string) list =
+        (table |> List.map (fun (name, meaning, _) -> name, meaning))
+        @ [
+            "frozen+NAME", "the same tokens of the frozen network, side by side with the adapted ones"
+            "NAME+flip", "also of the mirrored image"
+        ]
+
+    /// <summary>The embedding of that name.</summary>
+    /// <param name="name">One of `names`; after `frozen+` the same tokens of the frozen network stand in front, and
+    /// before `+flip` each image is also embedded mirrored.</param>
+    /// <returns>The embedding for a backbone.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">An unknown name.</exception>
+    let named (name: string) : VisionTransformer -> Embedding =
+        let without (mark: string) (cut: string -> string) (has: bool) (text: string) =
+            if has then cut text, true else text, false
+
+        let bare, isJoined =
+            without "frozen+" (fun t -> t.Substring 7) (name.StartsWith "frozen+") name
+
+        let bare, isFlipped =
+            without "+flip" (fun t -> t.Substring(0, t.Length - 5)) (bare.EndsWith "+flip") bare
+
+        match table |> List.tryFind (fun (known, _, _) -> known = bare) with
+        | Some(_, _, embedding) ->
+            fun vit ->
+                let embedding = embedding vit
+                let embedding = if isJoined then withFrozen embedding else embedding
+                { embedding with Flip = isFlipped }
+        | None ->
+            let known = String.concat ", " names
+            Errors.reject "embedding" $"must be one of {known}" $"'{name}'" (Errors.didYouMean names bare)
+
+    /// <summary>Rejects an embedding that a backbone cannot give.</summary>
+    /// <param name="vit">The backbone.</param>
+    /// <param name="embedding">The embedding.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">No parts, a block outside 1..depth, or quadrants of a patch grid of
+    /// odd side.</exception>
+    let check (vit: VisionTransformer) (embedding: Embedding) : unit =
+        VisionTransformer.checkParts (parts embedding) vit
 
     /// <summary>The images to embed: the given ones and, where the embedding flips, their mirror images left to
     /// right.</summary>
@@ -143,7 +210,7 @@ module Embedding =
     /// standardises.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">Tensors of another number or shape.</exception>
     let join (embedding: Embedding) (tokens: torch.Tensor[]) : torch.Tensor =
-        let parts = embedding.Parts
+        let parts = parts embedding
 
         if tokens.Length <> parts.Length || Array.isEmpty parts then
             Errors.reject
@@ -166,8 +233,87 @@ module Embedding =
             else
                 joined)
 
-    /// <summary>Embeds one view of images: `join` of their tokens.</summary>
-    /// <param name="embedding">The embedding.</param>
+    /// <summary>Tokens and embeddings of images, from one forward pass for each network and view.</summary>
+    /// <param name="embeddings">Each reads what it needs; what two read is computed once.</param>
+    /// <param name="more">What else to read of the adapted network; may be empty.</param>
+    /// <param name="frozen">The network as it was loaded, borrowed; needed by embeddings with `Frozen` parts.</param>
+    /// <param name="adapters">The adapted network, borrowed.</param>
+    /// <param name="vit">The backbone, borrowed.</param>
+    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
+    /// <returns>[n, d] for each of `more`, or [n, 4d] for quadrants, and for each embedding [n, width] of each of its
+    /// views, all in the master format; owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">What `VisionTransformer.tokens` rejects, or frozen parts without
+    /// the frozen network.</exception>
+    let embedAll
+        (embeddings: Embedding[])
+        (more: EmbeddingPart[])
+        (frozen: Adapters option)
+        (adapters: Adapters)
+        (vit: VisionTransformer)
+        (images: torch.Tensor)
+        : struct (torch.Tensor[] * torch.Tensor[][]) =
+        let leaves struct (tokens, views) =
+            Seq.append (Leaves.tensors tokens) (Seq.collect Leaves.tensors views)
+
+        Scope.keep leaves (fun () ->
+            let read (network: Adapters) (wanted: EmbeddingPart[]) view =
+                let distinct = Array.distinct wanted
+
+                if Array.isEmpty distinct then
+                    Map.empty
+                else
+                    VisionTransformer.tokens distinct network vit view
+                    |> Array.zip distinct
+                    |> Map.ofArray
+
+            let ofView (mine: Embedding[]) more view =
+                let adapted = read adapters (Array.append more (mine |> Array.collect _.Parts)) view
+
+                let still =
+                    match frozen, mine |> Array.collect _.Frozen with
+                    | Some network, wanted -> read network wanted view
+                    | None, [||] -> Map.empty
+                    | None, wanted ->
+                        Errors.reject
+                            "embedding"
+                            "must have no frozen parts where the frozen network is not given"
+                            $"{wanted.Length}"
+                            "give that network as well"
+
+                let embed (embedding: Embedding) =
+                    [|
+                        yield! embedding.Frozen |> Array.map (fun part -> still[part])
+                        yield! embedding.Parts |> Array.map (fun part -> adapted[part])
+                    |]
+                    |> join embedding
+
+                // a part that two want is one tensor, and each owner frees its own
+                struct (more |> Array.map (fun part -> adapted[part].alias()), Array.map embed mine)
+
+            let struct (tokens, first) = ofView embeddings more images
+            let flipping = embeddings |> Array.filter _.Flip
+
+            let mirrored =
+                if Array.isEmpty flipping then
+                    [||]
+                else
+                    let both: torch.Tensor[] = views flipping[0] images
+                    let struct (_, found) = ofView flipping [||] both[1]
+                    found
+
+            let views =
+                embeddings
+                |> Array.mapi (fun i embedding ->
+                    if embedding.Flip then
+                        let before = embeddings[.. i - 1] |> Array.filter _.Flip |> Array.length
+                        [| first[i]; mirrored[before] |]
+                    else
+                        [| first[i] |])
+
+            struct (tokens, views))
+
+    /// <summary>Embeds one view of images by the adapted network.</summary>
+    /// <param name="embedding">Without frozen parts.</param>
     /// <param name="adapters">The network's adapters, borrowed.</param>
     /// <param name="vit">The backbone, borrowed.</param>
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>

@@ -67,6 +67,7 @@ type BInit =
 [<RequireQualifiedAccess>]
 module Lora =
 
+    /// <summary>The tensors of a pair: `a` and `b`.</summary>
     let pairTree: Tree<LoraPair> =
         tree {
             let! a = Tree.field "a" _.A Tree.tensor
@@ -96,11 +97,14 @@ module Lora =
                 Side.Left
         ]
 
+    /// <summary>Lists the tensors of one block's pairs.</summary>
     let leaves: Leaves<LayerLora> = (tree []).Leaves
+
+    /// <summary>Lists the tensors of one block's deltas.</summary>
     let deltaLeaves: Leaves<LayerDelta> = (deltaTree []).Leaves
 
     /// Rejects a rank outside [1, width].
-    let checkRank (width: int64) (rank: int) =
+    let internal checkRank (width: int64) (rank: int) =
         if rank < 1 || int64 rank > width then
             Errors.reject "rank" $"must be in [1, {width}], the width of what it adapts" $"{rank}" ""
 

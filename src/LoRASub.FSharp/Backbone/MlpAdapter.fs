@@ -3,6 +3,16 @@ namespace LoRASub.Backbone
 open LoRASub.Core
 open TorchSharp
 
+/// Hidden units that are set to 0 at random in training, each with probability Rate; the others are divided by 1 − Rate
+/// (Srivastava et al. 2014).
+type Dropout =
+    {
+        /// In [0, 1).
+        Rate: float
+        /// Decides which.
+        Key: RandomKey
+    }
+
 /// A bottleneck beside the MLP of a block: the block's output gains Scale · Up(relu(Down x)), where x is the stream after
 /// attention, before the second norm. AdaptFormer: S. Chen et al., NeurIPS 2022, arXiv 2205.13535, without a norm of its
 /// own.
@@ -15,21 +25,30 @@ type MlpAdapter =
         Up: Linear
         /// s in the paper.
         Scale: float
+        /// In a step of training only.
+        Dropout: Dropout option
     }
 
 [<RequireQualifiedAccess>]
 module MlpAdapter =
 
     /// <summary>The tensors of an adapter.</summary>
-    /// <param name="scale">The scale of an adapter that is read from a file.</param>
+    /// <param name="scale">The scale of an adapter that is read from a file, which has no dropout.</param>
     /// <returns>A tree of both layers, under the names down and up.</returns>
     let tree (scale: float) : Tree<MlpAdapter> =
         tree {
             let! down = Tree.field "down" _.Down Linear.tree
             and! up = Tree.field "up" _.Up Linear.tree
             and! scale = Tree.given _.Scale scale
+            and! dropout = Tree.given _.Dropout None
 
-            return { Down = down; Up = up; Scale = scale }
+            return
+                {
+                    Down = down
+                    Up = up
+                    Scale = scale
+                    Dropout = dropout
+                }
         }
 
     /// The tensors of an adapter.
@@ -73,7 +92,28 @@ module MlpAdapter =
                     Bias = Some(zeros [| width |])
                 }
             Scale = scale
+            Dropout = None
         }
+
+    /// The adapter for one of several slices of a batch: each drops units of its own.
+    let internal ofSlice (number: int) (adapter: MlpAdapter) : MlpAdapter =
+        match adapter.Dropout with
+        | None -> adapter
+        | Some dropout ->
+            { adapter with
+                Dropout =
+                    Some
+                        { dropout with
+                            Key = Rng.fold (int64 number) dropout.Key
+                        }
+            }
+
+    let private drop (dropout: Dropout) (x: torch.Tensor) =
+        let drawn =
+            Rng.uniform 0.0 1.0 x.shape torch.ScalarType.Float32 x.device dropout.Key
+
+        let kept = drawn.ge (Scalar.op_Implicit dropout.Rate)
+        x.mul (kept.``to``(x.dtype).div(Scalar.op_Implicit (1.0 - dropout.Rate)))
 
     let internal check (width: int64) (neighbour: torch.Tensor) (adapter: MlpAdapter) =
         let down, up = adapter.Down.Weight, adapter.Up.Weight
@@ -83,7 +123,7 @@ module MlpAdapter =
         for weight in [ down; up ] do
             Shape.expectDevice "MLP adapter" neighbour weight
 
-    /// Scale · Up(relu(Down x)), added to y. x and y [.., d].
+    /// Scale · Up(dropped relu(Down x)), added to y. x and y [.., d].
     let internal add (adapter: MlpAdapter) (x: torch.Tensor) (y: torch.Tensor) : torch.Tensor =
         // trained parameters are wider than activations in bfloat16
         let through (layer: Linear) (x: torch.Tensor) =
@@ -96,5 +136,6 @@ module MlpAdapter =
                     Bias = Option.map cast layer.Bias
                 }
 
-        let change = (x |> through adapter.Down).relu() |> through adapter.Up
-        y.add (change, alpha = Scalar.op_Implicit adapter.Scale)
+        let hidden = (through adapter.Down x).relu()
+        let hidden = Option.fold (fun x dropout -> drop dropout x) hidden adapter.Dropout
+        y.add (through adapter.Up hidden, alpha = Scalar.op_Implicit adapter.Scale)

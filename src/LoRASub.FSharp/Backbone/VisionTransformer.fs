@@ -103,6 +103,7 @@ type VisionTransformer =
     member this.GridSide = this.ImageSize / this.PatchSize
     /// Channels of its images.
     member this.Channels = int this.PatchEmbedding.Weight.shape[1]
+    /// Where its tensors are.
     member this.Device = this.ClassToken.device
 
 /// What the blocks of one network run with besides their frozen weights.
@@ -124,13 +125,8 @@ type Adapters =
 [<RequireQualifiedAccess>]
 module Adapters =
 
-    /// <summary>The effective weights. Pairs and MLP adapters belong to their method.</summary>
-    /// <param name="adapters">The adapters.</param>
-    /// <returns>The tensors that they own.</returns>
-    let leaves (adapters: Adapters) : torch.Tensor seq =
-        Seq.append adapters.Qkv (Seq.collect (fun (w: Map<_, _>) -> w.Values) adapters.Weights)
-
-    /// The tree of effective weights that are computed again when a value is read.
+    /// The tree of effective weights and MLP adapters, which are computed again when a value is read. Pairs in training
+    /// belong to their method.
     let tree: Tree<Adapters> =
         tree {
             let! qkv = Tree.field "qkv" _.Qkv (Tree.array Tree.tensor)
@@ -139,7 +135,7 @@ module Adapters =
                 Tree.field "weights" _.Weights (Tree.array (Tree.keyed Site.name [] Tree.tensor))
 
             and! lora = Tree.given _.Lora [||]
-            and! mlp = Tree.given _.Mlp [||]
+            and! mlp = Tree.field "mlp" _.Mlp (Tree.array (MlpAdapter.tree 1.0))
 
             return
                 {
@@ -149,6 +145,11 @@ module Adapters =
                     Mlp = mlp
                 }
         }
+
+    /// <summary>The effective weights and MLP adapters. Pairs in training belong to their method.</summary>
+    /// <param name="adapters">The adapters.</param>
+    /// <returns>The tensors that they own.</returns>
+    let leaves (adapters: Adapters) : torch.Tensor seq = tree.Leaves adapters
 
 [<RequireQualifiedAccess>]
 module VisionTransformer =
@@ -166,15 +167,17 @@ module VisionTransformer =
                 Linear.leaves b.Fc2
             ]
 
-    let leaves: Leaves<VisionTransformer> =
-        fun vit ->
-            Seq.concat
-                [
-                    Linear.leaves vit.PatchEmbedding
-                    Seq.ofList [ vit.ClassToken; vit.Positions ]
-                    Seq.collect blockLeaves vit.Blocks
-                    Seq.ofList (normLeaves vit.Norm)
-                ]
+    /// <summary>Lists the tensors of a network.</summary>
+    /// <param name="vit">The network, borrowed.</param>
+    /// <returns>Its weights.</returns>
+    let leaves (vit: VisionTransformer) : torch.Tensor seq =
+        Seq.concat
+            [
+                Linear.leaves vit.PatchEmbedding
+                Seq.ofList [ vit.ClassToken; vit.Positions ]
+                Seq.collect blockLeaves vit.Blocks
+                Seq.ofList (normLeaves vit.Norm)
+            ]
 
     // The weights of a block's other sites with sign · delta.
     let private withDelta
@@ -494,6 +497,11 @@ module VisionTransformer =
 
             Array.init parts.Length (fun position -> found[position]))
 
+    let private sliced number (layer: Layer) =
+        { layer with
+            Parallel = Option.map (MlpAdapter.ofSlice number) layer.Parallel
+        }
+
     let private whole (parts: torch.Tensor[]) =
         if parts.Length = 1 then parts[0] else torch.cat parts
 
@@ -538,7 +546,12 @@ module VisionTransformer =
 
         Scope.keep Leaves.tensors (fun () ->
             let layers = layers adapters vit
-            let slices = slices vit images |> Array.map (tokensOf parts vit layers)
+
+            let ofSlice number images =
+                let layers = layers |> Array.map (sliced number)
+                tokensOf parts vit layers images
+
+            let slices = slices vit images |> Array.mapi ofSlice
             Array.init parts.Length (fun i -> slices |> Array.map (Array.item i) |> whole))
 
     /// The class token of the last block after the final norm.
@@ -559,9 +572,18 @@ module VisionTransformer =
     let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
         (tokens [| output vit |] adapters vit images)[0]
 
-    /// Folds `visit` over the attention inputs [b, N, d] of the blocks (the outputs of their first norms), in order,
-    /// for one slice of the images after the other; nothing is computed beyond the last of them. `leaves` lists the
-    /// tensors of the folded state. Borrows the rest; the folded state is owned by the caller.
+    /// <summary>Folds a function over the attention inputs of the blocks (the outputs of their first norms), in order,
+    /// for one slice of the images after the other. Nothing is computed beyond the last of them.</summary>
+    /// <param name="leaves">Lists the tensors of a folded state.</param>
+    /// <param name="visit">Borrows a state, the index of a block and its inputs [b, N, d], and returns the next
+    /// state.</param>
+    /// <param name="initial">The first state, borrowed.</param>
+    /// <param name="adapters">The network's adapters, borrowed.</param>
+    /// <param name="vit">The backbone, borrowed.</param>
+    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
+    /// <returns>The last state, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">Images of another size or device, or adapters of another
+    /// depth.</exception>
     let foldInputs
         (leaves: Leaves<'S>)
         (visit: 'S -> int -> torch.Tensor -> 'S)

@@ -160,14 +160,18 @@ module Weights =
                     let rule =
                         "must give its number of attention heads where its width is not one of timm's"
 
-                    Errors.reject subject rule $"width {width} and no metadata 'heads'" "give --heads"
+                    Errors.reject
+                        subject
+                        rule
+                        $"width {width} and no metadata 'heads'"
+                        "give --attention-heads"
 
         if heads < 1 || width % int64 heads <> 0L then
             Errors.reject
                 place
                 $"must have a number of heads that divides its width {width}"
                 $"{heads}"
-                "give --heads"
+                "give --attention-heads"
 
         heads
 
@@ -441,7 +445,7 @@ module Weights =
 
             match options.Heads, width |> Option.bind (fun width -> Map.tryFind width timmHeads) with
             | None, Some heads when card.Heads.IsNone ->
-                $"{header.Path}: the weights do not state the number of attention heads; assuming {heads}, as timm at width {width.Value} (--heads N sets another)"
+                $"{header.Path}: the weights do not state the number of attention heads; assuming {heads}, as timm at width {width.Value} (--attention-heads N sets another)"
             | _ -> ()
         ]
 

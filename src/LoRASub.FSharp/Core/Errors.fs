@@ -2,11 +2,15 @@ namespace LoRASub.Core
 
 open System
 
-/// Input that breaks a stated rule: the message names the file, tensor or setting, the rule, what was found, and
+/// <summary>Input that breaks a stated rule: the message names the file, tensor or setting, the rule, what was found, and
 /// what to do. Programs answer it with exit code 2. The message is one line of visible text (`Text.visible`), whatever
-/// names it holds.
+/// names it holds.</summary>
+/// <param name="message">The text, before it is made visible.</param>
+/// <param name="inner">The exception behind it, or null.</param>
 type InputException(message: string, inner: exn) =
     inherit Exception(Text.visible message, inner)
+    /// <summary>An exception without another one behind it.</summary>
+    /// <param name="message">The text, before it is made visible.</param>
     new(message: string) = InputException(message, null)
 
 /// The one way in which this library refuses its input.

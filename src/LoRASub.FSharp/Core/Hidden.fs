@@ -11,13 +11,17 @@ type Hidden<'Kind> =
             Maker: string
             Value: obj
             Tensors: unit -> torch.Tensor seq
+            Written: unit -> (string * torch.Tensor) list
         }
 
 [<RequireQualifiedAccess>]
-module Hidden =
+module internal Hidden =
 
     /// The tensors that the value owns.
     let leaves: Leaves<Hidden<'Kind>> = fun hidden -> hidden.Tensors()
+
+    /// What a file would hold of the value: see `Tree.write`.
+    let written (hidden: Hidden<'Kind>) : (string * torch.Tensor) list = hidden.Written()
 
     /// Hides a value. `tree` describes its tensors.
     let hide (maker: string) (tree: Tree<'T>) (value: 'T) : Hidden<'Kind> =
@@ -25,6 +29,7 @@ module Hidden =
             Maker = maker
             Value = box value
             Tensors = fun () -> tree.Leaves value
+            Written = fun () -> Tree.write tree value
         }
 
     /// The value, for its maker. Rejects a value that another made.

@@ -11,22 +11,33 @@ type Leaves<'T> = 'T -> torch.Tensor seq
 [<RequireQualifiedAccess>]
 module Leaves =
     /// <summary>A value that owns no tensor.</summary>
-    let none: Leaves<'T> = fun _ -> Seq.empty
+    /// <param name="value">Not read.</param>
+    /// <returns>No leaves.</returns>
+    let none (value: 'T) : torch.Tensor seq =
+        ignore value
+        Seq.empty
+
     /// <summary>A tensor, which is its own leaf.</summary>
     let tensor: Leaves<torch.Tensor> = Seq.singleton
     /// <summary>An array of tensors.</summary>
-    let tensors: Leaves<torch.Tensor[]> = fun all -> all
+    let tensors: Leaves<torch.Tensor[]> = Seq.ofArray
+
     /// <summary>The leaves of the first of two values; the second owns none.</summary>
     /// <param name="leaves">Lists the tensors of the first.</param>
+    /// <param name="pair">The two values, borrowed.</param>
     /// <returns>The leaves of the pair.</returns>
-    let first (leaves: Leaves<'A>) : Leaves<struct ('A * 'B)> = fun struct (a, _) -> leaves a
+    let first (leaves: Leaves<'A>) (pair: struct ('A * 'B)) : torch.Tensor seq =
+        let struct (a, _) = pair
+        leaves a
 
     /// <summary>The leaves of two values.</summary>
     /// <param name="left">Lists the tensors of the first.</param>
     /// <param name="right">Lists the tensors of the second.</param>
+    /// <param name="pair">The two values, borrowed.</param>
     /// <returns>The leaves of the pair.</returns>
-    let both (left: Leaves<'A>) (right: Leaves<'B>) : Leaves<struct ('A * 'B)> =
-        fun struct (a, b) -> Seq.append (left a) (right b)
+    let both (left: Leaves<'A>) (right: Leaves<'B>) (pair: struct ('A * 'B)) : torch.Tensor seq =
+        let struct (a, b) = pair
+        Seq.append (left a) (right b)
 
     /// <summary>The leaves of every item of an array.</summary>
     /// <param name="leaves">Lists the tensors of an item.</param>
@@ -47,7 +58,7 @@ module Scope =
     /// <summary>Runs a function and frees every tensor made in it except the leaves of its result. Leaves that
     /// were there before stay where they were.</summary>
     /// <param name="leaves">Lists the tensors of the result.</param>
-    /// <param name="f">The function; what it raises passes through.</param>
+    /// <param name="f">The function. Its exceptions reach the caller.</param>
     /// <returns>The result, its leaves owned by the caller or the scope around.</returns>
     let keep (leaves: Leaves<'T>) (f: unit -> 'T) : 'T =
         use scope = torch.NewDisposeScope()
@@ -65,7 +76,7 @@ module Scope =
 
     /// <summary>Does as `keep`, without gradients.</summary>
     /// <param name="leaves">Lists the tensors of the result.</param>
-    /// <param name="f">The function; what it raises passes through.</param>
+    /// <param name="f">The function. Its exceptions reach the caller.</param>
     /// <returns>The result, its leaves owned by the caller or the scope around.</returns>
     let noGrad (leaves: Leaves<'T>) (f: unit -> 'T) : 'T =
         use _ = torch.no_grad ()

@@ -5,7 +5,7 @@ open System.Collections.Generic
 open TorchSharp
 
 /// Tensors by name, such as those of a file; `origin` names it in errors.
-type NamedTensors(origin: string, tensors: IReadOnlyDictionary<string, torch.Tensor>) =
+type NamedTensors internal (origin: string, tensors: IReadOnlyDictionary<string, torch.Tensor>) =
 
     /// <summary>The tensor of a name.</summary>
     /// <param name="name">The full name.</param>
@@ -199,7 +199,8 @@ module Tree =
     /// <summary>Items by their index, each with a tree of its own. How many there are follows from the
     /// names.</summary>
     /// <param name="item">The tree of the item at an index.</param>
-    /// <returns>The tree of the array; reading it rejects a gap among the names.</returns>
+    /// <returns>The tree of the array.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">When the array is read: a gap among the names.</exception>
     let items (item: int -> Tree<'T>) : Tree<'T[]> =
         let at path (i: int) = below path (string i)
 
@@ -219,8 +220,26 @@ module Tree =
 
     /// <summary>Items of one kind by their index.</summary>
     /// <param name="item">The tree of an item.</param>
-    /// <returns>The tree of the array; reading it rejects a gap among the names.</returns>
+    /// <returns>The tree of the array.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">When the array is read: a gap among the names.</exception>
     let array (item: Tree<'T>) : Tree<'T[]> = items (fun _ -> item)
+
+    /// <summary>Items that each have a tree of their own, by their index.</summary>
+    /// <param name="trees">One per item.</param>
+    /// <returns>The tree of an array of as many items.</returns>
+    let each (trees: Tree<'T>[]) : Tree<'T[]> =
+        let at path i = below path (string<int> i)
+
+        {
+            Collect = fun all items -> Array.iter2 (fun tree one -> tree.Collect all one) trees items
+            Map = fun f items -> Array.map2 (fun tree one -> tree.Map f one) trees items
+            Write =
+                fun path items ->
+                    Array.zip trees items
+                    |> Array.mapi (fun i (tree, one) -> tree.Write (at path i) one)
+                    |> List.concat
+            Read = fun tensors path -> trees |> Array.mapi (fun i tree -> tree.Read tensors (at path i))
+        }
 
     /// <summary>Values of one kind by key.</summary>
     /// <param name="name">The name of a key.</param>
@@ -340,7 +359,11 @@ module Tree =
             let left, right = write tree left, write tree right
             left.Length = right.Length && List.forall2 same left right)
 
-    /// The tree of a value that is kept in another form.
+    /// <summary>The tree of a value that is kept in another form.</summary>
+    /// <param name="wrap">Makes the value of what the tree describes.</param>
+    /// <param name="unwrap">The inverse of `wrap`.</param>
+    /// <param name="tree">Describes the tensors of the other form.</param>
+    /// <returns>The tree of the value.</returns>
     let convert (wrap: 'A -> 'B) (unwrap: 'B -> 'A) (tree: Tree<'A>) : Tree<'B> =
         {
             Collect = fun all value -> tree.Collect all (unwrap value)
@@ -349,7 +372,11 @@ module Tree =
             Read = fun tensors path -> wrap (tree.Read tensors path)
         }
 
-    /// Bytes of a value's tensors.
+    /// <summary>The size of a value in a file.</summary>
+    /// <param name="tree">The tree of the value.</param>
+    /// <param name="value">Borrowed.</param>
+    /// <returns>Bytes of all tensors that are written; one that is there twice counts twice.</returns>
     let bytes (tree: Tree<'T>) (value: 'T) : int64 =
-        tree.Leaves value
-        |> Seq.sumBy (fun tensor -> tensor.numel () * tensor.element_size ())
+        Scope.run (fun () ->
+            write tree value
+            |> Seq.sumBy (fun (_, tensor) -> tensor.numel () * tensor.element_size ()))

@@ -251,8 +251,9 @@ module ImageSet =
     /// <param name="width">Pixels, at least 1.</param>
     /// <param name="read">The channels·height·width bytes of the image at a position, plane by plane. May be
     /// called from several threads at once.</param>
-    /// <returns>The set. Reading an image rejects bytes of another number and a position that the set does not
-    /// have.</returns>
+    /// <returns>The set.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">When an image is read: another number of bytes, or a position that
+    /// the set does not have.</exception>
     let ofReader
         (source: string)
         (labels: int[])
@@ -327,3 +328,46 @@ module Dataset =
             Errors.reject dataset.Name rule $"{dataset.Answers.Length}" ""
 
         dataset
+
+    /// <summary>Holds out training images in place of the test images, so that choices do not see the test
+    /// images.</summary>
+    /// <param name="share">Of each class's training images, in (0, 1); at least one of a class that has two.</param>
+    /// <param name="seed">With the label decides which.</param>
+    /// <param name="dataset">The data set.</param>
+    /// <returns>The data set with the other training images, tested on those held out.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The share is not in (0, 1), or a class has a single training
+    /// image.</exception>
+    let holdOut (share: float) (seed: int64) (dataset: Dataset) : Dataset =
+        if not (share > 0.0 && share < 1.0) then
+            Errors.reject "share of the images to hold out" "must be between 0 and 1" $"{share}" ""
+
+        let isHeld = Array.create dataset.Train.Labels.Length false
+
+        for label, positions in Array.indexed dataset.Train.Labels |> Array.groupBy snd do
+            let positions = positions |> Array.map fst
+
+            if positions.Length = 1 then
+                Errors.reject
+                    $"class '{dataset.ClassNames[label]}'"
+                    "must have two training images, of which one can be held out"
+                    "1"
+                    "do not use validate"
+
+            let held =
+                Math.Clamp(int (Math.Round(share * float positions.Length)), 1, positions.Length - 1)
+
+            for i in
+                Rng.permutation positions.Length (Rng.ofSeed seed |> Rng.fold (int64 label))
+                |> Array.truncate held do
+                isHeld[positions[i]] <- true
+
+        let part held =
+            Array.indexed isHeld
+            |> Array.filter (snd >> (=) held)
+            |> Array.map fst
+            |> fun positions -> ImageSet.select positions dataset.Train
+
+        { dataset with
+            Train = part false
+            Test = part true
+        }

@@ -180,9 +180,14 @@ module Datasets =
         DataFile.requireFolder name folder
 
         NativeError.during (fun () -> $"while reading {name} from {folder}") NativeError.moreMemory (fun () ->
-            match reader with
-            | Arrays load -> load folder
-            | Files scan -> scan options folder |> ImageFiles.dataset options name)
+            let dataset =
+                match reader with
+                | Arrays load -> load folder
+                | Files scan -> scan options folder |> ImageFiles.dataset options name
+
+            match options.HoldOut with
+            | Some share -> Dataset.holdOut share options.SplitSeed dataset
+            | None -> dataset)
 
     /// <summary>The number of classes in the folder of a data set. No image is decoded.</summary>
     /// <param name="options">How image files are split.</param>

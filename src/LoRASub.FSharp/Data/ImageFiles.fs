@@ -16,6 +16,8 @@ type ReadOptions =
         SplitSeed: int64
         /// Leave out files that cannot be decoded; each file is then decoded once before anything else.
         SkipBroken: bool
+        /// Share of each class's training images that takes the place of the test images, chosen by `SplitSeed`.
+        HoldOut: float option
     }
 
 /// Read options.
@@ -28,6 +30,7 @@ module ReadOptions =
             SplitRatio = 0.8
             SplitSeed = 1993L
             SkipBroken = false
+            HoldOut = None
         }
 
 /// An image file of a class.

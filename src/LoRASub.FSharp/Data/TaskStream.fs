@@ -389,7 +389,13 @@ module TaskStream =
 
     /// One epoch over some images of a set, which are of one task: shuffled, and augmented, as the key decides; the last
     /// batch may be smaller.
-    let epochBatches options (key: RandomKey) (set: ImageSet) task (positions: int[]) : BatchLoader[] =
+    let internal epochBatches
+        options
+        (key: RandomKey)
+        (set: ImageSet)
+        task
+        (positions: int[])
+        : BatchLoader[] =
         let shuffled =
             Rng.permutation positions.Length (Rng.fold 0L key)
             |> Array.map (fun i -> positions[i])
@@ -397,7 +403,7 @@ module TaskStream =
         batches options options.Augmentation (Rng.fold 1L key) set task shuffled
 
     /// Some images of a set, which are of one task, in order and without augmentation.
-    let plainBatches options (set: ImageSet) task (positions: int[]) : BatchLoader[] =
+    let internal plainBatches options (set: ImageSet) task (positions: int[]) : BatchLoader[] =
         batches options Augmentation.None (Rng.ofSeed 0L) set task positions
 
     /// <summary>One epoch over the training images of a task, shuffled and augmented. No image of another task is

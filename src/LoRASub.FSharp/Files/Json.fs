@@ -64,8 +64,12 @@ module internal Json =
 
         object
 
-    // Records as JSON: every field must be there, and only options may be null.
+    // Records as JSON: every field must be there, and only options may be null. An option that is left out where it is
+    // None, as `JsonIgnore` says, may be absent: the field is newer than some files.
     let private strict (info: JsonTypeInfo) =
+        let isLeftOut (field: JsonPropertyInfo) =
+            field.AttributeProvider.IsDefined(typeof<JsonIgnoreAttribute>, true)
+
         let mayBeNull (field: Type) =
             field.IsValueType
             || field.IsGenericType && field.GetGenericTypeDefinition() = typedefof<option<_>>
@@ -74,6 +78,10 @@ module internal Json =
             info.Properties
             |> Seq.filter (fun field -> not (isNull field.AssociatedParameter))
             |> Array.ofSeq
+
+        for field in fields do
+            if isLeftOut field then
+                field.IsRequired <- false
 
         if info.Kind = JsonTypeInfoKind.Object && fields.Length > 0 then
             info.OnDeserialized <-

@@ -55,7 +55,9 @@ type TensorFileHeader =
 module Safetensors =
 
     /// <summary>Lists the tensors of a file.</summary>
-    let leaves: Leaves<TensorFile> = fun file -> file.Tensors.Values
+    /// <param name="file">What was read, borrowed.</param>
+    /// <returns>Its tensors.</returns>
+    let leaves (file: TensorFile) : torch.Tensor seq = file.Tensors.Values
 
     /// The reference implementation's own bound.
     let private longestHeader = 100_000_000L

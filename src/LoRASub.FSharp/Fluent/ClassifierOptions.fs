@@ -27,51 +27,72 @@ type LearningProgress =
 /// Settings of a `ContinualClassifier`. Learning rates, rank, margin and weights default to the published ones of
 /// CIFAR-100; the input range and epsilon to those of most timm checkpoints.
 type ClassifierOptions() =
+    /// What learns: "recommended", "small", "large", "libcontinual" or "official"; see `Preset.named`.
+    member val Preset = "recommended" with get, set
     /// Passes over the images of each new group of classes.
     member val Epochs = 5 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Images per step.
     member val BatchSize = 128 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Rank of the low-rank pairs.
     member val Rank = 10 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Base learning rate of the low-rank pairs.
     member val LearningRate = 5e-4 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Base learning rate of the linear classifier that each group of classes is trained with.
     member val HeadLearningRate = 2e-3 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Margin of the triplet loss.
     member val Margin = 1.0 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Weight of the triplet loss.
     member val TripletWeight = 0.05 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Share of the observed energy that the retained subspace captures, in (0, 1].
     member val Energy = 0.99 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Random crops and flips of the training images; switch off for digits and text.
     member val Augment = true with get, set
-    /// Passes over the images of each new group of classes.
+    /// The value of a black pixel as the backbone was trained.
     member val InputLow = -1.0 with get, set
-    /// Passes over the images of each new group of classes.
+    /// The value of a white pixel as the backbone was trained.
     member val InputHigh = 1.0 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Layer-norm epsilon that the backbone was trained with.
     member val NormEpsilon = 1e-6 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Attention heads; 0: from the file or its width.
     member val Heads = 0 with get, set
-    /// Passes over the images of each new group of classes.
+    /// Height and width of the backbone's images in pixels; 0: from its positions.
     member val ImageSize = 0 with get, set
-    /// Passes over the images of each new group of classes.
+    /// "float32", "bfloat16" or "float64".
     member val Precision = "float32" with get, set
-    /// Passes over the images of each new group of classes.
+    /// Recompute activations for the gradient instead of keeping them: slower, but uses less memory.
     member val CheckpointActivations = false with get, set
-    /// Passes over the images of each new group of classes.
+    /// "cpu" or "cuda:N".
     member val Device = "cpu" with get, set
-    /// Passes over the images of each new group of classes.
+    /// The same seed, options and images give the same classifier.
     member val Seed = 0L with get, set
-    /// Passes over the images of each new group of classes.
+    /// Called with the progress of learning, on the calling thread.
     member val Progress: Action<LearningProgress> = null with get, set
+
+    /// Tells the progress to who asked for it.
+    member internal this.Report(event: TaskEvent) : unit =
+        match event with
+        | Steps step when not (isNull this.Progress) ->
+            this.Progress.Invoke
+                {
+                    Phase = Phase.name step.Phase
+                    Done = step.Done
+                    Total = step.Steps
+                    Loss = defaultArg step.Loss nan
+                }
+        | _ -> ()
 
     member internal this.ToSettings(backbone: string) : RunSettings =
         let positive n = if n > 0 then Some n else None
-        let preset = Preset.cifar100 Variant.LibContinual
+
+        let preset =
+            Preset.pairs this.Preset
+            |> List.fold
+                (fun s (name, text) -> Settings.set name text s)
+                (Preset.cifar100 Variant.LibContinual)
 
         { preset with
             Backbone = Some backbone
+            OtherHeads = []
             Epochs = this.Epochs
             Batch = this.BatchSize
             Heads = positive this.Heads

@@ -19,8 +19,9 @@ open TorchSharp
 type Prediction =
     {
         ClassName: string
-        /// Cosine between the image's feature and the class's mean, in [-1, 1].
-        Similarity: float
+        /// Score of the class by the classifier's head: the larger the better, among the classes of one image. The
+        /// cosine to the class's mean for the published method.
+        Score: float
     }
 
 /// A classifier that learns new classes from their images and keeps none of the images: the library's front door
@@ -28,8 +29,11 @@ type Prediction =
 /// Throws InputException for input that breaks a rule, and MemoryException, an OutOfMemoryException, where memory runs
 /// out in main memory or on the GPU; the classifier then stays as it was.
 type ContinualClassifier
-    private (learner: Learner, settings: RunSettings, sha256: string, options: ClassifierOptions, initial) =
-    let backbone = learner.Backbone
+    private
+    (initialLearner: Learner, settings: RunSettings, sha256: string, options: ClassifierOptions, initial) =
+    let backbone = initialLearner.Backbone
+    let mutable learner = initialLearner
+    let mutable adaptation: string = null
     let mutable state: TaskState = initial
     let mutable model: Model option = None
     let mutable sources: string list = []
@@ -55,17 +59,23 @@ type ContinualClassifier
         Scope.supersede TaskState.leaves [ next ] state
         state <- Scope.detach TaskState.leaves next
 
-    let onEvent (event: TaskEvent) =
-        match event with
-        | Steps step when not (isNull options.Progress) ->
-            options.Progress.Invoke
-                {
-                    Phase = Phase.name step.Phase
-                    Done = step.Done
-                    Total = step.Steps
-                    Loss = defaultArg step.Loss nan
-                }
-        | _ -> ()
+    // On the first group of classes: whether the network adapts to it, where the options leave that open.
+    let decide (names: string[]) (images: ImageSet) =
+        if settings.IsUndecided && state.Finished = 0 then
+            let struct (method, trial) =
+                Decision.ofImages
+                    settings
+                    backbone
+                    images
+                    (Array.init images.Labels.Length id)
+                    (Array.init names.Length id)
+                    options.Report
+
+            adaptation <- Decision.describe trial
+            let chosen = Recipe.learner backbone { settings with MethodName = method }
+            let fresh = Learner.start chosen (Rng.ofSeed settings.Seed)
+            replace fresh
+            learner <- chosen
 
     // A classifier outlives the scopes of its caller.
     static let opened
@@ -162,11 +172,19 @@ type ContinualClassifier
         let names = Array.ofSeq newClasses
         names |> Array.iter (Given.value "class name")
 
-        let options = Recipe.learnOptions settings backbone settings.Epochs
-        ImageTask.learn learner options names images onEvent state |> replace
+        ImageTask.check names images state
+        decide names images
+        let learnOptions = Recipe.learnOptions settings backbone settings.Epochs
+
+        ImageTask.learn learner learnOptions names images options.Report state
+        |> replace
 
         // the current folder may change
         sources <- Path.GetFullPath images.Source :: sources
+
+    /// <summary>Why the network was adapted to the first group of classes or not; null before that, or where the preset
+    /// leaves no choice.</summary>
+    member _.Adaptation: string = adaptation
 
     /// <summary>Forgets a class: it is no longer predicted, and its statistics are gone. What the network
     /// learned from it stays.</summary>
@@ -204,7 +222,7 @@ type ContinualClassifier
         |> Array.map (fun best ->
             {
                 ClassName = state.Classes[best.Row].Name
-                Similarity = Math.Clamp(best.Score, -1.0, 1.0)
+                Score = best.Score
             })
 
     /// <summary>The best class of each image of a set.</summary>

@@ -52,7 +52,8 @@ type Images =
     /// <param name="width">Pixels.</param>
     /// <param name="read">Gives the bytes of the images at the positions it is given, laid out as for
     /// `FromBytes`; may be called from several threads at once.</param>
-    /// <returns>The set; reading an image rejects bytes of another number.</returns>
+    /// <returns>The set.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">When an image is read: another number of bytes.</exception>
     static member FromReader
         (labels: int[], channels: int, height: int, width: int, read: Func<int[], byte[]>)
         : ImageSet =
@@ -66,9 +67,9 @@ type Images =
     /// they are needed, and kept in memory up to 2 GiB.</summary>
     /// <param name="labels">One number per file.</param>
     /// <param name="paths">The files.</param>
-    /// <returns>The set; reading an image rejects a file that is missing or damaged.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The labels are of another number than the
-    /// files.</exception>
+    /// <returns>The set.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The labels are of another number than the files; or, when an image is
+    /// read, its file is missing or damaged.</exception>
     static member FromFiles(labels: IReadOnlyList<int>, paths: IReadOnlyList<string>) : ImageSet =
         Given.value "labels" labels
         Given.value "paths" paths
@@ -83,8 +84,8 @@ type Images =
 
     /// <summary>Image files without labels, for `Predict`.</summary>
     /// <param name="paths">The files.</param>
-    /// <returns>The set, with label 0 for each; reading an image rejects a file that is missing or
-    /// damaged.</returns>
+    /// <returns>The set, with label 0 for each.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">When an image is read: its file is missing or damaged.</exception>
     static member FromFiles(paths: IReadOnlyList<string>) : ImageSet =
         Given.value "paths" paths
         Images.FromFiles(Array.zeroCreate<int> paths.Count, paths)

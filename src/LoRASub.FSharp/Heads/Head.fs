@@ -66,6 +66,9 @@ type Head<'H> =
         Merge: 'H -> 'H -> 'H
         /// Without the class in a row; later rows move up.
         Forget: int -> 'H -> 'H
+        /// The state as if its images had been embedded by the network after a map of drift, where the head's sums allow
+        /// it.
+        Transport: (DriftMap -> 'H -> 'H) option
         /// The state made ready; the scorer owns its tensors and shares none with the state.
         Scores: 'H -> Scorer
     }
@@ -109,5 +112,8 @@ module Head =
             Observe = fun embeddings rows state -> hide (head.Observe embeddings rows (reveal state))
             Merge = fun left right -> hide (head.Merge (reveal left) (reveal right))
             Forget = fun row state -> hide (head.Forget row (reveal state))
+            Transport =
+                head.Transport
+                |> Option.map (fun transport -> fun map state -> hide (transport map (reveal state)))
             Scores = reveal >> head.Scores
         }

@@ -1,6 +1,19 @@
 namespace LoRASub.Heads
 
+open System
+open System.Globalization
 open LoRASub.Core
+
+/// A kind of head.
+type HeadRow =
+    {
+        /// Name, meaning and source.
+        Info: HeadInfo
+        /// Names and defaults of what may follow the name after colons.
+        Parameters: (string * string) list
+        /// Makes the head of a full name from the texts of its parameters.
+        Create: string -> string list -> AnyHead
+    }
 
 /// The heads that can be chosen by name: the only list of them.
 [<RequireQualifiedAccess>]
@@ -22,6 +35,7 @@ module Heads =
             Observe = fun _ _ () -> ()
             Merge = fun () () -> ()
             Forget = fun _ () -> ()
+            Transport = None
             Scores =
                 fun () ->
                     Errors.reject
@@ -31,22 +45,90 @@ module Heads =
                         "use `Learner.deploy`"
         }
 
+    let private number (name: string) (text: string) =
+        match Double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture) with
+        | true, x when x > 0.0 && x <= 1.0 -> x
+        | _ -> Errors.reject $"head {name}" "must have a number in (0, 1] there" $"'{text}'" ""
+
+    let private shrinkage name text =
+        if text = "oas" then
+            Shrinkage.Oas
+        else
+            Shrinkage.Fixed(number name text)
+
+    let private features (name: string) (text: string) =
+        match Int32.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture) with
+        | true, m when m > 0 && m <= 20000 -> m
+        | _ ->
+            Errors.reject $"head {name}" "must have a number of features from 1 to 20000 there" $"'{text}'" ""
+
+    let private row (info: HeadInfo) (parameters: (string * string) list) create : HeadRow =
+        {
+            Info = info
+            Parameters = parameters
+            Create = create
+        }
+
+    // a head under the name that was asked for
+    let private called (name: string) (head: Head<'H>) : AnyHead =
+        Head.hide
+            { head with
+                Info = { head.Info with Name = name }
+            }
+
+    let private fixedRow (head: Head<'H>) =
+        row head.Info [] (fun name _ -> called name head)
+
     /// <summary>Every head that has a name.</summary>
-    let all: AnyHead list = [ Head.hide NearestMean.head; Head.hide logits ]
+    let all: HeadRow list =
+        [
+            fixedRow NearestMean.head
+            row Discriminant.info [ "SHRINKAGE", "0.01" ] (fun name texts ->
+                called name (Discriminant.lda (shrinkage name texts[0])))
+            row Discriminant.cosineInfo [ "SHRINKAGE", "0.01" ] (fun name texts ->
+                called name (Discriminant.cosine (shrinkage name texts[0])))
+            row Ridge.info [ "LAMBDA", "0.001" ] (fun name texts ->
+                called name (Ridge.head (number name texts[0])))
+            row RandomProjection.ridgeInfo [ "FEATURES", "2048"; "LAMBDA", "0.1" ] (fun name texts ->
+                Ridge.head (number name texts[1])
+                |> RandomProjection.over RandomProjection.ridgeInfo (features name texts[0])
+                |> called name)
+            row RandomProjection.cosineInfo [ "FEATURES", "2048"; "SHRINKAGE", "0.1" ] (fun name texts ->
+                Discriminant.cosine (shrinkage name texts[1])
+                |> RandomProjection.over RandomProjection.cosineInfo (features name texts[0])
+                |> called name)
+            row ClassCovariance.mixedInfo [ "BETA", "0.2"; "SHRINKAGE", "0.03" ] (fun name texts ->
+                called name (ClassCovariance.mixed (number name texts[0]) (number name texts[1])))
+            fixedRow ClassCovariance.fecam
+            fixedRow logits
+        ]
 
     /// <summary>Their names.</summary>
     let names = all |> List.map _.Info.Name
 
-    /// <summary>The head of a name.</summary>
-    /// <param name="name">One of `names`.</param>
-    /// <returns>The head over hidden states.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">There is no head of this name.</exception>
+    /// <summary>The head of a name, such as `cosine-lda` or `rp-ridge:10000:0.03`: parameters follow the name in the order
+    /// of `HeadRow.Parameters`, and those left out have their defaults.</summary>
+    /// <param name="name">One of `names`, and parameters.</param>
+    /// <returns>The head over hidden states, under this name.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no head of this name, or a parameter is one too many or
+    /// out of range.</exception>
     let find (name: string) : AnyHead =
-        match all |> List.tryFind (fun head -> head.Info.Name = name) with
-        | Some head -> head
+        let parts = List.ofArray (name.Split ':')
+
+        match all |> List.tryFind (fun row -> row.Info.Name = parts.Head) with
         | None ->
             Errors.reject
                 "head"
                 $"""must be one of {String.concat ", " names}"""
                 $"'{name}'"
-                (Errors.didYouMean names name)
+                (Errors.didYouMean names parts.Head)
+        | Some row when parts.Length - 1 > row.Parameters.Length ->
+            let most = String.concat ":" (row.Info.Name :: List.map fst row.Parameters)
+
+            Errors.reject "head" $"must be {most} at most" $"'{name}'" ""
+        | Some row ->
+            let given = parts.Tail
+
+            row.Parameters
+            |> List.mapi (fun i (_, byDefault) -> List.tryItem i given |> Option.defaultValue byDefault)
+            |> row.Create name

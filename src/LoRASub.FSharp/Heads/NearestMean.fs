@@ -59,6 +59,7 @@ module NearestMean =
             Observe = ClassSums.observe
             Merge = fun left right -> Scope.noGrad ClassSums.leaves (fun () -> left + right)
             Forget = ClassSums.forget
+            Transport = None
             Scores =
                 fun sums ->
                     Scope.noGrad Scorer.leaves (fun () ->

@@ -55,7 +55,7 @@ module ImageTask =
         (state: TaskState)
         clock
         =
-        let epochs = if learner.Method.Info.Trains then options.Epochs else 0
+        let epochs = if learner.Method.Trains task then options.Epochs else 0
 
         let epoch number =
             TaskStream.epochBatches options.Batch (options.PassKey state.Key task number) set task positions
@@ -100,6 +100,11 @@ module ImageTask =
             if not (present.Contains label) then
                 Errors.reject $"class '{name}'" "needs at least one image" $"none in {images.Source}" ""
 
+    /// Rejects names that are known or there twice, labels out of range, and a class without images.
+    let internal check (names: string[]) (images: ImageSet) (state: TaskState) =
+        checkNames state names
+        checkImages names images
+
     /// <summary>Learns a group of new classes from their images, which are not kept.</summary>
     /// <param name="learner">Borrowed.</param>
     /// <param name="options">How the images become batches, and how long they are learned.</param>
@@ -118,8 +123,7 @@ module ImageTask =
         (onEvent: TaskEvent -> unit)
         state
         : TaskState =
-        checkNames state names
-        checkImages names images
+        check names images state
 
         let task =
             {

@@ -46,8 +46,22 @@ type TaskState =
         Method: MethodState
         /// What the head keeps: a row per class.
         Head: HeadState
+        /// What each of the other heads keeps.
+        Others: HeadState[]
         /// The root of every random number to come.
         Key: RandomKey
+    }
+
+/// A head and what it sees of an image.
+[<ReferenceEquality>]
+type Readout =
+    {
+        /// Under which its scores are listed.
+        Label: string
+        /// What predicts from the embeddings; `Heads.logits` asks the method.
+        Head: AnyHead
+        /// What the head sees of an image.
+        Embedding: Embedding
     }
 
 /// A method, a head and an embedding over one frozen backbone. Borrows the backbone.
@@ -58,20 +72,59 @@ type Learner =
         Backbone: VisionTransformer
         /// What trains the network.
         Method: AnyMethod
-        /// What predicts from the embeddings; `Heads.logits` asks the method.
-        Head: AnyHead
-        /// What the head sees of an image.
-        Embedding: Embedding
+        /// The head that predicts, and what it sees.
+        Readout: Readout
+        /// Heads that learn and are scored in the same passes, for comparison.
+        Others: Readout[]
+        /// Whether heads that can be transported follow a network that moves.
+        Transport: bool
+    }
+
+    /// The head that predicts.
+    member this.Head: AnyHead = this.Readout.Head
+    /// What that head sees of an image.
+    member this.Embedding: Embedding = this.Readout.Embedding
+
+    /// Every head with its embedding: first the one that predicts.
+    member this.Readouts: Readout[] = Array.append [| this.Readout |] this.Others
+
+/// Heads with embeddings.
+[<RequireQualifiedAccess>]
+module Readout =
+    /// <summary>The readout of two names.</summary>
+    /// <param name="backbone">Borrowed.</param>
+    /// <param name="names">Of a head and of an embedding: see `Heads.find` and `Embedding.named`.</param>
+    /// <returns>The readout under the label HEAD@EMBEDDING.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no such head or embedding.</exception>
+    let named (backbone: VisionTransformer) (names: struct (string * string)) : Readout =
+        let struct (head, embedding) = names
+
+        {
+            Label = $"{head}@{embedding}"
+            Head = Heads.find head
+            Embedding = Embedding.named embedding backbone
+        }
+
+/// The networks that embeddings are read from.
+[<ReferenceEquality>]
+type Networks =
+    {
+        /// As the method has adapted it.
+        Adapted: Adapters
+        /// As it was loaded, where an embedding reads it.
+        Frozen: Adapters option
     }
 
 /// A state made ready to predict.
 [<ReferenceEquality>]
 type Model =
     {
-        /// The network.
-        Adapters: Adapters
-        /// The classifier.
-        Scorer: Scorer
+        /// What embeddings are read from.
+        Networks: Networks
+        /// The classifier: of the embeddings of its head, or of images.
+        Scorer: OwnScores
+        /// The other heads of the learner, made ready.
+        Others: OwnScores[]
         /// Number of classes.
         Classes: int
     }
@@ -90,7 +143,17 @@ module internal RandomBranch =
 module TaskState =
     /// <summary>Lists the tensors of a state.</summary>
     let leaves: Leaves<TaskState> =
-        fun state -> Seq.append (Hidden.leaves state.Method) (Hidden.leaves state.Head)
+        fun state ->
+            Seq.concat
+                [
+                    Hidden.leaves state.Method
+                    Hidden.leaves state.Head
+                    Seq.collect Hidden.leaves state.Others
+                ]
+
+    /// The states of every head: first of the one that predicts.
+    let internal heads (state: TaskState) : HeadState[] =
+        Array.append [| state.Head |] state.Others
 
     /// <summary>The number of classes known.</summary>
     /// <param name="state">Borrowed.</param>
@@ -108,12 +171,25 @@ module TaskState =
 
         sizes
 
+/// Networks.
+[<RequireQualifiedAccess>]
+module internal Networks =
+    let leaves: Leaves<Networks> =
+        fun networks ->
+            Seq.append (Adapters.leaves networks.Adapted) (Leaves.option Adapters.leaves networks.Frozen)
+
 /// Models.
 [<RequireQualifiedAccess>]
 module Model =
     /// <summary>Lists the tensors of a model.</summary>
     let leaves: Leaves<Model> =
-        fun model -> Seq.append (Adapters.leaves model.Adapters) (Scorer.leaves model.Scorer)
+        fun model ->
+            Seq.concat
+                [
+                    Networks.leaves model.Networks
+                    OwnScores.leaves model.Scorer
+                    Seq.collect OwnScores.leaves model.Others
+                ]
 
 /// Predicts and forgets; `TaskLoop` learns.
 [<RequireQualifiedAccess>]
@@ -122,15 +198,8 @@ module Learner =
     /// Whether the method's own classifier gives the scores.
     let internal isLogits (head: AnyHead) = head.Info.Name = Heads.logits.Info.Name
 
-    /// <summary>A learner over a backbone.</summary>
-    /// <param name="backbone">Borrowed for as long as the learner is used.</param>
-    /// <param name="method">Over the same backbone.</param>
-    /// <param name="head">Any, or `logits` for a method with a classifier of its own.</param>
-    /// <param name="embedding">What the head sees of an image.</param>
-    /// <returns>The learner, which owns no tensor.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The backbone cannot give the embedding; or the head is
-    /// `logits` and the method has no classifier, or the embedding is not the class token.</exception>
-    let create (backbone: VisionTransformer) (method: AnyMethod) (head: AnyHead) (embedding: Embedding) =
+    let private checkReadout (backbone: VisionTransformer) (method: AnyMethod) (readout: Readout) =
+        let head, embedding = readout.Head, readout.Embedding
         Embedding.check backbone embedding
 
         if isLogits head && method.Logits.IsNone then
@@ -144,7 +213,8 @@ module Learner =
 
         // a method's classifier takes the features that it was trained on
         let isOutput =
-            embedding.Parts = (Embedding.output backbone).Parts && not embedding.Standardise
+            Embedding.parts embedding = (Embedding.output backbone).Parts
+            && not embedding.Standardise
 
         if isLogits head && not isOutput then
             Errors.reject
@@ -153,19 +223,65 @@ module Learner =
                 "another embedding"
                 "choose another head or that embedding"
 
+    /// `create` for a head and embedding that have a label.
+    let internal ofReadout (backbone: VisionTransformer) (method: AnyMethod) (readout: Readout) : Learner =
+        checkReadout backbone method readout
+
         {
             Backbone = backbone
             Method = method
-            Head = head
-            Embedding = embedding
+            Readout = readout
+            Others = [||]
+            Transport = true
         }
+
+    /// <summary>A learner over a backbone.</summary>
+    /// <param name="backbone">Borrowed for as long as the learner is used.</param>
+    /// <param name="method">Over the same backbone.</param>
+    /// <param name="head">Any, or `logits` for a method with a classifier of its own.</param>
+    /// <param name="embedding">What the head sees of an image.</param>
+    /// <returns>The learner, which owns no tensor. Heads follow a network that moves, where they can.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The backbone cannot give the embedding; or the head is
+    /// `logits` and the method has no classifier, or the embedding is not the class token.</exception>
+    let create
+        (backbone: VisionTransformer)
+        (method: AnyMethod)
+        (head: AnyHead)
+        (embedding: Embedding)
+        : Learner =
+        ofReadout
+            backbone
+            method
+            {
+                Label = head.Info.Name
+                Head = head
+                Embedding = embedding
+            }
+
+    /// <summary>The learner with more heads, which learn in the same passes and predict nothing.</summary>
+    /// <param name="others">Heads and what they see, in place of those the learner has.</param>
+    /// <param name="learner">Borrowed.</param>
+    /// <returns>The learner, for states that it starts itself.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">As `create`.</exception>
+    let withOthers (others: Readout[]) (learner: Learner) : Learner =
+        Array.iter (checkReadout learner.Backbone learner.Method) others
+
+        { learner with Others = others }
 
     let private master (learner: Learner) =
         Precision.master learner.Backbone.Precision
 
-    let private noHead (learner: Learner) =
-        let width = Embedding.width learner.Backbone learner.Embedding
-        learner.Head.Zero width (master learner) learner.Backbone.Device
+    /// The state of a head without classes.
+    let internal noHead (learner: Learner) (readout: Readout) : HeadState =
+        let width = Embedding.width learner.Backbone readout.Embedding
+        readout.Head.Zero width (master learner) learner.Backbone.Device
+
+    /// The bytes of what each head keeps: first of the one that predicts.
+    let internal headBytes (learner: Learner) (state: TaskState) : int64[] =
+        Array.map2
+            (fun (readout: Readout) head -> Tree.bytes readout.Head.Tree head)
+            learner.Readouts
+            (TaskState.heads state)
 
     /// <summary>The state before the first task.</summary>
     /// <param name="learner">Borrowed.</param>
@@ -177,7 +293,8 @@ module Learner =
             Classes = [||]
             NextId = ClassId 0
             Method = learner.Method.Start key
-            Head = noHead learner
+            Head = noHead learner learner.Readout
+            Others = Array.map (noHead learner) learner.Others
             Key = key
         }
 
@@ -189,27 +306,33 @@ module Learner =
         tree {
             let! method = Tree.field "method" _.Method learner.Method.State
             and! head = Tree.field "head" _.Head learner.Head.Tree
+
+            and! others =
+                Tree.field "others" _.Others (Tree.each (learner.Others |> Array.map _.Head.Tree))
+
             and! rest = Tree.given id known
 
             return
                 { rest with
                     Method = method
                     Head = head
+                    Others = others
                 }
         }
 
     // Rejects scores of a user's classifier that are not [n, classes] of finite numbers, one row per embedding.
     let private checkScores
         (learner: Learner)
+        (readout: Readout)
         (classes: int)
         (embeddings: torch.Tensor)
         (scores: torch.Tensor)
         =
         let subject =
-            if isLogits learner.Head then
+            if isLogits readout.Head then
                 $"scores of method {learner.Method.Info.Name}"
             else
-                $"scores of head {learner.Head.Info.Name}"
+                $"scores of head {readout.Head.Info.Name}"
 
         Shape.expect subject [ Axis.Is embeddings.shape[0]; Axis.Is(int64 classes) ] scores
         Shape.expectDevice subject embeddings scores
@@ -252,35 +375,51 @@ module Learner =
 
         adapters
 
-    /// <summary>Tokens and embeddings of images, mostly from one forward pass.</summary>
-    /// <param name="learner">Borrowed.</param>
-    /// <param name="adapters">The network, borrowed.</param>
-    /// <param name="parts">What else to read of the network; may be empty.</param>
-    /// <param name="images">[n, c, H, W], floating point, in the backbone's input range; borrowed.</param>
-    /// <returns>[n, d] for each part, or [n, 4d] for quadrants, and the embeddings [n, D] of each view of the
-    /// images, all in the master format; owned by the caller.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">What `VisionTransformer.tokens` rejects.</exception>
-    let embed
+    /// The networks of a method's state. Owned by the caller.
+    let internal networks (learner: Learner) (state: MethodState) : Networks =
+        Scope.noGrad Networks.leaves (fun () ->
+            let reads =
+                learner.Readouts
+                |> Array.exists (fun readout -> not (Array.isEmpty readout.Embedding.Frozen))
+
+            {
+                Adapted = adapters learner state
+                Frozen =
+                    if reads then
+                        Some(VisionTransformer.frozen learner.Backbone)
+                    else
+                        None
+            })
+
+    let private embedFor (readouts: Readout[]) (learner: Learner) (networks: Networks) parts images =
+        Scope.noGrad
+            (fun struct (tokens, views) ->
+                Seq.append (Leaves.tensors tokens) (Seq.collect Leaves.tensors views))
+            (fun () ->
+                Embedding.embedAll
+                    (readouts |> Array.map _.Embedding)
+                    parts
+                    networks.Frozen
+                    networks.Adapted
+                    learner.Backbone
+                    images)
+
+    /// Tokens of some parts, and for each head the embeddings [n, D] of each view of the images, in the master format.
+    /// Borrows; owned by the caller.
+    let internal embed (learner: Learner) networks (parts: EmbeddingPart[]) (images: torch.Tensor) =
+        embedFor learner.Readouts learner networks parts images
+
+    /// Adds a batch, the views of each head and the rows, to the sums of every head. Owned by the caller.
+    let internal observe
         (learner: Learner)
-        (adapters: Adapters)
-        (parts: EmbeddingPart[])
-        (images: torch.Tensor)
-        : struct (torch.Tensor[] * torch.Tensor[]) =
-        let vit, embedding = learner.Backbone, learner.Embedding
+        (views: torch.Tensor[][])
+        rows
+        (heads: HeadState[])
+        : HeadState[] =
+        let observe (readout: Readout) (views: torch.Tensor[]) head =
+            Scope.fold Hidden.leaves (fun head view -> readout.Head.Observe view rows head) head views
 
-        Scope.noGrad (Leaves.both Leaves.tensors Leaves.tensors) (fun () ->
-            let views = Embedding.views embedding images
-
-            let tokens, mine =
-                VisionTransformer.tokens (Array.append parts embedding.Parts) adapters vit views[0]
-                |> Array.splitAt parts.Length
-
-            let others = views[1..] |> Array.map (Embedding.embed embedding adapters vit)
-            struct (tokens, Array.append [| Embedding.join embedding mine |] others))
-
-    /// Adds a batch of views and their rows to a head's sums. Owned by the caller.
-    let internal observe (learner: Learner) (views: torch.Tensor[]) (rows: torch.Tensor) (head: HeadState) =
-        Scope.fold Hidden.leaves (fun head view -> learner.Head.Observe view rows head) head views
+        Scope.keep (Seq.collect Hidden.leaves) (fun () -> Array.map3 observe learner.Readouts views heads)
 
     /// <summary>Makes a state ready to predict.</summary>
     /// <param name="learner">Borrowed.</param>
@@ -292,31 +431,55 @@ module Learner =
         if Array.isEmpty state.Classes then
             Errors.reject "prediction" "needs at least one learned class" "none" "learn a task first"
 
+        let scorer (readout: Readout) (head: HeadState) =
+            match learner.Method.Logits with
+            | Some logits when isLogits readout.Head -> logits state.Method
+            | _ -> OwnScores.OfFeatures(readout.Head.Scores head)
+
         Scope.noGrad Model.leaves (fun () ->
             {
-                Adapters = adapters learner state.Method
-                Scorer =
-                    match learner.Method.Logits with
-                    | Some logits when isLogits learner.Head -> logits state.Method
-                    | _ -> learner.Head.Scores state.Head
+                Networks = networks learner state.Method
+                Scorer = scorer learner.Readout state.Head
+                Others = Array.map2 scorer learner.Others state.Others
                 Classes = state.Classes.Length
             })
 
-    /// Scores [n, classes] of images, by row, and the tokens of some parts of the network for them. Borrows; owned by
-    /// the caller. Rejects scores of another shape and scores that are not finite.
+    /// For each head the scores [n, classes] of images, by row; and the tokens of some parts of the network for them.
+    /// Borrows; owned by the caller. Rejects scores of another shape and scores that are not finite.
     let internal predictWith (learner: Learner) (model: Model) parts (images: torch.Tensor) =
-        Scope.noGrad (Leaves.both Leaves.tensor Leaves.tensors) (fun () ->
-            let struct (tokens, views) = embed learner model.Adapters parts images
+        Scope.noGrad (Leaves.both Leaves.tensors Leaves.tensors) (fun () ->
+            let heads =
+                Array.zip learner.Readouts (Array.append [| model.Scorer |] model.Others)
 
-            let scores =
-                views
-                |> Array.map (fun view ->
-                    let scores = model.Scorer.Score view
-                    checkScores learner model.Classes view scores
-                    scores)
-                |> Array.reduce (fun sum scores -> sum.add scores)
+            let ofFeatures = heads |> Array.filter (fun (_, scores) -> scores.IsOfFeatures)
 
-            struct (scores.div (Scalar.op_Implicit (float views.Length)), tokens))
+            let struct (tokens, embedded) =
+                embedFor (Array.map fst ofFeatures) learner model.Networks parts images
+
+            let mean (readout: Readout) (scorer: Scorer) (views: torch.Tensor[]) =
+                let ofView view =
+                    let scores = scorer.Score view
+                    checkScores learner readout model.Classes view scores
+                    scores
+
+                let sum =
+                    views |> Array.map ofView |> Array.reduce (fun sum scores -> sum.add scores)
+
+                sum.div (Scalar.op_Implicit (float views.Length))
+
+            let score i (readout: Readout, scores) =
+                match scores with
+                | OwnScores.OfImages scorer -> mean readout scorer (Embedding.views readout.Embedding images)
+                | OwnScores.OfFeatures scorer ->
+                    let before =
+                        heads[.. i - 1] |> Array.filter (fun (_, scores) -> scores.IsOfFeatures)
+
+                    mean readout scorer embedded[before.Length]
+
+            struct (Array.mapi score heads, tokens))
+
+    /// The learner without the heads that only compare.
+    let internal alone (learner: Learner) : Learner = { learner with Others = [||] }
 
     /// <summary>The scores of images: the mean over the embedding's views. `Scorer.best` gives the predicted
     /// rows.</summary>
@@ -329,8 +492,10 @@ module Learner =
     /// embeddings.</exception>
     let predict (learner: Learner) (model: Model) (images: torch.Tensor) : torch.Tensor =
         Scope.noGrad Leaves.tensor (fun () ->
-            let struct (scores, _) = predictWith learner model [||] images
-            scores)
+            let struct (scores, _) =
+                predictWith (alone learner) { model with Others = [||] } [||] images
+
+            scores[0])
 
     /// <summary>The state without a class: its row leaves the head's sums and the method's state, and what
     /// the network learned from it stays.</summary>
@@ -348,6 +513,11 @@ module Learner =
                     Classes = Array.removeAt row state.Classes
                     Method = learner.Method.Forget row state.Method
                     Head = learner.Head.Forget row state.Head
+                    Others =
+                        Array.map2
+                            (fun (readout: Readout) head -> readout.Head.Forget row head)
+                            learner.Others
+                            state.Others
                 })
 
     /// <summary>A model that knows a task's classes as well, learned by the head alone from the network as it
@@ -360,19 +530,26 @@ module Learner =
     /// <exception cref="T:LoRASub.Core.InputException">The head is `logits`, or the method's adapters do not fit
     /// the backbone.</exception>
     let foresee (learner: Learner) (task: LearningTask) (loaders: BatchLoader[]) (state: TaskState) : Model =
+        let learner = alone learner
+
         Scope.noGrad Model.leaves (fun () ->
-            let adapters = adapters learner state.Method
+            let networks = networks learner state.Method
 
-            let step head (load: BatchLoader) =
+            let step heads (load: BatchLoader) =
                 let batch = load ()
-                let struct (_, views) = embed learner adapters [||] batch.Images
-                observe learner views batch.Labels head
+                let struct (_, views) = embed learner networks [||] batch.Images
+                observe learner views batch.Labels heads
 
-            let head =
-                Scope.fold Hidden.leaves step (learner.Head.Grow task.Classes.Length state.Head) loaders
+            let heads =
+                Scope.fold
+                    (Seq.collect Hidden.leaves)
+                    step
+                    [| learner.Head.Grow task.Classes.Length state.Head |]
+                    loaders
 
             {
-                Adapters = adapters
-                Scorer = learner.Head.Scores head
+                Networks = networks
+                Scorer = OwnScores.OfFeatures(learner.Head.Scores heads[0])
+                Others = [||]
                 Classes = state.Classes.Length + task.Classes.Length
             })

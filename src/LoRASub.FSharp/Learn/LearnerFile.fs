@@ -231,7 +231,22 @@ module LearnerFile =
 
         let row = ofFile (fun () -> Methods.find record.Method)
         let method = row.Create backbone settings
-        ofFile (fun () -> Learner.create backbone method (Heads.find record.Head) embedding)
+
+        let other (saved': SavedReadout) : Readout =
+            {
+                Label = saved'.Label
+                Head = Heads.find saved'.Head
+                Embedding = SavedEmbedding.toEmbedding saved.Path saved'.Embedding
+            }
+
+        let learner =
+            ofFile (fun () ->
+                Learner.create backbone method (Heads.find record.Head) embedding
+                |> Learner.withOthers (record.Others |> Option.defaultValue [||] |> Array.map other))
+
+        { learner with
+            Transport = record.Transport |> Option.defaultValue true
+        }
 
     /// <summary>The state that was saved, on the learner's backbone and in its precision.</summary>
     /// <param name="learner">As `learner` gives it; borrowed.</param>

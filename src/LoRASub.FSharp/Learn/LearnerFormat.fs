@@ -1,6 +1,7 @@
 namespace LoRASub.Learn
 
 open System.Collections.Generic
+open System.Text.Json.Serialization
 open LoRASub.Core
 open LoRASub.Backbone
 open LoRASub.Data
@@ -19,6 +20,12 @@ module LearnerFormat =
             Head: string
             /// None: the class token at the output, as in version 1.
             Embedding: SavedEmbedding option
+            /// Heads that learned in the same passes; None for none.
+            [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
+            Others: SavedReadout[] option
+            /// Whether heads follow a network that moves; None where they do.
+            [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
+            Transport: bool option
             State: SavedState
             /// The data set's label of the class learned i-th, for all classes of a run; the ids otherwise.
             ClassOrder: int[]
@@ -126,6 +133,8 @@ module internal LearnerVersion1 =
                     old.Method
             Head = NearestMean.head.Info.Name
             Embedding = None
+            Others = None
+            Transport = None
             State =
                 {
                     FinishedTasks = old.FinishedTasks
@@ -192,6 +201,19 @@ module internal LearnerRecord =
             Method = learner.Method.Info.Name
             Head = learner.Head.Info.Name
             Embedding = Some(SavedEmbedding.ofEmbedding learner.Embedding)
+            Others =
+                match learner.Others with
+                | [||] -> None
+                | others ->
+                    others
+                    |> Array.map (fun readout ->
+                        {
+                            Label = readout.Label
+                            Head = readout.Head.Info.Name
+                            Embedding = SavedEmbedding.ofEmbedding readout.Embedding
+                        })
+                    |> Some
+            Transport = if learner.Transport then None else Some false
             State = SavedState.ofState state
             ClassOrder = order
             ImageSize = input.Size

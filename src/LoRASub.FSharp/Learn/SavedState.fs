@@ -3,6 +3,7 @@ namespace LoRASub.Learn
 open System
 open System.Collections.Generic
 open System.Globalization
+open System.Text.Json.Serialization
 open LoRASub.Core
 open LoRASub.Backbone
 open TorchSharp
@@ -47,12 +48,26 @@ type SavedPart =
 /// An embedding in files.
 type SavedEmbedding =
     {
-        /// Tokens of the backbone, side by side.
+        /// Tokens of the network as it was loaded, which stand first; None for none.
+        [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
+        Frozen: SavedPart[] option
+        /// Tokens of the adapted network, side by side.
         Parts: SavedPart[]
         /// Whether each d columns are brought to mean 0 and variance 1.
         Standardise: bool
         /// Whether each image is also embedded mirrored.
         Flip: bool
+    }
+
+/// A head and its embedding in files.
+type SavedReadout =
+    {
+        /// Under which its scores are listed.
+        Label: string
+        /// Name of the head.
+        Head: string
+        /// What it sees.
+        Embedding: SavedEmbedding
     }
 
 [<RequireQualifiedAccess>]
@@ -66,15 +81,19 @@ module internal SavedEmbedding =
         ]
 
     let ofEmbedding (embedding: Embedding) : SavedEmbedding =
+        let saved (part: EmbeddingPart) : SavedPart =
+            {
+                Block = part.Block
+                Tokens = kinds |> List.find (fun (_, tokens) -> tokens = part.Tokens) |> fst
+                FinalNorm = part.FinalNorm
+            }
+
         {
-            Parts =
-                embedding.Parts
-                |> Array.map (fun part ->
-                    {
-                        Block = part.Block
-                        Tokens = kinds |> List.find (fun (_, tokens) -> tokens = part.Tokens) |> fst
-                        FinalNorm = part.FinalNorm
-                    })
+            Frozen =
+                match embedding.Frozen with
+                | [||] -> None
+                | parts -> Some(Array.map saved parts)
+            Parts = Array.map saved embedding.Parts
             Standardise = embedding.Standardise
             Flip = embedding.Flip
         }
@@ -88,15 +107,16 @@ module internal SavedEmbedding =
                 let known = kinds |> List.map fst |> String.concat ", "
                 Errors.reject $"{subject}, embedding" $"must be of {known}" $"'{name}'" ""
 
+        let part (saved: SavedPart) : EmbeddingPart =
+            {
+                Block = saved.Block
+                Tokens = tokens saved.Tokens
+                FinalNorm = saved.FinalNorm
+            }
+
         {
-            Parts =
-                saved.Parts
-                |> Array.map (fun part ->
-                    {
-                        Block = part.Block
-                        Tokens = tokens part.Tokens
-                        FinalNorm = part.FinalNorm
-                    })
+            Frozen = saved.Frozen |> Option.defaultValue [||] |> Array.map part
+            Parts = Array.map part saved.Parts
             Standardise = saved.Standardise
             Flip = saved.Flip
         }

@@ -257,17 +257,13 @@ module TaskLoop =
 
     // No loss after a task's last step could show its divergence. The trees reject another maker's state.
     let private requireFinite (c: TaskContext) (state: TaskState) =
-        let m, head = c.Learner.Method, c.Learner.Head
+        let m = c.Learner.Method
 
         let finite (tensor: torch.Tensor) =
             not (torch.is_floating_point tensor)
             || Scope.run (fun () -> tensor.isfinite().all().item<bool>())
 
-        for what, leaves in
-            [
-                $"method {m.Info.Name}", m.State.Leaves state.Method
-                $"head {head.Info.Name}", head.Tree.Leaves state.Head
-            ] do
+        let require what leaves =
             if not (Seq.forall finite leaves) then
                 Errors.reject
                     $"state of {what} after task {c.Task.Index + 1}"
@@ -275,55 +271,126 @@ module TaskLoop =
                     "NaN or infinity"
                     "lower lr or head-lr, or use a wider precision"
 
-    // The pass after training: method, head and means learn from one forward pass per image.
+        require $"method {m.Info.Name}" (m.State.Leaves state.Method)
+
+        for readout, head in Array.zip c.Learner.Readouts (TaskState.heads state) do
+            require $"head {readout.Head.Info.Name}" (readout.Head.Tree.Leaves head)
+
+    // Images of a task at most that a map of drift is fitted on: its cost grows with their square.
+    let private driftImages = 2000
+
+    // Rows of a batch, evenly spaced, so that all batches together give about that many.
+    let private sampled batches (images: torch.Tensor) =
+        let wanted = max 1 (driftImages / batches)
+        let step = max 1L ((images.shape[0] + int64 wanted - 1L) / int64 wanted)
+        let scalar (n: int64) = Scalar.op_Implicit n
+        torch.arange (scalar 0L, scalar images.shape[0], scalar step, device = images.device)
+
+    // The pass after training: method, heads and means learn from one forward pass per image. Where the network moved,
+    // some images also pass the network before the task, and what heads know of old classes follows.
     let private consolidate
         (c: TaskContext)
         (state: TaskState)
         (training: Hidden<TrainingRole>)
         : LearnedTask =
-        /// <summary>Learns a task from its beginning, or from a saved progress: observes the images where the
-        /// method does, trains, and merges the task into the next state.</summary>
-        /// <param name="c">What the task is learned from; borrowed.</param>
-        /// <param name="state">Before the task; borrowed.</param>
-        /// <param name="from">A saved progress, of which it takes ownership; None for the beginning.</param>
-        /// <returns>The next state, the method's diagnostics and the mean feature of each class; owned by the
-        /// caller.</returns>
-        /// <exception cref="T:LoRASub.Core.InputException">A loss or state is not finite; a report, adapters or
-        /// state of the method, or a state of the head, are not as their contract says; a class has no image;
-        /// or what the method rejects.</exception>
         let learner, task = c.Learner, c.Task
         let vit, m = learner.Backbone, learner.Method
         let output = (Embedding.output vit).Parts
         let classes = task.Classes.Length
         let merged = m.Merge training
-        let adapters = Learner.adapters learner merged
+        let networks = Learner.networks learner merged
         let first = Scalar.op_Implicit (int64 task.FirstClass)
         let loaders = c.Batches Pass.Consolidate
         let master = Precision.master vit.Precision
 
-        let step struct (method, head, sums) i =
+        let follows =
+            learner.Readouts
+            |> Array.map (fun readout ->
+                learner.Transport
+                && c.Epochs > 0
+                && state.Classes.Length > 0
+                && readout.Head.Transport.IsSome)
+
+        let before =
+            if Array.contains true follows then
+                Some(Learner.networks learner state.Method)
+            else
+                None
+
+        // embeddings of the same images by both networks, for each head that follows
+        let pairsOf (images: torch.Tensor) (views: torch.Tensor[][]) =
+            match before with
+            | None -> [||]
+            | Some before ->
+                let rows = sampled loaders.Length images
+
+                let struct (_, old) =
+                    Learner.embed learner before [||] (images.index_select (0L, rows))
+
+                Array.map3
+                    (fun follows (old: torch.Tensor[]) (views: torch.Tensor[]) ->
+                        if follows then
+                            [| old[0]; views[0].index_select(0L, rows) |]
+                        else
+                            [||])
+                    follows
+                    old
+                    views
+
+        let step struct (method, heads, sums, pairs) i =
             c.OnStep(fun () -> Training(training, c.Epochs, Tally.zero vit.Device))
 
             c.Clock.Time Phase.Prototypes (fun () ->
                 c.OnEvent(Steps(stepOf c Phase.Prototypes i loaders.Length))
                 let batch = loaders[i]()
-                let struct (tokens, views) = Learner.embed learner adapters output batch.Images
+                let struct (tokens, views) = Learner.embed learner networks output batch.Images
 
                 struct (m.Consolidate batch tokens[0] method,
-                        Learner.observe learner views batch.Labels head,
-                        ClassSums.observe tokens[0] (batch.Labels.sub first) sums))
+                        Learner.observe learner views batch.Labels heads,
+                        ClassSums.observe tokens[0] (batch.Labels.sub first) sums,
+                        Array.append pairs [| pairsOf batch.Images views |]))
 
-        let leaves struct (method, head, sums) =
-            Seq.concat [ Hidden.leaves method; Hidden.leaves head; ClassSums.leaves sums ]
+        let leaves struct (method, heads, sums, pairs) =
+            Seq.concat
+                [
+                    Hidden.leaves method
+                    Seq.collect Hidden.leaves heads
+                    ClassSums.leaves sums
+                    pairs |> Seq.collect (Seq.collect Leaves.tensors)
+                ]
 
-        let struct (method, head, sums) =
+        let none (readout: Readout) =
+            readout.Head.Grow (state.Classes.Length + classes) (Learner.noHead learner readout)
+
+        let struct (method, heads, sums, pairs) =
             Scope.fold
                 leaves
                 step
                 struct (merged,
-                        learner.Head.Grow classes state.Head,
-                        ClassSums.zero classes vit.Width master vit.Device)
+                        Array.map none learner.Readouts,
+                        ClassSums.zero classes vit.Width master vit.Device,
+                        [||])
                 [ 0 .. loaders.Length - 1 ]
+
+        // old classes, where the network is now, and the new ones
+        let join i (readout: Readout) old fresh =
+            let grown = readout.Head.Grow classes old
+
+            let followed =
+                match readout.Head.Transport with
+                | Some transport when follows[i] ->
+                    let side j =
+                        torch.cat (pairs |> Array.map (fun (batch: torch.Tensor[][]) -> batch[i][j]))
+
+                    transport (DriftMap.fit (side 0) (side 1)) grown
+                | _ -> grown
+
+            readout.Head.Merge followed fresh
+
+        let heads =
+            c.Clock.Time Phase.Prototypes (fun () ->
+                Array.zip3 learner.Readouts (TaskState.heads state) heads
+                |> Array.mapi (fun i (readout, old, fresh) -> join i readout old fresh))
 
         let (ClassId next) = state.NextId
         let means = ClassSums.means (names c) sums
@@ -345,16 +412,25 @@ module TaskLoop =
                     Classes = Array.append state.Classes learned
                     NextId = ClassId(next + classes)
                     Method = m.Finish method
-                    Head = head
+                    Head = heads[0]
+                    Others = heads[1..]
                     Key = state.Key
                 }
             Diagnostics = m.Diagnostics training
             Means = means
         }
 
-    /// Learns a task from its beginning, or from a saved progress, of which it takes ownership: observes the images where
-    /// the method does, trains, and merges the task into the next state. Borrows the state; the result is owned by the
-    /// caller. Rejects a loss or a state that is not finite, and what the method rejects.
+    /// <summary>Learns a task from its beginning, or from a saved progress: observes the images where the method does,
+    /// trains, and merges the task into the next state. Heads that can be transported follow the network, unless the
+    /// learner says no.</summary>
+    /// <param name="c">What the task is learned from; borrowed.</param>
+    /// <param name="state">Before the task; borrowed.</param>
+    /// <param name="from">A saved progress, of which it takes ownership; None for the beginning.</param>
+    /// <returns>The next state, the method's diagnostics and the mean feature of each class; owned by the
+    /// caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A loss or state is not finite; a report, adapters or
+    /// state of the method, or a state of a head, are not as their contract says; a class has no image;
+    /// or what the method rejects.</exception>
     let learn (c: TaskContext) (state: TaskState) (from: TaskProgress option) : LearnedTask =
         Scope.keep LearnedTask.leaves (fun () ->
             let training = train c state from

@@ -177,8 +177,7 @@ module Drift =
                 }
         }
 
-    /// The tensors of the state, for checkpoints.
-    let internal tree: Tree<State> =
+    let private stateTree: Tree<State> =
         tree {
             let! prototypes = Tree.field "prototypes" _.Prototypes Tree.tensor
             and! anchors = Tree.field "anchors" _.Anchors Tree.tensor
@@ -194,8 +193,8 @@ module Drift =
                 }
         }
 
-    /// <summary>The tensors that a state owns.</summary>
-    let leaves = tree.Leaves
+    /// <summary>Lists the tensors that a state owns.</summary>
+    let leaves: Leaves<State> = stateTree.Leaves
 
     // Rejects tensors of another type, or that do not fit each other.
     let private check (state: State) =
@@ -239,13 +238,16 @@ module Drift =
             let rule = $"classes must grow with each task, up to {state.Prototypes.shape[0]}"
             Errors.reject "drift.tasks" rule (Shape.text seen) ""
 
-    /// The state below a path of named tensors. Borrows; owned by the caller, on the CPU. Rejects tensors that are
-    /// absent, of another type, or do not fit each other.
-    let internal restore (tensors: NamedTensors) (path: string) : State =
-        Scope.noGrad leaves (fun () ->
-            let state = tree.Read tensors path
-            check state
-            Tree.map _.detach().clone().cpu() tree state)
+    /// The tensors of the state, for checkpoints. Reading moves them to the CPU, and rejects tensors that are of another
+    /// type or do not fit each other.
+    let internal tree: Tree<State> =
+        { stateTree with
+            Read =
+                fun tensors path ->
+                    let state = stateTree.Read tensors path |> Tree.map _.cpu() stateTree
+                    check state
+                    state
+        }
 
     /// <summary>The state before the first task.</summary>
     /// <param name="blocks">The number of blocks of the network.</param>

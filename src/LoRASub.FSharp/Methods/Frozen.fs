@@ -30,6 +30,7 @@ module Frozen =
             Training = fun _ () -> Tree.unit
             Start = ignore
             Observes = fun _ -> false
+            Trains = fun _ -> false
             BeginTask = fun _ _ () -> ()
             Observe = fun _ () -> ()
             Prepare = ignore

@@ -44,22 +44,6 @@ type LoRASubSettings =
 [<RequireQualifiedAccess>]
 module LoRASubDrs =
 
-    /// What a task trains.
-    type Trained =
-        {
-            /// The pairs of each block.
-            Lora: LayerLora[]
-            /// The task's linear head.
-            Head: Linear
-        }
-
-    let private trainedTree: Tree<Trained> =
-        tree {
-            let! lora = Tree.field "lora" _.Lora (Tree.array (Lora.tree Lora.keyValue))
-            and! head = Tree.field "head" _.Head Linear.tree
-            return { Lora = lora; Head = head }
-        }
-
     /// What outlives a task.
     [<ReferenceEquality>]
     type State =
@@ -74,12 +58,7 @@ module LoRASubDrs =
 
     let private stateTree: Tree<State> =
         tree {
-            let! deltas =
-                Tree.field
-                    "blocks"
-                    _.Deltas
-                    (Tree.array (Tree.field "delta" id (Lora.deltaTree Lora.keyValue)))
-
+            let! deltas = Tree.field "blocks" _.Deltas LoraTask.deltas
             and! prototypes = Tree.field "prototypes" _.Prototypes Tree.tensor
             and! sums = Tree.field "sums" _.Sums (Tree.option ClassSums.tree)
 
@@ -91,105 +70,8 @@ module LoRASubDrs =
                 }
         }
 
-    /// A task that is observed but not yet trained.
-    [<ReferenceEquality>]
-    type Observing =
-        {
-            /// The task.
-            Task: LearningTask
-            /// Borrowed.
-            State: State
-            /// The pairs and the head that are to be trained.
-            Trained: Trained
-            /// With W − V, or W + V without subtraction.
-            Network: Adapters
-            /// Per block, the second moment of its attention's inputs.
-            Moments: SecondMoment[]
-        }
-
-        /// <summary>The pairs of each block.</summary>
-        member this.Lora = this.Trained.Lora
-        /// <summary>The task's linear head.</summary>
-        member this.Head = this.Trained.Head
-
     /// A task in training.
-    [<ReferenceEquality>]
-    type Training<'Optimizer> =
-        {
-            /// The task.
-            Task: LearningTask
-            /// Borrowed.
-            State: State
-            /// The pairs and the head as they are.
-            Trained: Trained
-            /// With W + V, for the pairs to be added to.
-            Network: Adapters
-            /// One per block, or empty where updates are free.
-            Projections: Projection[]
-            /// The state of the optimizer.
-            Optimizer: 'Optimizer
-        }
-
-        /// <summary>The pairs of each block.</summary>
-        member this.Lora = this.Trained.Lora
-        /// <summary>The task's linear head.</summary>
-        member this.Head = this.Trained.Head
-
-    let private observedNetwork settings (state: State) (vit: VisionTransformer) =
-        let sign = if settings.Subtraction then -1.0 else 1.0
-        VisionTransformer.merged sign state.Deltas vit
-
-    let private observingTree vit settings task state : Tree<Observing> =
-        tree {
-            let! task = Tree.given _.Task task
-            and! state = Tree.given _.State state
-            and! trained = Tree.field "trained" _.Trained trainedTree
-
-            and! network =
-                Tree.computed _.Network Adapters.tree (fun () -> observedNetwork settings state vit)
-
-            and! moments = Tree.field "moments" _.Moments (Tree.array SecondMoment.tree)
-
-            return
-                {
-                    Task = task
-                    State = state
-                    Trained = trained
-                    Network = network
-                    Moments = moments
-                }
-        }
-
-    let private trainingTree
-        vit
-        (optimizer: Tree<'Optimizer>)
-        task
-        (state: State)
-        : Tree<Training<'Optimizer>> =
-        tree {
-            let! task = Tree.given _.Task task
-            and! state = Tree.given _.State state
-            and! trained = Tree.field "trained" _.Trained trainedTree
-
-            and! network =
-                Tree.computed _.Network Adapters.tree (fun () ->
-                    VisionTransformer.forTraining state.Deltas vit)
-
-            and! projections =
-                Tree.field "projections" _.Projections (Tree.array Projection.tree)
-
-            and! optimizer = Tree.field "optimizer" _.Optimizer optimizer
-
-            return
-                {
-                    Task = task
-                    State = state
-                    Trained = trained
-                    Network = network
-                    Projections = projections
-                    Optimizer = optimizer
-                }
-        }
+    type Training<'Optimizer> = LoraTraining<State, 'Optimizer>
 
     /// Rejects settings that no backbone can have.
     let internal checkSettings (settings: LoRASubSettings) =
@@ -214,16 +96,13 @@ module LoRASubDrs =
         checkSettings settings
         Lora.checkRank width settings.Rank
 
-    let private master (vit: VisionTransformer) = Precision.master vit.Precision
-
     /// Before the first task: no deltas, no classes.
     let internal start (vit: VisionTransformer) : State =
+        let shape, dtype = [| 0L; vit.Width |], Precision.master vit.Precision
+
         {
-            Deltas =
-                vit.Blocks
-                |> Array.map (fun block ->
-                    Lora.noDelta (Block.shapes Lora.keyValue block) (master vit) vit.Device)
-            Prototypes = torch.zeros ([| 0L; vit.Width |], dtype = master vit, device = vit.Device)
+            Deltas = LoraTask.noDeltas vit
+            Prototypes = torch.zeros (shape, dtype = dtype, device = vit.Device)
             Sums = None
         }
 
@@ -231,136 +110,15 @@ module LoRASubDrs =
     let internal observes (settings: LoRASubSettings) (task: LearningTask) =
         task.Index > 0 && settings.Projection && settings.Energy < 1.0
 
-    let private initialHead (vit: VisionTransformer) (classes: int) (key: RandomKey) : Linear =
-        let bound = 1.0 / sqrt (float vit.Width)
-
-        let uniform shape number =
-            Rng.uniform -bound bound shape (master vit) vit.Device (Rng.fold number key)
-
-        {
-            Weight = uniform [| int64 classes; vit.Width |] 0L
-            Bias = Some(uniform [| int64 classes |] 1L)
-        }
-
-    /// Begins a task from given pairs and a given head, [classes, d] and [classes]. Borrows them.
-    let internal beginTaskWith (vit: VisionTransformer) settings (trained: Trained) task state : Observing =
-        Scope.noGrad (observingTree vit settings task state).Leaves (fun () ->
-            {
-                Task = task
-                State = state
-                Trained = Tree.map _.detach() trainedTree trained
-                Network = observedNetwork settings state vit
-                Moments =
-                    vit.Blocks
-                    |> Array.map (fun _ -> SecondMoment.zero vit.Width (master vit) vit.Device)
-            })
-
-    /// Begins a task from fresh random pairs and a fresh head.
-    let internal beginTask (vit: VisionTransformer) (settings: LoRASubSettings) key task state : Observing =
-        Scope.keep (observingTree vit settings task state).Leaves (fun () ->
-            let lora =
-                vit.Blocks
-                |> Array.mapi (fun i block ->
-                    let shapes = Block.shapes Lora.keyValue block
-
-                    Lora.init
-                        settings.BInit
-                        settings.Rank
-                        shapes
-                        (master vit)
-                        vit.Device
-                        (Rng.fold (int64 i) key))
-
-            let head = initialHead vit task.Classes.Length (Rng.fold -1L key)
-            beginTaskWith vit settings { Lora = lora; Head = head } task state)
-
-    /// Runs one batch of the new task through the subtracted network and adds each block's attention input to its
-    /// second moment.
-    let internal observe (vit: VisionTransformer) settings (batch: Batch) (observing: Observing) : Observing =
-        Scope.noGrad (observingTree vit settings observing.Task observing.State).Leaves (fun () ->
-            let visit (moments: SecondMoment[]) i input =
-                Array.updateAt i (SecondMoment.observe input moments[i]) moments
-
-            let leaves = (Tree.array SecondMoment.tree).Leaves
-
-            { observing with
-                Moments =
-                    VisionTransformer.foldInputs
-                        leaves
-                        visit
-                        observing.Moments
-                        observing.Network
-                        vit
-                        batch.Images
-            })
-
-    /// An optimizer at a learning rate, such as `Adam.transform`: `prepare` and `update` confine its updates.
-    type Optimizer<'S> = float -> Transform<'S>
-
-    // The updates of each block's pairs are confined to its retained space, the head's never.
-    let private confined
-        (optimizer: Optimizer<'S>)
-        (rates: Rates)
-        (projections: Projection[])
-        (trained: Trained)
-        : Transform<struct ('S[] * unit)> =
-        let head = Linear.leaves trained.Head |> Seq.length
-        let pairs = trained.Lora |> Seq.sumBy (Lora.leaves >> Seq.length)
-
-        let confinements =
-            [|
-                for projection in projections do
-                    for side in Lora.sides do
-                        Confinement.Within(side, projection.Matrix)
-
-                if Array.isEmpty projections then
-                    yield! Array.create pairs Confinement.Free
-
-                yield! Array.create head Confinement.Free
-            |]
-
-        Transform.chain
-            (Transform.partition
-                [| yield! Array.create pairs 0; yield! Array.create head 1 |]
-                [| optimizer rates.Network; optimizer rates.Classifier |])
-            (Projected.transform confinements)
-
-    let private optimizerTree (optimizer: Optimizer<'S>) : Tree<struct ('S[] * unit)> =
-        Tree.pair "first" (Tree.array (optimizer 0.0).Tree) "second" Tree.unit
-
-    /// Turns the second moments into projections and starts a fresh optimizer. Rejects an all-zero moment.
-    let internal prepareWith
-        (optimizer: Optimizer<'S>)
-        (vit: VisionTransformer)
-        (settings: LoRASubSettings)
-        (observing: Observing)
-        =
-        let tree = trainingTree vit (optimizerTree optimizer) observing.Task observing.State
-
-        Scope.noGrad tree.Leaves (fun () ->
-            let projections =
-                if observes settings observing.Task then
-                    observing.Moments
-                    |> Array.mapi (fun i moment ->
-                        let subject = $"second moment of block {i}, task {observing.Task.Index + 1}"
-                        Projection.retain settings.UpdateScale settings.Energy subject moment)
-                else
-                    [||]
-
-            let trained = Tree.map _.detach() trainedTree observing.Trained
-            let parameters = Array.ofSeq (trainedTree.Leaves trained)
-
-            {
-                Task = observing.Task
-                State = observing.State
-                Trained = trained
-                Network = VisionTransformer.forTraining observing.State.Deltas vit
-                Projections = projections
-                // no rate matters before the first step
-                Optimizer =
-                    (confined optimizer { Network = 0.0; Classifier = 0.0 } projections trained).Init
-                        parameters
-            })
+    // The projections of the second moments. Rejects an all-zero moment.
+    let private projections (settings: LoRASubSettings) (observing: LoraObserving<State>) =
+        if observes settings observing.Task then
+            observing.Moments
+            |> Array.mapi (fun i moment ->
+                let subject = $"second moment of block {i}, task {observing.Task.Index + 1}"
+                Projection.retain settings.UpdateScale settings.Energy subject moment)
+        else
+            [||]
 
     /// <summary>CE(head(f), y) + λ·ATL(f/‖f‖, y, prototypes), Liu &amp; Chang 2025.</summary>
     /// <param name="settings">λ, margin and norm order; without the triplet loss the second term is left
@@ -379,8 +137,7 @@ module LoRASubDrs =
         (local: torch.Tensor)
         (features: torch.Tensor)
         =
-        let logits = Linear.forward head features // [n, classes of the task]
-        let crossEntropy = torch.nn.functional.cross_entropy (logits, local)
+        let struct (crossEntropy, predictions) = LoraTask.crossEntropy head local features
 
         let total =
             if settings.Triplet && settings.TripletWeight > 0.0 then
@@ -393,70 +150,7 @@ module LoRASubDrs =
             else
                 crossEntropy
 
-        struct (total, logits.argmax 1L)
-
-    /// The network in training.
-    let internal network (training: Training<_>) =
-        { training.Network with
-            Lora = training.Trained.Lora
-        }
-
-    /// One projected step on one batch.
-    let internal updateWith
-        (optimizer: Optimizer<'S>)
-        vit
-        settings
-        (rates: Rates)
-        (batch: Batch)
-        (training: Training<struct ('S[] * unit)>)
-        =
-        let tree = trainingTree vit (optimizerTree optimizer) training.Task training.State
-
-        Scope.keep (Leaves.both tree.Leaves StepReport.leaves) (fun () ->
-            let first = Scalar.op_Implicit (int64 training.Task.FirstClass)
-            let local = batch.Labels.sub first // [n], position in the task
-
-            let lossOf (variables: torch.Tensor[]) =
-                let variable = Tree.withLeaves trainedTree variables training.Trained
-                let network = network { training with Trained = variable }
-                let features = VisionTransformer.features network vit batch.Images
-
-                let struct (total, predictions) =
-                    loss settings training.State.Prototypes variable.Head local features
-
-                struct (total, [| predictions |])
-
-            let before = Array.ofSeq (trainedTree.Leaves training.Trained)
-            let struct (total, extra, gradients) = Grad.valueAndGradWith lossOf before
-            let transform = confined optimizer rates training.Projections training.Trained
-
-            let struct (after, optimizer) =
-                Transform.step transform gradients training.Optimizer before
-
-            struct ({ training with
-                        Trained = Tree.withLeaves trainedTree after training.Trained
-                        Optimizer = optimizer
-                    },
-                    {
-                        Loss = total
-                        Predictions = extra[0].add first
-                        Correct = extra[0].eq(local).sum()
-                    }))
-
-    /// What the projections retain.
-    let internal diagnostics (training: Training<_>) : Diagnostics =
-        Diagnostics.ofProjections training.Projections
-
-    /// Merges the task's pairs into the deltas.
-    let internal merge (training: Training<_>) : State =
-        let state, means = training.State, training.State.Prototypes
-
-        Scope.noGrad stateTree.Leaves (fun () ->
-            { state with
-                Deltas = Array.map2 Lora.merge training.Trained.Lora state.Deltas
-                Sums =
-                    Some(ClassSums.zero training.Task.Classes.Length means.shape[1] means.dtype means.device)
-            })
+        struct (total, predictions)
 
     /// Adds a batch of the task to the sums of its classes.
     let internal consolidate (batch: Batch) (features: torch.Tensor) (state: State) : State =
@@ -496,13 +190,38 @@ module LoRASubDrs =
     let internal adam settings : Optimizer<AdamState> =
         fun rate -> Adam.transform rate settings.Adam
 
-    /// `prepareWith` Adam.
-    let internal prepare vit settings observing =
-        prepareWith (adam settings) vit settings observing
+    let private rules (optimizer: Optimizer<'S>) vit (settings: LoRASubSettings) : LoraRules<State, 'S> =
+        {
+            BInit = settings.BInit
+            Rank = settings.Rank
+            Optimizer = optimizer
+            State = stateTree
+            Start = fun () -> start vit
+            Deltas = _.Deltas
+            ObservedSign = if settings.Subtraction then -1.0 else 1.0
+            Prepare = fun observing -> struct (observing.Trained, projections settings observing)
+            Confine =
+                fun projections block side ->
+                    match Array.tryItem block projections with
+                    | Some projection -> Confinement.Within(side, projection.Matrix)
+                    | None -> Confinement.Free
+            Loss = fun state -> loss settings state.Prototypes
+            Merge =
+                fun deltas training ->
+                    let means = training.State.Prototypes
 
-    /// `updateWith` Adam.
-    let internal update vit settings rates batch training =
-        updateWith (adam settings) vit settings rates batch training
+                    let sums =
+                        ClassSums.zero training.Task.Classes.Length means.shape[1] means.dtype means.device
+
+                    { training.State with
+                        Deltas = deltas
+                        Sums = Some sums
+                    }
+        }
+
+    /// Begins a task from given pairs and a given head, [classes, d] and [classes]. Borrows them.
+    let internal beginTaskWith vit settings trained task state =
+        LoraTask.beginWith vit (rules (adam settings) vit settings) trained task state
 
     /// <summary>Its name, its paper and what it stores.</summary>
     let info: MethodInfo =
@@ -527,27 +246,14 @@ module LoRASubDrs =
         (optimizer: Optimizer<'S>)
         (vit: VisionTransformer)
         (settings: LoRASubSettings)
-        : Method<State, Observing, Training<struct ('S[] * unit)>> =
+        : Method<State, LoraObserving<State>, Training<struct ('S[] * unit)>> =
         check vit.Width settings
 
-        {
-            Info = info
-            State = stateTree
-            Observing = observingTree vit settings
-            Training = trainingTree vit (optimizerTree optimizer)
-            Start = fun _ -> start vit
+        { LoraTask.method' info vit (rules optimizer vit settings) with
             Observes = observes settings
-            BeginTask = beginTask vit settings
-            Observe = observe vit settings
-            Prepare = prepareWith optimizer vit settings
-            Update = updateWith optimizer vit settings
-            Diagnostics = diagnostics
-            Merge = merge
             Consolidate = consolidate
             Finish = finish
             Forget = forget
-            Adapters = fun state -> VisionTransformer.merged 1.0 state.Deltas vit
-            Logits = None
         }
 
     /// <summary>The method as published: `methodWith` Adam.</summary>

@@ -18,7 +18,7 @@ type MethodInfo =
         Source: string
         /// What outlives a task, beside the head's sums.
         Stores: string
-        /// False if the method trains nothing; its tasks have no epochs.
+        /// False if the method trains nothing in any task.
         Trains: bool
         /// True for the upper bound that learns all classes as one task.
         Joint: bool
@@ -52,12 +52,20 @@ module StepReport =
     /// <summary>Lists the tensors of a report.</summary>
     let leaves: Leaves<StepReport> = fun r -> [ r.Loss; r.Predictions; r.Correct ]
 
+    /// The report of a classifier of the task's classes: predictions and labels are positions in the task, [n] int64.
+    let internal ofTask (task: LearningTask) loss (labels: torch.Tensor) (predictions: torch.Tensor) =
+        {
+            Loss = loss
+            Predictions = predictions.add (Scalar.op_Implicit (int64 task.FirstClass))
+            Correct = predictions.eq(labels).sum()
+        }
+
 /// What a projection retains in one block.
 type Retained =
     {
         /// Directions retained.
         Rank: int
-        /// Their share of the energy, in (0, 1].
+        /// Their share of the energy, in [0, 1].
         Energy: float
         /// Largest over smallest eigenvalue of the second moment.
         Condition: float
@@ -99,6 +107,25 @@ module Diagnostics =
     let leaves: Leaves<Diagnostics> =
         fun found -> Leaves.array Subspace.leaves found.Subspaces
 
+/// A method's own classifier of a state, made ready.
+[<RequireQualifiedAccess>]
+type OwnScores =
+    /// Of features [n, d], the class token after the final norm.
+    | OfFeatures of Scorer
+    /// Of images [n, c, H, W] in the backbone's input range: where one network's features are not enough.
+    | OfImages of Scorer
+
+/// Methods' own classifiers.
+[<RequireQualifiedAccess>]
+module OwnScores =
+    /// <summary>Lists the tensors of a classifier.</summary>
+    /// <param name="scores">Borrowed.</param>
+    /// <returns>The tensors that its scorer owns.</returns>
+    let leaves (scores: OwnScores) : torch.Tensor seq =
+        match scores with
+        | OwnScores.OfFeatures scorer
+        | OwnScores.OfImages scorer -> Scorer.leaves scorer
+
 /// A class-incremental method over a frozen backbone. A task runs through `BeginTask`, `Observe` for each batch,
 /// `Prepare`, `Update` for each step, `Merge`, `Consolidate` for each batch, and `Finish`. The phases are types, so that
 /// training before observing does not compile. Each function borrows its arguments and owns its result.
@@ -117,6 +144,8 @@ type Method<'State, 'Observing, 'Training> =
         Start: RandomKey -> 'State
         /// Whether a task's images must be observed before training.
         Observes: LearningTask -> bool
+        /// Whether a task trains; where not, it has no epochs and `Update` is not called.
+        Trains: LearningTask -> bool
         /// Begins a task on a state; the key is the task's own, and no other function draws random numbers.
         BeginTask: RandomKey -> LearningTask -> 'State -> 'Observing
         /// Adds one batch of the new task, images [n, c, H, W] and labels [n] int64, without gradients. Not
@@ -141,9 +170,9 @@ type Method<'State, 'Observing, 'Training> =
         /// The network of a state: a fused weight [3d, d] per block in the compute format, without pairs in
         /// training. It owns its tensors.
         Adapters: 'State -> Adapters
-        /// The method's own classifier of features [n, d] (class token after the final norm), where it has
-        /// one: a scorer with tensors of its own, chosen by the head `logits`.
-        Logits: ('State -> Scorer) option
+        /// The method's own classifier, where it has one: a scorer with tensors of its own, chosen by the head
+        /// `logits`.
+        Logits: ('State -> OwnScores) option
     }
 
 /// The role of a method's hidden state.
@@ -229,6 +258,7 @@ module Method =
             Training = fun task state -> Hidden.tree subject (phaseTree method.Training task (reveal state))
             Start = method.Start >> hideState
             Observes = method.Observes
+            Trains = method.Trains
             BeginTask =
                 fun key task hidden ->
                     let state = reveal hidden

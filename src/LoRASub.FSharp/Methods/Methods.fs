@@ -25,10 +25,25 @@ module Methods =
             row Frozen.info (fun vit _ -> Method.hide (Frozen.method' vit))
             row SequentialLora.info (fun vit settings -> Method.hide (SequentialLora.method' vit settings))
             row SequentialLora.jointInfo (fun vit settings -> Method.hide (SequentialLora.joint vit settings))
+            row FirstSession.info (fun vit settings -> Method.hide (FirstSession.method' vit settings))
+            row NullSpaceLora.info (fun vit settings -> Method.hide (NullSpaceLora.method' vit settings))
+            row InfLora.info (fun vit settings -> Method.hide (InfLora.method' vit settings))
+            row SdLora.info (fun vit settings ->
+                SdLora.method'
+                    vit
+                    { SdLora.published with
+                        Rank = settings.Rank
+                    })
+            row RanPac.info (fun vit _ -> RanPac.method' vit RanPac.published)
+            row Ease.info (fun vit _ -> Ease.method' vit Ease.published)
         ]
 
     /// <summary>Their names.</summary>
     let names = all |> List.map _.Info.Name
+
+    /// The setting that leaves the choice between `Frozen` and `FirstSession` to validation on the first task.
+    [<Literal>]
+    let Auto = "auto"
 
     /// <summary>The method of a name.</summary>
     /// <param name="name">One of `names`.</param>

@@ -7,8 +7,10 @@ open System.Runtime.InteropServices
 open System.Text.RegularExpressions
 open LoRASub.Core
 
-/// Out of memory: the message names what was running, how much was requested and free, and how to use less.
-/// Programs answer it with exit code 1. `message` is that text and `inner` the native exception.
+/// <summary>Out of memory: the message names what was running, how much was requested and free, and how to use less.
+/// Programs answer it with exit code 1.</summary>
+/// <param name="message">That text.</param>
+/// <param name="inner">The native exception.</param>
 type MemoryException(message: string, inner: exn) =
     inherit OutOfMemoryException(message, inner)
 

@@ -338,6 +338,7 @@ module internal Page =
                     block
                     [
                         Some(Tables.results groups)
+                        Tables.heads groups
                         Tables.differences groups
                         Tables.settingDifferences groups
                     ]

@@ -64,7 +64,7 @@ module Report =
     /// <param name="path">A new file, or an older page, which is replaced. Its folder must exist.</param>
     /// <param name="groups">What <c>RunData.loadAll</c> read: at least one.</param>
     /// <returns>The page's path and size.</returns>
-    /// <exception cref="T:LoRASub.InputException">The file is of another kind, belongs to a run, or cannot be
+    /// <exception cref="T:LoRASub.Core.InputException">The file is of another kind, belongs to a run, or cannot be
     /// written.</exception>
     let writeHtml (path: string) (groups: RunGroup[]) : WrittenFile =
         let folder = Path.GetDirectoryName(Path.GetFullPath path)
@@ -88,7 +88,7 @@ module Report =
     /// <param name="path">Their folder, which is made where it is missing.</param>
     /// <param name="groups">What <c>RunData.loadAll</c> read: at least one.</param>
     /// <returns>The two files.</returns>
-    /// <exception cref="T:LoRASub.InputException">The folder or a file cannot be written.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder or a file cannot be written.</exception>
     let writeTables (path: string) (groups: RunGroup[]) : WrittenFile[] =
         folder path
 
@@ -111,7 +111,7 @@ module Report =
     /// <param name="path">Their folder, which is made where it is missing.</param>
     /// <param name="groups">What <c>RunData.loadAll</c> read: at least one.</param>
     /// <returns>The files, and why there is no PNG, which is not an error.</returns>
-    /// <exception cref="T:LoRASub.InputException">The folder is among the images that a run reads, or it or a file cannot be
+    /// <exception cref="T:LoRASub.Core.InputException">The folder is among the images that a run reads, or it or a file cannot be
     /// written.</exception>
     let writeFigures (path: string) (groups: RunGroup[]) : struct (WrittenFile[] * string option) =
         requireOutsideData path groups

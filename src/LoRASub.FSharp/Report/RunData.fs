@@ -31,6 +31,8 @@ type RunData =
         Sources: Map<string, string>
         Matrix: AccuracyMatrix
         Measures: Measures
+        /// Every head that the run scored; empty where there is no summary or an older program wrote it.
+        Heads: HeadLine[]
         /// Measures that need a reference run, and why they are missing.
         Missing: (string * string)[]
         /// By task and block; empty for a task without projection.
@@ -251,6 +253,7 @@ module RunData =
                     Map.empty
                 else
                     Metrics.complete stored (Metrics.measure matrix)
+            Heads = known (_.Heads >> Option.defaultValue [||]) [||]
             Missing =
                 known
                     (fun summary ->
@@ -342,7 +345,7 @@ module RunData =
     /// as it got.</param>
     /// <returns>A group for each folder, in their order. Its name is the shortest end of its path that differs from the
     /// others.</returns>
-    /// <exception cref="T:LoRASub.InputException">There is no folder, a repeated one, or one that is not a run's, or one of its
+    /// <exception cref="T:LoRASub.Core.InputException">There is no folder, a repeated one, or one that is not a run's, or one of its
     /// files is damaged or contradicts itself.</exception>
     let loadAll (folders: string[]) : RunGroup[] =
         let hint = "name the --out folder of lorasub run"

@@ -221,6 +221,54 @@ module internal Tables =
                         rowName measure, cells
             ]
 
+    /// Every head of each group, with intervals over seeds; none where no run scored more than the one that predicts.
+    let heads (groups: RunGroup[]) : Table option =
+        let line (group: RunGroup) (head: string) =
+            let mine =
+                group.Runs
+                |> Array.choose (_.Heads >> Array.tryFind (fun line -> line.Head = head))
+
+            let over digits (value: HeadLine -> float option) =
+                mine |> Seq.choose value |> Interval.ofValues |> Interval.text digits
+
+            [|
+                if groups.Length > 1 then
+                    group.Name
+                head
+                over 2 (_.Last >> Some)
+                over 2 (_.Average >> Some)
+                over 2 _.Forgetting
+                over 2 _.Recomputed
+                Format.fixedPoint 1 (float mine[0].Bytes / 1e6)
+            |]
+
+        if
+            groups
+            |> Array.forall (fun group -> group.Runs |> Array.forall (fun run -> run.Heads.Length < 2))
+        then
+            None
+        else
+            table
+                "heads"
+                "Heads"
+                "Last and average accuracy in %, points forgotten, and the last accuracy if the head's sums are computed again from all training images, where that was asked for: what the drift of the network costs it. MB: size in a saved learner."
+                [|
+                    if groups.Length > 1 then
+                        "run"
+                    "head"
+                    "last"
+                    "average"
+                    "forgetting"
+                    "recomputed"
+                    "MB"
+                |]
+                [|
+                    for group in groups do
+                        for head in group.Runs |> Seq.collect _.Heads |> Seq.map _.Head |> Seq.distinct do
+                            line group head
+                |]
+            |> unlessEmpty
+
     /// The accuracy matrix of each group in percent, averaged over seeds; none where it is too wide for a page: the figure
     /// shows it.
     let private matrices (groups: RunGroup[]) : Table[] =
@@ -377,6 +425,7 @@ module internal Tables =
     let forPapers (groups: RunGroup[]) : Table[] =
         [|
             results groups
+            yield! Option.toArray (heads groups)
             yield! Option.toArray (differences groups)
             yield! matrices groups
             yield! Option.toArray (settingDifferences groups)

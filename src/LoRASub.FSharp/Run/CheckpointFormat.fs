@@ -27,6 +27,7 @@ module CheckpointFormat =
     type Task =
         {
             Row: Score[]
+            Others: Score[][]
             Before: Score option
             Retained: Retained[]
             MemoryBefore: MemoryUse
@@ -94,6 +95,7 @@ module internal CheckpointRecord =
     let ofTask (task: TaskRecord) : CheckpointFormat.Task =
         {
             Row = task.Row
+            Others = task.Others
             Before = task.Before
             Retained = Array.map ofRetained task.Retained
             MemoryBefore = task.MemoryBefore
@@ -104,6 +106,7 @@ module internal CheckpointRecord =
     let toTask (task: CheckpointFormat.Task) : TaskRecord =
         {
             Row = task.Row
+            Others = task.Others
             Before = task.Before
             Retained = Array.map toRetained task.Retained
             MemoryBefore = task.MemoryBefore

@@ -111,7 +111,7 @@ module internal CheckpointTensors =
             Tasks = Array.map CheckpointRecord.toTask run.Tasks
             Drift =
                 if run.Drift then
-                    Some(Drift.restore tensors "drift")
+                    Some(Drift.tree.Read tensors "drift")
                 else
                     None
             Open = Option.map opened run.Open

@@ -151,6 +151,7 @@ module Experiment =
         let record =
             {
                 Row = row
+                Others = Scoring.transpose (predictions |> Array.map (Scoring.othersOf plan))
                 Before = before
                 Retained = diagnostics.Retained
                 MemoryBefore = memory
@@ -208,9 +209,16 @@ module Experiment =
             let struct (last, predictions) =
                 Array.skip from.Tasks.Length tasks |> Array.fold step struct (from, [||])
 
+            let recomputed =
+                if plan.Settings.Recompute then
+                    Scoring.recomputed learner plan (PhaseClock()) ignore last.State |> Some
+                else
+                    None
+
             {
                 State = last.State
                 Learner = learner
+                Recomputed = recomputed
                 Tasks = last.Tasks
                 Predictions = predictions
                 Drift = last.Drift

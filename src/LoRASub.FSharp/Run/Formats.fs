@@ -2,11 +2,30 @@ namespace LoRASub.Run
 
 open System.Collections.Generic
 open System.Text.Json.Nodes
+open System.Text.Json.Serialization
 open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Methods
 open LoRASub.Measure
 open LoRASub.Settings
+
+/// A head's results in summary.json.
+type HeadLine =
+    {
+        /// HEAD@EMBEDDING.
+        Head: string
+        /// In percent, over the classes seen, after the last task.
+        Last: float
+        /// In percent, over the tasks.
+        Average: float
+        /// In points; None where there is one task.
+        Forgetting: float option
+        /// Of its sums.
+        Bytes: int64
+        /// Last accuracy in percent, had its sums been computed again from all training images; a diagnosis.
+        Recomputed: float option
+        CorrectAndTotal: AccuracyMatrix
+    }
 
 /// summary.json without the measures, which lie flat beside these fields; see docs/formats.md.
 type SummaryFile =
@@ -24,6 +43,9 @@ type SummaryFile =
         /// In percent.
         AccuracyMatrix: float[][]
         CorrectAndTotal: AccuracyMatrix
+        /// Every head of the run; first the one that predicts. None in runs of older programs.
+        [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
+        Heads: HeadLine[] option
         /// By task and block.
         RetainedRank: int[][]
         RetainedEnergy: float[][]

@@ -4,7 +4,6 @@ open LoRASub.Core
 open LoRASub.Train
 open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings
@@ -33,11 +32,25 @@ module internal Recipe =
 
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
     let learner (backbone: VisionTransformer) (settings: RunSettings) : Learner =
-        Learner.create
-            backbone
-            (settings.ChosenMethod.Create backbone settings.Method)
-            (Heads.find settings.Head)
-            (Embedding.named settings.Embedding backbone)
+        let readout text =
+            Settings.readout settings.Embedding text |> Readout.named backbone
+
+        let first = readout settings.Head
+
+        // each head once, though it be named twice
+        let others =
+            settings.OtherHeads
+            |> List.map readout
+            |> List.distinctBy _.Label
+            |> List.filter (fun other -> other.Label <> first.Label)
+
+        let learner =
+            Learner.ofReadout backbone (settings.ChosenMethod.Create backbone settings.Method) first
+            |> Learner.withOthers (Array.ofList others)
+
+        { learner with
+            Transport = settings.Transport
+        }
 
     /// How images become batches for a backbone; the test transform where `augmentation` is None.
     let batchOptions (settings: RunSettings) (backbone: VisionTransformer) augmentation : BatchOptions =

@@ -69,6 +69,34 @@ module Results =
                     "intransigence", Transfer.note transfer.Intransigence
                 ])
 
+    /// <summary>The results of every head of a run.</summary>
+    /// <param name="outcome">Borrowed.</param>
+    /// <returns>First those of the head that predicts.</returns>
+    let heads (outcome: Outcome) : HeadLine[] =
+        let line i (readout: Readout) bytes (matrix: AccuracyMatrix) =
+            let measures = Metrics.measure matrix
+
+            let percent name =
+                measures |> Map.tryFind name |> Option.map Metrics.percent
+
+            {
+                Head = readout.Label
+                Last = (percent "last").Value
+                Average = (percent "average").Value
+                Forgetting = percent "forgetting"
+                Bytes = bytes
+                Recomputed =
+                    outcome.Recomputed
+                    |> Option.map (fun rows ->
+                        rows[i] |> Array.reduce (+) |> Metrics.accuracy |> Metrics.percent)
+                CorrectAndTotal = matrix
+            }
+
+        let bytes = Learner.headBytes outcome.Learner outcome.State
+
+        Array.zip3 outcome.Learner.Readouts bytes outcome.Matrices
+        |> Array.mapi (fun i (readout, bytes, matrix) -> line i readout bytes matrix)
+
     /// classes.json.
     let internal classes (plan: Plan) (outcome: Outcome) : JsonNode =
         Json.ofRecord
@@ -120,6 +148,7 @@ module Results =
                 IntransigenceNote = note "intransigence"
                 AccuracyMatrix = outcome.Matrix |> Array.map (Array.map (Metrics.accuracy >> Metrics.percent))
                 CorrectAndTotal = outcome.Matrix
+                Heads = Some(heads outcome)
                 RetainedRank = retained _.Rank
                 RetainedEnergy = retained _.Energy
                 ConditionNumber = retained _.Condition

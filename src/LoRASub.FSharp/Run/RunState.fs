@@ -21,6 +21,8 @@ type TaskPredictions =
         Task: LearningTask
         Truth: int[]
         Predicted: int[]
+        /// Predictions of the learner's other heads.
+        Others: int[][]
     }
 
 /// Scores of predictions.
@@ -40,11 +42,26 @@ module TaskPredictions =
             Total = predictions.Truth.Length
         }
 
+    /// <summary>The scores of the other heads' predictions.</summary>
+    /// <param name="answers">The answer of each row.</param>
+    /// <param name="predictions">Of one task.</param>
+    /// <returns>One per other head.</returns>
+    let others (answers: int[]) (predictions: TaskPredictions) : Score[] =
+        predictions.Others
+        |> Array.map (fun predicted ->
+            score
+                answers
+                { predictions with
+                    Predicted = predicted
+                })
+
 /// What is known of a finished task.
 type TaskRecord =
     {
         /// Scores on all tasks so far.
         Row: Score[]
+        /// The same for each of the other heads.
+        Others: Score[][]
         /// On its own test images right before it was learned, where only the head has learned its classes, from the
         /// network at that time. Some if a reference needs it; None for the first task.
         Before: Score option
@@ -68,12 +85,24 @@ type Outcome =
         Tasks: TaskRecord[]
         /// By the last state, of all tasks learned.
         Predictions: TaskPredictions[]
+        /// Of each head the scores on all tasks, with sums computed again from all training images under the last
+        /// network; where the settings ask for it.
+        Recomputed: Score[][] option
         /// Owned by the caller; None where a class has no test image to measure it on.
         Drift: Drift.State option
     }
 
     /// <summary>The score on each task so far, after each task.</summary>
     member this.Matrix: AccuracyMatrix = this.Tasks |> Array.map _.Row
+
+    /// <summary>The matrix of each of the other heads.</summary>
+    member this.OtherMatrices: AccuracyMatrix[] =
+        this.Learner.Others
+        |> Array.mapi (fun i _ -> this.Tasks |> Array.map (fun task -> task.Others[i]))
+
+    /// <summary>The matrix of every head: first that of the one that predicts.</summary>
+    member this.Matrices: AccuracyMatrix[] =
+        Array.append [| this.Matrix |] this.OtherMatrices
 
     /// Per task and block.
     member this.Retained = this.Tasks |> Array.map _.Retained

@@ -20,6 +20,19 @@ module Scoring =
     let scoreOf (plan: Plan) (predictions: TaskPredictions) : Score =
         TaskPredictions.score (TaskStream.answers plan.Stream) predictions
 
+    /// <summary>The scores of the other heads' predictions on a plan's test images.</summary>
+    /// <param name="plan">Decides which classes count as the same answer.</param>
+    /// <param name="predictions">Of one task.</param>
+    /// <returns>One score per other head.</returns>
+    let othersOf (plan: Plan) (predictions: TaskPredictions) : Score[] =
+        TaskPredictions.others (TaskStream.answers plan.Stream) predictions
+
+    /// Of each task the scores of each head, as of each head the scores of each task.
+    let internal transpose (rows: Score[][]) : Score[][] =
+        match rows with
+        | [||] -> [||]
+        | _ -> Array.init rows[0].Length (fun i -> rows |> Array.map (Array.item i))
+
     // A model's predictions for the test images of some tasks, and a fold over the tokens of some parts and the labels.
     let private predictAnd leaves visit initial parts learner (plan: Plan) onBatch model tasks =
         let options = Plan.batchOptions plan Augmentation.None
@@ -30,8 +43,8 @@ module Scoring =
             Scope.noGrad (Leaves.both Leaves.tensors leaves) (fun () ->
                 let batch = load ()
                 let struct (scores, tokens) = Learner.predictWith learner model parts batch.Images
-                let both = torch.stack [| batch.Labels; Scorer.best scores |] // [2, n]
-                struct (Array.append found [| both |], visit tokens batch.Labels state))
+                let rows = torch.stack [| batch.Labels; yield! Array.map Scorer.best scores |] // [1 + heads, n]
+                struct (Array.append found [| rows |], visit tokens batch.Labels state))
 
         let ofTask state (task: LearningTask) =
             Scope.keep (fun struct (_, state) -> leaves state) (fun () ->
@@ -39,13 +52,14 @@ module Scoring =
                     TaskStream.testBatches options plan.Stream task
                     |> Scope.fold (Leaves.both Leaves.tensors leaves) step struct ([||], state)
 
-                let both = torch.cat(found, 1L).``to``(torch.ScalarType.Int32).cpu()
-                let row (i: int64) = both[i].data<int>().ToArray()
+                let rows = torch.cat(found, 1L).``to``(torch.ScalarType.Int32).cpu()
+                let row (i: int64) = rows[i].data<int>().ToArray()
 
                 struct ({
                             Task = task
                             Truth = row 0L
                             Predicted = row 1L
+                            Others = [| for i in 2L .. rows.shape[0] - 1L -> row i |]
                         },
                         state))
 
@@ -139,4 +153,50 @@ module Scoring =
         clock.Time Phase.Predict (fun () ->
             Scope.run (fun () ->
                 let model = Learner.foresee learner task loaders state
-                (score learner plan onBatch model [| task |])[0]))
+                (score (Learner.alone learner) plan onBatch model [| task |])[0]))
+
+    /// The scores of each head on all tasks so far, if its sums were computed again from all training images under the
+    /// present network: what stale statistics cost. A diagnosis, which no learner without old images can have.
+    let internal recomputed
+        (learner: Learner)
+        (plan: Plan)
+        (clock: PhaseClock)
+        onBatch
+        (state: TaskState)
+        : Score[][] =
+        let seen = plan.Stream.Tasks |> Array.truncate state.Finished
+        let classes = TaskState.classes state
+
+        let loaders =
+            seen
+            |> Array.collect (TaskStream.plainTrainBatches (Plan.testOptions plan) plan.Stream)
+
+        clock.Time Phase.Predict (fun () ->
+            Scope.run (fun () ->
+                let networks = Learner.networks learner state.Method
+
+                let step heads (load: BatchLoader) =
+                    onBatch ()
+                    let batch = load ()
+                    let struct (_, views) = Learner.embed learner networks [||] batch.Images
+                    Learner.observe learner views batch.Labels heads
+
+                let none =
+                    learner.Readouts
+                    |> Array.map (fun readout -> readout.Head.Grow classes (Learner.noHead learner readout))
+
+                let heads = Scope.fold (Seq.collect Hidden.leaves) step none loaders
+
+                let model =
+                    Learner.deploy
+                        learner
+                        { state with
+                            Head = heads[0]
+                            Others = heads[1..]
+                        }
+
+                let predictions = predict learner plan onBatch model seen
+
+                Array.append
+                    [| predictions |> Array.map (scoreOf plan) |]
+                    (transpose (predictions |> Array.map (othersOf plan)))))

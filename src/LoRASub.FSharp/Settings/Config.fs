@@ -114,6 +114,7 @@ module Config =
 
     /// <summary>The settings of the command line over those of the file, over the preset of the data set and variant
     /// that these name.</summary>
+    /// <param name="preset">Name of a preset of `Preset.named`, which file and command line override.</param>
     /// <param name="file">A configuration file, if there is one.</param>
     /// <param name="arguments">(setting, text) of the command line.</param>
     /// <param name="seeds">Seeds of the command line, if it names several.</param>
@@ -121,6 +122,7 @@ module Config =
     /// <exception cref="T:LoRASub.Core.InputException">A setting or data set is unknown, a text is of the wrong kind,
     /// or both seeds and a seed are given.</exception>
     let merge
+        (preset: string option)
         (file: ConfigFile option)
         (arguments: (string * string) list)
         (seeds: int64[] option)
@@ -145,7 +147,14 @@ module Config =
             |> Option.map (fun (seeds, source) -> says "seed" (string seeds[0]) source)
             |> Option.toList
 
-        let given = inFile @ said @ first
+        let named =
+            match preset with
+            | None -> []
+            | Some preset ->
+                Preset.pairs preset
+                |> List.map (fun (name, value) -> says name value $"preset {preset}")
+
+        let given = named @ inFile @ said @ first
 
         let data =
             lastOf "data" given
@@ -275,8 +284,11 @@ module Config =
                     "image-size"
                     card.ImageSize
                     (fun size s -> { s with ImageSize = Some size })
-                differing (fun heads -> settings.Heads = Some heads) "heads" card.Heads (fun heads s ->
-                    { s with Heads = Some heads })
+                differing
+                    (fun heads -> settings.Heads = Some heads)
+                    "attention-heads"
+                    card.Heads
+                    (fun heads s -> { s with Heads = Some heads })
                 differing ((=) settings.NormEpsilon) "norm-epsilon" card.NormEpsilon (fun epsilon s ->
                     { s with NormEpsilon = epsilon })
             ]

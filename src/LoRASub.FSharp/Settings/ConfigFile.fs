@@ -22,7 +22,8 @@ module ConfigFile =
     let private takesList (name: string) =
         match (Settings.find name).Kind with
         | SettingKind.Pair _
-        | SettingKind.Folders -> true
+        | SettingKind.Folders
+        | SettingKind.Names -> true
         | _ -> false
 
     let private own (root: Section) : ConfigFile =
@@ -69,6 +70,12 @@ module ConfigFile =
                 | Nothing -> found.Refuse "must have a value" "remove the key for the default"
                 | Items _ when name = "seed" -> found.Refuse "must be one number" "write seeds for several"
                 | _ -> found.Text
+
+            let name =
+                match name, System.Int32.TryParse value with
+                // attention heads, in settings saved before heads had the name
+                | "heads", (true, _) -> "attention-heads"
+                | _ -> name
 
             says name value (place node)
 

@@ -56,10 +56,19 @@ type RunSettings =
         /// If false, the frozen method runs, whatever the name.
         Training: bool
         Method: LoRASubSettings
-        /// Name of a head; see `Heads.names`.
+        /// Name of a head; see `Heads.find`.
         Head: string
-        /// Name of an embedding; see `Embedding.names`.
+        /// Name of an embedding; see `Embedding.named`.
         Embedding: string
+        /// More heads to score in the same passes: HEAD, or HEAD@EMBEDDING.
+        OtherHeads: string list
+        /// Whether heads that can be transported follow a network that moves.
+        Transport: bool
+        /// Also score heads computed again from the training images of old tasks: a diagnosis.
+        Recompute: bool
+        /// Share of the training images that stands in for the test images.
+        Validate: float option
+        /// Attention heads of the network.
         Heads: int option
         ImageSize: int option
         NormEpsilon: NormEpsilon
@@ -98,9 +107,15 @@ type RunSettings =
         Reference: string list
     }
 
-    /// The method that runs.
+    /// Whether the first task is still to decide if the network adapts.
+    member this.IsUndecided = this.Training && this.MethodName = Methods.Auto
+
+    /// The method that runs; until it is decided whether the network adapts, the one that adapts.
     member this.ChosenMethod: MethodRow =
-        Methods.find (if this.Training then this.MethodName else Frozen.info.Name)
+        if not this.Training then Frozen.info.Name
+        elif this.IsUndecided then FirstSession.info.Name
+        else this.MethodName
+        |> Methods.find
 
     /// Number of tasks and classes of the first one: all classes are one task for a joint method.
     member this.Split: struct (int * int option) =
@@ -126,6 +141,10 @@ type RunSettings =
 /// Published settings: the tables of docs/method.md, column by column.
 [<RequireQualifiedAccess>]
 module Preset =
+
+    /// The head and embedding that are scored beside those of the published method.
+    [<Literal>]
+    let internal recommended = "cosine-lda@rich"
 
     /// <summary>CIFAR-100 in 10 tasks: 20 epochs, head rate 2e-3, margin 1, λ 0.05.</summary>
     /// <param name="variant">The published code whose defaults apply.</param>
@@ -165,6 +184,10 @@ module Preset =
                 }
             Head = NearestMean.head.Info.Name
             Embedding = Embedding.names.Head
+            OtherHeads = [ recommended ]
+            Transport = true
+            Recompute = false
+            Validate = None
             Heads = None
             ImageSize = None
             NormEpsilon =
@@ -256,3 +279,38 @@ module Preset =
     /// <returns>The name of the preset and the preset; `quick` for a data set without a published one.</returns>
     let ofData (data: string) : string * (Variant -> RunSettings) =
         all |> List.tryFind (fst >> (=) data) |> Option.defaultValue all.Head
+
+    /// Settings under a name, to be changed by others: on the command line `--preset NAME`.
+    let named: (string * string * (string * string) list) list =
+        let only head embedding =
+            [
+                "method", Methods.Auto
+                "epochs", "5"
+                "head", head
+                "embedding", embedding
+                "heads", "none"
+            ]
+
+        [
+            "recommended",
+            "cosine LDA on tokens of all blocks; the network adapts to the first task if that helps there",
+            only "cosine-lda" "rich"
+            "small",
+            "the same on the last three blocks: a sixth of the memory",
+            only "cosine-lda:0.003" "last-blocks"
+            "large", "8,192 random features of the tokens of all blocks", only "rp-cosine-lda:8192" "rich"
+            "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual" ]
+            "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official" ]
+        ]
+
+    /// <summary>The settings of a preset of `named`.</summary>
+    /// <param name="name">Its name.</param>
+    /// <returns>(setting, text).</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no preset of this name.</exception>
+    let pairs (name: string) : (string * string) list =
+        match named |> List.tryFind (fun (known, _, _) -> known = name) with
+        | Some(_, _, pairs) -> pairs
+        | None ->
+            let known = named |> List.map (fun (known, _, _) -> known)
+            let rule = "must be one of " + String.concat ", " known
+            Errors.reject "preset" rule $"'{name}'" (Errors.didYouMean known name)

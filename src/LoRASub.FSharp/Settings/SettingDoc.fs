@@ -34,6 +34,7 @@ module internal SettingDoc =
         | SettingKind.File -> "FILE"
         | SettingKind.Folder
         | SettingKind.Folders -> "DIR"
+        | SettingKind.Names -> "NAMES"
 
     /// The flag as help shows it: "--rank N", "--no-projection".
     let flag (s: Setting) : string =
@@ -53,6 +54,8 @@ module internal SettingDoc =
         let what =
             match s.Kind with
             | SettingKind.Switch when flagName s <> s.Name -> "do not " + s.Doc
+            // the command that it names lists them
+            | SettingKind.Choice _ when s.Doc.StartsWith "see " -> s.Doc
             | SettingKind.Choice cases -> $"{s.Doc}: {oneOf cases}"
             | SettingKind.Pair(names, _) -> $"{s.Doc}: {names}"
             | _ -> s.Doc
@@ -76,6 +79,7 @@ module internal SettingDoc =
         | SettingKind.File -> "file"
         | SettingKind.Folder -> "folder"
         | SettingKind.Folders -> "folders, separated by commas"
+        | SettingKind.Names -> "names, separated by commas"
 
     /// The default of the command line, then those of published protocols that differ.
     let private defaults (s: Setting) =

@@ -31,6 +31,8 @@ type SettingKind =
     | Folder
     /// Separated by commas, or a list in a configuration file.
     | Folders
+    /// Likewise; `none` for an empty list.
+    | Names
 
 /// One setting, under the same name on the command line, in configuration files and in settings.json. Help, documentation,
 /// checks and saved forms follow from this row.
@@ -64,6 +66,7 @@ module Settings =
             SplitRatio = settings.SplitRatio
             SplitSeed = settings.SplitSeed
             SkipBroken = settings.SkipBroken
+            HoldOut = settings.Validate
         }
 
     // ------------------------------------------------------------------------------------------ kinds of values
@@ -185,6 +188,29 @@ module Settings =
                 Some(String.concat "," names)
 
         form SettingKind.Folders read show
+
+    /// Names that `check` accepts.
+    let private names (check: string -> unit) : Form<string list> =
+        let read name (text: string) =
+            if text = "none" then
+                []
+            else
+                let all = text.Split(',', StringSplitOptions.TrimEntries)
+                all |> Array.iter (given name >> check)
+                List.ofArray all
+
+        let show all =
+            Some(if List.isEmpty all then "none" else String.concat "," all)
+
+        form SettingKind.Names read show
+
+    let private checked' (check: string -> unit) : Form<string> =
+        form
+            SettingKind.Name
+            (fun name text ->
+                check (given name text)
+                text)
+            Some
 
     let private optional (inner: Form<'T>) : Form<'T option> =
         form inner.Kind (fun name text -> Some(inner.Read name text)) (Option.bind inner.Show)
@@ -316,7 +342,7 @@ module Settings =
             |> field _.SplitSeed (fun v s -> { s with SplitSeed = v })
             row "skip-broken" "skip images that cannot be decoded" switch
             |> field _.SkipBroken (fun v s -> { s with SkipBroken = v })
-            row "heads" "attention heads" (optional count)
+            row "attention-heads" "attention heads of the network" (optional count)
             |> field _.Heads (fun v s -> { s with Heads = v })
             |> otherwise "from the weights"
             row "image-size" "image side in pixels" (optional count)
@@ -342,20 +368,48 @@ module Settings =
             |> freeOnResume
             row "stop-after" "stop after this many tasks" (optional count)
             |> field _.StopAfter (fun v s -> { s with StopAfter = v })
+            row
+                "validate"
+                "score on this share of the training images, not on test images"
+                (optional betweenZeroAndOne)
+            |> field _.Validate (fun v s -> { s with Validate = v })
             row "seed" "random seed" seed |> field _.Seed (fun v s -> { s with Seed = v })
         ]
+
+    /// <summary>A head and an embedding by name.</summary>
+    /// <param name="embedding">Where the text names none.</param>
+    /// <param name="text">HEAD or HEAD@EMBEDDING.</param>
+    /// <returns>The two names.</returns>
+    let internal readout (embedding: string) (text: string) : struct (string * string) =
+        match text.IndexOf '@' with
+        | -1 -> struct (text, embedding)
+        | at -> struct (text.Substring(0, at), text.Substring(at + 1))
+
+    let private checkReadout (text: string) =
+        let struct (head, embedding) = readout Embedding.names.Head text
+        Heads.find head |> ignore
+        Embedding.named embedding |> ignore
 
     let private named (names: string list) =
         choice (names |> List.map (fun name -> name, name))
 
     let private learner =
         [
-            common "method" "how to learn" (named Methods.names)
+            common "method" "see lorasub methods" (named (Methods.names @ [ Methods.Auto ]))
             |> field _.MethodName (fun v s -> { s with MethodName = v })
-            row "head" "classifier of the embeddings" (named Heads.names)
+            row "head" "classifier of the embeddings; see lorasub heads" (checked' (Heads.find >> ignore))
             |> field _.Head (fun v s -> { s with Head = v })
-            row "embedding" "tokens that the head sees" (named Embedding.names)
+            row
+                "embedding"
+                "tokens that the head sees; see lorasub heads"
+                (checked' (Embedding.named >> ignore))
             |> field _.Embedding (fun v s -> { s with Embedding = v })
+            row "heads" "more heads to score in the same run: HEAD or HEAD@EMBEDDING" (names checkReadout)
+            |> field _.OtherHeads (fun v s -> { s with OtherHeads = v })
+            row "transport" "let heads follow a network that moves" switch
+            |> field _.Transport (fun v s -> { s with Transport = v })
+            row "recompute" "also score heads recomputed from old training images, as a diagnosis" switch
+            |> field _.Recompute (fun v s -> { s with Recompute = v })
             row "rank" "rank of the low-rank updates" count
             |> ofMethod _.Rank (fun v m -> { m with Rank = v })
             row "variant" "published code whose defaults apply" variant
@@ -535,7 +589,7 @@ module Settings =
     /// <summary>Reads what `toJson` made.</summary>
     /// <param name="subject">Names the file in errors.</param>
     /// <param name="json">The object.</param>
-    /// <returns>The settings; those that are absent have the values of `Preset.quick`.</returns>
+    /// <returns>The settings; those that are absent have the values of `Preset.quick`, without more heads.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">The value is not an object of texts, numbers and booleans, or
     /// breaks a rule of `set`.</exception>
     let ofJson (subject: string) (json: JsonElement) : RunSettings =
@@ -546,6 +600,9 @@ module Settings =
             [
                 for property in json.EnumerateObject() do
                     match property.Value.ValueKind with
+                    // attention heads, in runs saved before heads had the name
+                    | JsonValueKind.Number when property.Name = "heads" ->
+                        "attention-heads", property.Value.GetRawText()
                     | JsonValueKind.String -> property.Name, property.Value.GetString()
                     | JsonValueKind.Number
                     | JsonValueKind.True
@@ -559,6 +616,7 @@ module Settings =
             ]
 
         try
-            ofPairs Preset.quick pairs
+            // a run that was saved without the setting had one head
+            ofPairs Preset.quick (("heads", "none") :: pairs)
         with :? InputException as e ->
             raise (InputException($"{subject}, {e.Message}", e))

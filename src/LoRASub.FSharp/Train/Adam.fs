@@ -109,16 +109,8 @@ module Adam =
             let mu, nu, nuMax = Array.copy state.Mu, Array.copy state.Nu, Array.copy state.NuMax
 
             let one i (gradient: torch.Tensor) =
-                if gradient.is_sparse then
-                    Errors.reject $"gradient {i}" "must be dense" "a sparse tensor" ""
-
                 let parameter = parameters[i]
-
-                if gradient.shape <> parameter.shape then
-                    let rule = $"must have its parameter's shape {Shape.text parameter.shape}"
-                    Errors.reject $"gradient {i}" rule (Shape.text gradient.shape) ""
-
-                Shape.expectLike $"gradient {i}" parameter gradient
+                Transform.checkGradient i parameter gradient
 
                 let gradient =
                     if options.WeightDecay = 0.0 then

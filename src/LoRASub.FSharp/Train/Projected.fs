@@ -17,6 +17,8 @@ type Side =
 type Confinement =
     /// Updated freely.
     | Free
+    /// Never updated.
+    | Fixed
     /// Multiplied by a projection matrix [d, d].
     | Within of Side * torch.Tensor
 
@@ -26,7 +28,8 @@ module Projected =
 
     let private apply i (update: torch.Tensor) confinement =
         match confinement with
-        | Confinement.Free -> update
+        | Confinement.Free
+        | Confinement.Fixed -> update
         | Confinement.Within(side, matrix) ->
             Shape.expectLike $"projection of parameter {i}" update matrix
 
@@ -67,8 +70,9 @@ module Projected =
     /// rule).</summary>
     /// <param name="confinements">One per parameter; matrices [d, d], borrowed for as long as the
     /// transformation is used.</param>
-    /// <returns>A transformation without memory. It rejects another number of parameters, and a matrix whose
-    /// size, type or device does not fit its parameter.</returns>
+    /// <returns>A transformation without memory.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">When it is applied: another number of parameters, or a matrix whose
+    /// size, type or device does not fit its parameter.</exception>
     let transform (confinements: Confinement[]) : Transform<unit> =
         let each = Transform.stateless (fun i update _ -> apply i update confinements[i])
 
@@ -79,5 +83,11 @@ module Projected =
                         let rule = $"must be {parameters.Length}, one per parameter"
                         Errors.reject "confinements" rule $"{confinements.Length}" ""
 
-                    each.Update gradients state parameters
+                    let moving =
+                        Array.map2
+                            (fun (one: Confinement) gradient -> if one.IsFixed then None else gradient)
+                            confinements
+                            gradients
+
+                    each.Update moving state parameters
         }

@@ -35,6 +35,17 @@ module Transform =
             Tree = Tree.unit
         }
 
+    /// Rejects a sparse gradient, and one of another shape, type or device than its parameter.
+    let internal checkGradient (i: int) (parameter: torch.Tensor) (gradient: torch.Tensor) =
+        if gradient.is_sparse then
+            Errors.reject $"gradient {i}" "must be dense" "a sparse tensor" ""
+
+        if gradient.shape <> parameter.shape then
+            let rule = $"must have its parameter's shape {Shape.text parameter.shape}"
+            Errors.reject $"gradient {i}" rule (Shape.text gradient.shape) ""
+
+        Shape.expectLike $"gradient {i}" parameter gradient
+
     /// <summary>Feeds the updates of one transformation to another.</summary>
     /// <param name="first">Gets the gradients.</param>
     /// <param name="second">Gets the updates of the first.</param>
