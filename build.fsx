@@ -313,6 +313,16 @@ let bench (arguments: string list) =
         (output benchmarks "LoRASub.FSharp.Benchmarks" :: arguments)
     |> passOn
 
+let compare (arguments: string list) =
+    build cli
+
+    runIn
+        Environment.CurrentDirectory
+        Inherit
+        "dotnet"
+        ([ "fsi"; root </> "scripts" </> "compare.fsx" ] @ arguments)
+    |> passOn
+
 /// Passed, failed and skipped.
 let private counts (line: string) =
     let m = Regex.Match(line, @"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$")
@@ -437,6 +447,9 @@ let targets =
         test
         "Run", "build and run the program: -t Run --tasks 10, -t Run evaluate DIR", runCli
         "Bench", "measure and rewrite docs/performance.md; -t Bench help", bench
+        "Compare",
+        "compare methods and heads and rewrite docs/comparison.md; see scripts/compare.fsx",
+        compare
         "Format", "format the F# files", fun _ -> fantomas []
         "CheckFormat", "fail when an F# file is not formatted", fun _ -> fantomas [ "--check" ]
         "Publish", "put the program into artifacts/lorasub", fun _ -> publish ()
