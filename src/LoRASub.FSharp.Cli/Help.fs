@@ -104,8 +104,8 @@ let private ofArgument (flag: ArgumentCaseInfo) : Line =
     {
         Group =
             match name with
+            | "--preset" -> "Method"
             | "--seeds"
-            | "--preset"
             | "--config" -> "Protocol"
             | "--libtorch" -> "Machine"
             | _ -> "Output"

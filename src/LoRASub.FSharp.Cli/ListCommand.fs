@@ -16,6 +16,9 @@ let private row (name: string) (lines: string list) =
 /// Name, meaning, source and storage of every method.
 let methods () : string list =
     [
+        "L blocks of width d, rank r, MLP adapters of width h. A head adds what it keeps per class (lorasub heads)."
+        ""
+
         yield!
             row
                 Methods.Auto
@@ -31,6 +34,8 @@ let methods () : string list =
 /// Name, parameters, meaning and source of every head, and the names of the embeddings and presets.
 let heads () : string list =
     [
+        "heads (--head, or several with --heads)"
+
         for one in Heads.all do
             yield!
                 row
@@ -38,8 +43,10 @@ let heads () : string list =
                     [
                         one.Info.Summary
                         one.Info.Source
-                        for parameter, byDefault in one.Parameters do
-                            $":{parameter}, by default {byDefault}"
+                        if not one.Parameters.IsEmpty then
+                            let names = one.Parameters |> List.map fst |> String.concat ":"
+                            let values = one.Parameters |> List.map snd |> String.concat ":"
+                            $"{one.Info.Name}:{names}, by default {one.Info.Name}:{values}"
                     ]
 
         ""

@@ -176,8 +176,14 @@ let tests =
                         "recommended", alone "cosine-lda" "rich"
                         "small", alone "cosine-lda:0.003" "last-blocks"
                         "large", alone "rp-cosine-lda:8192" "rich"
-                        "libcontinual", Preset.quick Variant.LibContinual
-                        "official", Preset.quick Variant.Official
+                        "libcontinual",
+                        { Preset.quick Variant.LibContinual with
+                            OtherHeads = []
+                        }
+                        "official",
+                        { Preset.quick Variant.Official with
+                            OtherHeads = []
+                        }
                     ]
 
                 Expect.equal

@@ -6,7 +6,7 @@ open TorchSharp
 /// What a classifier sees of an image: tokens of the network, side by side.
 type Embedding =
     {
-        /// Read from the network as it was loaded, in a pass of its own; they stand first.
+        /// Tokens of the frozen network. They come first and need a second pass.
         Frozen: EmbeddingPart[]
         /// Read from the network as the method has adapted it.
         Parts: EmbeddingPart[]
@@ -84,8 +84,7 @@ module Embedding =
             Flip = false
         }
 
-    /// <summary>The embedding, and in front of it the same tokens of the network as it was loaded: half of it cannot
-    /// drift.</summary>
+    /// <summary>Puts the frozen network's tokens before the adapted ones. The frozen half cannot drift.</summary>
     /// <param name="embedding">Of the adapted network alone.</param>
     /// <returns>An embedding of twice as many columns, which costs a second pass.</returns>
     let withFrozen (embedding: Embedding) : Embedding =
@@ -143,7 +142,7 @@ module Embedding =
     /// The embeddings that have a name.
     let names: string list = table |> List.map (fun (name, _, _) -> name)
 
-    /// Names and what they mean, with the two marks that `named` knows.
+    /// Names and descriptions, including `frozen+` and `+flip`.
     let meanings: (string * string) list =
         (table |> List.map (fun (name, meaning, _) -> name, meaning))
         @ [

@@ -3,8 +3,8 @@ namespace LoRASub.Backbone
 open LoRASub.Core
 open TorchSharp
 
-/// Hidden units that are set to 0 at random in training, each with probability Rate; the others are divided by 1 − Rate
-/// (Srivastava et al. 2014).
+/// Dropout of hidden units in training, with probability Rate; the others are divided by 1 − Rate (Srivastava et al.
+/// 2014).
 type Dropout =
     {
         /// In [0, 1).
@@ -95,7 +95,7 @@ module MlpAdapter =
             Dropout = None
         }
 
-    /// The adapter for one of several slices of a batch: each drops units of its own.
+    /// The adapter for one slice of a batch. Each slice has its own dropout.
     let internal ofSlice (number: int) (adapter: MlpAdapter) : MlpAdapter =
         match adapter.Dropout with
         | None -> adapter

@@ -572,8 +572,8 @@ module VisionTransformer =
     let features (adapters: Adapters) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor =
         (tokens [| output vit |] adapters vit images)[0]
 
-    /// <summary>Folds a function over the attention inputs of the blocks (the outputs of their first norms), in order,
-    /// for one slice of the images after the other. Nothing is computed beyond the last of them.</summary>
+    /// <summary>Folds a function over the attention inputs of the blocks (the outputs of their first norms), block by
+    /// block and slice by slice. Stops after the last block it needs.</summary>
     /// <param name="leaves">Lists the tensors of a folded state.</param>
     /// <param name="visit">Borrows a state, the index of a block and its inputs [b, N, d], and returns the next
     /// state.</param>

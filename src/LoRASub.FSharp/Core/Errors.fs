@@ -9,7 +9,7 @@ open System
 /// <param name="inner">The exception behind it, or null.</param>
 type InputException(message: string, inner: exn) =
     inherit Exception(Text.visible message, inner)
-    /// <summary>An exception without another one behind it.</summary>
+    /// <summary>An exception with no inner exception.</summary>
     /// <param name="message">The text, before it is made visible.</param>
     new(message: string) = InputException(message, null)
 

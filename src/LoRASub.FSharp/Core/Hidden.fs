@@ -20,7 +20,7 @@ module internal Hidden =
     /// The tensors that the value owns.
     let leaves: Leaves<Hidden<'Kind>> = fun hidden -> hidden.Tensors()
 
-    /// What a file would hold of the value: see `Tree.write`.
+    /// The value as saved to a file; see `Tree.write`.
     let written (hidden: Hidden<'Kind>) : (string * torch.Tensor) list = hidden.Written()
 
     /// Hides a value. `tree` describes its tensors.

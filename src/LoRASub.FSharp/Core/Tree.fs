@@ -224,7 +224,7 @@ module Tree =
     /// <exception cref="T:LoRASub.Core.InputException">When the array is read: a gap among the names.</exception>
     let array (item: Tree<'T>) : Tree<'T[]> = items (fun _ -> item)
 
-    /// <summary>Items that each have a tree of their own, by their index.</summary>
+    /// <summary>An array of items, each with its own tree.</summary>
     /// <param name="trees">One per item.</param>
     /// <returns>The tree of an array of as many items.</returns>
     let each (trees: Tree<'T>[]) : Tree<'T[]> =

@@ -27,7 +27,8 @@ type LearningProgress =
 /// Settings of a `ContinualClassifier`. Learning rates, rank, margin and weights default to the published ones of
 /// CIFAR-100; the input range and epsilon to those of most timm checkpoints.
 type ClassifierOptions() =
-    /// What learns: "recommended", "small", "large", "libcontinual" or "official"; see `Preset.named`.
+    /// Method, head and embedding: "recommended", "small", "large", "libcontinual" or "official"; see `Preset.named`. The
+    /// other options here override what a preset says of them.
     member val Preset = "recommended" with get, set
     /// Passes over the images of each new group of classes.
     member val Epochs = 5 with get, set
@@ -47,9 +48,9 @@ type ClassifierOptions() =
     member val Energy = 0.99 with get, set
     /// Random crops and flips of the training images; switch off for digits and text.
     member val Augment = true with get, set
-    /// The value of a black pixel as the backbone was trained.
+    /// The value of a black pixel in the backbone's training. The command line's default is 0.
     member val InputLow = -1.0 with get, set
-    /// The value of a white pixel as the backbone was trained.
+    /// The value of a white pixel in the backbone's training.
     member val InputHigh = 1.0 with get, set
     /// Layer-norm epsilon that the backbone was trained with.
     member val NormEpsilon = 1e-6 with get, set
@@ -68,7 +69,7 @@ type ClassifierOptions() =
     /// Called with the progress of learning, on the calling thread.
     member val Progress: Action<LearningProgress> = null with get, set
 
-    /// Tells the progress to who asked for it.
+    /// Calls `Progress`, if set.
     member internal this.Report(event: TaskEvent) : unit =
         match event with
         | Steps step when not (isNull this.Progress) ->
@@ -85,10 +86,8 @@ type ClassifierOptions() =
         let positive n = if n > 0 then Some n else None
 
         let preset =
-            Preset.pairs this.Preset
-            |> List.fold
-                (fun s (name, text) -> Settings.set name text s)
-                (Preset.cifar100 Variant.LibContinual)
+            ("variant", "libcontinual") :: Preset.pairs this.Preset
+            |> Settings.ofPairs Preset.cifar100
 
         { preset with
             Backbone = Some backbone

@@ -19,8 +19,7 @@ open TorchSharp
 type Prediction =
     {
         ClassName: string
-        /// Score of the class by the classifier's head: the larger the better, among the classes of one image. The
-        /// cosine to the class's mean for the published method.
+        /// The head's score. Compare it only between classes of one image; larger is better.
         Score: float
     }
 
@@ -182,12 +181,12 @@ type ContinualClassifier
         // the current folder may change
         sources <- Path.GetFullPath images.Source :: sources
 
-    /// <summary>Why the network was adapted to the first group of classes or not; null before that, or where the preset
-    /// leaves no choice.</summary>
+    /// <summary>Why the network was or was not adapted to the first group of classes. Null before the first group, and for
+    /// presets that do not decide.</summary>
     member _.Adaptation: string = adaptation
 
-    /// <summary>Forgets a class: it is no longer predicted, and its statistics are gone. What the network
-    /// learned from it stays.</summary>
+    /// <summary>Forgets a class: it is no longer predicted, and its mean is deleted. What it contributed to a shared
+    /// covariance, and to the network, stays.</summary>
     /// <param name="className">Its name.</param>
     /// <exception cref="T:LoRASub.Core.InputException">The classifier does not know the name.</exception>
     member _.Forget(className: string) : unit =

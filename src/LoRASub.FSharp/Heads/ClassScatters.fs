@@ -114,7 +114,7 @@ module ClassScatters =
                 Scatters = one.Scatters.index_add (0L, present, gained, Scalar.op_Implicit 1.0)
             })
 
-    /// <summary>Of two disjoint sets of images over the same classes.</summary>
+    /// <summary>Adds the sums of two disjoint sets of images of the same classes.</summary>
     /// <param name="left">Borrowed.</param>
     /// <param name="right">Of the same shape, type and device; borrowed.</param>
     /// <returns>Of all images, owned by the caller.</returns>

@@ -3,8 +3,8 @@ namespace LoRASub.Heads
 open LoRASub.Core
 open TorchSharp
 
-/// How embeddings moved while the network learned a task: x becomes (x − m)P + n, and keeps a residual. What a head knows of
-/// old classes can follow it without their images.
+/// The drift of embeddings during a task: x becomes (x − m)P + n, plus a residual. Heads use it to update old classes
+/// without their images.
 [<ReferenceEquality>]
 type DriftMap =
     {

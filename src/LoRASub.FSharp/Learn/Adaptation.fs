@@ -91,7 +91,7 @@ module Adaptation =
     /// <summary>Compares a learner that adapts its network to the first task with one that does not, on that task's
     /// training images alone. The cost is about half of learning the task.</summary>
     /// <param name="frozen">Of a method that does not train; borrowed.</param>
-    /// <param name="adapting">With the same head and embedding, which has sums: not `logits`; borrowed.</param>
+    /// <param name="adapting">With the same head and embedding. The head must not be `logits`. Borrowed.</param>
     /// <param name="options">How the task will be learned.</param>
     /// <param name="set">Images.</param>
     /// <param name="positions">Those of the first task's training images.</param>

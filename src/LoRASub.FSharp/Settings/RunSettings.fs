@@ -299,8 +299,8 @@ module Preset =
             "the same on the last three blocks: a sixth of the memory",
             only "cosine-lda:0.003" "last-blocks"
             "large", "8,192 random features of the tokens of all blocks", only "rp-cosine-lda:8192" "rich"
-            "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual" ]
-            "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official" ]
+            "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual"; "heads", "none" ]
+            "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official"; "heads", "none" ]
         ]
 
     /// <summary>The settings of a preset of `named`.</summary>

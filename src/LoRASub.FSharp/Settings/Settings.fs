@@ -393,11 +393,21 @@ module Settings =
     let private named (names: string list) =
         choice (names |> List.map (fun name -> name, name))
 
+    let private checkHead (text: string) =
+        match text.IndexOf '@' with
+        | -1 -> Heads.find text |> ignore
+        | at ->
+            Errors.reject
+                "head"
+                "must be a head without an embedding"
+                $"'{text}'"
+                $"use --head {text.Substring(0, at)} --embedding {text.Substring(at + 1)}"
+
     let private learner =
         [
             common "method" "see lorasub methods" (named (Methods.names @ [ Methods.Auto ]))
             |> field _.MethodName (fun v s -> { s with MethodName = v })
-            row "head" "classifier of the embeddings; see lorasub heads" (checked' (Heads.find >> ignore))
+            row "head" "classifier of the embeddings; see lorasub heads" (checked' checkHead)
             |> field _.Head (fun v s -> { s with Head = v })
             row
                 "embedding"
@@ -449,7 +459,7 @@ module Settings =
             |> ofMethod _.LearningRate (fun v m -> { m with LearningRate = v })
             row "batch" "batch size" count
             |> field _.Batch (fun v s -> { s with Batch = v })
-            row "head-lr" "learning rate of the heads" notNegative
+            row "head-lr" "learning rate of each task's linear classifier" notNegative
             |> ofMethod _.HeadLearningRate (fun v m -> { m with HeadLearningRate = v })
             row "initial-epochs" "epochs of the first task, if different" (optional count)
             |> field _.InitialEpochs (fun v s -> { s with InitialEpochs = v })
