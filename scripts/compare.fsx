@@ -124,7 +124,11 @@ let grids: Grid list =
                 Folder = "quick"
                 Title = "Quick form"
                 Protocol = "--epochs 1 --no-drift"
-                Rows = [ row "method-frozen" $"--method frozen --heads {recommended}"; methods.Head ]
+                Rows =
+                    [
+                        for name in [ LoRASubDrs.info.Name; Frozen.info.Name ] ->
+                            row $"method-{name}" (methodSettings name)
+                    ]
             }
         else
             {
@@ -162,20 +166,14 @@ let rec private groups (words: string list) : string list list =
     | name :: rest -> [ name ] :: groups rest
     | [] -> []
 
-/// The settings of a run: a row's replace those of the protocol.
+/// The settings of a run: the last of each, so a row's replace those of the protocol.
 let settingsOf (grid: Grid) (row: Row) : string list =
-    let split (text: string) =
-        text.Split(' ', StringSplitOptions.RemoveEmptyEntries) |> List.ofArray |> groups
-
-    let name (option: string list) = option.Head.Split('=')[0]
-    let own = split row.Settings
-    let replaced = List.map name own
-
-    let kept =
-        split grid.Protocol
-        |> List.filter (fun o -> not (List.contains (name o) replaced))
-
-    kept @ own
+    $"{grid.Protocol} {row.Settings}".Split(' ', StringSplitOptions.RemoveEmptyEntries)
+    |> List.ofArray
+    |> groups
+    |> List.rev
+    |> List.distinctBy (fun option -> option.Head.Split('=')[0])
+    |> List.rev
     |> List.concat
     |> List.map (fun word -> if word = "DIR" then given["cifar"] else word)
 
