@@ -466,7 +466,7 @@ let figure (title: string) (found: Found list) : string option =
     else
         let width, height, left, bottom = 700.0, 440.0, 50.0, 46.0
         let logs = points |> List.map (fun p -> log10 (float p.Bytes))
-        let lowX, highX = List.min logs - 0.15, List.max logs + 1.1
+        let lowX, highX = List.min logs - 0.15, List.max logs + 0.25
         let lowY = floor ((points |> List.map _.Last |> List.min) - 1.0)
         let highY = ceil ((points |> List.map _.Last |> List.max) + 1.0)
         let n (x: float) = fixedPoint 1 x
@@ -477,22 +477,25 @@ let figure (title: string) (found: Found list) : string option =
         let y value =
             height - bottom - (value - lowY) / (highY - lowY) * (height - bottom - 20.0)
 
-        // from the top; a name below another that it would touch moves down
-        let placed =
-            List.fold
-                (fun placed (point: HeadLine) ->
-                    let px, py = x (float point.Bytes), y point.Last
-                    let reach (text: string) = 7.0 * float text.Length
+        // from the top: a name that would touch one above it moves down, and one that would leave the picture is on the left
+        let place (placed: (HeadLine * float * float * float * float) list) (point: HeadLine) =
+            let px, long = x (float point.Bytes), 6.6 * float point.Head.Length
 
-                    let touched =
-                        placed
-                        |> List.filter (fun (other: HeadLine, otherX, _, _) ->
-                            px < otherX + reach other.Head && otherX < px + reach point.Head)
-                        |> List.map (fun (_, _, _, labelY) -> labelY + 13.0)
+            let from =
+                if px + 7.0 + long < width then
+                    px + 7.0
+                else
+                    px - 7.0 - long
 
-                    (point, px, py, List.max (py :: touched)) :: placed)
-                []
-                (List.rev points)
+            let below =
+                placed
+                |> List.filter (fun (other, _, otherFrom, _, _) ->
+                    from < otherFrom + 6.6 * float other.Head.Length && otherFrom < from + long)
+                |> List.map (fun (_, _, _, _, labelY) -> labelY + 13.0)
+
+            (point, px, from, long, List.max (y point.Last :: below)) :: placed
+
+        let placed = points |> List.rev |> List.fold place []
 
         [
             $"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {n width} {n height}" font-family="sans-serif" font-size="12">"""
@@ -509,16 +512,23 @@ let figure (title: string) (found: Found list) : string option =
 
                 $"""<line x1="{n at}" x2="{n at}" y1="20" y2="{n (height - bottom)}" stroke="#ddd"/>"""
                 $"""<text x="{n at}" y="{n (height - bottom + 18.0)}" text-anchor="middle">{label}</text>"""
-            for value in int lowY .. max 1 (int (highY - lowY) / 8) .. int highY do
+            for value in int lowY .. (int (highY - lowY) + 7) / 8 .. int highY do
                 let at = y (float value)
                 $"""<line x1="{n left}" x2="{n (width - 20.0)}" y1="{n at}" y2="{n at}" stroke="#ddd"/>"""
                 $"""<text x="{n (left - 8.0)}" y="{n (at + 4.0)}" text-anchor="end">{value}</text>"""
             $"""<text x="{n (width / 2.0)}" y="{n (height - 8.0)}" text-anchor="middle">size of the head in a saved learner</text>"""
             $"""<text transform="rotate(-90)" x="{n (-height / 2.0)}" y="14" text-anchor="middle">last accuracy in %%</text>"""
-            for point, px, py, labelY in List.rev placed do
+            for point, px, from, long, labelY in placed do
                 let colour = if point.Head = recommended then "#c0392b" else "#2c5f8a"
-                $"""<circle cx="{n px}" cy="{n py}" r="4" fill="{colour}"/>"""
-                $"""<text x="{n (px + 7.0)}" y="{n (labelY + 4.0)}" fill="{colour}">{point.Head}</text>"""
+
+                let at =
+                    if from > px then
+                        $"x=\"{n from}\""
+                    else
+                        $"x=\"{n (from + long)}\" text-anchor=\"end\""
+
+                $"""<circle cx="{n px}" cy="{n (y point.Last)}" r="4" fill="{colour}"/>"""
+                $"""<text {at} y="{n (labelY + 4.0)}" fill="{colour}">{point.Head}</text>"""
             "</svg>"
             ""
         ]
