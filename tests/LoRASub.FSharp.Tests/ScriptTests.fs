@@ -7,6 +7,11 @@ open System.IO
 open System.Text
 open System.Text.RegularExpressions
 open System.Threading.Tasks
+open LoRASub.Files
+open LoRASub.Methods
+open LoRASub.Measure
+open LoRASub.Run
+open LoRASub.Cli
 open Expecto
 
 type private Ended =
@@ -16,10 +21,10 @@ type private Ended =
         Error: string
     }
 
-let private start (script: string) : Task<Ended> =
+let private startWith (arguments: string list) (script: string) : Task<Ended> =
     task {
-        let info =
-            ProcessStartInfo(Probe.dotnet, [ "fsi"; Path.Combine(Probe.repository (), "scripts", script) ])
+        let path = Path.Combine(Probe.repository (), "scripts", script)
+        let info = ProcessStartInfo(Probe.dotnet, "fsi" :: path :: arguments)
 
         info.RedirectStandardOutput <- true
         info.RedirectStandardError <- true
@@ -49,6 +54,8 @@ let private start (script: string) : Task<Ended> =
             }
     }
 
+let private start = startWith []
+
 let private names =
     [|
         "two-tasks.fsx"
@@ -74,6 +81,43 @@ let private line (script: string) (pattern: string) : Match =
     with
     | [| found |] -> found
     | other -> failtest $"{other.Length} lines fit {pattern} in:\n{String.Join('\n', ended.Lines)}"
+
+/// A finished run of six tasks of 400 images, with heads whose right answers on each task in the end are given.
+let private writeRun (folder: string) (settings: (string * string) list) (heads: (string * int list) list) =
+    let sample =
+        { SampleRuns.small with
+            Tasks = 6
+            Learned = 6
+            Seed = 0L
+            Settings = ("tasks", "6") :: settings
+        }
+
+    SampleRuns.write folder sample
+    let path = Path.Combine(folder, "summary.json")
+    let struct (summary, measures) = SummaryFile.load path
+
+    let line (name: string, correct: int list) =
+        let last =
+            correct |> List.map (fun n -> { Correct = n; Total = 400 }) |> Array.ofList
+
+        let matrix = Array.append (Array.truncate 5 summary.CorrectAndTotal) [| last |]
+
+        {
+            Head = name
+            Last = Metrics.percent (Metrics.accuracy (Metrics.seen last))
+            Average = 50.0
+            Forgetting = None
+            Bytes = 2_000_000L
+            Recomputed = None
+            CorrectAndTotal = matrix
+        }
+
+    SummaryFile.toJson
+        measures
+        { summary with
+            Heads = Some(heads |> List.map line |> Array.ofList)
+        }
+    |> Json.write path
 
 [<Tests>]
 let tests =
@@ -113,6 +157,68 @@ let tests =
                     let accuracy = line script $@"^{name}: accuracy ([\d.]+) %%$"
                     // four classes: chance is 25
                     Expect.isGreaterThan (float accuracy.Groups[1].Value) 50.0 "accuracy")
+
+            testCase "compare writes a table of the runs that are there, with paired intervals" (fun () ->
+                Probe.requireSdk ()
+
+                Probe.inFolder (fun folder ->
+                    let run name =
+                        Path.Combine(folder, "runs", "fashion-mnist", name)
+
+                    let frozen = [ 200; 120; 160; 80; 240; 160 ] // 960 of 2,400
+                    let nearest = "nearest-mean@class-token", [ for _ in 1..6 -> 100 ]
+
+                    writeRun (run "method-frozen") [] [ nearest; "cosine-lda@rich", frozen ]
+
+                    // 1, 2, … 6 points more: 3.5 on average, and 2.571·√(3.5/6) = 1.96 to either side
+                    writeRun
+                        (run "method-lora-sub-drs")
+                        []
+                        [ nearest; "cosine-lda@rich", frozen |> List.mapi (fun i n -> n + 4 * (i + 1)) ]
+
+                    // another class order: the tasks are not the same
+                    writeRun
+                        (run "method-null-space")
+                        [ "class-order", "seed1993" ]
+                        [ nearest; "cosine-lda@rich", List.rev frozen ]
+
+                    let page = Path.Combine(folder, "page.md")
+
+                    let ended =
+                        (startWith
+                            [ "--write"; "--runs"; Path.Combine(folder, "runs"); "--page"; page ]
+                            "compare.fsx")
+                            .Result
+
+                    Expect.equal ended.Code 0 $"exit code; {ended.Error}"
+                    let lines = File.ReadAllLines page
+
+                    for row in
+                        [
+                            "| `frozen` | 25.0 | 40.0 | – | – | – |"
+                            "| `lora-sub-drs` | 25.0 | 43.5 | +3.5 ± 2.0 | – | – |"
+                            "| `null-space` | 25.0 | 40.0 | 0.0 | – | – |"
+                        ] do
+                        Expect.contains lines row "the table of methods"
+
+                    Expect.isFalse (lines |> Array.exists _.Contains("CIFAR")) "no runs, no table"))
+
+            testCase "each row of the comparison is a command that the program takes" (fun () ->
+                Probe.requireSdk ()
+                let ended = (startWith [ "--list"; "--cifar"; "some/folder" ] "compare.fsx").Result
+                Expect.equal ended.Code 0 $"exit code; {ended.Error}"
+                let commands = ended.Lines |> Array.filter ((<>) "")
+
+                for command in commands do
+                    match command.Split(' ', StringSplitOptions.RemoveEmptyEntries) with
+                    | [||] -> ()
+                    | words ->
+                        match Arguments.parse (Array.tail words) with
+                        | Arguments.Command.Run _ -> ()
+                        | other -> failtest $"{command} is {other}"
+
+                for name in Methods.names do
+                    Expect.exists commands _.Contains($"--method {name} ") name)
 
             testCase "retained-space states invariants that hold" (fun () ->
                 line "retained-space.fsx" @"^x ⟂ U_k keeps its image: A x = A₀ x +\d\.\de[+-]\d+$"
