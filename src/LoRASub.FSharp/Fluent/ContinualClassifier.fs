@@ -58,8 +58,8 @@ type ContinualClassifier
         Scope.supersede TaskState.leaves [ next ] state
         state <- Scope.detach TaskState.leaves next
 
-    // On the first group of classes: whether the network adapts to it, where the options leave that open.
-    let decide (names: string[]) (images: ImageSet) =
+    // The learner for the next group of classes, with the reason where the first group decides whether the network adapts.
+    let decide (names: string[]) (images: ImageSet) : struct (Learner * string) =
         if settings.IsUndecided && state.Finished = 0 then
             let struct (method, trial) =
                 Decision.ofImages
@@ -70,11 +70,9 @@ type ContinualClassifier
                     (Array.init names.Length id)
                     options.Report
 
-            adaptation <- Decision.describe trial
-            let chosen = Recipe.learner backbone { settings with MethodName = method }
-            let fresh = Learner.start chosen (Rng.ofSeed settings.Seed)
-            replace fresh
-            learner <- chosen
+            struct (Recipe.learner backbone { settings with MethodName = method }, Decision.describe trial)
+        else
+            struct (learner, adaptation)
 
     // A classifier outlives the scopes of its caller.
     static let opened
@@ -134,6 +132,7 @@ type ContinualClassifier
 
         let settings =
             { options.ToSettings backbone with
+                MethodName = saved.Record.Method
                 InputRange = struct (saved.Input.Low, saved.Input.High)
                 ImageSize = Some saved.Input.Size
                 Heads = Some saved.Record.Heads
@@ -172,11 +171,24 @@ type ContinualClassifier
         names |> Array.iter (Given.value "class name")
 
         ImageTask.check names images state
-        decide names images
+        let struct (chosen, reason) = decide names images
         let learnOptions = Recipe.learnOptions settings backbone settings.Epochs
 
-        ImageTask.learn learner learnOptions names images options.Report state
-        |> replace
+        Scope.run (fun () ->
+            let before =
+                if settings.IsUndecided && state.Finished = 0 then
+                    Learner.start chosen (Rng.ofSeed settings.Seed)
+                else
+                    state
+
+            let after =
+                ImageTask.learn chosen learnOptions names images options.Report before
+                |> Scope.detach TaskState.leaves
+
+            replace after)
+
+        learner <- chosen
+        adaptation <- reason
 
         // the current folder may change
         sources <- Path.GetFullPath images.Source :: sources

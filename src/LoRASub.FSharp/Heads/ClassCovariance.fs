@@ -59,6 +59,9 @@ module ClassCovariance =
                     .mul(Scalar.op_Implicit beta)
                     .add(pooled.mul (Scalar.op_Implicit (1.0 - beta)))
 
+            // a class without spread of its own takes the shared covariance, so that determinants stay comparable
+            let spread = (Symmetric.traces mixed).gt(Scalar.op_Implicit 0.0)
+            let mixed = torch.where (spread, mixed, pooled)
             let factors = Symmetric.cholesky "class covariance" (Symmetric.shrink epsilon mixed)
 
             let logDeterminants =

@@ -41,9 +41,13 @@ module Discriminant =
 
             let weights, bias =
                 if cosine then
-                    // a class at the centre, such as the only one, scores 0
-                    weights.div (squares.sqrt().clamp_min(Scalar.op_Implicit 1e-12)),
-                    torch.zeros_like squares
+                    // a class at the centre up to rounding, such as the only one, scores 0
+                    let column = centre.unsqueeze 1L
+                    let size = column.mul(torch.cholesky_solve (column, factor)).sum()
+                    let rounding = 16.0 * Precision.epsilon dtype
+                    let isApart = squares.gt (size.mul (Scalar.op_Implicit (rounding * rounding)))
+                    let norms = squares.sqrt().clamp_min(Scalar.op_Implicit 1e-300)
+                    weights.div(norms).mul(isApart.``to`` weights.dtype), torch.zeros_like squares
                 else
                     weights, squares.mul (Scalar.op_Implicit -0.5)
 

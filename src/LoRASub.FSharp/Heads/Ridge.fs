@@ -4,7 +4,7 @@ open LoRASub.Core
 open TorchSharp
 
 /// Ridge regression of one-hot labels on embeddings: W = (G + λ·tr(G)/d·I)⁻¹Q with G = Σxxᵀ and Q the class sums; scores
-/// xᵀW.
+/// xᵀW. Of a forgotten class, G keeps the scatter around its mean.
 [<RequireQualifiedAccess>]
 module Ridge =
 

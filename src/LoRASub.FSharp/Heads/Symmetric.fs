@@ -64,6 +64,10 @@ module internal Symmetric =
     let private wide (t: torch.Tensor) =
         t.``to`` (torch.ScalarType.Float64, copy = true)
 
+    /// The trace of each, [.., 1, 1]. Owned by the caller's scope.
+    let traces (matrix: torch.Tensor) : torch.Tensor =
+        matrix.diagonal(0L, -2L, -1L).sum(-1L).unsqueeze(-1L).unsqueeze -1L
+
     /// (1 − ε)A + ε·tr(A)/d·I in float64, [.., d, d]; the identity where A is zero. Owned by the caller's scope.
     let shrink (epsilon: float) (matrix: torch.Tensor) : torch.Tensor =
         let result = wide matrix

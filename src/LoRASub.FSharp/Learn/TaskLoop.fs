@@ -279,6 +279,10 @@ module TaskLoop =
     // Images of a task at most that a map of drift is fitted on: its cost grows with their square.
     let private driftImages = 2000
 
+    // Whether images of a batch are among them.
+    let private isSampled batches batch =
+        batch % ((batches + driftImages - 1) / driftImages) = 0
+
     // Rows of a batch, evenly spaced, so that all batches together give about that many.
     let private sampled batches (images: torch.Tensor) =
         let wanted = max 1 (driftImages / batches)
@@ -318,10 +322,9 @@ module TaskLoop =
                 None
 
         // embeddings of the same images by both networks, for each head that follows
-        let pairsOf (images: torch.Tensor) (views: torch.Tensor[][]) =
+        let pairsOf i (images: torch.Tensor) (views: torch.Tensor[][]) =
             match before with
-            | None -> [||]
-            | Some before ->
+            | Some before when isSampled loaders.Length i ->
                 let rows = sampled loaders.Length images
 
                 let struct (_, old) =
@@ -336,6 +339,7 @@ module TaskLoop =
                     follows
                     old
                     views
+            | _ -> [||]
 
         let step struct (method, heads, sums, pairs) i =
             c.OnStep(fun () -> Training(training, c.Epochs, Tally.zero vit.Device))
@@ -348,7 +352,7 @@ module TaskLoop =
                 struct (m.Consolidate batch tokens[0] method,
                         Learner.observe learner views batch.Labels heads,
                         ClassSums.observe tokens[0] (batch.Labels.sub first) sums,
-                        Array.append pairs [| pairsOf batch.Images views |]))
+                        Array.append pairs [| pairsOf i batch.Images views |]))
 
         let leaves struct (method, heads, sums, pairs) =
             Seq.concat
@@ -380,7 +384,10 @@ module TaskLoop =
                 match readout.Head.Transport with
                 | Some transport when follows[i] ->
                     let side j =
-                        torch.cat (pairs |> Array.map (fun (batch: torch.Tensor[][]) -> batch[i][j]))
+                        pairs
+                        |> Array.filter (Array.isEmpty >> not)
+                        |> Array.map (fun (batch: torch.Tensor[][]) -> batch[i][j])
+                        |> torch.cat
 
                     transport (DriftMap.fit (side 0) (side 1)) grown
                 | _ -> grown

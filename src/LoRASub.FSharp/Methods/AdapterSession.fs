@@ -117,16 +117,6 @@ module internal AdapterSession =
 
         Sgd.check 0.0 options.Sgd
 
-    let private optimizer options (rates: Rates) (mlp: MlpAdapter[]) =
-        let ofMlp = (mlpTree options).Leaves mlp |> Seq.length
-
-        Transform.partition
-            [| yield! Array.create ofMlp 0; 1; 1 |]
-            [|
-                Sgd.transform rates.Network options.Sgd
-                Sgd.transform rates.Classifier options.Sgd
-            |]
-
     /// A session before its first step.
     let start (options: AdapterOptions) (vit: VisionTransformer) key (task: LearningTask) : AdapterSession =
         Scope.noGrad (tree options vit task).Leaves (fun () ->
@@ -141,17 +131,12 @@ module internal AdapterSession =
             let classifier =
                 CosineClassifier.init task.Classes.Length vit.Width master vit.Device (Rng.fold -1L key)
 
-            let optimizer = optimizer options { Network = 0.0; Classifier = 0.0 } mlp
-
             {
                 Task = task
                 Mlp = mlp
                 Classifier = classifier
                 Network = VisionTransformer.frozen vit
-                Optimizer =
-                    (trainedTree options).Leaves(struct (mlp, classifier))
-                    |> Array.ofSeq
-                    |> optimizer.Init
+                Optimizer = LocalTask.optimizer options.Sgd (trainedTree options) (struct (mlp, classifier))
                 Key = Rng.fold -2L key
             })
 
@@ -172,32 +157,29 @@ module internal AdapterSession =
 
     /// One step on one batch.
     let update (options: AdapterOptions) vit (rates: Rates) (batch: Batch) (session: AdapterSession) =
+        let lossOf (struct (mlp, classifier)) local =
+            let network =
+                { session.Network with
+                    Mlp = dropping options session.Key mlp
+                }
+
+            let logits =
+                VisionTransformer.features network vit batch.Images
+                |> CosineClassifier.logits classifier // [n, classes of the task]
+
+            struct (torch.nn.functional.cross_entropy (logits, local), logits)
+
         Scope.keep (Leaves.both (tree options vit session.Task).Leaves StepReport.leaves) (fun () ->
-            let trainedTree = trainedTree options
-            let trained = struct (session.Mlp, session.Classifier)
-            let local = batch.Labels.sub (Scalar.op_Implicit (int64 session.Task.FirstClass))
-
-            let lossOf (variables: torch.Tensor[]) =
-                let struct (mlp, classifier) = Tree.withLeaves trainedTree variables trained
-
-                let network =
-                    { session.Network with
-                        Mlp = dropping options session.Key mlp
-                    }
-
-                let logits =
-                    VisionTransformer.features network vit batch.Images
-                    |> CosineClassifier.logits classifier // [n, classes of the task]
-
-                struct (torch.nn.functional.cross_entropy (logits, local), [| logits.argmax 1L |])
-
-            let before = Array.ofSeq (trainedTree.Leaves trained)
-            let struct (loss, predicted, gradients) = Grad.valueAndGradWith lossOf before
-
-            let struct (after, optimizer) =
-                Transform.step (optimizer options rates session.Mlp) gradients session.Optimizer before
-
-            let struct (mlp, classifier) = Tree.withLeaves trainedTree after trained
+            let struct (struct (mlp, classifier), optimizer, report) =
+                LocalTask.step
+                    options.Sgd
+                    rates
+                    (trainedTree options)
+                    session.Task
+                    batch.Labels
+                    lossOf
+                    session.Optimizer
+                    (struct (session.Mlp, session.Classifier))
 
             struct ({ session with
                         Mlp = mlp
@@ -205,7 +187,7 @@ module internal AdapterSession =
                         Optimizer = optimizer
                         Key = Rng.fold -1L session.Key
                     },
-                    StepReport.ofTask session.Task loss local predicted[0]))
+                    report))
 
     /// Copies of adapters.
     let copied (mlp: MlpAdapter[]) : MlpAdapter[] =

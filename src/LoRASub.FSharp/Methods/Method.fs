@@ -87,19 +87,22 @@ module Diagnostics =
     /// <summary>Of a method that retains nothing.</summary>
     let none = { Retained = [||]; Subspaces = [||] }
 
+    /// The numbers of each block's projection.
+    let internal retained (projections: Projection[]) : Retained[] =
+        projections
+        |> Array.map (fun p ->
+            {
+                Rank = p.Rank
+                Energy = p.Energy
+                Condition = p.Condition
+            })
+
     /// <summary>What the projection of each block retains.</summary>
     /// <param name="projections">One per block, or none; borrowed.</param>
     /// <returns>Owned by the caller.</returns>
     let ofProjections (projections: Projection[]) : Diagnostics =
         {
-            Retained =
-                projections
-                |> Array.map (fun p ->
-                    {
-                        Rank = p.Rank
-                        Energy = p.Energy
-                        Condition = p.Condition
-                    })
+            Retained = retained projections
             Subspaces = Array.map Subspace.ofProjection projections
         }
 

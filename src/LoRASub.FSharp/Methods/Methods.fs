@@ -8,6 +8,8 @@ type MethodRow =
     {
         /// Its name and what it stores.
         Info: MethodInfo
+        /// Settings by name in place of those of LoRA-Sub-DRS: the published learning rates.
+        Defaults: (string * string) list
         /// The method over a frozen backbone, which it borrows. Rejects settings out of range.
         Create: VisionTransformer -> LoRASubSettings -> AnyMethod
     }
@@ -16,7 +18,17 @@ type MethodRow =
 [<RequireQualifiedAccess>]
 module Methods =
 
-    let private row info create = { Info = info; Create = create }
+    let private row info create =
+        {
+            Info = info
+            Defaults = []
+            Create = create
+        }
+
+    let private at network classifier row =
+        { row with
+            Defaults = [ "lr", network; "head-lr", classifier ]
+        }
 
     /// <summary>Every method that has a name.</summary>
     let all: MethodRow list =
@@ -26,16 +38,23 @@ module Methods =
             row SequentialLora.info (fun vit settings -> Method.hide (SequentialLora.method' vit settings))
             row SequentialLora.jointInfo (fun vit settings -> Method.hide (SequentialLora.joint vit settings))
             row FirstSession.info (fun vit settings -> Method.hide (FirstSession.method' vit settings))
-            row NullSpaceLora.info (fun vit settings -> Method.hide (NullSpaceLora.method' vit settings))
+            row NullSpaceLora.info (fun vit settings ->
+                Method.hide (NullSpaceLora.methodWith { Energy = settings.Energy } vit settings))
             row InfLora.info (fun vit settings -> Method.hide (InfLora.method' vit settings))
+            |> at "5e-4" "5e-4"
             row SdLora.info (fun vit settings ->
                 SdLora.method'
                     vit
                     { SdLora.published with
                         Rank = settings.Rank
                     })
+            |> at "8e-3" "8e-3"
+            row E2Lora.info (fun vit _ -> E2Lora.method' vit E2Lora.published)
+            |> at "5e-4" "0.01"
             row RanPac.info (fun vit _ -> RanPac.method' vit RanPac.published)
+            |> at "0.01" "0.01"
             row Ease.info (fun vit _ -> Ease.method' vit Ease.published)
+            |> at "0.025" "0.025"
         ]
 
     /// <summary>Their names.</summary>

@@ -118,6 +118,12 @@ module NullSpaceLora =
         Projection.checkThreshold options.Energy
 
         { LoraTask.method' info vit (rules options vit settings) with
+            // drift.json lists spaces that hold most of the energy, and these hold the least
+            Diagnostics =
+                fun training ->
+                    { Diagnostics.none with
+                        Retained = Diagnostics.retained training.Projections
+                    }
             Consolidate =
                 fun batch _ state ->
                     Scope.noGrad stateTree.Leaves (fun () ->

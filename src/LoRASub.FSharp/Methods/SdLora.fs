@@ -189,17 +189,6 @@ module SdLora =
     let private bare (vit: VisionTransformer) =
         VisionTransformer.forTraining (vit.Blocks |> Array.map (fun _ -> Map.empty)) vit
 
-    let private optimizer (settings: SdLoraSettings) (rates: Rates) (trained: Trained) =
-        let classifier = Linear.leaves trained.Classifier |> Seq.length
-        let others = (trainedTree.Leaves trained |> Seq.length) - classifier
-
-        Transform.partition
-            [| yield! Array.create others 0; yield! Array.create classifier 1 |]
-            [|
-                Sgd.transform rates.Network settings.Sgd
-                Sgd.transform rates.Classifier settings.Sgd
-            |]
-
     let internal trainingTree vit task (state: State) : Tree<Training> =
         tree {
             let! task = Tree.given _.Task task
@@ -246,45 +235,41 @@ module SdLora =
                     Classifier = LocalHead.fresh vit task.Classes.Length (Rng.fold -1L key)
                 }
 
-            let optimizer = optimizer settings { Network = 0.0; Classifier = 0.0 } trained
-
             {
                 Task = task
                 State = state
                 Trained = trained
                 Network = bare vit
                 Directions = directions vit state
-                Optimizer = optimizer.Init(Array.ofSeq (trainedTree.Leaves trained))
+                Optimizer = LocalTask.optimizer settings.Sgd trainedTree trained
             })
 
     let private update vit settings (rates: Rates) (batch: Batch) (training: Training) =
         let tree = trainingTree vit training.Task training.State
 
+        let lossOf (trained: Trained) local =
+            let network = network { training with Trained = trained }
+            let features = VisionTransformer.features network vit batch.Images
+            let logits = Linear.forward trained.Classifier features // [n, classes of the task]
+            struct (torch.nn.functional.cross_entropy (logits, local), logits)
+
         Scope.keep (Leaves.both tree.Leaves StepReport.leaves) (fun () ->
-            let local = batch.Labels.sub (Scalar.op_Implicit (int64 training.Task.FirstClass))
-
-            let lossOf (variables: torch.Tensor[]) =
-                let variable = Tree.withLeaves trainedTree variables training.Trained
-                let network = network { training with Trained = variable }
-                let features = VisionTransformer.features network vit batch.Images
-                let logits = Linear.forward variable.Classifier features // [n, classes of the task]
-                struct (torch.nn.functional.cross_entropy (logits, local), [| logits.argmax 1L |])
-
-            let before = Array.ofSeq (trainedTree.Leaves training.Trained)
-            let struct (loss, predicted, gradients) = Grad.valueAndGradWith lossOf before
-
-            let struct (after, optimizer) =
-                Transform.step
-                    (optimizer settings rates training.Trained)
-                    gradients
+            let struct (trained, optimizer, report) =
+                LocalTask.step
+                    settings.Sgd
+                    rates
+                    trainedTree
+                    training.Task
+                    batch.Labels
+                    lossOf
                     training.Optimizer
-                    before
+                    training.Trained
 
             struct ({ training with
-                        Trained = Tree.withLeaves trainedTree after training.Trained
+                        Trained = trained
                         Optimizer = optimizer
                     },
-                    StepReport.ofTask training.Task loss local predicted[0]))
+                    report))
 
     let private merge (training: Training) : State =
         let trained, state = training.Trained, training.State

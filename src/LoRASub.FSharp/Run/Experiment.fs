@@ -190,6 +190,13 @@ module Experiment =
             plan.Stream.Tasks
             |> Array.truncate (defaultArg plan.Settings.StopAfter Int32.MaxValue)
 
+        if plan.Settings.IsUndecided then
+            Errors.reject
+                "method"
+                "must be decided before a run"
+                plan.Settings.MethodName
+                "give the plan to `Decision.ofPlan`, and take the learner of the plan that it returns"
+
         if from.Tasks.Length >= tasks.Length then
             Errors.reject "run" "must have a task left" $"all {tasks.Length} are finished" ""
 

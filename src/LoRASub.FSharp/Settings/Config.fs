@@ -3,6 +3,7 @@ namespace LoRASub.Settings
 open System
 open System.Text.Json.Nodes
 open LoRASub.Core
+open LoRASub.Methods
 open LoRASub.Files
 open LoRASub.Backbone
 open LoRASub.Data
@@ -154,7 +155,17 @@ module Config =
                 Preset.pairs preset
                 |> List.map (fun (name, value) -> says name value $"preset {preset}")
 
-        let given = named @ inFile @ said @ first
+        // the published rates of the method that is named
+        let ofMethod =
+            match lastOf "method" (named @ inFile @ said) with
+            | None -> []
+            | Some method ->
+                Methods.all
+                |> List.filter (fun row -> row.Info.Name = method.Value)
+                |> List.collect _.Defaults
+                |> List.map (fun (name, value) -> says name value $"method {method.Value}")
+
+        let given = ofMethod @ named @ inFile @ said @ first
 
         let data =
             lastOf "data" given

@@ -293,12 +293,10 @@ module Preset =
 
         [
             "recommended",
-            "cosine LDA on tokens of all blocks; the network adapts to the first task if that helps there",
+            "cosine LDA on tokens of as many blocks as fit in 5,000 columns; adapts to the first task if that helps",
             only "cosine-lda" "rich"
-            "small",
-            "the same on the last three blocks: a sixth of the memory",
-            only "cosine-lda:0.003" "last-blocks"
-            "large", "8,192 random features of the tokens of all blocks", only "rp-cosine-lda:8192" "rich"
+            "small", "the same on the last three blocks", only "cosine-lda:0.003" "last-blocks"
+            "large", "the same on 8,192 random features of those tokens", only "rp-cosine-lda:8192" "rich"
             "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual"; "heads", "none" ]
             "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official"; "heads", "none" ]
         ]

@@ -387,8 +387,12 @@ module Settings =
 
     let private checkReadout (text: string) =
         let struct (head, embedding) = readout Embedding.names.Head text
-        Heads.find head |> ignore
-        Embedding.named embedding |> ignore
+
+        try
+            Heads.find head |> ignore
+            Embedding.named embedding |> ignore
+        with :? InputException as e ->
+            raise (InputException($"heads, '{text}': {e.Message}", e))
 
     let private named (names: string list) =
         choice (names |> List.map (fun name -> name, name))
