@@ -39,7 +39,6 @@ let option name otherwise =
     defaultArg (Map.tryFind name given) otherwise
 
 let runs = option "runs" (Path.Combine(root, "artifacts", "compare"))
-let seeds = (option "seeds" "0").Split ',' |> List.ofArray
 
 // ------------------------------------------------------------------------------------------------- the grid
 
@@ -124,6 +123,7 @@ let grids: Grid list =
                 Folder = "quick"
                 Title = "Quick form"
                 Protocol = "--epochs 1 --no-drift"
+                Seed = "0"
                 Rows =
                     [
                         for name in [ LoRASubDrs.info.Name; Frozen.info.Name ] ->
@@ -135,6 +135,7 @@ let grids: Grid list =
                 Folder = "fashion-mnist"
                 Title = "Fashion-MNIST subset, 2 tasks"
                 Protocol = "--no-drift"
+                Seed = "0"
                 Rows = methods @ presets @ heads
             }
 
@@ -143,6 +144,7 @@ let grids: Grid list =
                 Title = "CIFAR-100 subset, 10 tasks"
                 Protocol =
                     "--data cifar100 --data-path DIR --input-range=-1,1 --norm-epsilon 1e-6 --variant libcontinual --epochs 5 --augment none --tasks 10 --no-drift"
+                Seed = "1993"
                 Rows = heads @ methods @ presets @ drift @ ablations @ longer
             }
     ]
@@ -153,7 +155,12 @@ let program =
     Path.Combine(root, "src", "LoRASub.FSharp.Cli", "bin", "Release", "net10.0", "lorasub.dll")
 
 let folderOf (grid: Grid) (row: Row) (seed: string) =
-    let name = if seed = "0" then row.Name else $"{row.Name}.seed-{seed}"
+    let name =
+        if seed = grid.Seed then
+            row.Name
+        else
+            $"{row.Name}.seed-{seed}"
+
     Path.Combine(runs, grid.Folder, name)
 
 let isFinished folder =
@@ -221,7 +228,7 @@ if given.ContainsKey "list" then
 
 if not (given.ContainsKey "write") then
     for grid, row in chosen do
-        for seed in seeds do
+        for seed in (option "seeds" grid.Seed).Split ',' do
             run grid row seed
 
 // ------------------------------------------------------------------------------------------------- the page

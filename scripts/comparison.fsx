@@ -24,6 +24,8 @@ type Grid =
         Title: string
         /// Settings of every row; DIR is the folder of the data set.
         Protocol: string
+        /// Of the runs, unless --seeds names others.
+        Seed: string
         Rows: Row list
     }
 
@@ -563,7 +565,7 @@ let page (grids: (Grid * Found list) list) : string =
             if not found.IsEmpty then
                 $"## {grid.Title}"
                 ""
-                $"Every run: `lorasub run {grid.Protocol}`, on {machine found}."
+                $"Every run: `lorasub run {grid.Protocol} --seed {grid.Seed}`, on {machine found}."
                 ""
 
                 yield!

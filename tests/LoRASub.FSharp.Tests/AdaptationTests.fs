@@ -128,6 +128,13 @@ let tests =
                     let struct (again, none) = Decision.ofPlan ignore plan
                     Expect.equal (again.Settings, none) (plan.Settings, None) "nothing is open any more"))
 
+            testCase "an undecided plan does not run" (fun () ->
+                Scope.run (fun () ->
+                    let plan = auto 4 10
+
+                    Check.refused [ "decided before a run"; "Decision.ofPlan" ] (fun () ->
+                        Experiment.run (Plan.learner plan) plan ignore |> ignore)))
+
             testCase "adapting must gain more than its standard error" (fun () ->
                 Expect.isTrue example.Helps "4 points, 3 points of error"
                 Expect.isFalse { example with Error = 0.04 }.Helps "as much"

@@ -241,6 +241,28 @@ let tests =
                     [ "lda"; "ridge@last-blocks" ]
                     "names")
 
+            testCase "a rival trains at the rates of its paper, unless something else is said" (fun () ->
+                for row in Methods.all do
+                    let merged = Config.merge None None [ "method", row.Info.Name ] None
+
+                    for name, text in row.Defaults do
+                        Expect.equal
+                            (source name merged)
+                            (Some(
+                                (Settings.find name).Get merged.Settings |> Option.get,
+                                $"method {row.Info.Name}"
+                            ))
+                            $"{row.Info.Name}, {name}"
+
+                        Expect.equal
+                            (Settings.set name text merged.Settings)
+                            merged.Settings
+                            $"{row.Info.Name}, {name} = {text}"
+
+                let merged = Config.merge None None [ "method", "ease"; "lr", "0.5" ] None
+                Expect.equal merged.Settings.Method.LearningRate 0.5 "said"
+                Expect.equal merged.Settings.Method.HeadLearningRate 0.025 "not said")
+
             testCase "published files keep their variant's and the framework's defaults" (fun () ->
                 let merged = Config.merge None (lib []) [] None
                 Expect.equal merged.Settings.Variant Variant.LibContinual "variant"

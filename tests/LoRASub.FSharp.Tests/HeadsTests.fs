@@ -358,6 +358,46 @@ let private others =
             let expected = scores (Discriminant.lda (Shrinkage.Fixed 0.1)) c
             agree (relative expected) (relative found))
 
+        testCase "rda gives a class of one image the shared covariance" (fun () ->
+            Scope.run (fun () ->
+                let head = ClassCovariance.mixed 1.0 0.1
+                let x = normalMatrix 5 9 3
+                // the first class has one image
+                let rows = [| 0; 1; 1; 1; 1; 2; 2; 2; 2 |]
+
+                let learned =
+                    head.Zero 3L float64 device
+                    |> head.Grow 3
+                    |> head.Observe (tensor x) (labelTensor rows)
+
+                let scatter from =
+                    scatterOf (pick [| from .. from + 3 |] x)
+
+                let shared =
+                    shrink 0.1 (Oracles.scale (1.0 / 9.0) (Oracles.add (scatter 1) (scatter 5)))
+
+                let test = normals 6 3
+                let apart = minus test x[0, *]
+                let volume = fst (Oracles.eigen shared) |> Array.sumBy log
+                let expected = -0.5 * (form (inverse shared) apart apart + volume)
+                let found = matrix ((head.Scores learned).Score(tensor (array2D [ test ])))
+                closeTo 1e-7 "score" [ expected ] [ found[0, 0] ]))
+
+        testCase "equal classes score 0 under cosine-lda, whatever their sums round to" (fun () ->
+            Scope.run (fun () ->
+                let head = Discriminant.cosine (Shrinkage.Fixed 0.01)
+                let x = normalMatrix 7 6 4 |> Array2D.map ((+) 3.0)
+                let both = array2D [ yield! rows x; yield! Array.rev (rows x) ]
+                let labels = [| yield! Array.create 6 0; yield! Array.create 6 1 |]
+
+                let learned =
+                    head.Zero 4L torch.float32 device
+                    |> head.Grow 2
+                    |> head.Observe ((tensor both).``to`` torch.float32) (labelTensor labels)
+
+                let found = (head.Scores learned).Score((tensor x).``to`` torch.float32)
+                Expect.all (numbers (found.``to`` float64)) ((=) 0.0) "scores"))
+
         law "fecam ≡ the loops" (fun c ->
             let unit = unitRows c.X
 
