@@ -488,7 +488,8 @@ let private headLines (outcome: Outcome) : string list =
                     (number 1 head.Last)
                     (number 1 head.Average)
                     (optional head.Forgetting)
-                    (Bytes.text head.Bytes)
+                    // a method's own classifier is part of the method
+                    (if head.Bytes = 0L then "" else Bytes.text head.Bytes)
                     (optional head.Recomputed)
         ]
 

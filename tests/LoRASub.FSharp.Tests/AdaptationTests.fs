@@ -135,6 +135,19 @@ let tests =
                     Check.refused [ "decided before a run"; "Decision.ofPlan" ] (fun () ->
                         Experiment.run (Plan.learner plan) plan ignore |> ignore)))
 
+            testCase "training that diverges does not help" (fun () ->
+                Scope.run (fun () ->
+                    let plan = auto 4 10
+
+                    let wild =
+                        { plan with
+                            Settings = Tiny.ofMethod (fun m -> { m with LearningRate = 1e30 }) plan.Settings
+                        }
+
+                    let struct (decided, trial) = Decision.ofPlan ignore wild
+                    Expect.equal trial.Value.Adapted 0 "none right"
+                    Expect.equal decided.Settings.MethodName Frozen.info.Name "method"))
+
             testCase "adapting must gain more than its standard error" (fun () ->
                 Expect.isTrue example.Helps "4 points, 3 points of error"
                 Expect.isFalse { example with Error = 0.04 }.Helps "as much"

@@ -135,7 +135,14 @@ module Adaptation =
             let score learner =
                 correct learner options set key onEvent first later (pick false) heldOut
 
-            let frozen, adapted = score frozen, score adapting
+            let frozen = score frozen
+
+            // the images were readable a moment ago, so what fails is the training, such as a loss that is not finite
+            let adapted =
+                try
+                    score adapting
+                with :? InputException ->
+                    Array.create frozen.Length false
 
             let differences =
                 Array.map2
