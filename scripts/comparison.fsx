@@ -572,7 +572,7 @@ let page (grids: (Grid * Found list) list) : string =
                     section
                         "Methods"
                         ($"Each with the published nearest means, the recommended head, and the classifier of its paper (RanPAC: ridge regression on 10,000 random features). The share is that of `{recommended}`, of the way from the frozen network's nearest means to `joint`, which sees all classes at once. "
-                         + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of each paper, other settings those of LoRA-Sub-DRS; nothing is tuned here.")
+                         + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of the rivals' papers, 3e-3 for `joint`, and else those of LoRA-Sub-DRS, as are the other settings.")
                         (methodTables found)
 
                 yield!
