@@ -207,6 +207,8 @@ let parse (argv: string[]) : Command =
 
     if Array.contains "--help-all" argv then
         helpOf true
+    elif Array.exists (fun word -> word = "--help" || word = "-h") argv then
+        helpOf false
     else
         try
             // Parse would look for an app.config as well, with all of System.Configuration
@@ -218,13 +220,10 @@ let parse (argv: string[]) : Command =
 
             parser.Value.ParseCommandLine(arguments, ignoreUnrecognized = true) |> command
         with :? ArguParseException as e ->
-            match e.ErrorCode with
-            | ErrorCode.HelpText -> helpOf false
-            | _ ->
-                // the first line names the error, the rest is the usage
-                let error = e.Message.Split('\n')[0]
+            // the first line names the error, the rest is the usage
+            let error = e.Message.Split('\n')[0]
 
-                let error =
-                    error.Replace("ERROR: ", "").Replace((", but was '" + SettingFlag + "'"), "")
+            let error =
+                error.Replace("ERROR: ", "").Replace((", but was '" + SettingFlag + "'"), "")
 
-                raise (InputException(error, e))
+            raise (InputException(error, e))

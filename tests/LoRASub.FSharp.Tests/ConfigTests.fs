@@ -263,6 +263,33 @@ let tests =
                 Expect.equal merged.Settings.Method.LearningRate 0.5 "said"
                 Expect.equal merged.Settings.Method.HeadLearningRate 0.025 "not said")
 
+            testCase "what the command line says in vain is noted" (fun () ->
+                let notes pairs =
+                    List.ofArray (Config.merge None None pairs None).Notes
+
+                let cases =
+                    [
+                        [ "method", "ease"; "rank", "8"; "energy", "0.9"; "lr", "0.1" ],
+                        [ "--rank, --energy ignored: not used by method ease" ]
+                        [ "method", "joint"; "tasks", "5" ],
+                        [ "--tasks ignored: method joint learns all classes as one task" ]
+                        [ "method", "sequential"; "projection", "false" ],
+                        [ "--no-projection ignored: not used by method sequential" ]
+                        [ "method", "frozen"; "epochs", "9"; "batch", "64" ],
+                        [ "--epochs ignored: method frozen does not train" ]
+                        [ "method", "inflora"; "training", "false" ],
+                        [ "--method ignored: the network stays frozen with --no-training" ]
+                        [ "rank", "8"; "tasks", "5" ], []
+                    ]
+
+                for pairs, expected in cases do
+                    Expect.equal (notes pairs) expected $"%A{pairs}"
+
+                Expect.equal
+                    (List.ofArray (Config.merge None (own "rank: 8") [ "method", "ease" ] None).Notes)
+                    []
+                    "a file may serve several methods")
+
             testCase "published files keep their variant's and the framework's defaults" (fun () ->
                 let merged = Config.merge None (lib []) [] None
                 Expect.equal merged.Settings.Variant Variant.LibContinual "variant"

@@ -458,6 +458,66 @@ let private variants: (string * (LoRASubSettings -> LoRASubSettings)) list =
             })
     ]
 
+/// Every setting of a method, with a value other than the tiny run's.
+let private changed =
+    [
+        "rank", "3"
+        "lr", "0.03"
+        "head-lr", "0.3"
+        "weight-decay", "0.1"
+        "adam-beta1", "0.5"
+        "adam-beta2", "0.5"
+        "adam-epsilon", "0.1"
+        "amsgrad", "true"
+        "b-init", "sparse"
+        "margin", "0"
+        "triplet-weight", "3"
+        "norm-order", "3"
+        "energy", "0.5"
+        "update-scale", "none"
+        "projection", "false"
+        "subtraction", "false"
+        "triplet", "false"
+    ]
+
+/// What two tasks leave under some settings.
+let private learned (row: MethodRow) (settings: RunSettings) =
+    Scope.run (fun () ->
+        let plan = Tiny.plan settings
+        let learner = learnerOf plan (row.Create plan.Backbone settings.Method)
+
+        let after =
+            plan.Stream.Tasks
+            |> Array.fold
+                (Experiment.learnTask learner plan)
+                (Learner.start learner (Rng.ofSeed plan.Settings.Seed))
+
+        bits (Hidden.leaves after.Method))
+
+[<Tests>]
+let settingsUsed =
+    testList
+        "Contract of settings"
+        [
+            testCase "the table holds every setting of a method" (fun () ->
+                Expect.equal
+                    (Methods.all |> List.collect _.Uses |> List.distinct |> List.sort)
+                    (changed |> List.map fst |> List.sort)
+                    "names")
+
+            for row in Methods.all do
+                testCase $"{row.Info.Name} reads the settings that its row names, and no other" (fun () ->
+                    let before = learned row Tiny.settings
+
+                    let read =
+                        changed
+                        |> List.filter (fun (name, value) ->
+                            learned row (Settings.set name value Tiny.settings) <> before)
+                        |> List.map fst
+
+                    Expect.equal (List.sort read) (List.sort row.Uses) "settings with an effect")
+        ]
+
 [<Tests>]
 let tests =
     testList

@@ -29,6 +29,8 @@ type Scorer =
 [<RequireQualifiedAccess>]
 module Scorer =
     /// <summary>Lists the tensors of a scorer.</summary>
+    /// <param name="scorer">Borrowed.</param>
+    /// <returns>Its tensors, which stay its own.</returns>
     let leaves: Leaves<Scorer> = fun scorer -> scorer.Owned
 
     /// <summary>The row of each best score: the first of those that rounding cannot tell from the largest,
@@ -97,8 +99,8 @@ module Head =
 
     /// <summary>Hides the type of a head's state, so that heads of different types fit one list.</summary>
     /// <param name="head">The head with its type.</param>
-    /// <returns>The same head over hidden states. Each of its functions rejects another head's
-    /// state.</returns>
+    /// <returns>The same head over hidden states. Its functions fail on another head's state, as `reveal`
+    /// does.</returns>
     let hide (head: Head<'H>) : AnyHead =
         let subject = subject head
         let hide = Hidden.hide subject head.Tree

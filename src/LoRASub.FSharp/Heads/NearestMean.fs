@@ -44,7 +44,7 @@ module NearestMean =
                 Score = score
             })
 
-    /// <summary>The head over sums per class. `Scores` rejects a class without images.</summary>
+    /// <summary>The head over sums per class. `Scores` needs an image of each class.</summary>
     let head: Head<ClassSums> =
         {
             Info =

@@ -149,8 +149,15 @@ module ImageTask =
             "use less memory with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
             (fun () -> Scope.keep TaskState.leaves (fun () -> (TaskLoop.learn context state None).State))
 
-    /// The best class of each of some images of a set, under a model. Borrows all. Rejects as `Learner.predict`, and images
-    /// that cannot be read.
+    /// <summary>The best class of each of some images of a set.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="options">How images become batches.</param>
+    /// <param name="model">Of one of the learner's states; borrowed.</param>
+    /// <param name="set">Its labels are not used.</param>
+    /// <param name="positions">Positions in the set.</param>
+    /// <returns>One for each position.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">What `Learner.predict` rejects, or an image cannot be
+    /// read.</exception>
     let predict
         learner
         (options: BatchOptions)

@@ -142,6 +142,8 @@ module internal RandomBranch =
 [<RequireQualifiedAccess>]
 module TaskState =
     /// <summary>Lists the tensors of a state.</summary>
+    /// <param name="state">Borrowed.</param>
+    /// <returns>Its tensors, which stay its own.</returns>
     let leaves: Leaves<TaskState> =
         fun state ->
             Seq.concat
@@ -182,6 +184,8 @@ module internal Networks =
 [<RequireQualifiedAccess>]
 module Model =
     /// <summary>Lists the tensors of a model.</summary>
+    /// <param name="model">Borrowed.</param>
+    /// <returns>Its tensors, which stay its own.</returns>
     let leaves: Leaves<Model> =
         fun model ->
             Seq.concat

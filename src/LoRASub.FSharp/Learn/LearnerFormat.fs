@@ -72,6 +72,7 @@ type SavedLearner =
         Path: string
     }
 
+    /// <summary>How images become the inputs that it was trained on.</summary>
     member this.Input: ImageFormat =
         {
             Size = this.Record.ImageSize
@@ -80,6 +81,7 @@ type SavedLearner =
             High = this.Record.InputRange[1]
         }
 
+    /// <summary>The layer-norm epsilons of the backbone.</summary>
     member this.NormEpsilon: NormEpsilon =
         {
             Blocks = this.Record.NormEpsilon[0]

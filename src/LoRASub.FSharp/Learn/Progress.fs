@@ -82,16 +82,18 @@ type TaskEvent =
     /// An epoch is finished.
     | EpochEnds of EpochReport
 
-/// Seconds per phase. Mutable: it belongs to the shell around the pure phases.
+/// <summary>Seconds per phase. Mutable: it belongs to the shell around the pure phases.</summary>
+/// <param name="initial">Seconds of earlier work; a phase that is absent has none.</param>
 type PhaseClock(initial: Map<Phase, float>) =
     let mutable seconds = initial
     let mutable running: Phase option = None
 
+    /// <summary>A clock of no work yet.</summary>
     new() = PhaseClock Map.empty
 
     /// <summary>Runs a function and adds its time to a phase.</summary>
     /// <param name="phase">The phase.</param>
-    /// <param name="f">Runs once; what it raises passes through, and its time is not added.</param>
+    /// <param name="f">Runs once. An exception of its own passes through, and its time is not added.</param>
     /// <returns>The result of the function.</returns>
     member _.Time (phase: Phase) (f: unit -> 'T) : 'T =
         let clock = Stopwatch.StartNew()

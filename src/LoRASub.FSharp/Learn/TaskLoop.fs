@@ -66,6 +66,8 @@ type LearnedTask =
 [<RequireQualifiedAccess>]
 module TaskProgress =
     /// <summary>Lists the tensors of a progress.</summary>
+    /// <param name="progress">Borrowed.</param>
+    /// <returns>Its tensors, which stay its own.</returns>
     let leaves: Leaves<TaskProgress> =
         fun progress ->
             match progress with
@@ -76,6 +78,8 @@ module TaskProgress =
 [<RequireQualifiedAccess>]
 module LearnedTask =
     /// <summary>Lists the tensors of a learned task.</summary>
+    /// <param name="learned">Borrowed.</param>
+    /// <returns>Its tensors, which stay its own.</returns>
     let leaves: Leaves<LearnedTask> =
         fun learned ->
             Seq.concat

@@ -21,7 +21,7 @@ module Frozen =
 
     /// <summary>The method over a backbone.</summary>
     /// <param name="vit">The backbone, borrowed for as long as the method is used.</param>
-    /// <returns>The method, whose state is empty; `Update` rejects every step.</returns>
+    /// <returns>The method, whose state is empty. `Update` is never called, as no task trains.</returns>
     let method' (vit: VisionTransformer) : Method<unit, unit, unit> =
         {
             Info = info

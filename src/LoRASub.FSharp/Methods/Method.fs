@@ -50,7 +50,10 @@ type StepReport =
 [<RequireQualifiedAccess>]
 module StepReport =
     /// <summary>Lists the tensors of a report.</summary>
-    let leaves: Leaves<StepReport> = fun r -> [ r.Loss; r.Predictions; r.Correct ]
+    /// <param name="report">Borrowed.</param>
+    /// <returns>Its tensors, which stay its own.</returns>
+    let leaves: Leaves<StepReport> =
+        fun report -> [ report.Loss; report.Predictions; report.Correct ]
 
     /// The report of a classifier of the task's classes: predictions and labels are positions in the task, [n] int64.
     let internal ofTask (task: LearningTask) loss (labels: torch.Tensor) (predictions: torch.Tensor) =
@@ -107,6 +110,8 @@ module Diagnostics =
         }
 
     /// <summary>Lists the tensors of the retained spaces.</summary>
+    /// <param name="found">Borrowed.</param>
+    /// <returns>Its tensors, which stay its own.</returns>
     let leaves: Leaves<Diagnostics> =
         fun found -> Leaves.array Subspace.leaves found.Subspaces
 
@@ -216,8 +221,8 @@ module Method =
 
     /// <summary>Hides the types of a method, so that methods of different types fit one list.</summary>
     /// <param name="method">The method with its types.</param>
-    /// <returns>The same method over hidden states and phases. Each of its functions rejects those of another
-    /// method.</returns>
+    /// <returns>The same method over hidden states and phases. Its functions fail on those of another method, as
+    /// `reveal` does.</returns>
     let hide (method: Method<'S, 'O, 'T>) : AnyMethod =
         let subject = subject method
 

@@ -10,6 +10,8 @@ type MethodRow =
         Info: MethodInfo
         /// Settings by name in place of those of LoRA-Sub-DRS: the published learning rates.
         Defaults: (string * string) list
+        /// The settings of `LoRASubSettings` that it reads, by name. The others change nothing.
+        Uses: string list
         /// The method over a frozen backbone, which it borrows. Rejects settings out of range.
         Create: VisionTransformer -> LoRASubSettings -> AnyMethod
     }
@@ -18,10 +20,17 @@ type MethodRow =
 [<RequireQualifiedAccess>]
 module Methods =
 
-    let private row info create =
+    let private adam =
+        [ "weight-decay"; "adam-beta1"; "adam-beta2"; "adam-epsilon"; "amsgrad" ]
+
+    let private rates = [ "lr"; "head-lr" ]
+    let private lora = "rank" :: rates @ adam
+
+    let private row info uses create =
         {
             Info = info
             Defaults = []
+            Uses = uses
             Create = create
         }
 
@@ -33,27 +42,44 @@ module Methods =
     /// <summary>Every method that has a name.</summary>
     let all: MethodRow list =
         [
-            row LoRASubDrs.info (fun vit settings -> Method.hide (LoRASubDrs.method' vit settings))
-            row Frozen.info (fun vit _ -> Method.hide (Frozen.method' vit))
-            row SequentialLora.info (fun vit settings -> Method.hide (SequentialLora.method' vit settings))
-            row SequentialLora.jointInfo (fun vit settings -> Method.hide (SequentialLora.joint vit settings))
-            row FirstSession.info (fun vit settings -> Method.hide (FirstSession.method' vit settings))
-            row NullSpaceLora.info (fun vit settings ->
+            row
+                LoRASubDrs.info
+                (lora
+                 @ [
+                     "b-init"
+                     "margin"
+                     "triplet-weight"
+                     "norm-order"
+                     "energy"
+                     "update-scale"
+                     "projection"
+                     "subtraction"
+                     "triplet"
+                 ])
+                (fun vit settings -> Method.hide (LoRASubDrs.method' vit settings))
+            row Frozen.info [] (fun vit _ -> Method.hide (Frozen.method' vit))
+            row SequentialLora.info ("b-init" :: lora) (fun vit settings ->
+                Method.hide (SequentialLora.method' vit settings))
+            row SequentialLora.jointInfo ("b-init" :: lora) (fun vit settings ->
+                Method.hide (SequentialLora.joint vit settings))
+            row FirstSession.info ("b-init" :: lora) (fun vit settings ->
+                Method.hide (FirstSession.method' vit settings))
+            row NullSpaceLora.info ("b-init" :: "energy" :: lora) (fun vit settings ->
                 Method.hide (NullSpaceLora.methodWith { Energy = settings.Energy } vit settings))
-            row InfLora.info (fun vit settings -> Method.hide (InfLora.method' vit settings))
+            row InfLora.info lora (fun vit settings -> Method.hide (InfLora.method' vit settings))
             |> at "5e-4" "5e-4"
-            row SdLora.info (fun vit settings ->
+            row SdLora.info ("rank" :: rates) (fun vit settings ->
                 SdLora.method'
                     vit
                     { SdLora.published with
                         Rank = settings.Rank
                     })
             |> at "8e-3" "8e-3"
-            row E2Lora.info (fun vit _ -> E2Lora.method' vit E2Lora.published)
+            row E2Lora.info rates (fun vit _ -> E2Lora.method' vit E2Lora.published)
             |> at "5e-4" "0.01"
-            row RanPac.info (fun vit _ -> RanPac.method' vit RanPac.published)
+            row RanPac.info rates (fun vit _ -> RanPac.method' vit RanPac.published)
             |> at "0.01" "0.01"
-            row Ease.info (fun vit _ -> Ease.method' vit Ease.published)
+            row Ease.info rates (fun vit _ -> Ease.method' vit Ease.published)
             |> at "0.025" "0.025"
         ]
 

@@ -84,6 +84,49 @@ module Config =
             ]
         | _ -> []
 
+    /// Settings of the command line that the run ignores, with the reason.
+    let private withoutEffect (given: SettingSource list) (settings: RunSettings) : string list =
+        let method = settings.ChosenMethod
+
+        let unused =
+            Methods.all |> List.collect _.Uses |> List.distinct |> List.except method.Uses
+
+        let training = [ "epochs"; "initial-epochs"; "schedule-epochs" ]
+
+        let ignored reason names =
+            let flags =
+                given
+                |> List.filter (fun s -> s.Source = commandLine && List.contains s.Name names)
+                |> List.map (fun s ->
+                    if s.Value = "false" then
+                        $"--no-{s.Name}"
+                    else
+                        $"--{s.Name}")
+
+            if flags.IsEmpty then
+                []
+            else
+                [ $"""{String.concat ", " flags} ignored: {reason}""" ]
+
+        let name = method.Info.Name
+
+        if settings.Training then
+            ignored $"not used by method {name}" unused
+            @ (if method.Info.Trains then
+                   []
+               else
+                   ignored $"method {name} does not train" training)
+            @ (if method.Info.Joint then
+                   ignored
+                       $"method {name} learns all classes as one task"
+                       [ "tasks"; "initial-classes"; "initial-epochs" ]
+               else
+                   [])
+        else
+            ignored
+                "the network stays frozen with --no-training"
+                ("method" :: training @ List.collect _.Uses Methods.all)
+
     let private sourceOf (preset: string) (given: SettingSource list) (name: string) (value: string) =
         let get = (Settings.find name).Get
 
@@ -197,6 +240,7 @@ module Config =
                     yield! file |> Option.map _.Notes |> Option.defaultValue []
                     yield! notes
                     yield! otherInitialEpochs given settings
+                    yield! withoutEffect given settings
                 |]
             Seeds = allSeeds
             Expected =
