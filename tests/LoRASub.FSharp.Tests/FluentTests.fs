@@ -214,8 +214,8 @@ let tests =
                     first.Save saved // over itself
                     let other = options ()
                     // the saved ones count
-                    other.InputLow <- 0.0
-                    other.NormEpsilon <- 1e-3
+                    other.InputLow <- Nullable 0.0
+                    other.NormEpsilon <- Nullable 1e-3
                     use loaded = ContinualClassifier.Load(saved, backbone, other)
                     Expect.sequenceEqual loaded.ClassNames first.ClassNames "names"
                     Expect.equal (loaded.Predict test) (first.Predict test) "predictions"

@@ -50,6 +50,17 @@ module WeightsCard =
     /// <returns>The path with `.json` after it, whether or not there is such a file.</returns>
     let path (weights: string) : string = weights + ".json"
 
+    /// <summary>The input range of all channels: the mean of theirs, to four decimals.</summary>
+    /// <param name="card">Any.</param>
+    /// <returns>Values of black and white; None where the card states none.</returns>
+    let range (card: WeightsCard) : struct (float * float) option =
+        card.InputRange
+        |> Option.map (fun stated ->
+            let mean (part: struct (float * float) -> float) =
+                Math.Round(Array.averageBy part stated.Value, 4)
+
+            struct (mean (fun struct (low, _) -> low), mean (fun struct (_, high) -> high)))
+
     let private quoted (text: string) = "'" + Text.cut "..." 80 text + "'"
 
     let private wholeNumber (text: string, place: string) =

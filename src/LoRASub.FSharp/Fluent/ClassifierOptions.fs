@@ -8,6 +8,7 @@ open LoRASub.Data
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings
+open LoRASub.Run
 open TorchSharp
 
 /// The progress of learning, for a progress bar.
@@ -48,12 +49,12 @@ type ClassifierOptions() =
     member val Energy = 0.99 with get, set
     /// Random crops and flips of the training images; switch off for digits and text.
     member val Augment = true with get, set
-    /// The value of a black pixel in the backbone's training. The command line's default is 0.
-    member val InputLow = -1.0 with get, set
-    /// The value of a white pixel in the backbone's training.
-    member val InputHigh = 1.0 with get, set
-    /// Layer-norm epsilon that the backbone was trained with.
-    member val NormEpsilon = 1e-6 with get, set
+    /// The value of a black pixel in the backbone's training. Null: as the weights state it, or else -1.
+    member val InputLow = Nullable<float>() with get, set
+    /// The value of a white pixel in the backbone's training. Null: as the weights state it, or else 1.
+    member val InputHigh = Nullable<float>() with get, set
+    /// Layer-norm epsilon that the backbone was trained with. Null: as the weights state it, or else 1e-6.
+    member val NormEpsilon = Nullable<float>() with get, set
     /// Attention heads; 0: from the file or its width.
     member val Heads = 0 with get, set
     /// Height and width of the backbone's images in pixels; 0: from its positions.
@@ -82,33 +83,38 @@ type ClassifierOptions() =
                 }
         | _ -> ()
 
+    /// Whether a setting that the weights may state was given.
+    member internal this.IsGiven(name: string) : bool =
+        match name with
+        | "input-range" -> this.InputLow.HasValue || this.InputHigh.HasValue
+        | "norm-epsilon" -> this.NormEpsilon.HasValue
+        | _ -> true
+
     member internal this.ToSettings(backbone: string) : RunSettings =
         let positive n = if n > 0 then Some n else None
 
-        let preset =
-            ("variant", "libcontinual") :: Preset.pairs this.Preset
-            |> Settings.ofPairs Preset.cifar100
+        let preset = KeptLearner.settings this.Preset
+        let struct (low, high) = preset.InputRange
+        let value (given: Nullable<float>) otherwise = given.GetValueOrDefault otherwise
+        let epsilon = preset.NormEpsilon
 
         { preset with
             Backbone = Some backbone
-            OtherHeads = []
             Epochs = this.Epochs
             Batch = this.BatchSize
             Heads = positive this.Heads
             ImageSize = positive this.ImageSize
             NormEpsilon =
                 {
-                    Blocks = this.NormEpsilon
-                    Final = this.NormEpsilon
+                    Blocks = value this.NormEpsilon epsilon.Blocks
+                    Final = value this.NormEpsilon epsilon.Final
                 }
-            InputRange = struct (this.InputLow, this.InputHigh)
+            InputRange = struct (value this.InputLow low, value this.InputHigh high)
             Augmentation =
                 if this.Augment then
                     Augmentation.CropFlip
                 else
                     Augmentation.None
-            PrototypeTransform = PrototypeTransform.Test
-            Seeding = Seeding.Once
             CheckpointActivations = this.CheckpointActivations
             Device = this.Device
             Seed = this.Seed

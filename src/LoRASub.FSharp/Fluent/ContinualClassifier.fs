@@ -5,11 +5,8 @@ open System.Collections.Generic
 open System.IO
 open LoRASub.Core
 open LoRASub.Native
-open LoRASub.Backbone
 open LoRASub.Data
-open LoRASub.Methods
 open LoRASub.Learn
-open LoRASub.Measure
 open LoRASub.Settings
 open LoRASub.Run
 open TorchSharp
@@ -27,13 +24,9 @@ type Prediction =
 /// from C#. Holds native memory: dispose it. Not safe for use from several threads at once.
 /// Throws InputException for input that breaks a rule, and MemoryException, an OutOfMemoryException, where memory runs
 /// out in main memory or on the GPU; the classifier then stays as it was.
-type ContinualClassifier
-    private
-    (initialLearner: Learner, settings: RunSettings, sha256: string, options: ClassifierOptions, initial) =
-    let backbone = initialLearner.Backbone
-    let mutable learner = initialLearner
+type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptions) =
+    let mutable kept = Scope.detach KeptLearner.leaves initial
     let mutable adaptation: string = null
-    let mutable state: TaskState = initial
     let mutable model: Model option = None
     let mutable sources: string list = []
     let mutable disposed = false
@@ -49,47 +42,31 @@ type ContinualClassifier
         match model with
         | Some model -> model
         | None ->
-            let fresh = Scope.detach Model.leaves (Learner.deploy learner state)
+            let fresh = Scope.detach Model.leaves (Learner.deploy kept.Learner kept.State)
             model <- Some fresh
             fresh
 
-    let replace (next: TaskState) =
-        forgetModel ()
-        Scope.supersede TaskState.leaves [ next ] state
-        state <- Scope.detach TaskState.leaves next
-
-    // The learner for the next group of classes, with the reason where the first group decides whether the network adapts.
-    let decide (names: string[]) (images: ImageSet) : struct (Learner * string) =
-        if settings.IsUndecided && state.Finished = 0 then
-            let struct (method, trial) =
-                Decision.ofImages
-                    settings
-                    backbone
-                    images
-                    (Array.init images.Labels.Length id)
-                    (Array.init names.Length id)
-                    options.Report
-
-            struct (Recipe.learner backbone { settings with MethodName = method }, Decision.describe trial)
-        else
-            struct (learner, adaptation)
-
     // A classifier outlives the scopes of its caller.
-    static let opened
-        (settings: RunSettings)
-        (file: string)
-        options
-        (build: VisionTransformer -> struct (Learner * TaskState))
-        =
-        let struct (backbone, sha256) = Recipe.openBackbone settings file
+    let replace (next: KeptLearner) =
+        forgetModel ()
+        Scope.supersede TaskState.leaves [ next.State ] kept.State
+        Scope.detach TaskState.leaves next.State |> ignore
+        kept <- next
 
-        try
-            let struct (learner, state) = build backbone
-            Scope.detach VisionTransformer.leaves backbone |> ignore
-            new ContinualClassifier(learner, settings, sha256, options, Scope.detach TaskState.leaves state)
-        with _ ->
-            Scope.free VisionTransformer.leaves backbone
-            reraise ()
+    let best count (images: ImageSet) (positions: int[]) : Prediction[][] =
+        requireLive ()
+        Given.value "images" images
+        Given.value "positions" positions
+        let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
+
+        ImageTask.best count kept.Learner batching (deployed ()) images positions
+        |> Array.map (
+            Array.map (fun one ->
+                {
+                    ClassName = kept.Classes[one.Row].Name
+                    Score = one.Score
+                })
+        )
 
     /// <summary>A classifier that knows no class yet, over a frozen Vision Transformer.</summary>
     /// <param name="backbone">A safetensors file with timm's names.</param>
@@ -101,11 +78,13 @@ type ContinualClassifier
         Given.value "backbone" backbone
         Given.value "options" options
         NativeBackend.ensureLoaded () |> ignore
-        let settings = options.ToSettings backbone
 
-        opened settings backbone options (fun vit ->
-            let learner = Recipe.learner vit settings
-            struct (learner, Learner.start learner (Rng.ofSeed options.Seed)))
+        new ContinualClassifier(
+            options.ToSettings backbone
+            |> KeptLearner.fitted options.IsGiven
+            |> KeptLearner.create,
+            options
+        )
 
     /// <summary>`Create` with default options.</summary>
     /// <param name="backbone">A safetensors file with timm's names.</param>
@@ -130,20 +109,8 @@ type ContinualClassifier
         use _ = torch.NewDisposeScope()
         let saved = LearnerFile.load folder
 
-        let settings =
-            { options.ToSettings backbone with
-                MethodName = saved.Record.Method
-                InputRange = struct (saved.Input.Low, saved.Input.High)
-                ImageSize = Some saved.Input.Size
-                Heads = Some saved.Record.Heads
-                NormEpsilon = saved.NormEpsilon
-            }
-
-        LearnerFile.checkBackbone saved (DataFile.sha256 backbone) backbone
-
-        opened settings backbone options (fun vit ->
-            let learner = LearnerFile.learner vit settings.Method saved
-            struct (learner, LearnerFile.restore learner saved))
+        let settings = KeptLearner.settingsOf saved (options.ToSettings backbone)
+        new ContinualClassifier(KeptLearner.ofSaved settings saved, options)
 
     /// <summary>`Load` with default options.</summary>
     /// <param name="folder">The folder that it was saved in.</param>
@@ -155,7 +122,7 @@ type ContinualClassifier
         ContinualClassifier.Load(folder, backbone, ClassifierOptions())
 
     /// <summary>Names of the classes that it knows, in the order learned.</summary>
-    member _.ClassNames: IReadOnlyList<string> = state.Classes |> Array.map _.Name :> _
+    member _.ClassNames: IReadOnlyList<string> = kept.Classes |> Array.map _.Name :> _
 
     /// <summary>Learns a group of new classes. The images are not kept. Where it throws, the classifier stays
     /// as it was.</summary>
@@ -170,27 +137,27 @@ type ContinualClassifier
         let names = Array.ofSeq newClasses
         names |> Array.iter (Given.value "class name")
 
-        ImageTask.check names images state
-        let struct (chosen, reason) = decide names images
-        let learnOptions = Recipe.learnOptions settings backbone settings.Epochs
-
         Scope.run (fun () ->
-            let before =
-                if settings.IsUndecided && state.Finished = 0 then
-                    Learner.start chosen (Rng.ofSeed settings.Seed)
-                else
-                    state
-
-            let after =
-                ImageTask.learn chosen learnOptions names images options.Report before
-                |> Scope.detach TaskState.leaves
-
-            replace after)
-
-        learner <- chosen
-        adaptation <- reason
+            let struct (next, decision) = KeptLearner.learn names images options.Report kept
+            replace next
+            decision |> Option.iter (fun text -> adaptation <- text))
 
         // the current folder may change
+        sources <- Path.GetFullPath images.Source :: sources
+
+    /// <summary>Adds images of known classes to the statistics that classify. Nothing is forgotten, the network stays as
+    /// it is, and the images are not kept.</summary>
+    /// <param name="classes">Their names.</param>
+    /// <param name="images">Labelled 0, 1, … into `classes`.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">A name is not known, labels are out of range, a class has no
+    /// image, or the classifier is the method's own, which keeps no statistics.</exception>
+    member _.AddImages(classes: IReadOnlyList<string>, images: ImageSet) : unit =
+        requireLive ()
+        Given.value "classes" classes
+        Given.value "images" images
+        let names = Array.ofSeq classes
+        names |> Array.iter (Given.value "class name")
+        Scope.run (fun () -> replace (KeptLearner.addImages names images options.Report kept))
         sources <- Path.GetFullPath images.Source :: sources
 
     /// <summary>Why the network was or was not adapted to the first group of classes. Null before the first group, and for
@@ -205,17 +172,18 @@ type ContinualClassifier
         requireLive ()
         Given.value "class name" className
 
-        match state.Classes |> Array.tryFind (fun one -> one.Name = className) with
-        | Some one -> replace (Learner.forget learner one.Id state)
-        | None ->
-            let known = state.Classes |> Array.map _.Name |> List.ofArray
-            let advice = Errors.didYouMean known className
+        replace (KeptLearner.forget className kept)
 
-            Errors.reject
-                $"class '{className}'"
-                "must be a class that the classifier knows"
-                "an unknown class"
-                advice
+    /// <summary>Gives a class another name. It stays the same class.</summary>
+    /// <param name="className">Its name.</param>
+    /// <param name="newName">Not a name of another class, and not blank.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">The classifier does not know the name, or the new one is blank or
+    /// another class's.</exception>
+    member _.Rename(className: string, newName: string) : unit =
+        requireLive ()
+        Given.value "class name" className
+        Given.value "new name" newName
+        replace (KeptLearner.rename className newName kept)
 
     /// <summary>The best class of some images of a set.</summary>
     /// <param name="images">A set; its labels are not used.</param>
@@ -224,17 +192,21 @@ type ContinualClassifier
     /// <exception cref="T:LoRASub.Core.InputException">No class is learned, or an image cannot be
     /// read.</exception>
     member _.Predict(images: ImageSet, positions: int[]) : Prediction[] =
-        requireLive ()
-        Given.value "images" images
-        Given.value "positions" positions
-        let batching = Recipe.testOptions settings backbone
+        best 1 images positions |> Array.map Array.head
 
-        ImageTask.predict learner batching (deployed ()) images positions
-        |> Array.map (fun best ->
-            {
-                ClassName = state.Classes[best.Row].Name
-                Score = best.Score
-            })
+    /// <summary>The best classes of each image of a set, best first.</summary>
+    /// <param name="images">A set; its labels are not used.</param>
+    /// <param name="count">How many; all classes where there are fewer.</param>
+    /// <returns>For each image its best classes.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">No class is learned, the count is below 1, or an image cannot be
+    /// read.</exception>
+    member _.PredictTopK(images: ImageSet, count: int) : Prediction[][] =
+        Given.value "images" images
+
+        if count < 1 then
+            Errors.reject "count" "must be at least 1" $"{count}" ""
+
+        best count images (Array.init images.Labels.Length id)
 
     /// <summary>The best class of each image of a set.</summary>
     /// <param name="images">A set; its labels are not used.</param>
@@ -256,32 +228,14 @@ type ContinualClassifier
         Given.value "folder" folder
         sources |> List.iter (fun source -> ImageSet.requireOutside source folder)
 
-        try
-            Directory.CreateDirectory folder |> ignore
-        with
-        | :? IOException
-        | :? UnauthorizedAccessException as e ->
-            Errors.reject folder "must be a folder that can be written" e.Message ""
-
-        let record =
-            LearnerRecord.create
-                learner
-                state
-                (state.Classes |> Array.map _.Id.Value)
-                (Recipe.testOptions settings backbone).Format
-                settings.NormEpsilon
-                sha256
-                []
-
-        LearnerFile.save folder learner record state
+        KeptLearner.save folder kept
 
     /// <summary>Frees the native memory; harmless to call again.</summary>
     member _.Dispose() =
         if not disposed then
             disposed <- true
             forgetModel ()
-            Scope.free TaskState.leaves state
-            Scope.free VisionTransformer.leaves backbone
+            Scope.free KeptLearner.leaves kept
 
     interface IDisposable with
         member this.Dispose() = this.Dispose()

@@ -149,33 +149,137 @@ module ImageTask =
             "use less memory with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
             (fun () -> Scope.keep TaskState.leaves (fun () -> (TaskLoop.learn context state None).State))
 
-    /// <summary>The best class of each of some images of a set.</summary>
+    /// <summary>Adds images of known classes to the sums of every head. The network and what the method keeps stay as
+    /// they are.</summary>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="options">How images become batches.</param>
+    /// <param name="names">Of known classes.</param>
+    /// <param name="images">Labelled 0, 1, … into `names`.</param>
+    /// <param name="onEvent">Receives progress on the calling thread.</param>
+    /// <param name="state">Borrowed.</param>
+    /// <returns>The state, owned by the caller. It shares tensors with the old one: free that with `Scope.supersede`.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A name is not known, labels are out of range, an image cannot be
+    /// read, or a head is the method's own classifier, which keeps no sums.</exception>
+    let addImages
+        (learner: Learner)
+        (options: BatchOptions)
+        (names: string[])
+        (images: ImageSet)
+        (onEvent: TaskEvent -> unit)
+        (state: TaskState)
+        : TaskState =
+        if learner.Readouts |> Array.exists (fun readout -> Learner.isLogits readout.Head) then
+            Errors.reject
+                $"method {learner.Method.Info.Name} with its own classifier"
+                "cannot learn more images of a known class"
+                "images"
+                "use a head that keeps sums: see lorasub heads"
+
+        checkImages names images
+
+        let rows =
+            names
+            |> Array.map (fun name ->
+                match state.Classes |> Array.tryFindIndex (fun one -> one.Name = name) with
+                | Some row -> row
+                | None -> Errors.reject $"class '{name}'" "must be known" "a new class" "learn it first")
+
+        let labels = images.Labels |> Array.map (fun label -> rows[label])
+
+        // all classes as one task, whose rows are the labels
+        let task =
+            {
+                Index = max 0 (state.Finished - 1)
+                FirstClass = 0
+                Classes = Array.init state.Classes.Length id
+            }
+
+        let loaders =
+            TaskStream.plainBatches options { images with Labels = labels } task (Array.init labels.Length id)
+
+        let added = labels |> Array.countBy id |> Map.ofArray
+
+        NativeError.during (fun () -> "while adding images") "use less memory with a smaller batch" (fun () ->
+            Scope.noGrad TaskState.leaves (fun () ->
+                let networks = Learner.networks learner state.Method
+
+                let step heads i =
+                    onEvent (
+                        Steps
+                            {
+                                Task = task
+                                Phase = Phase.Prototypes
+                                Done = i
+                                Steps = loaders.Length
+                                Epoch = 0
+                                Epochs = 0
+                                Loss = None
+                                Accuracy = None
+                            }
+                    )
+
+                    let batch = loaders[i]()
+                    let struct (_, views) = Learner.embed learner networks [||] batch.Images
+                    Learner.observe learner views batch.Labels heads
+
+                let heads =
+                    Scope.fold
+                        (Seq.collect Hidden.leaves)
+                        step
+                        (TaskState.heads state)
+                        [ 0 .. loaders.Length - 1 ]
+
+                { state with
+                    Head = heads[0]
+                    Others = heads[1..]
+                    Classes =
+                        state.Classes
+                        |> Array.mapi (fun row one ->
+                            { one with
+                                Images =
+                                    one.Images + int64 (Map.tryFind row added |> Option.defaultValue 0)
+                            })
+                }))
+
+    /// <summary>The best classes of each of some images of a set.</summary>
+    /// <param name="count">How many; all where there are fewer.</param>
     /// <param name="learner">Borrowed.</param>
     /// <param name="options">How images become batches.</param>
     /// <param name="model">Of one of the learner's states; borrowed.</param>
     /// <param name="set">Its labels are not used.</param>
     /// <param name="positions">Positions in the set.</param>
-    /// <returns>One for each position.</returns>
+    /// <returns>For each position its best classes, best first.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">What `Learner.predict` rejects, or an image cannot be
     /// read.</exception>
-    let predict
+    let best
+        (count: int)
         learner
         (options: BatchOptions)
         (model: Model)
         (set: ImageSet)
         (positions: int[])
-        : BestClass[] =
+        : BestClass[][] =
+        // the best as the scorer has it, the others by score and then by row
+        let ranked (first: int64) (scores: float[]) =
+            let others =
+                if count = 1 then
+                    [||]
+                else
+                    [| 0 .. scores.Length - 1 |]
+                    |> Array.filter (fun row -> row <> int first)
+                    |> Array.sortBy (fun row -> -scores[row])
+
+            Array.append [| int first |] (Array.truncate (count - 1) others)
+            |> Array.map (fun row -> { Row = row; Score = scores[row] })
+
         let best (input: unit -> torch.Tensor) =
             Scope.run (fun () ->
                 let scores = Learner.predict learner model (input ())
-                let rows = Scorer.best scores
-                let ofBest = scores.gather (1L, rows.unsqueeze 1L) // [n, 1]
+                let rows = (Scorer.best scores).cpu().data<int64>().ToArray()
 
-                Seq.map2
-                    (fun (row: int64) score -> { Row = int row; Score = score })
-                    (rows.cpu().data<int64>())
-                    (ofBest.``to``(torch.ScalarType.Float64).cpu().data<float>())
-                |> Array.ofSeq)
+                scores.``to``(torch.ScalarType.Float64).cpu().data<float>().ToArray()
+                |> Array.chunkBySize model.Classes
+                |> Array.map2 ranked rows)
 
         NativeError.during
             (fun () -> "while predicting")

@@ -324,16 +324,12 @@ module Config =
             let struct (low, high) = settings.InputRange
             range |> Array.forall (fun (struct (l, h)) -> near low l && near high h)
 
-        let rounded (range: struct (float * float)[]) =
-            let mean (part: struct (float * float) -> float) =
-                Math.Round(Array.averageBy part range, 4)
-
-            struct (mean (fun struct (low, _) -> low), mean (fun struct (_, high) -> high))
-
         let found =
             [
-                differing isRange "input-range" card.InputRange (fun range s ->
-                    { s with InputRange = rounded range })
+                differing isRange "input-range" card.InputRange (fun _ s ->
+                    { s with
+                        InputRange = (WeightsCard.range card).Value
+                    })
                 differing
                     (fun size -> settings.ImageSize = Some size)
                     "image-size"

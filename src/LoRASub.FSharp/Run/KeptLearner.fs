@@ -1,0 +1,291 @@
+namespace LoRASub.Run
+
+open System
+open System.Collections.Generic
+open System.IO
+open LoRASub.Core
+open LoRASub.Files
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Learn
+open LoRASub.Settings
+open TorchSharp
+
+/// A learner that is kept: what it has learned, the backbone that it sees with, and the settings that it goes on
+/// learning with. The images that it learned from are not in it.
+[<ReferenceEquality>]
+type KeptLearner =
+    {
+        /// With the backbone's path.
+        Settings: RunSettings
+        /// Of the backbone's file, in lower-case hexadecimal.
+        BackboneSha256: string
+        /// Its backbone belongs to whoever opened it.
+        Learner: Learner
+        /// What it has learned so far.
+        State: TaskState
+    }
+
+    /// The classes that it knows, by row.
+    member this.Classes: ClassInfo[] = this.State.Classes
+
+/// Creates, teaches, saves and loads kept learners. The one way to do so: `ContinualClassifier` and the commands
+/// `learn`, `predict` and their kin are thin layers over it.
+[<RequireQualifiedAccess>]
+module KeptLearner =
+
+    /// Lists the tensors of a kept learner, its backbone's with them.
+    let internal leaves: Leaves<KeptLearner> =
+        fun kept -> Seq.append (VisionTransformer.leaves kept.Learner.Backbone) (TaskState.leaves kept.State)
+
+    /// <summary>Settings of a new learner.</summary>
+    /// <param name="preset">Chooses method, head and embedding: see `Preset.named`.</param>
+    /// <returns>The settings, without a backbone: published rates, five epochs, random crops and flips.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no preset of this name.</exception>
+    let settings (preset: string) : RunSettings =
+        let named =
+            ("variant", "libcontinual") :: Preset.pairs preset
+            |> Settings.ofPairs Preset.cifar100
+
+        { named with
+            OtherHeads = []
+            Epochs = 5
+            InputRange = struct (-1.0, 1.0)
+            NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
+            Augmentation = Augmentation.CropFlip
+            PrototypeTransform = PrototypeTransform.Test
+            Seeding = Seeding.Once
+        }
+
+    /// <summary>The settings with what the backbone's file states about its training, where the caller left it
+    /// open.</summary>
+    /// <param name="isGiven">Whether the caller gave the setting of a name.</param>
+    /// <param name="settings">They name the backbone.</param>
+    /// <returns>The settings, with the input range and norm epsilon of the file's card.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no backbone, or its file or card is
+    /// damaged.</exception>
+    let fitted (isGiven: string -> bool) (settings: RunSettings) : RunSettings =
+        let card = WeightsCard.read (Safetensors.header settings.Backbone.Value)
+
+        let stated name (value: 'T option) now =
+            if isGiven name then now else defaultArg value now
+
+        { settings with
+            InputRange = stated "input-range" (WeightsCard.range card) settings.InputRange
+            NormEpsilon = stated "norm-epsilon" (card.NormEpsilon |> Option.map _.Value) settings.NormEpsilon
+        }
+
+    let private opened settings (build: VisionTransformer -> struct (Learner * TaskState)) : KeptLearner =
+        Scope.keep leaves (fun () ->
+            let struct (backbone, sha256) = Recipe.openBackbone settings settings.Backbone.Value
+
+            let struct (learner, state) = build backbone
+
+            {
+                Settings = settings
+                BackboneSha256 = sha256
+                Learner = learner
+                State = state
+            })
+
+    /// <summary>A learner that knows no class yet.</summary>
+    /// <param name="settings">They name the backbone's file.</param>
+    /// <returns>The learner and its backbone, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, or the file is not a Vision
+    /// Transformer.</exception>
+    let create (settings: RunSettings) : KeptLearner =
+        opened settings (fun backbone ->
+            let learner = Recipe.learner backbone settings
+            struct (learner, Learner.start learner (Rng.ofSeed settings.Seed)))
+
+    /// <summary>The settings that a saved learner goes on with.</summary>
+    /// <param name="saved">As `LearnerFile.load` gives it.</param>
+    /// <param name="settings">Of further training. What decides how images are seen is taken from the learner
+    /// instead.</param>
+    /// <returns>The settings.</returns>
+    let internal settingsOf (saved: SavedLearner) (settings: RunSettings) : RunSettings =
+        { settings with
+            MethodName = saved.Record.Method
+            InputRange = struct (saved.Input.Low, saved.Input.High)
+            ImageSize = Some saved.Input.Size
+            Heads = Some saved.Record.Heads
+            NormEpsilon = saved.NormEpsilon
+        }
+
+    /// The settings that were saved with a learner; those of a new one where it has none.
+    let internal savedSettings (saved: SavedLearner) : RunSettings =
+        let pairs =
+            [
+                for KeyValue(name, text) in saved.Record.Settings do
+                    name, text
+            ]
+
+        try
+            let preset = settings "recommended"
+
+            match pairs with
+            | [] -> preset
+            | _ -> Settings.ofPairs (fun variant -> { preset with Variant = variant }) pairs
+            |> settingsOf saved
+        with :? InputException as e ->
+            raise (InputException($"{saved.Path}: {e.Message}", e))
+
+    /// The learner of a file over the backbone that the settings name. Owned by the caller.
+    let internal ofSaved (settings: RunSettings) (saved: SavedLearner) : KeptLearner =
+        let backbone = settings.Backbone.Value
+        LearnerFile.checkBackbone saved (DataFile.sha256 backbone) backbone
+
+        opened settings (fun vit ->
+            let learner = LearnerFile.learner vit settings.Method saved
+            struct (learner, LearnerFile.restore learner saved))
+
+    /// <summary>Writes a learner into a folder. One that is there already can be loaded until the new one can, whatever
+    /// happens meanwhile. The backbone stays where it is.</summary>
+    /// <param name="folder">Made where it is absent.</param>
+    /// <param name="kept">Borrowed.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">The folder cannot be written.</exception>
+    let save (folder: string) (kept: KeptLearner) : unit =
+        try
+            Directory.CreateDirectory folder |> ignore
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException as e ->
+            Errors.reject folder "must be a folder that can be written" e.Message ""
+
+        let record =
+            LearnerRecord.create
+                kept.Learner
+                kept.State
+                (kept.Classes |> Array.map _.Id.Value)
+                (Recipe.testOptions kept.Settings kept.Learner.Backbone).Format
+                kept.Settings.NormEpsilon
+                kept.BackboneSha256
+                (Settings.toPairs kept.Settings)
+
+        LearnerFile.save folder kept.Learner record kept.State
+
+    /// <summary>Learns a group of new classes. The images are not kept. The first group decides whether the network
+    /// adapts, where the settings leave that open.</summary>
+    /// <param name="names">Of the new classes.</param>
+    /// <param name="images">Labelled 0, 1, … into `names`; read several times.</param>
+    /// <param name="onEvent">Receives progress on the calling thread. What it raises ends the learning.</param>
+    /// <param name="kept">Borrowed.</param>
+    /// <returns>The learner with a state owned by the caller, over the same backbone; and the decision in words, if one
+    /// was made.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">What `ImageTask.learn` rejects.</exception>
+    let learn
+        (names: string[])
+        (images: ImageSet)
+        (onEvent: TaskEvent -> unit)
+        (kept: KeptLearner)
+        : struct (KeptLearner * string option) =
+        ImageTask.check names images kept.State
+        let settings, backbone = kept.Settings, kept.Learner.Backbone
+        let options = Recipe.learnOptions settings backbone settings.Epochs
+
+        let decided () =
+            let struct (method, trial) =
+                Decision.ofImages
+                    settings
+                    backbone
+                    images
+                    (Array.init images.Labels.Length id)
+                    (Array.init names.Length id)
+                    onEvent
+
+            let settings = { settings with MethodName = method }
+            let learner = Recipe.learner backbone settings
+
+            let kept =
+                { kept with
+                    Settings = settings
+                    Learner = learner
+                    State = Learner.start learner (Rng.ofSeed settings.Seed)
+                }
+
+            struct (kept, Some(Decision.describe trial))
+
+        Scope.keep (fun struct (next: KeptLearner, _) -> TaskState.leaves next.State) (fun () ->
+            let struct (kept, decision) =
+                if settings.IsUndecided then
+                    decided ()
+                else
+                    struct (kept, None)
+
+            let next = ImageTask.learn kept.Learner options names images onEvent kept.State
+            struct ({ kept with State = next }, decision))
+
+    /// <summary>Adds images of known classes to the head's statistics. Nothing is forgotten, as these are sums, and the
+    /// network stays as it is.</summary>
+    /// <param name="names">Of known classes.</param>
+    /// <param name="images">Labelled 0, 1, … into `names`; not kept.</param>
+    /// <param name="onEvent">Receives progress on the calling thread.</param>
+    /// <param name="kept">Borrowed.</param>
+    /// <returns>The learner with a state owned by the caller, over the same backbone.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A name is not known, labels are out of range, or the learner's
+    /// head is the method's own classifier, which keeps no sums.</exception>
+    let addImages
+        (names: string[])
+        (images: ImageSet)
+        (onEvent: TaskEvent -> unit)
+        (kept: KeptLearner)
+        : KeptLearner =
+        let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
+
+        { kept with
+            State = ImageTask.addImages kept.Learner batching names images onEvent kept.State
+        }
+
+    /// <summary>The position of a class by name.</summary>
+    /// <param name="name">Of the class.</param>
+    /// <param name="kept">Borrowed.</param>
+    /// <returns>What the learner knows of the class.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The learner does not know the name; the nearest one is
+    /// named.</exception>
+    let classOf (name: string) (kept: KeptLearner) : ClassInfo =
+        match kept.Classes |> Array.tryFind (fun one -> one.Name = name) with
+        | Some one -> one
+        | None ->
+            let known = kept.Classes |> Array.map _.Name |> List.ofArray
+
+            Errors.reject
+                $"class '{name}'"
+                "must be a class that the learner knows"
+                "an unknown class"
+                (Errors.didYouMean known name)
+
+    /// <summary>The learner without a class. What the class contributed to a shared covariance, and to the network,
+    /// stays.</summary>
+    /// <param name="name">Of the class.</param>
+    /// <param name="kept">Borrowed.</param>
+    /// <returns>The learner with a state owned by the caller; the two states may share tensors.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The learner does not know the name.</exception>
+    let forget (name: string) (kept: KeptLearner) : KeptLearner =
+        { kept with
+            State = Learner.forget kept.Learner (classOf name kept).Id kept.State
+        }
+
+    /// <summary>The learner with another name for a class, which stays the same class.</summary>
+    /// <param name="name">Of the class.</param>
+    /// <param name="newName">Not a name of another class, and not blank.</param>
+    /// <param name="kept">Borrowed.</param>
+    /// <returns>The learner, which shares its tensors with the old one.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The learner does not know the name, or the new one is blank or
+    /// another class's.</exception>
+    let rename (name: string) (newName: string) (kept: KeptLearner) : KeptLearner =
+        let id = (classOf name kept).Id
+
+        if String.IsNullOrWhiteSpace newName then
+            Errors.reject "the new class name" "must hold a character" "a blank name" ""
+
+        if kept.Classes |> Array.exists (fun one -> one.Name = newName && one.Id <> id) then
+            Errors.reject $"class '{newName}'" "must be new" "a class of that name" ""
+
+        { kept with
+            State =
+                { kept.State with
+                    Classes =
+                        kept.Classes
+                        |> Array.map (fun one -> if one.Id = id then { one with Name = newName } else one)
+                }
+        }
