@@ -41,6 +41,17 @@ type Command =
     | Resume of folder: string * changes: (string * string) list * libTorch: string option
     /// A run folder, and settings that replace the saved ones.
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
+    /// A learner's folder, and images of its classes.
+    | EvaluateLearner of
+        folder: string *
+        images: string *
+        changes: (string * string) list *
+        libTorch: string option
+    | Learn of LearnerCommand.LearnRequest
+    | Predict of LearnerCommand.PredictRequest
+    | Inspect of folder: string
+    | Forget of folder: string * name: string * libTorch: string option
+    | Rename of folder: string * name: string * newName: string * libTorch: string option
     | DataList
     | MethodList
     | HeadList
@@ -102,6 +113,105 @@ let private refuseBesideResume (flags: ParseResults<RunFlag>) =
     | [] -> ()
     | name :: _ -> raise (InputException $"--resume cannot be combined with {name}; remove {name}")
 
+/// Words and misspelt options, as the main argument of a command takes both.
+let private words (parser: ArgumentParser) command unknown (given: string list list) : string list =
+    let options, words =
+        List.concat given
+        |> List.partition (fun word -> word.StartsWith '-' && word <> "-")
+
+    refuseUnknown parser command (unknown @ options)
+    words
+
+let private refuseWords (command: string) (needs: string) (words: string list) =
+    let given = if words.IsEmpty then "none" else String.concat " " words
+    Errors.reject ("lorasub " + command) $"needs {needs}" given $"see lorasub {command} --help"
+
+let private listOf (text: string option) : string list =
+    match text with
+    | Some text ->
+        text.Split(',', StringSplitOptions.TrimEntries ||| StringSplitOptions.RemoveEmptyEntries)
+        |> List.ofArray
+    | None -> []
+
+let private learn (flags: ParseResults<LearnFlag>) : Command =
+    let needs = "a learner's folder and a folder of images"
+
+    match
+        words flags.Parser "lorasub learn" flags.UnrecognizedCliParams (flags.GetResults LearnFlag.Folders)
+    with
+    | [ folder; images ] ->
+        let holdOut =
+            match flags.TryGetResult Holdout with
+            | None -> 0.1
+            | Some text ->
+                match Double.TryParse(text, Globalization.CultureInfo.InvariantCulture) with
+                | true, share when share >= 0.0 && share < 1.0 -> share
+                | _ -> Errors.reject "--holdout" "must be at least 0 and less than 1" $"'{text}'" ""
+
+        let renamed (text: string) =
+            match text.Split '=' with
+            | [| folder; name |] when folder <> "" && name <> "" -> folder, name
+            | _ -> Errors.reject "--rename" "must be FOLDER=NAME, separated by commas" $"'{text}'" ""
+
+        Command.Learn
+            {
+                Folder = folder
+                Images = images
+                Preset = flags.TryGetResult LearnFlag.Preset
+                Settings = pairs (flags.GetResults LearnFlag.Setting)
+                HoldOut = holdOut
+                More = flags.Contains More
+                Skip = listOf (flags.TryGetResult Skip)
+                Rename = listOf (flags.TryGetResult LearnFlag.Rename) |> List.map renamed
+                LibTorch = flags.TryGetResult LearnFlag.Libtorch
+            }
+    | other -> refuseWords "learn" needs other
+
+let private predict (flags: ParseResults<PredictFlag>) : Command =
+    match words flags.Parser "lorasub predict" flags.UnrecognizedCliParams (flags.GetResults Paths) with
+    | folder :: (_ :: _ as images) ->
+        let top = flags.TryGetResult Top |> Option.defaultValue 1
+
+        if top < 1 then
+            Errors.reject "--top" "must be at least 1" $"{top}" ""
+
+        let forms =
+            [
+                "table", LearnerCommand.Form.Table
+                "csv", LearnerCommand.Form.Csv
+                "jsonl", LearnerCommand.Form.Json
+            ]
+
+        let form = flags.TryGetResult Format |> Option.defaultValue "table"
+
+        match forms |> List.tryFind (fst >> (=) form) with
+        | Some(_, form) ->
+            Command.Predict
+                {
+                    Folder = folder
+                    Images = images
+                    Settings = pairs (flags.GetResults PredictFlag.Setting)
+                    Top = top
+                    Form = form
+                    LibTorch = flags.TryGetResult PredictFlag.Libtorch
+                }
+        | None ->
+            let advice = Errors.didYouMean (List.map fst forms) form
+            Errors.reject "--format" "must be table, csv or jsonl" $"'{form}'" advice
+    | other -> refuseWords "predict" "a learner's folder and images" other
+
+let private ofLearner (name: string) (flags: ParseResults<LearnerFlag>) : Command =
+    let command = "lorasub " + name
+    let libTorch = flags.TryGetResult LearnerFlag.Libtorch
+
+    match name, words flags.Parser command flags.UnrecognizedCliParams (flags.GetResults Words) with
+    | "inspect", [ folder ] -> Command.Inspect folder
+    | "forget", [ folder; one ] -> Command.Forget(folder, one, libTorch)
+    | "rename", [ folder; one; newName ] -> Command.Rename(folder, one, newName, libTorch)
+    | "inspect", other -> refuseWords name "a learner's folder" other
+    | "forget", other -> refuseWords name "a learner's folder and a class" other
+    | _, other -> refuseWords name "a learner's folder, a class and its new name" other
+
 let private command (results: ParseResults<Flag>) : Command =
     refuseUnknown results.Parser "lorasub" results.UnrecognizedCliParams
 
@@ -129,14 +239,24 @@ let private command (results: ParseResults<Flag>) : Command =
                     DryRun = flags.Contains Dry_Run
                 }
     | Some(Evaluate flags) ->
-        refuseUnknown flags.Parser "lorasub evaluate" flags.UnrecognizedCliParams
-
         let changes = pairs (flags.GetResults EvaluateFlag.Setting)
+        let libTorch = flags.TryGetResult EvaluateFlag.Libtorch
 
-        match flags.TryGetResult Folder with
-        | Some folder -> Command.Evaluate(folder, changes, flags.TryGetResult EvaluateFlag.Libtorch)
-        | None ->
-            raise (InputException "lorasub evaluate needs the folder of a run; see lorasub evaluate --help")
+        match
+            words
+                flags.Parser
+                "lorasub evaluate"
+                flags.UnrecognizedCliParams
+                (flags.GetResults EvaluateFlag.Folders)
+        with
+        | [ folder ] -> Command.Evaluate(folder, changes, libTorch)
+        | [ folder; images ] -> Command.EvaluateLearner(folder, images, changes, libTorch)
+        | other -> refuseWords "evaluate" "the folder of a run, or a learner and images" other
+    | Some(Learn flags) -> learn flags
+    | Some(Predict flags) -> predict flags
+    | Some(Inspect flags) -> ofLearner "inspect" flags
+    | Some(Forget flags) -> ofLearner "forget" flags
+    | Some(Flag.Rename flags) -> ofLearner "rename" flags
     | Some(DataSets flags) ->
         refuseUnknown flags.Parser "lorasub data" flags.UnrecognizedCliParams
 
@@ -163,15 +283,14 @@ let private command (results: ParseResults<Flag>) : Command =
         refuseUnknown flags.Parser "lorasub heads" flags.UnrecognizedCliParams
         Command.HeadList
     | Some(Report flags) ->
-        // the list of folders also takes misspelt options
-        let options, folders =
-            flags.GetResults Folders |> List.concat |> List.partition _.StartsWith('-')
-
-        refuseUnknown flags.Parser "lorasub report" (flags.UnrecognizedCliParams @ options)
-
         Command.Report
             {
-                Folders = folders
+                Folders =
+                    words
+                        flags.Parser
+                        "lorasub report"
+                        flags.UnrecognizedCliParams
+                        (flags.GetResults ReportFlag.Folders)
                 Page = flags.TryGetResult ReportFlag.Out |> Option.defaultValue "report.html"
                 Figures = flags.TryGetResult Figures
                 Tables = flags.TryGetResult Tables

@@ -599,3 +599,12 @@ let counting (console: IAnsiConsole) (work: (unit -> unit) -> 'T) : 'T =
                     batches <- batches + 1
                     context.Status <- $"test batch {batches}")
         )
+
+/// Does work that says where it is, which is shown while it lasts on a terminal and nowhere else.
+let working (terminal: IAnsiConsole option) (work: (string -> unit) -> 'T) : 'T =
+    match terminal with
+    | Some console ->
+        console
+            .Status()
+            .Start("starting", fun context -> work (fun text -> context.Status <- Markup.Escape text))
+    | None -> work ignore

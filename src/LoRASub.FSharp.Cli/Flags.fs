@@ -41,15 +41,69 @@ type RunFlag =
 /// The options of `lorasub evaluate`: settings that may differ from those of the run, and more.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type EvaluateFlag =
-    | [<MainCommand; Unique>] Folder of DIR: string
+    | [<MainCommand>] Folders of DIR_IMAGES: string list
     | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
     | [<Unique>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Folder _ -> "run folder (from run --out)"
+            | Folders _ -> "run or learner; for a learner, a folder of images per class"
             | Setting _ -> "a setting of the library"
+            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+
+/// The options of `lorasub learn`.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type LearnFlag =
+    | [<MainCommand>] Folders of LEARNER_IMAGES: string list
+    | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
+    | [<Unique>] Preset of NAME: string
+    | [<Unique>] Holdout of SHARE: string
+    | [<Unique>] More
+    | [<Unique>] Skip of LIST: string
+    | [<Unique>] Rename of LIST: string
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Folders _ -> "learner's folder; folder with a folder of images per class"
+            | Setting _ -> "a setting of the library"
+            | Preset _ -> "recommended, small, large, libcontinual or official"
+            | Holdout _ -> "share that measures the accuracy (default 0.1)"
+            | More -> "also learn the images of known classes"
+            | Skip _ -> "folders to leave out, separated by commas"
+            | Rename _ -> "other names for classes: FOLDER=NAME, separated by commas"
+            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+
+/// The options of `lorasub predict`.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type PredictFlag =
+    | [<MainCommand>] Paths of LEARNER_IMAGES: string list
+    | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
+    | [<Unique>] Top of K: int
+    | [<Unique>] Format of NAME: string
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Paths _ -> "learner's folder; files, folders, or - for a list on standard input"
+            | Setting _ -> "a setting of the library"
+            | Top _ -> "classes per image, best first (default 1)"
+            | Format _ -> "table, csv or jsonl (default table)"
+            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+
+/// What `inspect`, `forget` and `rename` take.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type LearnerFlag =
+    | [<MainCommand>] Words of LEARNER_NAMES: string list
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Words _ -> "learner's folder, then names of classes"
             | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
@@ -101,8 +155,13 @@ type ReportFlag =
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type Flag =
-    | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
+    | [<CliPrefix(CliPrefix.None)>] Learn of ParseResults<LearnFlag>
+    | [<CliPrefix(CliPrefix.None)>] Predict of ParseResults<PredictFlag>
     | [<CliPrefix(CliPrefix.None)>] Evaluate of ParseResults<EvaluateFlag>
+    | [<CliPrefix(CliPrefix.None)>] Inspect of ParseResults<LearnerFlag>
+    | [<CliPrefix(CliPrefix.None)>] Forget of ParseResults<LearnerFlag>
+    | [<CliPrefix(CliPrefix.None)>] Rename of ParseResults<LearnerFlag>
+    | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
     | [<CliPrefix(CliPrefix.None); CustomCommandLine "data">] DataSets of ParseResults<DataFlag>
     | [<CliPrefix(CliPrefix.None)>] Methods of ParseResults<ListFlag>
     | [<CliPrefix(CliPrefix.None)>] Heads of ParseResults<ListFlag>
@@ -114,7 +173,12 @@ type Flag =
         member flag.Usage =
             match flag with
             | Run _ -> "learn a data set's classes task by task"
-            | Evaluate _ -> "test a saved learner again"
+            | Learn _ -> "learn the classes of a folder of images"
+            | Predict _ -> "name the class of images"
+            | Inspect _ -> "show what a learner is and knows"
+            | Forget _ -> "remove a class from a learner"
+            | Rename _ -> "give a class another name"
+            | Evaluate _ -> "measure the accuracy of a learner or a run"
             | Methods _ -> "list the methods"
             | Heads _ -> "list heads, embeddings and presets"
             | DataSets _ -> "list data sets or check a folder"
@@ -150,6 +214,28 @@ let settingsOf (command: string) : Setting list =
     | "evaluate" ->
         let names = [ "data-path"; "backbone"; "batch"; "device"; "threads" ]
         Settings.all |> List.filter (fun s -> List.contains s.Name names)
+    | "predict" ->
+        let names = [ "backbone"; "batch"; "device"; "threads" ]
+        Settings.all |> List.filter (fun s -> List.contains s.Name names)
+    | "learn" ->
+        // all but those of data sets, tasks and runs
+        let isOfRun (s: Setting) =
+            s.Group = "Protocol" && s.Name <> "seed"
+            || s.Group = "Output"
+            || List.contains
+                s.Name
+                [
+                    "data"
+                    "data-path"
+                    "split-ratio"
+                    "split-seed"
+                    "heads"
+                    "recompute"
+                    "initial-epochs"
+                    "seeding"
+                ]
+
+        Settings.all |> List.filter (isOfRun >> not)
     | _ -> []
 
 let private isSwitch (s: Setting) = s.Kind = SettingKind.Switch

@@ -19,12 +19,53 @@ Examples:
   lorasub run --data cifar100 --data-path cifar --seeds 1,2,3
   lorasub run --resume results
 """
-    | "evaluate" :: _ ->
-        """evaluate DIR [OPTIONS]
-Test a saved learner again and compare with the saved accuracy.
+    | "learn" :: _ ->
+        """learn LEARNER IMAGES [OPTIONS]
+Learn the classes of a folder of images; the first time makes the learner.
+IMAGES holds a folder for each class. Afterwards the images are not needed.
 
 Examples:
-  lorasub evaluate results
+  lorasub learn shop photos/january
+  lorasub learn shop photos/february             # more classes
+  lorasub learn shop photos/march --more         # more images as well
+"""
+    | "predict" :: _ ->
+        """predict LEARNER IMAGES... [OPTIONS]
+Name the class of images: files, folders, or - for a list on standard input.
+Files that cannot be read are skipped; then the exit code is 1.
+
+Examples:
+  lorasub predict shop new.jpg
+  lorasub predict shop inbox --top 3 --format csv
+"""
+    | "inspect" :: _ ->
+        """inspect LEARNER
+Show what a learner is and which classes it knows.
+
+Examples:
+  lorasub inspect shop
+"""
+    | "forget" :: _ ->
+        """forget LEARNER CLASS
+Remove a class from a learner: it is no longer predicted.
+
+Examples:
+  lorasub forget shop mug
+"""
+    | "rename" :: _ ->
+        """rename LEARNER CLASS NAME
+Give a class another name.
+
+Examples:
+  lorasub rename shop mug cup
+"""
+    | "evaluate" :: _ ->
+        """evaluate LEARNER IMAGES [OPTIONS], or evaluate RUN [OPTIONS]
+Measure a learner's accuracy on a folder with a folder of images per class, or
+test the learner of a run again and compare with the saved accuracy.
+
+Examples:
+  lorasub evaluate shop photos/test
   lorasub evaluate results --data-path /new/place
 """
     | "report" :: _ ->
@@ -77,9 +118,10 @@ Examples:
 Learn new image classes over time without keeping the old images.
 
 Examples:
-  lorasub run --out results                      # bundled data, about a minute
+  lorasub learn shop photos                      # a folder for each class
+  lorasub predict shop new.jpg
+  lorasub run --out results                      # an experiment, about a minute
   lorasub report results
-  lorasub run --help
 """
 
 /// A flag in the help.
@@ -122,12 +164,8 @@ let private ofSetting (s: Setting) : Line =
         Common = s.Common
     }
 
-/// As `evaluate` shows it, where the defaults are those of the saved run.
-let private ofSavedSetting (s: Setting) : Line =
-    { ofSetting s with
-        Text = s.Doc
-        Common = true
-    }
+/// As commands of a saved learner or run show it, where the defaults are the saved ones.
+let private ofSavedSetting (s: Setting) : Line = { ofSetting s with Text = s.Doc }
 
 /// Longer flags have their text on the next line.
 [<Literal>]
@@ -188,12 +226,21 @@ let text (all: bool) (path: string list) : string =
                 if not all then
                     "All options: lorasub run --help-all"
             | _ ->
-                let settings = path |> List.collect settingsOf |> List.map ofSavedSetting
+                let isShort = not all && path = [ "learn" ]
+
+                let settings =
+                    path
+                    |> List.collect settingsOf
+                    |> List.map ofSavedSetting
+                    |> List.filter (fun line -> line.Common || not isShort)
 
                 let words, flags =
                     arguments |> List.partition (fun line -> not (line.Flag.StartsWith '-'))
 
-                yield! words @ settings @ flags |> List.collect (show "  ")
+                yield! words @ flags @ settings |> List.collect (show "  ")
+
+                if isShort then
+                    "All options: lorasub learn --help-all"
 
             if path.IsEmpty then
                 "  --help              show this help"

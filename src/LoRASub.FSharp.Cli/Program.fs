@@ -67,6 +67,14 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
             Runs.start shell command
     | Arguments.Command.Resume(folder, changes, libTorch) -> Runs.resume shell folder changes libTorch
     | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
+    | Arguments.Command.EvaluateLearner(folder, images, changes, libTorch) ->
+        LearnerCommand.evaluate shell folder images changes libTorch
+    | Arguments.Command.Learn request -> LearnerCommand.learn shell request
+    | Arguments.Command.Predict request -> LearnerCommand.predict shell request
+    | Arguments.Command.Inspect folder -> LearnerCommand.inspect shell folder
+    | Arguments.Command.Forget(folder, name, libTorch) -> LearnerCommand.forget shell folder name libTorch
+    | Arguments.Command.Rename(folder, name, newName, libTorch) ->
+        LearnerCommand.rename shell folder name newName libTorch
     | Arguments.Command.DataList ->
         Shell.say shell (DataCommand.list ())
         0
@@ -139,7 +147,7 @@ let main argv =
         if interruption.Request code then
             Shell.complain Console.Error "lorasub: Saving after this step; press Ctrl-C again to quit now"
         else
-            lock Runs.saving (fun () ->
+            lock Shell.saving (fun () ->
                 if terminal.IsSome then
                     Shell.complain Console.Out "\x1b[?25h"
 

@@ -15,9 +15,6 @@ open LoRASub.Settings
 open LoRASub.Run
 open TorchSharp
 
-/// Held while results are written: an interruption waits for it.
-let saving = obj ()
-
 /// Executes a run, given a progress callback and whether to stop.
 type private Carry = (RunEvent -> unit) -> (unit -> bool) -> Outcome
 
@@ -88,7 +85,7 @@ let private one (shell: Shell) (plan: Plan) (folder: string option) (carry: Plan
     // save before printing, so that a closed pipe does not lose the run; print even if saving fails
     try
         folder
-        |> Option.iter (fun folder -> lock saving (fun () -> SavedRun.save folder plan began outcome))
+        |> Option.iter (fun folder -> lock Shell.saving (fun () -> SavedRun.save folder plan began outcome))
     with _ ->
         Shell.say shell results
         reraise ()

@@ -85,6 +85,9 @@ type private VisibleWriter(inner: TextWriter) =
 [<RequireQualifiedAccess>]
 module Shell =
 
+    /// Held while results are written: an interruption waits for it.
+    let saving = obj ()
+
     /// Writes a line to standard error; a closed or full one is ignored, so that the exit code is the command's.
     let complain (error: TextWriter) (text: string) : unit =
         try

@@ -283,6 +283,30 @@ module ImageSet =
             Read = fun i -> set.Read positions[i]
         }
 
+    /// A set cut in two: the images that stay, and a share of each class's that are held out. At least one of a class of
+    /// two images or more, none of a class of one; none at all for a share of 0. The seed and the label decide which.
+    let internal divide (share: float) (seed: int64) (set: ImageSet) : struct (ImageSet * ImageSet) =
+        let isHeld = Array.create set.Labels.Length false
+
+        if share > 0.0 then
+            for label, positions in Array.indexed set.Labels |> Array.groupBy snd do
+                let count = positions.Length
+
+                let held = min (count - 1) (max 1 (int (Math.Round(share * float count))))
+
+                for i in
+                    Rng.permutation count (Rng.ofSeed seed |> Rng.fold (int64 label))
+                    |> Array.truncate held do
+                    isHeld[fst positions[i]] <- true
+
+        let part held =
+            Array.indexed isHeld
+            |> Array.filter (snd >> (=) held)
+            |> Array.map fst
+            |> fun positions -> select positions set
+
+        struct (part false, part true)
+
 /// Data sets.
 [<RequireQualifiedAccess>]
 module Dataset =
@@ -341,33 +365,17 @@ module Dataset =
         if not (share > 0.0 && share < 1.0) then
             Errors.reject "share of the images to hold out" "must be between 0 and 1" $"{share}" ""
 
-        let isHeld = Array.create dataset.Train.Labels.Length false
-
-        for label, positions in Array.indexed dataset.Train.Labels |> Array.groupBy snd do
-            let positions = positions |> Array.map fst
-
-            if positions.Length = 1 then
+        for label, count in dataset.Train.Labels |> Array.countBy id do
+            if count = 1 then
                 Errors.reject
                     $"class '{dataset.ClassNames[label]}'"
                     "must have two training images, of which one can be held out"
                     "1"
                     "do not use validate"
 
-            let held =
-                Math.Clamp(int (Math.Round(share * float positions.Length)), 1, positions.Length - 1)
-
-            for i in
-                Rng.permutation positions.Length (Rng.ofSeed seed |> Rng.fold (int64 label))
-                |> Array.truncate held do
-                isHeld[positions[i]] <- true
-
-        let part held =
-            Array.indexed isHeld
-            |> Array.filter (snd >> (=) held)
-            |> Array.map fst
-            |> fun positions -> ImageSet.select positions dataset.Train
+        let struct (train, held) = ImageSet.divide share seed dataset.Train
 
         { dataset with
-            Train = part false
-            Test = part true
+            Train = train
+            Test = held
         }

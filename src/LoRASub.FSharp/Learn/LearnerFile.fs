@@ -163,10 +163,20 @@ module LearnerFile =
         two "normEpsilon" record.NormEpsilon
         SavedState.check path record.State
 
-    let private loadOnce (folder: string) : SavedLearner =
-        let path = jsonPath folder
+    let private checkedRecord (path: string) =
         let struct (record, isOld) = recordOf path
         checkRecord path record
+        struct (record, isOld)
+
+    /// What learner.json says, without the tensors. Loads no native library. Rejects a file that is missing, damaged or of
+    /// another version.
+    let internal record (folder: string) : LearnerFormat.Record =
+        let struct (record, _) = checkedRecord (jsonPath folder)
+        record
+
+    let private loadOnce (folder: string) : SavedLearner =
+        let path = jsonPath folder
+        let struct (record, isOld) = checkedRecord path
         let file = tensorsOf folder record.TensorsSha256
 
         {
