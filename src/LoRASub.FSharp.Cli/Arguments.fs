@@ -47,8 +47,8 @@ type Command =
         images: string *
         changes: (string * string) list *
         libTorch: string option
-    | Learn of LearnerCommand.LearnRequest
-    | Predict of LearnerCommand.PredictRequest
+    | Learn of LearnCommand.Request
+    | Predict of PredictCommand.Request
     | Inspect of folder: string
     | Forget of folder: string * name: string * libTorch: string option
     | Rename of folder: string * name: string * newName: string * libTorch: string option
@@ -177,9 +177,9 @@ let private predict (flags: ParseResults<PredictFlag>) : Command =
 
         let forms =
             [
-                "table", LearnerCommand.Form.Table
-                "csv", LearnerCommand.Form.Csv
-                "jsonl", LearnerCommand.Form.Json
+                "table", PredictCommand.Form.Table
+                "csv", PredictCommand.Form.Csv
+                "jsonl", PredictCommand.Form.Json
             ]
 
         let form = flags.TryGetResult Format |> Option.defaultValue "table"

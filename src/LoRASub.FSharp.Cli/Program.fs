@@ -68,13 +68,13 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
     | Arguments.Command.Resume(folder, changes, libTorch) -> Runs.resume shell folder changes libTorch
     | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
     | Arguments.Command.EvaluateLearner(folder, images, changes, libTorch) ->
-        LearnerCommand.evaluate shell folder images changes libTorch
-    | Arguments.Command.Learn request -> LearnerCommand.learn shell request
-    | Arguments.Command.Predict request -> LearnerCommand.predict shell request
-    | Arguments.Command.Inspect folder -> LearnerCommand.inspect shell folder
-    | Arguments.Command.Forget(folder, name, libTorch) -> LearnerCommand.forget shell folder name libTorch
+        PredictCommand.evaluate shell folder images changes libTorch
+    | Arguments.Command.Learn request -> LearnCommand.learn shell request
+    | Arguments.Command.Predict request -> PredictCommand.predict shell request
+    | Arguments.Command.Inspect folder -> LearnerFolder.inspect shell folder
+    | Arguments.Command.Forget(folder, name, libTorch) -> LearnerFolder.forget shell folder name libTorch
     | Arguments.Command.Rename(folder, name, newName, libTorch) ->
-        LearnerCommand.rename shell folder name newName libTorch
+        LearnerFolder.rename shell folder name newName libTorch
     | Arguments.Command.DataList ->
         Shell.say shell (DataCommand.list ())
         0

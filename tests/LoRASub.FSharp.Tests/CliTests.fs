@@ -592,10 +592,7 @@ let private badInput =
         flags "switch with another value" [ "--amsgrad"; "maybe" ] [ "--amsgrad"; "true, false"; "'maybe'" ]
         flags "switch with a value" [ "--no-triplet=maybe" ] [ "maybe" ]
         line "unknown command" [ "rum" ] [ "unknown command 'rum'"; "did you mean run?" ]
-        line
-            "a command that nothing resembles"
-            [ "predict" ]
-            [ "unknown command 'predict'; see lorasub --help" ]
+        line "a command that nothing resembles" [ "serve" ] [ "unknown command 'serve'; see lorasub --help" ]
         line
             "an option that nothing resembles"
             [ "run"; "--frobnicate" ]

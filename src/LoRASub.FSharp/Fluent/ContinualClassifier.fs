@@ -81,7 +81,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
         new ContinualClassifier(
             options.ToSettings backbone
-            |> KeptLearner.fitted options.IsGiven
+            |> Recipe.fitted options.IsGiven
             |> KeptLearner.create,
             options
         )

@@ -4,7 +4,6 @@ open System
 open System.Collections.Generic
 open System.IO
 open LoRASub.Core
-open LoRASub.Files
 open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Learn
@@ -55,24 +54,6 @@ module KeptLearner =
             Augmentation = Augmentation.CropFlip
             PrototypeTransform = PrototypeTransform.Test
             Seeding = Seeding.Once
-        }
-
-    /// <summary>The settings with what the backbone's file states about its training, where the caller left it
-    /// open.</summary>
-    /// <param name="isGiven">Whether the caller gave the setting of a name.</param>
-    /// <param name="settings">They name the backbone.</param>
-    /// <returns>The settings, with the input range and norm epsilon of the file's card.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">There is no backbone, or its file or card is
-    /// damaged.</exception>
-    let fitted (isGiven: string -> bool) (settings: RunSettings) : RunSettings =
-        let card = WeightsCard.read (Safetensors.header settings.Backbone.Value)
-
-        let stated name (value: 'T option) now =
-            if isGiven name then now else defaultArg value now
-
-        { settings with
-            InputRange = stated "input-range" (WeightsCard.range card) settings.InputRange
-            NormEpsilon = stated "norm-epsilon" (card.NormEpsilon |> Option.map _.Value) settings.NormEpsilon
         }
 
     let private opened settings (build: VisionTransformer -> struct (Learner * TaskState)) : KeptLearner =

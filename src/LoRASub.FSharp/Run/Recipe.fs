@@ -1,6 +1,7 @@
 namespace LoRASub.Run
 
 open LoRASub.Core
+open LoRASub.Files
 open LoRASub.Train
 open LoRASub.Backbone
 open LoRASub.Data
@@ -22,6 +23,19 @@ module internal Recipe =
             Precision = settings.Precision
             Device = Device.parse settings.Device
             CheckpointActivations = settings.CheckpointActivations
+        }
+
+    /// The settings with what the backbone's file states of its input range and norm epsilon, where the caller gave none.
+    /// `isGiven` knows the names of the settings given. Rejects a file or card that is damaged.
+    let fitted (isGiven: string -> bool) (settings: RunSettings) : RunSettings =
+        let card = WeightsCard.read (Safetensors.header settings.Backbone.Value)
+
+        let stated name (value: 'T option) now =
+            if isGiven name then now else defaultArg value now
+
+        { settings with
+            InputRange = stated "input-range" (WeightsCard.range card) settings.InputRange
+            NormEpsilon = stated "norm-epsilon" (card.NormEpsilon |> Option.map _.Value) settings.NormEpsilon
         }
 
     /// The network in a file, and the file's SHA-256. Owned by the caller. Rejects what `Weights.load` rejects.

@@ -1,0 +1,232 @@
+/// `lorasub learn`: the classes of a folder of images into a learner.
+module LoRASub.Cli.LearnCommand
+
+open System
+open System.Diagnostics
+open System.IO
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Data
+open LoRASub.Learn
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Cli.LearnerFolder
+
+/// What `learn` takes.
+type Request =
+    {
+        Folder: string
+        /// A folder with a folder of images for each class.
+        Images: string
+        /// For a new learner.
+        Preset: string option
+        Settings: (string * string) list
+        /// Of each class, kept out of training to measure the accuracy, and learned by the head afterwards.
+        HoldOut: float
+        /// Whether the images of known classes are learned as well.
+        More: bool
+        /// Folders of images that are left out.
+        Skip: string list
+        /// Class names in place of names of folders.
+        Rename: (string * string) list
+        LibTorch: string option
+    }
+
+let private read (shell: Shell) (request: Request) skipBroken : Named =
+    let found = FileScan.require (ImageFolder.all (absolute request.Images))
+    Shell.notes shell found.Notes
+
+    for folder in request.Skip @ List.map fst request.Rename do
+        if not (Array.contains folder found.ClassNames) then
+            let advice = Errors.didYouMean (List.ofArray found.ClassNames) folder
+            Errors.reject $"class '{folder}'" $"must be a folder of {request.Images}" "no such folder" advice
+
+    let files =
+        if skipBroken then
+            let broken = ImageFiles.verify (found.Train |> Array.map _.Path)
+
+            for file in broken do
+                Shell.warnings shell [ $"{file.Path} is skipped: {file.Reason}" ]
+
+            let isBroken = broken |> Array.map _.Path |> Set.ofArray
+            found.Train |> Array.filter (fun file -> not (isBroken.Contains file.Path))
+        else
+            found.Train
+
+    let all =
+        {
+            Names = found.ClassNames
+            Images = ImageFiles.set (absolute request.Images) files
+        }
+        |> ofClasses (fun name -> not (List.contains name request.Skip))
+
+    let names =
+        all.Names
+        |> Array.map (fun name ->
+            request.Rename
+            |> List.tryFind (fst >> (=) name)
+            |> Option.map snd
+            |> Option.defaultValue name)
+
+    match names |> Array.countBy id |> Array.tryFind (fun (_, folders) -> folders > 1) with
+    | Some(name, folders) ->
+        Errors.reject
+            $"class '{name}'"
+            "must be the name of one folder"
+            $"{folders} folders"
+            "change --rename"
+    | None -> { all with Names = names }
+
+let private fresh (shell: Shell) (request: Request) : KeptLearner =
+    let preset = KeptLearner.settings (defaultArg request.Preset "recommended")
+
+    let settings =
+        { change request.Settings preset with
+            Backbone =
+                Some(
+                    given "backbone" request.Settings
+                    |> Option.defaultValue Assets.backbone
+                    |> absolute
+                )
+        }
+
+    Shell.loadNative shell request.LibTorch settings
+    let isGiven name = (given name request.Settings).IsSome
+    KeptLearner.create (Recipe.fitted isGiven settings)
+
+let private refuseLasting (request: Request) =
+    let named =
+        [
+            if request.Preset.IsSome then
+                "preset"
+            for name, _ in request.Settings do
+                if List.contains name lasting then
+                    name
+        ]
+
+    match named with
+    | [] -> ()
+    | name :: _ ->
+        Errors.reject
+            $"--{name}"
+            "must be given when a learner is made"
+            $"a learner in {request.Folder}"
+            "remove it, or choose another folder"
+
+/// Learns the classes of a folder of images into a learner, which is made where there is none.
+let learn (shell: Shell) (request: Request) : int =
+    let folder = absolute request.Folder
+
+    if holdsLearner folder then
+        refuseLasting request
+        requireOwn folder
+
+    ImageSet.requireOutside (absolute request.Images) folder
+
+    let skipBroken = given "skip-broken" request.Settings = Some "true"
+    let all = read shell request skipBroken
+
+    holding folder (fun () ->
+        let before =
+            if holdsLearner folder then
+                openSaved shell request.LibTorch request.Settings folder
+            else
+                fresh shell request
+
+        use _ = Scope.own KeptLearner.leaves before
+        let known = before.Classes |> Array.map _.Name |> Set.ofArray
+        let news = all |> ofClasses (known.Contains >> not)
+        let more = all |> ofClasses (fun name -> request.More && known.Contains name)
+        let left = all.Names.Length - news.Names.Length - more.Names.Length
+
+        if news.Names.Length = 0 && more.Names.Length = 0 then
+            Errors.reject
+                request.Images
+                "must hold a class that the learner does not know"
+                $"""{counted all.Names.Length "known class" "known classes"}"""
+                "add their images with --more"
+
+        let images (named: Named) =
+            $"""{counted named.Names.Length "class" "classes"}, {counted named.Images.Labels.Length "image" "images"}"""
+
+        Shell.say
+            shell
+            [
+                $"""learner     {folder}, knows {counted known.Count "class" "classes"}"""
+                if news.Names.Length > 0 then
+                    $"new         {images news}"
+                if more.Names.Length > 0 then
+                    $"more        {images more}"
+                if left > 0 then
+                    $"known       {left} left out; add their images with --more"
+            ]
+
+        shell.Interruption.Message <- $"interrupted; nothing was saved in {folder}"
+        let clock = Stopwatch.StartNew()
+
+        let onEvent (show: string -> unit) event =
+            match event with
+            | Steps step -> show $"{Phase.name step.Phase} {step.Done + 1}/{step.Steps}"
+            | _ -> ()
+
+        let held = request.HoldOut
+
+        let struct (newTrain, newHeld) =
+            ImageSet.divide held before.Settings.SplitSeed news.Images
+
+        let struct (moreTrain, moreHeld) =
+            ImageSet.divide held before.Settings.SplitSeed more.Images
+
+        let struct (after, decision, right) =
+            Display.working (Shell.canvas shell) (fun show ->
+                let onEvent = onEvent show
+
+                Scope.keep (fun struct (kept: KeptLearner, _, _) -> TaskState.leaves kept.State) (fun () ->
+                    let struct (kept, decision) =
+                        if news.Names.Length > 0 then
+                            KeptLearner.learn news.Names newTrain onEvent before
+                        else
+                            struct (before, None)
+
+                    let add (named: Named) images kept =
+                        let present =
+                            ofClasses
+                                (fun name ->
+                                    Array.contains (Array.IndexOf(named.Names, name)) images.Labels)
+                                { named with Images = images }
+
+                        if present.Names.Length = 0 then
+                            kept
+                        else
+                            KeptLearner.addImages present.Names present.Images onEvent kept
+
+                    let kept = add more moreTrain kept
+                    show "measuring"
+
+                    let right =
+                        rightOf kept { news with Images = newHeld }
+                        + rightOf kept { more with Images = moreHeld }
+
+                    let kept = kept |> add news newHeld |> add more moreHeld
+                    struct (kept, decision, right)))
+
+        lock Shell.saving (fun () -> KeptLearner.save folder after)
+        let tested = newHeld.Labels.Length + moreHeld.Labels.Length
+
+        Shell.say
+            shell
+            [
+                match decision with
+                | Some text -> $"note        {text}"
+                | None -> ()
+
+                let learned = news.Images.Labels.Length + more.Images.Labels.Length
+                $"""learned     {counted learned "image" "images"} in {Display.duration clock.Elapsed.TotalSeconds}; knows {counted after.Classes.Length "class" "classes"}"""
+
+                if tested > 0 then
+                    $"""accuracy    {percent right tested}%% of {counted tested "image" "images"} of these classes, held out and then learned too"""
+
+                $"saved in    {folder}; the images are no longer needed"
+            ]
+
+        0)

@@ -1,0 +1,229 @@
+/// Learners kept in folders: opened, claimed, measured; and the commands that change or show one in a moment.
+module LoRASub.Cli.LearnerFolder
+
+open System
+open System.IO
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Learn
+open LoRASub.Settings
+open LoRASub.Run
+
+let holdsLearner folder =
+    File.Exists(LearnerFile.jsonPath folder)
+
+let absolute (path: string) =
+    Path.GetFullPath(path, Environment.CurrentDirectory)
+
+let requireLearner (folder: string) =
+    if not (holdsLearner folder) then
+        Errors.reject
+            folder
+            "must hold a learner"
+            "no learner.json"
+            $"make one with: lorasub learn {folder} IMAGES"
+
+// A run's results are those of its learner as it is.
+let requireOwn (folder: string) =
+    if RunFolder.holdsRun folder then
+        Errors.reject
+            folder
+            "must hold a learner of its own"
+            "a run, whose learner may not change"
+            "copy learner.json and learner.safetensors to another folder"
+
+/// What decides how a learner sees, which does not change later.
+let lasting =
+    [
+        "method"
+        "head"
+        "embedding"
+        "input-range"
+        "image-size"
+        "attention-heads"
+        "norm-epsilon"
+        "precision"
+        "seed"
+    ]
+
+/// The backbone of a saved learner: the file named, or the one that it was made with, or the program's own.
+let backboneOf (given: string option) (saved: SavedLearner) : string =
+    let remembered =
+        match saved.Record.Settings.TryGetValue "backbone" with
+        | true, path -> [ path ]
+        | _ -> []
+
+    let isIt path =
+        File.Exists path && DataFile.sha256 path = saved.Record.BackboneSha256
+
+    match given with
+    | Some path -> absolute path
+    | None ->
+        match remembered @ [ Assets.backbone ] |> List.tryFind isIt with
+        | Some path -> path
+        | None ->
+            let place =
+                match remembered with
+                | path :: _ -> $"not at {path}"
+                | [] -> "not among the program's own"
+
+            Errors.reject
+                saved.Path
+                $"needs its backbone, the file with the SHA-256 {saved.Record.BackboneSha256}"
+                place
+                "pass it with --backbone FILE"
+
+let change (pairs: (string * string) list) (settings: RunSettings) =
+    pairs
+    |> List.fold (fun s (name, text) -> Settings.set name text s) settings
+    |> fun settings ->
+        Settings.check settings
+        settings
+
+let given name (pairs: (string * string) list) =
+    pairs |> List.tryFind (fst >> (=) name) |> Option.map snd
+
+// LibTorch is loaded before the learner's tensors are.
+let openSaved (shell: Shell) libTorch pairs (folder: string) : KeptLearner =
+    requireLearner folder
+    Shell.loadNative shell libTorch (change pairs (KeptLearner.settings "recommended"))
+
+    Scope.keep KeptLearner.leaves (fun () ->
+        let saved = LearnerFile.load folder
+
+        let settings =
+            { change pairs (KeptLearner.savedSettings saved) with
+                Backbone = Some(backboneOf (given "backbone" pairs) saved)
+            }
+
+        KeptLearner.ofSaved settings saved)
+
+/// Images with the names of their classes.
+type Named = { Names: string[]; Images: ImageSet }
+
+// The images of some classes, labelled by place.
+let ofClasses (isChosen: string -> bool) (all: Named) : Named =
+    let names = Array.filter isChosen all.Names
+
+    let place = all.Names |> Array.map (fun name -> Array.IndexOf(names, name))
+
+    let positions =
+        Array.indexed all.Images.Labels
+        |> Array.filter (fun (_, label) -> place[label] >= 0)
+        |> Array.map fst
+
+    let images = ImageSet.select positions all.Images
+
+    {
+        Names = names
+        Images =
+            { images with
+                Labels = images.Labels |> Array.map (fun label -> place[label])
+            }
+    }
+
+// Claims the folder; one that was made for nothing is removed again.
+let holding (folder: string) (work: unit -> 'T) : 'T =
+    let isNew = not (Directory.Exists folder)
+
+    try
+        use _ = RunFolder.hold folder
+        work ()
+    finally
+        if isNew && not (holdsLearner folder) then
+            try
+                Directory.Delete(folder, recursive = true)
+            with
+            | :? IOException
+            | :? UnauthorizedAccessException -> ()
+
+let percent (right: int) (all: int) =
+    (100.0 * float right / float all).ToString "0.0"
+
+let counted = Text.counted
+
+/// The row of the class predicted for each image.
+let rows (kept: KeptLearner) (images: ImageSet) : int[] =
+    Scope.run (fun () ->
+        let model = Learner.deploy kept.Learner kept.State
+        let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
+
+        ImageTask.best 1 kept.Learner batching model images (Array.init images.Labels.Length id)
+        |> Array.map (fun best -> best[0].Row))
+
+let rightOf (kept: KeptLearner) (all: Named) =
+    rows kept all.Images
+    |> Array.map2 (fun label row -> kept.Classes[row].Name = all.Names[label]) all.Images.Labels
+    |> Array.filter id
+    |> Array.length
+
+/// Prints what a learner is and knows. Loads no native library.
+let inspect (shell: Shell) (folder: string) : int =
+    let folder = absolute folder
+    requireLearner folder
+    let record = LearnerFile.record folder
+    let classes = record.State.Classes
+
+    let setting name otherwise =
+        match record.Settings.TryGetValue name with
+        | true, text -> text
+        | _ -> otherwise
+
+    let bytes = FileInfo(LearnerFile.tensorPath folder)
+
+    let size =
+        if bytes.Exists then
+            (float bytes.Length / 1e6).ToString "0.0"
+        else
+            "no"
+
+    let total = classes |> Array.sumBy _.Images
+    let groups = record.State.FinishedTasks
+
+    Shell.say
+        shell
+        [
+            $"learner     {folder}, format {record.Version}, {size} MB"
+            $"""method      {record.Method}, {record.Head} on {setting "embedding" "its embedding"}"""
+            $"""backbone    {setting "backbone" "the file"} with SHA-256 {record.BackboneSha256}"""
+            $"images      {record.ImageSize} px, {record.Channels} channels, black {record.InputRange[0]}, white {record.InputRange[1]}"
+            $"""knows       {counted classes.Length "class" "classes"} of {counted groups "group" "groups"}, from {total} images"""
+            ""
+            "group  images  class"
+            for one in classes do
+                $"{one.Task + 1, 5}  {one.Images, 6}  {one.Name}"
+        ]
+
+    0
+
+// Loads a learner, changes it and saves it.
+let private changing (shell: Shell) libTorch (folder: string) (work: KeptLearner -> KeptLearner) =
+    let folder = absolute folder
+    requireLearner folder
+    requireOwn folder
+
+    holding folder (fun () ->
+        let kept = openSaved shell libTorch [] folder
+        use _ = Scope.own KeptLearner.leaves kept
+
+        Scope.run (fun () ->
+            let next = work kept
+            lock Shell.saving (fun () -> KeptLearner.save folder next)))
+
+/// Removes a class from a learner.
+let forget (shell: Shell) (folder: string) (name: string) libTorch : int =
+    changing shell libTorch folder (KeptLearner.forget name)
+
+    Shell.say
+        shell
+        [
+            $"forgot      {name}; what it contributed to shared statistics and to the network stays"
+        ]
+
+    0
+
+/// Gives a class of a learner another name.
+let rename (shell: Shell) (folder: string) (name: string) (newName: string) libTorch : int =
+    changing shell libTorch folder (KeptLearner.rename name newName)
+    Shell.say shell [ $"renamed     {name} to {newName}" ]
+    0

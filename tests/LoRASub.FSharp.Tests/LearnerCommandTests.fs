@@ -1,0 +1,385 @@
+module LoRASub.Tests.LearnerCommandTests
+
+open System
+open System.IO
+open System.Text.Json
+open LoRASub.Core
+open LoRASub.Data
+open LoRASub.Learn
+open LoRASub.Settings
+open LoRASub.Run
+open LoRASub.Cli
+open Expecto
+open LoRASub.Tests.CliTests
+open TorchSharp
+
+/// Folders of images for some classes: each class has a colour, each image a shade of it.
+let private photos (folder: string) (classes: string list) (images: int) =
+    let all = [ "ant"; "bee"; "cat"; "dog"; "elk"; "fox" ]
+
+    for name in classes do
+        let own = Directory.CreateDirectory(under folder name).FullName
+        let colour = List.findIndex ((=) name) all
+
+        for i in 1..images do
+            let channel c =
+                (colour * (53 + 31 * c) + 40 * c) % 200 + 5 * (i % 10)
+
+            TestFiles.writePicture
+                (under own $"{i}.png")
+                (TestFiles.plainPicture 9 10 (channel 0) (channel 1) (channel 2))
+
+    folder
+
+/// Runs a test with a folder that holds a backbone, january/ with four classes and february/ with two more.
+let private inShop (test: string -> unit) () =
+    Probe.inFolder (fun world ->
+        Tiny.writeBackbone (under world "vit.safetensors") 8 2 7
+        photos (under world "january") [ "ant"; "bee"; "cat"; "dog" ] 10 |> ignore
+        photos (under world "february") [ "elk"; "fox" ] 10 |> ignore
+        test world)
+
+let private learning (world: string) images more =
+    [
+        "learn"
+        under world "shop"
+        under world images
+        for name, value in [ "--epochs", "1"; "--batch", "8"; "--rank", "2" ] do
+            if not (List.contains name more) then
+                name
+                value
+        yield! more
+    ]
+
+/// Learns a folder of images, the first of a learner.
+let private first world images more =
+    let ended =
+        inside (
+            learning
+                world
+                images
+                [
+                    "--backbone"
+                    under world "vit.safetensors"
+                    "--device"
+                    Generators.deviceName
+                    yield! more
+                ]
+        )
+
+    Expect.equal (ended.Code, ended.Error) (0, "") "learned"
+    ended.Out
+
+let private shop (world: string) = under world "shop"
+
+let private done' (arguments: string list) =
+    let ended = inside arguments
+    Expect.equal (ended.Code, ended.Error) (0, "") $"{arguments}"
+    ended.Out
+
+/// Every file of a folder with its bytes.
+let private contents (folder: string) =
+    Directory.GetFiles(folder, "*", SearchOption.AllDirectories)
+    |> Array.sort
+    |> Array.map (fun path -> path, Convert.ToBase64String(File.ReadAllBytes path))
+
+let private refusedIn world (words: string list) (arguments: string list) =
+    let before = contents world
+    let ended = inside arguments
+    Expect.equal ended.Code 2 $"{arguments}: {ended.Error}"
+
+    for word in words do
+        Expect.stringContains ended.Error word $"{arguments}"
+
+    Expect.equal (contents world) before $"{arguments}: nothing written"
+
+/// The head's sums after some images, half of them added later or not.
+let private sums world head (parts: int list list) =
+    let images = LoRASub.Fluent.Images.FromFolder(under world "january")
+
+    Scope.run (fun () ->
+        let kept =
+            KeptLearner.create
+                { KeptLearner.settings "recommended" with
+                    MethodName = "frozen"
+                    Head = head
+                    Embedding = "class-token"
+                    Backbone = Some(under world "vit.safetensors")
+                    Precision = Precision.Float64
+                    Device = Generators.deviceName
+                    Batch = 3
+                }
+
+        use _ = Scope.own KeptLearner.leaves kept
+        let names, images = images.ClassNames, images.Images
+
+        let part which =
+            ImageSet.select
+                (Array.indexed images.Labels
+                 |> Array.map fst
+                 |> Array.filter (fun i -> List.contains (i % 3) which))
+                images
+
+        let struct (started, _) = KeptLearner.learn names (part parts.Head) ignore kept
+
+        let ended =
+            parts.Tail
+            |> List.fold (fun kept which -> KeptLearner.addImages names (part which) ignore kept) started
+
+        Hidden.leaves ended.State.Head |> Seq.map TestFiles.numbers |> Array.concat,
+        ended.Classes |> Array.map _.Images)
+
+[<Tests>]
+let tests =
+    testList
+        "Learner commands"
+        [
+            testCase
+                "a learner's life: learn, learn more, predict, evaluate, inspect, forget, rename"
+                (inShop (fun world ->
+                    let january = first world "january" []
+                    Expect.stringContains january "new         4 classes, 40 images" "what is learned"
+                    Expect.stringContains january "the network stays frozen" "the decision"
+                    Expect.stringContains january "accuracy    100.0% of 4 images" "held out"
+                    Directory.Delete(under world "january", true)
+                    let february = done' (learning world "february" [])
+                    Expect.stringContains february "knows 4 classes" "before"
+                    Expect.stringContains february "knows 6 classes" "after"
+
+                    photos (under world "test") [ "ant"; "bee"; "cat"; "dog"; "elk"; "fox" ] 3
+                    |> ignore
+
+                    Directory.Move(under world "test/fox", under world "test/wolf")
+                    let evaluated = done' [ "evaluate"; shop world; under world "test" ]
+                    Expect.isMatch evaluated "(?m)^all +15 +100.0" "old classes too"
+                    Expect.stringContains evaluated "1 class not known and left out: wolf" "unknown"
+
+                    let file = under world "test/elk/1.png"
+                    Expect.stringStarts (done' [ "predict"; shop world; file ]) $"{file}: elk " "predicted"
+
+                    let inspected = done' [ "inspect"; shop world ]
+                    Expect.isMatch inspected "(?m)^ +1 +10 +dog" "a class of the first group"
+                    Expect.isMatch inspected "(?m)^ +2 +10 +elk" "a class of the second"
+
+                    done' [ "forget"; shop world; "elk" ] |> ignore
+                    done' [ "rename"; shop world; "ant"; "wasp" ] |> ignore
+                    let after = done' [ "inspect"; shop world ]
+                    Expect.isFalse (after.Contains "elk") "forgotten"
+                    Expect.isMatch after "(?m)^ +1 +10 +wasp" "renamed"
+                    let now = done' [ "predict"; shop world; file ]
+                    Expect.isFalse (now.Contains "elk ") "not predicted any more"))
+
+            testCase
+                "predictions as CSV and JSON lines, of files, folders and a list"
+                (inShop (fun world ->
+                    first world "january" [] |> ignore
+                    let folder = under world "january/ant"
+                    let csv = done' [ "predict"; shop world; folder; "--top"; "2"; "--format"; "csv" ]
+                    let rows = csv.Trim().Split '\n'
+                    Expect.equal rows[0] "file,rank,class,score" "header"
+                    Expect.hasLength rows 21 "two rows for each of ten images"
+
+                    for row in rows[1..] |> Array.filter _.Contains(",1,") do
+                        Expect.stringContains row ",1,ant," "the class of the folder"
+
+                    let lines =
+                        (done'
+                            [
+                                "predict"
+                                shop world
+                                under world "january"
+                                "--top"
+                                "9"
+                                "--format"
+                                "jsonl"
+                            ])
+                            .Trim()
+                            .Split
+                            '\n'
+
+                    Expect.hasLength lines 40 "every image below the folder"
+
+                    for line in lines do
+                        let json = JsonDocument.Parse(line).RootElement
+                        let classes = json.GetProperty "classes"
+                        Expect.equal (classes.GetArrayLength()) 4 "all classes where there are fewer"
+
+                        let scores =
+                            [ for one in classes.EnumerateArray() -> (one.GetProperty "score").GetDouble() ]
+
+                        Expect.equal scores (List.sortDescending scores) "best first"
+
+                        Expect.stringContains
+                            ((json.GetProperty "file").GetString())
+                            $"""{Path.DirectorySeparatorChar}{classes[0].GetProperty("name").GetString()}{Path.DirectorySeparatorChar}"""
+                            "the folder's class"
+
+                    use list =
+                        new StringReader(
+                            String.concat "\n" [ under folder "1.png"; ""; under folder "2.png" ]
+                        )
+
+                    let input = Console.In
+
+                    try
+                        Console.SetIn list
+                        let listed = done' [ "predict"; shop world; "-" ]
+                        Expect.hasLength (listed.Trim().Split '\n') 2 "each line is a file"
+                    finally
+                        Console.SetIn input))
+
+            testCase
+                "files that are no images are skipped when predicting, and refused or skipped when learning"
+                (inShop (fun world ->
+                    File.WriteAllText(under world "january/ant/0.png", "no image")
+
+                    refusedIn
+                        world
+                        [ "0.png" ]
+                        (learning world "january" [ "--backbone"; under world "vit.safetensors" ])
+
+                    let learned =
+                        inside (
+                            learning
+                                world
+                                "january"
+                                [ "--backbone"; under world "vit.safetensors"; "--skip-broken" ]
+                        )
+
+                    Expect.equal learned.Code 0 "learned"
+                    Expect.stringContains learned.Error "0.png is skipped" "said"
+                    Expect.stringContains learned.Out "4 classes, 40 images" "the others"
+
+                    let predicted =
+                        inside [ "predict"; shop world; under world "january/ant"; "nowhere.png" ]
+
+                    Expect.equal predicted.Code 1 "some are missing"
+                    Expect.stringContains predicted.Error "0.png is skipped" "no image"
+                    Expect.stringContains predicted.Error "nowhere.png is skipped" "no file"
+                    Expect.hasLength (predicted.Out.Trim().Split '\n') 10 "the others"))
+
+            testCase
+                "known classes are left out, or learned from more images"
+                (inShop (fun world ->
+                    first
+                        world
+                        "january"
+                        [ "--skip"; "cat, dog"; "--rename"; "bee=honey bee"; "--holdout"; "0" ]
+                    |> ignore
+
+                    let more = photos (under world "march") [ "ant"; "cat" ] 4 |> Path.GetFileName
+                    let without = done' (learning world more [])
+                    Expect.stringContains without "known       1 left out" "left out"
+                    refusedIn world [ "2 known classes"; "--more" ] (learning world more [])
+                    let added = done' (learning world more [ "--more"; "--holdout"; "0.5" ])
+                    Expect.stringContains added "more        2 classes, 8 images" "added"
+                    let inspected = done' [ "inspect"; shop world ]
+
+                    for images, name in [ 14, "ant"; 10, "honey bee"; 8, "cat" ] do
+                        Expect.isMatch inspected $"(?m)^ +[12] +{images} +{name}$" name))
+
+            testCase
+                "images added later count as if they had been there"
+                (inShop (fun world ->
+                    for head in [ "nearest-mean"; "cosine-lda"; "ridge"; "fecam" ] do
+                        let whole, count = sums world head [ [ 0; 1; 2 ] ]
+                        let later, laterCount = sums world head [ [ 0 ]; [ 2 ]; [ 1 ] ]
+                        Expect.equal laterCount count $"{head}: images"
+                        Expect.hasLength later whole.Length $"{head}: sums"
+
+                        for a, b in Array.zip whole later do
+                            Expect.floatClose Accuracy.high b a head))
+
+            testCase
+                "bad requests are refused, and a learner stays as it was"
+                (inShop (fun world ->
+                    let none = under world "none"
+                    refusedIn world [ "no learner.json"; "lorasub learn" ] [ "predict"; none; "x.png" ]
+                    refusedIn world [ "no learner.json" ] [ "inspect"; none ]
+                    refusedIn world [ "no learner.json" ] [ "forget"; none; "ant" ]
+                    refusedIn world [ "no such folder" ] [ "learn"; shop world; under world "nowhere" ]
+
+                    refusedIn
+                        world
+                        [ "outside" ]
+                        [ "learn"; under world "january/shop"; under world "january" ]
+
+                    first world "january" [] |> ignore
+                    let learn more = learning world "february" more
+                    refusedIn world [ "--head"; "when a learner is made" ] (learn [ "--head"; "lda" ])
+                    refusedIn world [ "--preset"; "when a learner is made" ] (learn [ "--preset"; "small" ])
+                    refusedIn world [ "--holdout"; "'1'" ] (learn [ "--holdout"; "1" ])
+                    refusedIn world [ "--rename"; "FOLDER=NAME" ] (learn [ "--rename"; "elk" ])
+                    refusedIn world [ "class 'wolf'"; "no such folder" ] (learn [ "--skip"; "wolf" ])
+
+                    refusedIn
+                        world
+                        [ "class 'ant'"; "2 folders"; "--rename" ]
+                        (learn [ "--rename"; "elk=ant,fox=ant" ])
+
+                    refusedIn world [ "--epoks"; "did you mean --epochs" ] (learn [ "--epoks"; "2" ])
+                    refusedIn world [ "class 'ent'"; "did you mean ant" ] [ "forget"; shop world; "ent" ]
+                    refusedIn world [ "class 'bee'"; "must be new" ] [ "rename"; shop world; "ant"; "bee" ]
+                    refusedIn world [ "needs a learner's folder" ] [ "predict"; shop world ]
+                    refusedIn world [ "--top"; "0" ] [ "predict"; shop world; "x.png"; "--top"; "0" ]
+
+                    refusedIn
+                        world
+                        [ "--format"; "did you mean jsonl" ]
+                        [ "predict"; shop world; "x.png"; "--format"; "json" ]
+
+                    refusedIn world [ "knows"; "none" ] [ "evaluate"; shop world; under world "february" ]
+
+                    Tiny.writeBackbone (under world "other.safetensors") 8 2 9
+
+                    refusedIn
+                        world
+                        [ "other.safetensors"; "SHA-256" ]
+                        [
+                            "predict"
+                            shop world
+                            "x.png"
+                            "--backbone"
+                            under world "other.safetensors"
+                        ]
+
+                    File.Move(under world "vit.safetensors", under world "moved.safetensors")
+                    refusedIn world [ "needs its backbone"; "--backbone" ] [ "predict"; shop world; "x.png" ]
+
+                    done'
+                        [
+                            "predict"
+                            shop world
+                            under world "january/bee/1.png"
+                            "--backbone"
+                            under world "moved.safetensors"
+                        ]
+                    |> ignore
+
+                    use _ = RunFolder.hold (shop world)
+
+                    let ended = inside [ "forget"; shop world; "ant" ]
+
+                    Expect.equal ended.Code 2 "in use"
+                    Expect.stringContains ended.Error "another process" "in use"))
+
+            testCase
+                "an interruption leaves the learner as it was"
+                (inShop (fun world ->
+                    first world "january" [ "--method"; "sequential" ] |> ignore
+                    let before = contents (shop world)
+
+                    use child = processOf [] (learning world "february" [ "--epochs"; "1000000" ])
+
+                    // it has said what it will learn, and cannot be done
+                    while not (child.StandardOutput.ReadLine().StartsWith "new ") do
+                        ()
+
+                    use kill = Diagnostics.Process.Start("kill", [ "-INT"; string child.Id ])
+                    kill.WaitForExit()
+                    let error = child.StandardError.ReadToEnd()
+                    child.WaitForExit()
+                    Expect.equal child.ExitCode 130 "stopped"
+                    Expect.stringContains error "nothing was saved" "said"
+                    Expect.equal (contents (shop world)) before "unchanged"))
+        ]
