@@ -192,6 +192,62 @@ let tests =
                         "new classes"))
 
             testCase
+                "several best classes, more images and another name"
+                (withBackbone (fun folder backbone ->
+                    use classifier = learned backbone (options ())
+                    let best = classifier.PredictTopK(test, 3)
+                    Expect.equal (best |> Array.map Array.head) (classifier.Predict test) "the best"
+
+                    for some in best do
+                        Expect.hasLength some 3 "as many as asked for"
+                        Expect.hasLength (Array.distinctBy _.ClassName some) 3 "different ones"
+                        let scores = some |> Array.map _.Score
+                        Expect.equal scores (Array.sortDescending scores) "best first"
+
+                    Expect.hasLength
+                        (Array.head (classifier.PredictTopK(test, 9)))
+                        4
+                        "all where there are fewer"
+
+                    refused [ "count"; "0" ] (fun () -> classifier.PredictTopK(test, 0) |> ignore)
+                    let before = classifier.Predict test
+
+                    let image = ImageSet.select [| 0 |] test
+
+                    let classOf set =
+                        (classifier.Predict(set: ImageSet) |> Array.head).ClassName
+
+                    let right = classOf image
+                    let other = colours |> Array.find ((<>) right)
+                    // the same image many times as another class
+                    let many = ImageSet.select (Array.zeroCreate 500) test
+
+                    classifier.AddImages(
+                        [| other |],
+                        { many with
+                            Labels = Array.zeroCreate 500
+                        }
+                    )
+
+                    Expect.equal (classOf image) other "more images count"
+                    Expect.notEqual (classifier.Predict test) before "and change predictions"
+
+                    refused [ "class 'tiger'"; "must be known" ] (fun () ->
+                        classifier.AddImages([| "tiger" |], image))
+
+                    classifier.Rename(other, "tiger")
+                    Expect.equal (classOf image) "tiger" "the same class"
+                    refused [ right; "must be new" ] (fun () -> classifier.Rename("tiger", right))
+                    let saved = Path.Combine(folder, "saved")
+                    classifier.Save saved
+
+                    let tiger =
+                        (LearnerFile.record saved).State.Classes
+                        |> Array.find (fun one -> one.Name = "tiger")
+
+                    Expect.equal tiger.Images 506L "its images"))
+
+            testCase
                 "the same seed gives the same classifier, another seed another"
                 (withBackbone (fun _ backbone ->
                     let predictions seed =
