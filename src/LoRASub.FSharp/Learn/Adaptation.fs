@@ -42,9 +42,9 @@ type AdaptationTrial =
 
         $"{choice}: adapted to {this.Classes} classes it gets {percent this.Adapted}%% of {this.Images} held-out training images of {this.Classes + this.LaterClasses} classes right, frozen {percent this.Frozen}%% (difference {points this.Gain} ± {points this.Error})"
 
-    /// Whether the gain is more than its standard error. Otherwise the frozen network, which costs no training, is the
-    /// better choice.
-    member this.Helps = this.Gain > this.Error
+    /// Whether the gain is more than two standard errors. Otherwise chance may explain it, and the frozen network, which
+    /// costs no training, is the better choice.
+    member this.Helps = this.Gain > 2.0 * this.Error
 
 /// Decides by validation on the first task whether the network should adapt at all.
 [<RequireQualifiedAccess>]
