@@ -13,17 +13,23 @@ let private Listed = 20
 
 let private line (name: string) (value: string) = $"{name, -12} {value}"
 
-/// Names that differ in a block's number only, as one.
+/// Names under one beginning, where the network is under another, or that differ in a block's number only, as one.
 let private ignored (header: TensorFileHeader) (selection: Weights.Selection) : string list =
     let shapes = header.Entries |> Array.map (fun e -> e.Name, e.Shape) |> Map.ofArray
 
+    let group (name: string) =
+        if name.StartsWith(selection.Prefix, StringComparison.Ordinal) then
+            fst (Namings.template name)
+        else
+            name.Split('.', '/')[0] + ".*"
+
     let groups =
         selection.Ignored
-        |> List.groupBy (fun (name, what) -> fst (Namings.template name), what)
-        |> List.map (fun ((template, what), some) ->
+        |> List.groupBy (fun (name, what) -> group name, what)
+        |> List.map (fun ((group, what), some) ->
             match some with
             | [ name, _ ] -> $"{TensorBytes.shown name} {Shape.text shapes[name]}: {what}"
-            | _ -> $"{TensorBytes.shown template}, {some.Length} of it: {what}")
+            | _ -> $"{TensorBytes.shown group}, {some.Length} tensors: {what}")
 
     [
         for group in List.truncate Listed groups do
@@ -74,7 +80,7 @@ let private network (path: string) (header: TensorFileHeader) (selection: Weight
     [
         line
             "network"
-            $"width {vit.Width}, {vit.Blocks.Length} blocks, {headsText card vit.Width}, MLP of {hidden}"
+            $"width {vit.Width}, {vit.Blocks.Length} blocks, MLP of {hidden}, {headsText card vit.Width}"
 
         line
             "images"

@@ -14,10 +14,9 @@ let private says file words =
         Expect.equal (code, error) (0, "") "ended well"
 
         for word in
-            "width 8, 2 blocks, "
-            :: "MLP of 16"
+            "width 8, 2 blocks, MLP of 16"
             :: "8 x 8 pixels"
-            :: "parameters   1,784"
+            :: "parameters   1,656"
             :: words do
             Expect.stringContains out word file)
 
@@ -48,8 +47,9 @@ let tests =
                 "dino.pth"
                 [
                     "after 'teacher.backbone.'"
-                    "30 of 70"
-                    "student.module.backbone.blocks.#.attn.proj.bias, 2 of it: not under"
+                    "30 of 68"
+                    "student.*, 31 tensors: not under 'teacher.backbone.'"
+                    "teacher.head.mlp.0.weight [4, 8]: not under"
                 ]
             says "timm-bfloat16.pth" [ "30 BFloat16" ]
             says "dinov2.pth" [ "layer scales are multiplied"; "mask_token [1, 8]: token of masked training" ]

@@ -45,7 +45,8 @@ type BackboneShape =
         QkvBias: bool
     }
 
-/// timm's names (huggingface/pytorch-image-models, vision_transformer.py) to the record of a Vision Transformer.
+/// Files of weights to the record of a Vision Transformer. Other names become timm's (huggingface/pytorch-image-models,
+/// vision_transformer.py) by the rows of `Namings`; then there is one builder.
 [<RequireQualifiedAccess>]
 module Weights =
 
@@ -459,16 +460,18 @@ module Weights =
             let leafIn dtype name axes = cast dtype name (find name axes)
             let leaf name axes = leafIn compute name axes
 
-            // γ · (W x + b) = (γ W) x + γ b, in float32 or wider
+            // γ · (W x + b) = (γ W) x + γ b, in float64, so that it is rounded once
             let scaledBy gamma name axes =
                 let tensor = find name axes
 
                 let tensor =
                     if selection.Leaves.ContainsKey gamma then
                         let rows = List.head axes
-                        let wide = widened tensor
-                        let factor = (find gamma [ rows ]).``to`` wide.dtype
-                        wide.mul (factor.reshape [| -1L; yield! Seq.replicate (axes.Length - 1) 1L |])
+                        let wide (t: torch.Tensor) = t.``to`` torch.ScalarType.Float64
+                        let factor = wide (find gamma [ rows ])
+
+                        (wide tensor)
+                            .mul(factor.reshape [| -1L; yield! Seq.replicate (axes.Length - 1) 1L |])
                     else
                         tensor
 
@@ -571,8 +574,8 @@ module Weights =
                 CheckpointActivations = options.CheckpointActivations
             })
 
-    /// <summary>Builds the network from tensors in timm's names. Widths, depth, patch, MLP sizes and the qkv
-    /// bias come from their shapes. One prefix before all names of the network is left out, and with it the
+    /// <summary>Builds the network from tensors in the names of timm, Hugging Face or Flax. Widths, depth, patch, MLP sizes
+    /// and the qkv bias come from their shapes. One prefix before all names of the network is left out, and with it the
     /// tensors without it.</summary>
     /// <param name="options">What the file leaves open.</param>
     /// <param name="subject">Names the file of the tensors in errors.</param>
@@ -595,7 +598,9 @@ module Weights =
 
         build true options subject card tensors
 
-    /// <summary>Reads a plain timm ViT from a safetensors file; a classifier in it is left out.</summary>
+    /// <summary>Reads a plain ViT from a file of weights: safetensors, NumPy's .npz, a PyTorch archive (.pth, .pt, .bin) or
+    /// an index of shards, in the names of timm, Hugging Face or Flax (docs/backbones.md). Nothing in the file is
+    /// executed. A classifier and other parts that the network does not need are left out.</summary>
     /// <param name="options">What the file leaves open.</param>
     /// <param name="path">The file.</param>
     /// <returns>The network in the precision and on the device of the options, owned by the caller.</returns>
