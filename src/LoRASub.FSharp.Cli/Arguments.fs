@@ -56,6 +56,7 @@ type Command =
     | MethodList
     | HeadList
     | DataCheck of name: string * folder: string
+    | BackboneInfo of file: string
     | Report of ReportRequest
     | Doctor of libTorch: string option
 
@@ -276,6 +277,18 @@ let private command (results: ParseResults<Flag>) : Command =
                     given
                     "see lorasub data list"
         | None -> Command.Help(Help.text false [ "data" ])
+    | Some(Backbone flags) ->
+        refuseUnknown flags.Parser "lorasub backbone" flags.UnrecognizedCliParams
+
+        match flags.TryGetSubCommand() with
+        | Some(Info info) ->
+            refuseUnknown info.Parser "lorasub backbone info" info.UnrecognizedCliParams
+
+            match info.TryGetResult File with
+            | Some file -> Command.BackboneInfo file
+            | None ->
+                raise (InputException "lorasub backbone info needs a file; see lorasub backbone info --help")
+        | None -> Command.Help(Help.text false [ "backbone" ])
     | Some(Methods flags) ->
         refuseUnknown flags.Parser "lorasub methods" flags.UnrecognizedCliParams
         Command.MethodList

@@ -132,6 +132,20 @@ type DataFlag =
             | Check _ -> "validate a data set folder"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type InfoFlag =
+    | [<MainCommand; Unique>] File of FILE: string
+
+    interface IArgParserTemplate with
+        member _.Usage = "weights"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type BackboneFlag =
+    | [<CliPrefix(CliPrefix.None)>] Info of ParseResults<InfoFlag>
+
+    interface IArgParserTemplate with
+        member _.Usage = "show what a file of weights is and whether it can be used"
+
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type ListFlag =
     | [<CliPrefix(CliPrefix.None)>] List
 
@@ -163,6 +177,7 @@ type Flag =
     | [<CliPrefix(CliPrefix.None)>] Rename of ParseResults<LearnerFlag>
     | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
     | [<CliPrefix(CliPrefix.None); CustomCommandLine "data">] DataSets of ParseResults<DataFlag>
+    | [<CliPrefix(CliPrefix.None)>] Backbone of ParseResults<BackboneFlag>
     | [<CliPrefix(CliPrefix.None)>] Methods of ParseResults<ListFlag>
     | [<CliPrefix(CliPrefix.None)>] Heads of ParseResults<ListFlag>
     | [<CliPrefix(CliPrefix.None)>] Report of ParseResults<ReportFlag>
@@ -182,6 +197,7 @@ type Flag =
             | Methods _ -> "list the methods"
             | Heads _ -> "list heads, embeddings and presets"
             | DataSets _ -> "list data sets or check a folder"
+            | Backbone _ -> "show what a file of weights is"
             | Report _ -> "make an HTML page, figures and tables of runs"
             | Doctor _ -> "check the installation and measure its speed"
             | Version -> "print the version"

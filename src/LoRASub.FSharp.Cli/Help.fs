@@ -113,6 +113,20 @@ Examples:
   lorasub data list
   lorasub data check folder photos
 """
+    | "backbone" :: "info" :: _ ->
+        """backbone info FILE
+Show what a file of weights is: format, network, unused tensors, problems.
+
+Examples:
+  lorasub backbone info vit.safetensors
+"""
+    | "backbone" :: _ ->
+        """backbone COMMAND
+Show what a file of weights is and whether it can be used.
+
+Examples:
+  lorasub backbone info vit.safetensors
+"""
     | _ ->
         """COMMAND [OPTIONS]
 Learn new image classes over time without keeping the old images.

@@ -4,6 +4,7 @@ module LoRASub.Cli.LearnerFolder
 open System
 open System.IO
 open LoRASub.Core
+open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Learn
 open LoRASub.Settings
@@ -54,7 +55,7 @@ let backboneOf (given: string option) (saved: SavedLearner) : string =
         | _ -> []
 
     let isIt path =
-        File.Exists path && DataFile.sha256 path = saved.Record.BackboneSha256
+        File.Exists path && Weights.sha256 path = saved.Record.BackboneSha256
 
     match given with
     | Some path -> absolute path

@@ -276,8 +276,8 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     use _ = Scope.own Plan.leaves plan
     command.Out |> Option.iter (requireOutside plan)
     let inputs = CheckpointInputs.ofPlan plan
-    let header = Safetensors.header settings.Backbone.Value
-    let card = WeightsCard.read header
+    let header = TensorFormats.header settings.Backbone.Value
+    let card = Weights.card header
     let found = planNotes config plan header card
     Shell.notes shell found
     // the program's own data and backbone go with its own defaults

@@ -684,6 +684,8 @@ let private line' =
                     [ "doctor" ]
                     [ "data" ]
                     [ "data"; "check" ]
+                    [ "backbone" ]
+                    [ "backbone"; "info" ]
                     [ "methods" ]
                     [ "heads" ]
                 ] do

@@ -430,11 +430,11 @@ let tests =
                             Map.ofSeq
                                 [
                                     for KeyValue(name, tensor) in tensors do
-                                        "student." + name, tensor
-                                        "teacher." + name, tensor
+                                        "model." + name, tensor
+                                        "model_ema." + name, tensor
                                 ]
 
-                        refused [ "one Vision Transformer"; "found 2"; "'student.', 'teacher.'" ] (fun () ->
+                        refused [ "one Vision Transformer"; "found 2"; "'model.', 'model_ema.'" ] (fun () ->
                             Weights.ofTensors tinyOptions "w" Map.empty both |> ignore))
 
                     for name, whose in

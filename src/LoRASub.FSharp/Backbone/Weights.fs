@@ -45,108 +45,249 @@ type BackboneShape =
         QkvBias: bool
     }
 
-/// timm's names (huggingface/pytorch-image-models, vision_transformer.py) to the record of a Vision Transformer.
+/// Files of weights to the record of a Vision Transformer. Other names become timm's (huggingface/pytorch-image-models,
+/// vision_transformer.py) by the rows of `Namings`; then there is one builder.
 [<RequireQualifiedAccess>]
 module Weights =
 
     /// Pixels. Attention over the patches of larger images would fill any memory.
     let private largestImage = 4096L
 
-    /// Classifier leaves: read by nothing here.
-    let private ignored (name: string) =
-        name = "head.weight"
-        || name = "head.bias"
-        || name.StartsWith("pre_logits.", StringComparison.Ordinal)
+    let private tensorOf = TensorBytes.tensorOf
 
-    /// Every network has it, and no other tensor's name ends so.
-    let private anchor = "patch_embed.proj.weight"
+    /// Where a file's network is: the names that it has, and what a training program put before them: `module.`,
+    /// `backbone.`, `model.encoder.`; mostly nothing.
+    type private Place = { Naming: Naming; Prefix: string }
 
-    let private outerLeaves =
-        [
-            "cls_token"
-            "pos_embed"
-            anchor
-            "patch_embed.proj.bias"
-            "norm.weight"
-            "norm.bias"
-        ]
+    /// Of two networks that are trained together, the one that is published as the result.
+    let private published = [ "teacher", "student"; "base_encoder", "momentum_encoder" ]
 
-    let private blockLeaves =
-        [
-            for layer in [ "norm1"; "attn.qkv"; "attn.proj"; "norm2"; "mlp.fc1"; "mlp.fc2" ] do
-                $"{layer}.weight"
-                $"{layer}.bias"
-        ]
-
-    /// The block and the leaf in it, for a name of the form blocks.<number>.<leaf>.
-    let private inBlock (name: string) =
-        match name.Split('.', 3) with
-        | [| "blocks"; number; leaf |] when List.contains leaf blockLeaves ->
-            match Int32.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture) with
-            | true, index when string index = number -> Some index
-            | _ -> None
-        | _ -> None
-
-    /// What a training program put before timm's names: `module.`, `backbone.`, `model.encoder.`; mostly nothing.
     /// Rejects a file of several networks.
-    let private prefixOf (subject: string) (names: string seq) : string =
-        let before (name: string) =
-            if name = anchor then
-                Some ""
-            elif name.EndsWith("." + anchor, StringComparison.Ordinal) then
-                Some(name.Substring(0, name.Length - anchor.Length))
-            else
-                None
+    let private placeOf (subject: string) (names: string seq) : Place =
+        let before (naming: Naming) =
+            let anchor = Namings.anchor naming
 
-        match names |> Seq.choose before |> List.ofSeq with
-        | [] -> ""
+            names
+            |> Seq.filter (fun name ->
+                name = anchor
+                || name.EndsWith("." + anchor, StringComparison.Ordinal)
+                || name.EndsWith("/" + anchor, StringComparison.Ordinal))
+            |> Seq.map (fun name ->
+                {
+                    Naming = naming
+                    Prefix = name.Substring(0, name.Length - anchor.Length)
+                })
+            |> List.ofSeq
+
+        let has (part: string) (place: Place) =
+            Array.contains part (place.Prefix.Split('.', '/'))
+
+        match List.collect before Namings.all with
+        | [] ->
+            {
+                Naming = Namings.all.Head
+                Prefix = ""
+            }
         | [ one ] -> one
         | several ->
-            let shown =
-                several
-                |> List.map (fun prefix -> $"'{Safetensors.shown prefix}'")
-                |> String.concat ", "
+            let meant =
+                published
+                |> List.tryPick (fun (result, other) ->
+                    match several |> List.filter (has result) with
+                    | [ one ] when
+                        several
+                        |> List.forall (fun place -> place.Prefix = one.Prefix || has other place)
+                        ->
+                        Some one
+                    | _ -> None)
+
+            match meant with
+            | Some one -> one
+            | None ->
+                let shown =
+                    several
+                    |> List.map (fun place -> $"'{TensorBytes.shown place.Prefix}'")
+                    |> String.concat ", "
+
+                Errors.reject
+                    subject
+                    "must hold one Vision Transformer"
+                    $"{several.Length}, under the prefixes {shown}"
+                    "save the tensors of one of them, as docs/formats.md shows"
+
+    /// The tensors of a file that make the network.
+    type internal Selection =
+        {
+            /// Whose names they are.
+            NamingName: string
+            /// Before every name of the network.
+            Prefix: string
+            /// Blocks.
+            Depth: int
+            /// By timm's name: the rule and the file's names.
+            Leaves: Map<string, LeafRule * string list>
+            /// The other tensors of the file, and what they are.
+            Ignored: (string * string) list
+            /// The file's names of a leaf that it does not have.
+            Absent: string -> string list
+        }
+
+        /// The file's names of the tensors that are read.
+        member this.Used = this.Leaves.Values |> Seq.collect snd |> Set.ofSeq
+
+        /// Whether a learned factor follows each attention and each MLP, as in DINOv2.
+        member this.HasLayerScale = this.Leaves.ContainsKey "blocks.0.ls1.gamma"
+
+    let private isGamma (leaf: string) =
+        leaf.EndsWith(".gamma", StringComparison.Ordinal)
+
+    /// Finds a plain ViT among a file's names. Rejects several, and what a plain ViT does not have.
+    let internal select (subject: string) (names: string seq) : Selection =
+        let place = placeOf subject names
+        let naming, prefix = place.Naming, place.Prefix
+
+        let inside, outside =
+            names
+            |> List.ofSeq
+            |> List.partition (fun name -> name.StartsWith(prefix, StringComparison.Ordinal))
+
+        let what (name: string) =
+            naming.Ignored
+            |> List.tryPick (fun (pattern, what) ->
+                if pattern.IsMatch(name.Substring prefix.Length) then
+                    Some(name, what)
+                else
+                    None)
+
+        let ofLeaf (name: string) =
+            let template, block = Namings.template (name.Substring prefix.Length)
+
+            naming.Rules
+            |> List.tryFind (fun rule -> List.contains template rule.Sources)
+            |> Option.map (fun rule -> Namings.inBlock block rule.Leaf, block, rule)
+
+        let others, needed = inside |> List.partition (what >> Option.isSome)
+        let found = needed |> List.map (fun name -> name, ofLeaf name)
+
+        match
+            [
+                for name, leaf in found do
+                    if leaf.IsNone then
+                        name
+            ]
+        with
+        | [] -> ()
+        | unknown ->
+            let name, received, advice = Namings.telling unknown
 
             Errors.reject
-                subject
-                "must hold one Vision Transformer"
-                $"{several.Length}, under the prefixes {shown}"
-                "save the tensors of one of them, as docs/formats.md shows"
+                (tensorOf subject name)
+                $"must belong to a plain ViT in the names of {naming.Name}"
+                received
+                advice
 
-    /// Whose names these are, where other programs name the same network otherwise.
-    let private otherNames =
-        [
-            "embeddings.", "Hugging Face transformers"
-            "encoder.layer.", "Hugging Face transformers"
-            "conv_proj.", "torchvision"
-            "encoder.layers.", "torchvision"
-            "visual.", "OpenCLIP"
-        ]
+        let found = found |> List.choose snd
 
-    /// Rejects what a plain ViT does not have; the number of blocks.
-    let private depth (subject: string) (names: string seq) =
-        for name in names do
-            if not (ignored name || List.contains name outerLeaves || (inBlock name).IsSome) then
-                let rule = "must belong to a plain ViT in timm's names"
+        let depth =
+            match found |> List.choose (fun (_, block, _) -> block) |> List.distinct |> List.sort with
+            | [] ->
+                let first = Namings.sources naming "blocks.0.norm1.weight" |> List.head
+                Errors.reject subject "must have at least one block" $"no '{prefix}{first}'" ""
+            | blocks ->
+                match blocks |> List.indexed |> List.tryFind (fun (i, block) -> i <> block) with
+                | Some(i, block) ->
+                    Errors.reject subject $"must have a block {i}" $"block {block} after {i - 1}" ""
+                | None -> blocks.Length
 
-                let received, fix =
-                    match otherNames |> List.tryFind (fun (mark, _) -> name.Contains mark) with
-                    | Some(_, whose) -> $"a name of {whose}", "take the same network from timm"
-                    | None -> "another name", "other networks are not read"
+        let leaves =
+            found
+            |> List.distinctBy (fun (leaf, _, rule) -> leaf, rule.Sources)
+            |> List.groupBy (fun (leaf, _, _) -> leaf)
+            |> List.map (fun (leaf, rules) ->
+                match rules with
+                | [ _, block, rule ] ->
+                    leaf,
+                    (rule, rule.Sources |> List.map (fun source -> prefix + Namings.inBlock block source))
+                | _ ->
+                    let received =
+                        rules |> List.map (fun (_, _, rule) -> rule.Sources.Head) |> String.concat ", "
 
-                Errors.reject $"{subject}: tensor '{Safetensors.shown name}'" rule received fix
+                    Errors.reject subject $"must have one tensor as timm's {leaf}" received "")
+            |> Map.ofList
 
-        match names |> Seq.choose inBlock |> Seq.distinct |> Seq.sort |> Array.ofSeq with
-        | [||] -> Errors.reject subject "must have at least one block" "no 'blocks.0.'" ""
-        | blocks ->
-            match blocks |> Array.indexed |> Array.tryFind (fun (i, block) -> i <> block) with
-            | Some(i, block) ->
-                Errors.reject subject $"must have a block {i}" $"block {block} after {i - 1}" ""
-            | None -> blocks.Length
+        match leaves |> Map.filter (fun leaf _ -> isGamma leaf) with
+        | gammas when gammas.Count = 0 || gammas.Count = 2 * depth -> ()
+        | gammas ->
+            let name = (snd (Seq.head gammas.Values)).Head
+
+            let rule =
+                "must belong to a plain ViT: either both layer scales in every block, or none"
+
+            Errors.reject (tensorOf subject name) rule $"{gammas.Count} for {depth} blocks" ""
+
+        {
+            NamingName = naming.Name
+            Prefix = prefix
+            Depth = depth
+            Leaves = leaves
+            Ignored =
+                List.choose what others
+                @ (outside
+                   |> List.map (fun name -> name, $"not under '{TensorBytes.shown prefix}'"))
+            Absent = Namings.sources naming >> List.map (fun source -> prefix + source)
+        }
+
+    /// A card with what the names and the shapes of a network show where the card says nothing.
+    let private completed
+        (subject: string)
+        (names: string seq)
+        (shapeOf: string -> int64[] option)
+        (card: WeightsCard)
+        : WeightsCard =
+        let place = placeOf subject names
+
+        let query =
+            place.Prefix
+            + List.head (Namings.sources place.Naming "blocks.0.attn.qkv.weight")
+
+        let heads =
+            match Option.bind place.Naming.Heads (shapeOf query) with
+            | None when place.Prefix.EndsWith("base_encoder.", StringComparison.Ordinal) ->
+                // MoCo v3's ViT-S has 12 heads, where others have 6
+                match Option.bind Array.tryLast (shapeOf query) with
+                | Some 384L -> Some 12
+                | _ -> None
+            | found -> found
+
+        let stated value =
+            {
+                Value = value
+                Place = tensorOf subject query
+            }
+
+        { card with
+            Heads = card.Heads |> Option.orElse (Option.map stated heads)
+            InputRange =
+                card.InputRange
+                |> Option.orElse (place.Naming.InputRange |> Option.map (fun range -> stated [| range |]))
+        }
+
+    /// <summary>What a weights file shows of its training: what `WeightsCard.read` finds, then what the names and the
+    /// shapes of its tensors show.</summary>
+    /// <param name="header">The header of the weights file.</param>
+    /// <returns>The card; None for what neither shows.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">What `WeightsCard.read` rejects, or tensors of several
+    /// networks.</exception>
+    let card (header: TensorFileHeader) : WeightsCard =
+        let shapes = header.Entries |> Array.map (fun e -> e.Name, e.Shape) |> Map.ofArray
+        completed header.Path shapes.Keys shapes.TryFind (WeightsCard.read header)
 
     /// timm's number of heads for a width.
     let private timmHeads =
         Map.ofList [ 192L, 3; 384L, 6; 768L, 12; 1024L, 16; 1280L, 16 ]
+
+    /// timm's number of heads for a width; None where it has no network so wide.
+    let internal usualHeads (width: int64) : int option = Map.tryFind width timmHeads
 
     let private headsOf (subject: string) (options: BackboneOptions) (card: WeightsCard) (width: int64) =
         let heads, place =
@@ -154,7 +295,7 @@ module Weights =
             | Some heads, _ -> heads, subject
             | None, Some stated -> stated.Value, stated.Place
             | None, None ->
-                match Map.tryFind width timmHeads with
+                match usualHeads width with
                 | Some heads -> heads, subject
                 | None ->
                     let rule =
@@ -185,6 +326,13 @@ module Weights =
 
         side
 
+    /// In float32 or wider.
+    let private widened (tensor: torch.Tensor) : torch.Tensor =
+        if tensor.dtype = torch.ScalarType.Float64 then
+            tensor
+        else
+            tensor.``to`` torch.ScalarType.Float32
+
     /// Positions [1, 1 + g², d] resampled to another square grid, as timm's `resample_abs_pos_embed`: bicubic and
     /// antialiased, in float32 or wider; the class token's row is kept. Borrows; owned by the caller.
     let internal resamplePositions (grid: int64) (positions: torch.Tensor) : torch.Tensor =
@@ -192,16 +340,9 @@ module Weights =
             let old = gridOf "positions" positions
             let d = positions.shape[2]
 
-            let wide =
-                if positions.dtype = torch.ScalarType.Float64 then
-                    torch.ScalarType.Float64
-                else
-                    torch.ScalarType.Float32
-
             let image =
-                positions
+                (widened positions)
                     .narrow(1L, 1L, old * old)
-                    .``to``(wide)
                     .reshape(1L, old, old, d)
                     .permute(0L, 3L, 1L, 2L) // [1, d, g, g]
 
@@ -238,34 +379,70 @@ module Weights =
         : VisionTransformer =
         checkEpsilon "of the blocks" options.NormEpsilon.Blocks
         checkEpsilon "of the final norm" options.NormEpsilon.Final
-        let prefix = prefixOf subject tensors.Keys
+        let selection = select subject tensors.Keys
 
-        let tensors =
-            if prefix = "" then
-                tensors
-            else
-                tensors
-                |> Map.toSeq
-                |> Seq.filter (fun (name, _) -> name.StartsWith(prefix, StringComparison.Ordinal))
-                |> Seq.map (fun (name, tensor) -> name.Substring prefix.Length, tensor)
-                |> Map.ofSeq
+        // as the file calls it, and as timm does where that differs
+        let named (leaf: string) =
+            let names =
+                match Map.tryFind leaf selection.Leaves with
+                | Some(_, names) -> names
+                | None -> selection.Absent leaf
 
-        let depth = depth subject tensors.Keys
+            let shown = names |> List.map TensorBytes.shown |> String.concat "', '"
 
-        let named name =
-            $"{subject}: tensor '{Safetensors.shown prefix}{name}'"
+            let suffix =
+                if names = [ selection.Prefix + leaf ] then
+                    ""
+                else
+                    $", timm's {leaf}"
 
-        let find name axes =
+            $"{subject}: tensor '{shown}'{suffix}"
+
+        let source (rule: LeafRule) (name: string) =
             match Map.tryFind name tensors with
-            | None -> Errors.reject (named name) "must be there" "no tensor of this name" ""
+            | None -> Errors.reject (tensorOf subject name) "must be there" "no tensor of this name" ""
             | Some tensor ->
-                Shape.expect (named name) axes tensor
+                match rule.Axes with
+                | Some axes when int64 axes <> tensor.dim () ->
+                    Errors.reject
+                        (tensorOf subject name)
+                        $"must have {axes} axes"
+                        (Shape.text tensor.shape)
+                        ""
+                | _ -> rule.Turn tensor
+
+        let joined (parts: torch.Tensor list) leaf =
+            for part in parts.Tail do
+                if
+                    part.shape <> parts.Head.shape
+                    || part.dtype <> parts.Head.dtype
+                    || part.dim () = 0L
+                then
+                    let received =
+                        parts
+                        |> List.map (fun p -> $"{Shape.text p.shape} {p.dtype}")
+                        |> String.concat ", "
+
+                    Errors.reject (named leaf) "must have one shape and one type" received ""
+
+            torch.cat (Array.ofList parts, 0L)
+
+        let find leaf axes =
+            match Map.tryFind leaf selection.Leaves with
+            | None -> Errors.reject (named leaf) "must be there" "no tensor of this name" ""
+            | Some(rule, names) ->
+                let tensor =
+                    match names |> List.map (source rule) with
+                    | [ one ] -> one
+                    | parts -> joined parts leaf
+
+                Shape.expect (named leaf) axes tensor
 
                 if not (tensor.is_floating_point ()) then
-                    Errors.reject (named name) "must be floating point" $"{tensor.dtype}" ""
+                    Errors.reject (named leaf) "must be floating point" $"{tensor.dtype}" ""
 
                 if tensor.numel () = 0L then
-                    Errors.reject (named name) "must not be empty" (Shape.text tensor.shape) ""
+                    Errors.reject (named leaf) "must not be empty" (Shape.text tensor.shape) ""
 
                 tensor
 
@@ -283,13 +460,36 @@ module Weights =
             let leafIn dtype name axes = cast dtype name (find name axes)
             let leaf name axes = leafIn compute name axes
 
+            // γ · (W x + b) = (γ W) x + γ b, in float64, so that it is rounded once
+            let scaledBy gamma name axes =
+                let tensor = find name axes
+
+                let tensor =
+                    if selection.Leaves.ContainsKey gamma then
+                        let rows = List.head axes
+                        let wide (t: torch.Tensor) = t.``to`` torch.ScalarType.Float64
+                        let factor = wide (find gamma [ rows ])
+
+                        (wide tensor)
+                            .mul(factor.reshape [| -1L; yield! Seq.replicate (axes.Length - 1) 1L |])
+                    else
+                        tensor
+
+                cast compute name tensor
+
             let patches =
-                find anchor [ Axis.Any "d"; Axis.Any "channels"; Axis.Any "p"; Axis.Any "p" ]
+                find
+                    "patch_embed.proj.weight"
+                    [ Axis.Any "d"; Axis.Any "channels"; Axis.Any "p"; Axis.Any "p" ]
 
             let d, patch = patches.shape[0], patches.shape[2]
 
             if patches.shape[3] <> patch then
-                Errors.reject (named anchor) "must have square patches" (Shape.text patches.shape) ""
+                Errors.reject
+                    (named "patch_embed.proj.weight")
+                    "must have square patches"
+                    (Shape.text patches.shape)
+                    ""
 
             let heads = headsOf subject options card d
             let positions = find "pos_embed" [ Axis.Is 1L; Axis.Any "1 + tokens"; Axis.Is d ]
@@ -312,10 +512,10 @@ module Weights =
 
             let grid = size / patch
 
-            let linear name rows columns =
+            let linear gamma name rows columns =
                 {
-                    Weight = leaf $"{name}.weight" [ Axis.Is rows; Axis.Is columns ]
-                    Bias = Some(leaf $"{name}.bias" [ Axis.Is rows ])
+                    Weight = scaledBy gamma $"{name}.weight" [ Axis.Is rows; Axis.Is columns ]
+                    Bias = Some(scaledBy gamma $"{name}.bias" [ Axis.Is rows ])
                 }
 
             let norm name epsilon =
@@ -340,21 +540,21 @@ module Weights =
                                     (at "attn.qkv.weight")
                                     [ Axis.Is(3L * d); Axis.Is d ]
                             Bias =
-                                if tensors.ContainsKey qkvBias then
+                                if selection.Leaves.ContainsKey qkvBias then
                                     Some(leaf qkvBias [ Axis.Is(3L * d) ])
                                 else
                                     None
                         }
-                    Projection = linear (at "attn.proj") d d
+                    Projection = linear (at "ls1.gamma") (at "attn.proj") d d
                     Norm2 = norm (at "norm2") options.NormEpsilon.Blocks
-                    Fc1 = linear (at "mlp.fc1") hidden d
-                    Fc2 = linear (at "mlp.fc2") d hidden
+                    Fc1 = linear "" (at "mlp.fc1") hidden d
+                    Fc2 = linear (at "ls2.gamma") (at "mlp.fc2") d hidden
                 }
 
             {
                 PatchEmbedding =
                     {
-                        Weight = cast compute anchor patches
+                        Weight = cast compute "patch_embed.proj.weight" patches
                         Bias = Some(leaf "patch_embed.proj.bias" [ Axis.Is d ])
                     }
                 ClassToken = leaf "cls_token" [ Axis.Is 1L; Axis.Is 1L; Axis.Is d ]
@@ -366,7 +566,7 @@ module Weights =
                              positions
                          else
                              resamplePositions grid positions)
-                Blocks = Array.init depth block
+                Blocks = Array.init selection.Depth block
                 Norm = norm "norm" options.NormEpsilon.Final
                 Heads = heads
                 ImageSize = int size
@@ -374,8 +574,8 @@ module Weights =
                 CheckpointActivations = options.CheckpointActivations
             })
 
-    /// <summary>Builds the network from tensors in timm's names. Widths, depth, patch, MLP sizes and the qkv
-    /// bias come from their shapes. One prefix before all names of the network is left out, and with it the
+    /// <summary>Builds the network from tensors in the names of timm, Hugging Face or Flax. Widths, depth, patch, MLP sizes
+    /// and the qkv bias come from their shapes. One prefix before all names of the network is left out, and with it the
     /// tensors without it.</summary>
     /// <param name="options">What the file leaves open.</param>
     /// <param name="subject">Names the file of the tensors in errors.</param>
@@ -392,9 +592,15 @@ module Weights =
         (tensors: Map<string, torch.Tensor>)
         : VisionTransformer =
         // so that the caller's tensors and the network's never share memory
-        build true options subject (WeightsCard.ofMetadata subject metadata) tensors
+        let card =
+            WeightsCard.ofMetadata subject metadata
+            |> completed subject tensors.Keys (tensors.TryFind >> Option.map _.shape)
 
-    /// <summary>Reads a plain timm ViT from a safetensors file; a classifier in it is left out.</summary>
+        build true options subject card tensors
+
+    /// <summary>Reads a plain ViT from a file of weights: safetensors, NumPy's .npz, a PyTorch archive (.pth, .pt, .bin) or
+    /// an index of shards, in the names of timm, Hugging Face or Flax (docs/backbones.md). Nothing in the file is
+    /// executed. A classifier and other parts that the network does not need are left out.</summary>
     /// <param name="options">What the file leaves open.</param>
     /// <param name="path">The file.</param>
     /// <returns>The network in the precision and on the device of the options, owned by the caller.</returns>
@@ -405,16 +611,29 @@ module Weights =
 
         NativeError.during what NativeError.moreMemory (fun () ->
             Scope.keep VisionTransformer.leaves (fun () ->
-                let header = Safetensors.header path
-                let card = WeightsCard.read header
-                let prefix = prefixOf path (header.Entries |> Array.map _.Name)
+                let header = TensorFormats.header path
+                let selection = select path (header.Entries |> Seq.map _.Name)
+                let file = TensorFormats.readOnly selection.Used.Contains path
+                build false options path (card header) file.Tensors))
 
-                let wanted (name: string) =
-                    name.StartsWith(prefix, StringComparison.Ordinal)
-                    && not (ignored (name.Substring prefix.Length))
+    /// <summary>SHA-256 of a weights file.</summary>
+    /// <param name="path">The file.</param>
+    /// <returns>In lower-case hexadecimal; of an index of shards, that of the hashes of the index and its shards, one a
+    /// line.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The file is missing or unreadable, or an index that is not
+    /// well-formed.</exception>
+    let sha256 (path: string) : string = TensorFormats.sha256 path
 
-                let file = Safetensors.readOnly wanted path
-                build false options path card file.Tensors))
+    /// Columns of a token, where the heads depend on them: Flax's names show the heads, whatever the width. 0 where the
+    /// file does not show it.
+    let internal width (header: TensorFileHeader) : int64 =
+        let place = placeOf header.Path (header.Entries |> Seq.map _.Name)
+        let anchor = place.Prefix + Namings.anchor place.Naming
+
+        header.Entries
+        |> Array.tryFind (fun entry -> entry.Name = anchor)
+        |> Option.bind (fun entry -> Array.tryHead entry.Shape)
+        |> Option.defaultValue 0L
 
     /// What `load` takes for granted in a file: a number of heads that is guessed from the width, and a prefix that is
     /// left out. Rejects a file of several networks.
@@ -423,29 +642,27 @@ module Weights =
         (card: WeightsCard)
         (header: TensorFileHeader)
         : string list =
-        let prefix = prefixOf header.Path (header.Entries |> Seq.map _.Name)
+        let place = placeOf header.Path (header.Entries |> Seq.map _.Name)
+        let prefix = place.Prefix
 
         let others =
             header.Entries
             |> Array.map _.Name
             |> Array.filter (fun name -> not (name.StartsWith(prefix, StringComparison.Ordinal)))
 
-        let width =
-            header.Entries
-            |> Array.tryFind (fun entry -> entry.Name = prefix + anchor)
-            |> Option.bind (fun entry -> Array.tryHead entry.Shape)
-
         [
             if prefix <> "" then
-                $"{header.Path}: names are read without the prefix '{Safetensors.shown prefix}'"
+                $"{header.Path}: names are read without the prefix '{TensorBytes.shown prefix}'"
 
             if others.Length > 0 then
                 let tensors = Text.counted others.Length "tensor" "tensors"
-                $"{header.Path}: ignored without the prefix: {tensors}, such as '{Safetensors.shown others[0]}'"
+                $"{header.Path}: ignored without the prefix: {tensors}, such as '{TensorBytes.shown others[0]}'"
 
-            match options.Heads, width |> Option.bind (fun width -> Map.tryFind width timmHeads) with
+            let width = width header
+
+            match options.Heads, usualHeads width with
             | None, Some heads when card.Heads.IsNone ->
-                $"{header.Path}: the weights do not state the number of attention heads; assuming {heads}, as timm at width {width.Value} (--attention-heads N sets another)"
+                $"{header.Path}: the weights do not state the number of attention heads; assuming {heads}, as timm at width {width} (--attention-heads N sets another)"
             | _ -> ()
         ]
 

@@ -23,6 +23,27 @@ module internal FileKind =
     let private convert = "convert it to safetensors, as docs/formats.md shows"
     let private unpack = "unpack it and give the safetensors file in it"
 
+    /// What `torch.save` writes.
+    let torchArchive =
+        {
+            Name = "a PyTorch archive (.pth, zip)"
+            Advice = convert
+        }
+
+    /// What `numpy.savez` writes.
+    let numpyArchive =
+        {
+            Name = "a NumPy archive (.npz, zip)"
+            Advice = convert
+        }
+
+    /// Names the files of a network in several.
+    let shardIndex =
+        {
+            Name = "an index of shards, not the weights"
+            Advice = "merge the shards that it names into one file, as docs/formats.md shows"
+        }
+
     let private startsWith (signature: byte[]) (start: byte[]) =
         start.AsSpan().StartsWith(ReadOnlySpan signature)
 
@@ -66,8 +87,8 @@ module internal FileKind =
             Array.isEmpty |> kind "an empty file" "download it again"
             startsWith "version https://git-lfs"B
             |> kind "a Git LFS pointer, which only names the file" "fetch the file with `git lfs pull`"
-            both isZip (has "data.pkl") |> kind "a PyTorch archive (.pth, zip)" convert
-            both isZip (has ".npy") |> kind "a NumPy archive (.npz, zip)" convert
+            both isZip (has "data.pkl"), torchArchive
+            both isZip (has ".npy"), numpyArchive
             isZip |> kind "a zip archive" unpack
             startsWith [| 0x93uy; yield! "NUMPY"B |] |> kind "a NumPy array (.npy)" convert
             (fun (start: byte[]) ->
@@ -95,10 +116,7 @@ module internal FileKind =
             |> kind
                 "an XML text, as servers answer instead of a file"
                 "download the file again; it may need a login"
-            both (opens "{") (has "\"weight_map\"")
-            |> kind
-                "an index of shards, not the weights"
-                "merge the shards that it names into one file, as docs/formats.md shows"
+            both (opens "{") (has "\"weight_map\""), shardIndex
             (fun (start: byte[]) -> opens "{" start || opens "[" start)
             |> kind "a JSON text" "give the weights beside it"
             startsWith [| 0x89uy; yield! "PNG"B |] |> kind "a PNG image" ""

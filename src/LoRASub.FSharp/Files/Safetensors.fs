@@ -10,44 +10,6 @@ open System.Text.Json
 open LoRASub.Core
 open TorchSharp
 
-/// Tensors and text of one file.
-[<ReferenceEquality>]
-type TensorFile =
-    {
-        /// The file.
-        Path: string
-        /// By name, on the CPU; owned by whoever owns the record.
-        Tensors: Map<string, torch.Tensor>
-        /// Text by key.
-        Metadata: Map<string, string>
-    }
-
-/// The position of one tensor in its file.
-type TensorEntry =
-    {
-        /// Its name.
-        Name: string
-        /// Its element type.
-        Type: torch.ScalarType
-        /// Its sizes, axis by axis.
-        Shape: int64[]
-        /// Its first byte, counted from the start of the file.
-        Offset: int64
-        /// Its length in bytes.
-        Length: int64
-    }
-
-/// What a file holds, without the numbers.
-type TensorFileHeader =
-    {
-        /// The file.
-        Path: string
-        /// In the order of their bytes.
-        Entries: TensorEntry[]
-        /// Text by key.
-        Metadata: Map<string, string>
-    }
-
 /// The safetensors format (github.com/huggingface/safetensors, "Format"): the length of a JSON header as eight
 /// bytes, the header, then the tensors' bytes, little-endian, row by row, without holes. Checked before anything is
 /// allocated, for a file may come from anywhere.
@@ -62,52 +24,23 @@ module Safetensors =
     /// The reference implementation's own bound.
     let private longestHeader = 100_000_000L
 
-    /// No operation of LibTorch takes more.
-    let private mostAxes = 64
-
-    /// Tensors are moved in pieces: spans are limited to 2 GB.
-    let private chunkBytes = 1L <<< 26
-
     let private metadataKey = "__metadata__"
 
     let private types =
         [
-            "F64", torch.ScalarType.Float64, 8L
-            "F32", torch.ScalarType.Float32, 4L
-            "F16", torch.ScalarType.Float16, 2L
-            "BF16", torch.ScalarType.BFloat16, 2L
-            "I64", torch.ScalarType.Int64, 8L
-            "I32", torch.ScalarType.Int32, 4L
-            "U8", torch.ScalarType.Byte, 1L
-            "BOOL", torch.ScalarType.Bool, 1L
+            "F64", torch.ScalarType.Float64
+            "F32", torch.ScalarType.Float32
+            "F16", torch.ScalarType.Float16
+            "BF16", torch.ScalarType.BFloat16
+            "I64", torch.ScalarType.Int64
+            "I32", torch.ScalarType.Int32
+            "U8", torch.ScalarType.Byte
+            "BOOL", torch.ScalarType.Bool
         ]
 
-    let private knownTypes =
-        types |> List.map (fun (code, _, _) -> code) |> String.concat ", "
-
-    // a hostile name or value must not flood the screen
-    let internal shown (text: string) = Text.cut "..." 80 text
-
-    let private tensorOf path name = $"{path}: tensor '{shown name}'"
-
-    let private open' (path: string) =
-        if Directory.Exists path then
-            Errors.reject path "must be a safetensors file" "a folder" ""
-
-        if not (File.Exists path) then
-            Errors.reject path "must be an existing file" "no such file" ""
-
-        try
-            File.OpenRead path
-        with
-        | :? UnauthorizedAccessException
-        | :? IOException as e -> Errors.reject path "must be a file that can be read" e.Message ""
-
-    let private fill path (stream: Stream) (bytes: Span<byte>) =
-        try
-            stream.ReadExactly bytes
-        with :? IOException as e ->
-            Errors.reject path "must be readable up to its end" e.Message ""
+    let private knownTypes = types |> List.map fst |> String.concat ", "
+    let private shown = TensorBytes.shown
+    let private tensorOf = TensorBytes.tensorOf
 
     // ---- header
 
@@ -156,23 +89,6 @@ module Safetensors =
                 | _ -> Errors.reject subject rule (shown (item.GetRawText())) ""
         |]
 
-    /// Bytes of a tensor, where they can be counted. Zeros count as ones: LibTorch multiplies the other sizes into
-    /// its strides.
-    let private byteLength (subject: string) (elementSize: int64) (shape: int64[]) =
-        let mutable bound = elementSize
-
-        for size in shape do
-            if size > 0L && bound > Int64.MaxValue / size then
-                Errors.reject
-                    subject
-                    "must have a size below 2^63 bytes"
-                    $"shape {shown (Shape.text shape)}"
-                    ""
-
-            bound <- bound * max size 1L
-
-        if Array.contains 0L shape then 0L else bound
-
     /// One entry, its offset still counted from the end of the header.
     let private entry path (name: string) (element: JsonElement) =
         let subject = tensorOf path name
@@ -185,20 +101,17 @@ module Safetensors =
 
         let code = text subject (field "dtype")
 
-        let scalarType, elementSize =
-            match types |> List.tryFind (fun (known, _, _) -> known = code) with
-            | Some(_, scalarType, size) -> scalarType, size
+        let scalarType =
+            match types |> List.tryFind (fun (known, _) -> known = code) with
+            | Some(_, scalarType) -> scalarType
             | None ->
                 Errors.reject subject $"must have a dtype out of {knownTypes}" (shown code) "convert it first"
 
         let shape = wholeNumbers subject "shape" (field "shape")
 
-        if shape.Length > mostAxes then
-            Errors.reject subject $"must have at most {mostAxes} axes" $"{shape.Length}" ""
-
         match wholeNumbers subject "data_offsets" (field "data_offsets") with
         | [| first; last |] when first <= last ->
-            let expected = byteLength subject elementSize shape
+            let expected = TensorBytes.length subject scalarType shape
 
             if last - first <> expected then
                 let rule = $"must have {expected} bytes for {code} {Shape.text shape}"
@@ -261,7 +174,7 @@ module Safetensors =
     let private refuseOtherKind path (stream: FileStream) =
         stream.Position <- 0L
         let start = Array.zeroCreate<byte>(int (min stream.Length (int64 FileKind.Needed)))
-        fill path stream (Span start)
+        TensorBytes.fill path stream (Span start)
 
         match FileKind.identify start with
         | Some kind -> Errors.reject path "must be a safetensors file" kind.Name kind.Advice
@@ -278,7 +191,7 @@ module Safetensors =
             refuse "must be at least 8 bytes long" $"{fileLength}" "it is not a safetensors file"
 
         let prefix = Array.zeroCreate<byte> 8
-        fill path stream (Span prefix)
+        TensorBytes.fill path stream (Span prefix)
         let length = BinaryPrimitives.ReadUInt64LittleEndian(ReadOnlySpan prefix)
         let available = fileLength - 8L
 
@@ -298,7 +211,7 @@ module Safetensors =
             refuse rule $"a length of {length}" "it is not a safetensors file, or is truncated"
 
         let json = Array.zeroCreate<byte>(int length)
-        fill path stream (Span json)
+        TensorBytes.fill path stream (Span json)
 
         if not (Unicode.Utf8.IsValid(ReadOnlySpan json)) then
             refuse "must have a header in UTF-8" "other bytes" ""
@@ -340,44 +253,15 @@ module Safetensors =
     /// <exception cref="T:LoRASub.Core.InputException">The file is missing, unreadable or not
     /// well-formed.</exception>
     let header (path: string) : TensorFileHeader =
-        use stream = open' path
+        use stream = TensorBytes.open' "a safetensors file" path
         readHeader path stream
 
     // ---- data
 
-    /// Runs `move` over the tensor's bytes in pieces. The tensor is contiguous and on the CPU.
-    let private eachChunk (tensor: torch.Tensor) (move: torch.Tensor -> unit) =
-        let count = tensor.numel ()
-        let step = chunkBytes / tensor.ElementSize
-        let flat = tensor.view [| count |]
-        let mutable start = 0L
-
-        while start < count do
-            Scope.run (fun () -> move (flat.narrow (0L, start, min step (count - start))))
-            start <- start + step
-
-    // Read straight into the tensor's own memory, not mapped: a mapped file that is truncated meanwhile kills the
-    // process, and 343 MB take 65 ms this way, 54 to 61 ms mapped and copied.
     let private readTensor path (stream: FileStream) (entry: TensorEntry) =
-        Scope.keep Leaves.tensor (fun () ->
-            let tensor = torch.empty (entry.Shape, dtype = entry.Type, device = torch.CPU)
-            stream.Position <- entry.Offset
-
-            eachChunk tensor (fun chunk ->
-                let bytes = chunk.bytes
-                fill path stream bytes
-
-                if
-                    entry.Type = torch.ScalarType.Bool
-                    && bytes.IndexOfAnyExceptInRange(0uy, 1uy) >= 0
-                then
-                    Errors.reject
-                        (tensorOf path entry.Name)
-                        "must hold 0 or 1 in each byte"
-                        "another value"
-                        "")
-
-            tensor)
+        stream.Position <- entry.Offset
+        let fill = Fill(fun bytes -> TensorBytes.fill path stream bytes)
+        TensorBytes.read (tensorOf path entry.Name) entry.Type entry.Shape fill
 
     let private readFrom path (stream: FileStream) (wanted: string -> bool) : TensorFile =
         let header = readHeader path stream
@@ -400,7 +284,7 @@ module Safetensors =
     /// <exception cref="T:LoRASub.Core.InputException">The file is missing, unreadable or not well-formed, its
     /// unwanted tensors included.</exception>
     let readOnly (wanted: string -> bool) (path: string) : TensorFile =
-        use stream = open' path
+        use stream = TensorBytes.open' "a safetensors file" path
         readFrom path stream wanted
 
     /// <summary>Reads a file if its bytes have this hash, even when a file of the same name takes its place
@@ -411,7 +295,7 @@ module Safetensors =
     /// <exception cref="T:LoRASub.Core.InputException">The file is missing, unreadable or, where the hash fits,
     /// not well-formed.</exception>
     let readHashed (sha256: string) (path: string) : TensorFile option =
-        use stream = open' path
+        use stream = TensorBytes.open' "a safetensors file" path
 
         if Convert.ToHexStringLower(Security.Cryptography.SHA256.HashData stream) = sha256 then
             stream.Position <- 0L
@@ -448,8 +332,8 @@ module Safetensors =
         if tensor.is_sparse || tensor.device_type = DeviceType.META then
             Errors.reject subject "must be dense and have values" "a sparse or meta tensor" ""
 
-        match types |> List.tryFind (fun (_, scalarType, _) -> scalarType = tensor.dtype) with
-        | Some(code, _, size) -> struct (code, size * tensor.numel ())
+        match types |> List.tryFind (fun (_, scalarType) -> scalarType = tensor.dtype) with
+        | Some(code, dtype) -> struct (code, TensorBytes.elementSize dtype * tensor.numel ())
         | None ->
             Errors.reject
                 subject
@@ -528,5 +412,5 @@ module Safetensors =
             for _, tensor in tensors do
                 // one tensor at a time: at most one copy is alive
                 Scope.noGrad Leaves.none (fun () ->
-                    eachChunk (tensor.detach().cpu().contiguous()) (fun chunk ->
+                    TensorBytes.eachChunk (tensor.detach().cpu().contiguous()) (fun chunk ->
                         stream.Write(Span.op_Implicit chunk.bytes: ReadOnlySpan<byte>))))

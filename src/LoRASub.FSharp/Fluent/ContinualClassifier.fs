@@ -69,7 +69,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
         )
 
     /// <summary>A classifier that knows no class yet, over a frozen Vision Transformer.</summary>
-    /// <param name="backbone">A safetensors file with timm's names.</param>
+    /// <param name="backbone">Weights of a plain Vision Transformer (`Weights.load`).</param>
     /// <param name="options">Read once.</param>
     /// <returns>The classifier, to be disposed by the caller.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">An option is out of range, or the file is not such a
@@ -87,7 +87,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
         )
 
     /// <summary>`Create` with default options.</summary>
-    /// <param name="backbone">A safetensors file with timm's names.</param>
+    /// <param name="backbone">Weights of a plain Vision Transformer (`Weights.load`).</param>
     /// <returns>The classifier, to be disposed by the caller.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">The file is not such a network.</exception>
     static member Create(backbone: string) : ContinualClassifier =

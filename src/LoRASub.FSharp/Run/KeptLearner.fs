@@ -114,7 +114,7 @@ module KeptLearner =
     /// The learner of a file over the backbone that the settings name. Owned by the caller.
     let internal ofSaved (settings: RunSettings) (saved: SavedLearner) : KeptLearner =
         let backbone = settings.Backbone.Value
-        LearnerFile.checkBackbone saved (DataFile.sha256 backbone) backbone
+        LearnerFile.checkBackbone saved (Recipe.backboneSha256 backbone) backbone
 
         opened settings (fun vit ->
             let learner = LearnerFile.learner vit settings.Method saved

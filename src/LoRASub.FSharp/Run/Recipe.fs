@@ -28,7 +28,7 @@ module internal Recipe =
     /// The settings with what the backbone's file states of its input range and norm epsilon, where the caller gave none.
     /// `isGiven` knows the names of the settings given. Rejects a file or card that is damaged.
     let fitted (isGiven: string -> bool) (settings: RunSettings) : RunSettings =
-        let card = WeightsCard.read (Safetensors.header settings.Backbone.Value)
+        let card = Weights.card (TensorFormats.header settings.Backbone.Value)
 
         let stated name (value: 'T option) now =
             if isGiven name then now else defaultArg value now
@@ -38,10 +38,13 @@ module internal Recipe =
             NormEpsilon = stated "norm-epsilon" (card.NormEpsilon |> Option.map _.Value) settings.NormEpsilon
         }
 
+    /// SHA-256 of a backbone's file.
+    let backboneSha256 (file: string) : string = Weights.sha256 file
+
     /// The network in a file, and the file's SHA-256. Owned by the caller. Rejects what `Weights.load` rejects.
     let openBackbone (settings: RunSettings) (file: string) : struct (VisionTransformer * string) =
         Settings.check settings
-        let sha256 = DataFile.sha256 file
+        let sha256 = backboneSha256 file
         struct (Weights.load (backboneOptions settings) file, sha256)
 
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.

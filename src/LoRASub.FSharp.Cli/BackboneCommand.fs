@@ -1,0 +1,137 @@
+/// `lorasub backbone`: what a file of weights is, and whether it can be used.
+module LoRASub.Cli.BackboneCommand
+
+open System
+open LoRASub.Core
+open LoRASub.Native
+open LoRASub.Files
+open LoRASub.Backbone
+open TorchSharp
+
+[<Literal>]
+let private Listed = 20
+
+let private line (name: string) (value: string) = $"{name, -12} {value}"
+
+/// Names under one beginning, where the network is under another, or that differ in a block's number only, as one.
+let private ignored (header: TensorFileHeader) (selection: Weights.Selection) : string list =
+    let shapes = header.Entries |> Array.map (fun e -> e.Name, e.Shape) |> Map.ofArray
+
+    let group (name: string) =
+        if name.StartsWith(selection.Prefix, StringComparison.Ordinal) then
+            fst (Namings.template name)
+        else
+            name.Split('.', '/')[0] + ".*"
+
+    let groups =
+        selection.Ignored
+        |> List.groupBy (fun (name, what) -> group name, what)
+        |> List.map (fun ((group, what), some) ->
+            match some with
+            | [ name, _ ] -> $"{TensorBytes.shown name} {Shape.text shapes[name]}: {what}"
+            | _ -> $"{TensorBytes.shown group}, {some.Length} tensors: {what}")
+
+    [
+        for group in List.truncate Listed groups do
+            line "" group
+
+        if groups.Length > Listed then
+            line "" $"{groups.Length - Listed} more"
+    ]
+
+let private headsText (card: WeightsCard) (width: int64) =
+    match card.Heads, Weights.usualHeads width with
+    | Some stated, _ -> $"{stated.Value} heads"
+    | None, Some heads -> $"{heads} heads (not stated; as timm at this width)"
+    | None, None -> "number of heads not stated: give --attention-heads"
+
+let private rangeText (card: WeightsCard) =
+    match card.InputRange with
+    | None -> "input range not stated"
+    | Some stated ->
+        let pair (struct (black: float, white: float)) = $"{black:G4} to {white:G4}"
+        "values from " + (stated.Value |> Array.map pair |> String.concat ", ")
+
+/// The network itself, read in full. Rejects what cannot be used.
+let private network (path: string) (header: TensorFileHeader) (selection: Weights.Selection) : string list =
+    // before anything names a device
+    NativeBackend.ensureLoaded () |> ignore
+    let card = Weights.card header
+
+    let options =
+        {
+            // a number that is not stated does not change what else is right
+            Heads =
+                match card.Heads, Weights.usualHeads (Weights.width header) with
+                | None, None -> Some 1
+                | _ -> None
+            ImageSize = None
+            NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
+            Precision = Precision.Float32
+            Device = torch.CPU
+            CheckpointActivations = false
+        }
+
+    use _ = torch.NewDisposeScope()
+    let vit = Weights.load options path
+    let hidden = vit.Blocks[0].Fc1.Weight.shape[0]
+    let parameters = VisionTransformer.leaves vit |> Seq.sumBy _.numel()
+
+    [
+        line
+            "network"
+            $"width {vit.Width}, {vit.Blocks.Length} blocks, MLP of {hidden}, {headsText card vit.Width}"
+
+        line
+            "images"
+            $"{vit.ImageSize} x {vit.ImageSize} pixels of {vit.Channels} channels in patches of {vit.PatchSize}; {rangeText card}"
+
+        line "parameters" $"{parameters:N0}"
+
+        if selection.HasLayerScale then
+            line "" "layer scales are multiplied into the layers before them"
+    ]
+
+/// What a file is: its format, names, network, and the tensors that are not used; 0, or 2 with the problem last where it
+/// cannot be used.
+let info (say: string list -> unit) (path: string) : int =
+    let format = TensorFormats.ofFile path
+    say [ line "file" path; line "format" format.Name ]
+
+    try
+        let header = format.Header path
+
+        let types =
+            header.Entries
+            |> Array.countBy _.Type
+            |> Array.map (fun (dtype, n) -> $"{n} {dtype}")
+            |> String.concat ", "
+
+        say [ line "SHA-256" (Weights.sha256 path); line "tensors" types ]
+
+        let selection = Weights.select path (header.Entries |> Seq.map _.Name)
+
+        let prefix =
+            if selection.Prefix = "" then
+                ""
+            else
+                $", after '{TensorBytes.shown selection.Prefix}'"
+
+        say
+            [
+                line "names" (selection.NamingName + prefix)
+                yield! network path header selection
+                line "used" $"{selection.Used.Count} of {header.Entries.Length} tensors"
+
+                if not selection.Ignored.IsEmpty then
+                    line "ignored" (Text.counted selection.Ignored.Length "tensor" "tensors")
+                    yield! ignored header selection
+
+                ""
+                "This backbone can be used: --backbone " + path
+            ]
+
+        0
+    with :? InputException as e ->
+        say [ line "problem" e.Message ]
+        2
