@@ -448,7 +448,8 @@ let pack (arguments: string list) =
         | "--all" :: rest -> options version "linux-x64%3Bwin-x64%3Bosx-arm64" check rest
         | "--check" :: rest -> options version platforms true rest
         | [] -> version, platforms, check
-        | other :: _ -> raise (Stop(2, $"build.fsx: -t Pack takes --version X, --all and --check, not '{other}'"))
+        | other :: _ ->
+            raise (Stop(2, $"build.fsx: -t Pack takes --version X, --all and --check, not '{other}'"))
 
     let version, platforms, check = options [] "linux-x64" false arguments
     restore ()
@@ -478,7 +479,10 @@ let pack (arguments: string list) =
     make "LoRASub.FSharp.Cli" [ $"-p:ToolPlatforms={platforms}" ]
 
     for package in Directory.GetFiles folder |> Array.sort do
-        eprintfn "%8.1f MB  artifacts/packages/%s" (float (FileInfo package).Length / 1e6) (Path.GetFileName package)
+        eprintfn
+            "%8.1f MB  artifacts/packages/%s"
+            (float (FileInfo package).Length / 1e6)
+            (Path.GetFileName package)
 
     if check then
         run Inherit "dotnet" [ "fsi"; root </> "scripts" </> "check-packages.fsx" ]
@@ -499,7 +503,9 @@ let targets =
         "Format", "format the F# files", fun _ -> fantomas []
         "CheckFormat", "fail when an F# file is not formatted", fun _ -> fantomas [ "--check" ]
         "Publish", "put the program into artifacts/lorasub", fun _ -> publish ()
-        "Pack", "make the packages in artifacts/packages: --version X, --all platforms, --check their use", pack
+        "Pack",
+        "make the packages in artifacts/packages: --version X, --all platforms, --check their use",
+        pack
         "Clean", "delete what builds have made", fun _ -> clean ()
     ]
 
