@@ -445,13 +445,13 @@ let pack (arguments: string list) =
     let rec options version platforms check arguments =
         match arguments with
         | "--version" :: version :: rest -> options [ $"-p:Version={version}" ] platforms check rest
-        | "--all" :: rest -> options version "linux-x64%3Bwin-x64%3Bosx-arm64" check rest
+        | "--all" :: rest -> options version "all" check rest
         | "--check" :: rest -> options version platforms true rest
         | [] -> version, platforms, check
         | other :: _ ->
             raise (Stop(2, $"build.fsx: -t Pack takes --version X, --all and --check, not '{other}'"))
 
-    let version, platforms, check = options [] "linux-x64" false arguments
+    let version, platforms, check = options [] "tested" false arguments
     restore ()
 
     if Directory.Exists folder then

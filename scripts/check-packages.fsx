@@ -188,7 +188,12 @@ dotnet
 
 // with a home of its own, it finds LibTorch in itself or not at all
 let lorasub expected arguments =
-    run ("lorasub " + String.concat " " arguments) [ "HOME", work ] expected (under tools "lorasub") arguments
+    run
+        ("lorasub " + String.concat " " arguments)
+        [ ("HOME", work) ]
+        expected
+        (under tools "lorasub")
+        arguments
 
 lorasub (version.Split('-')[0]) [ "--version" ]
 lorasub "Usage" [ "--help" ]
