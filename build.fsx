@@ -438,6 +438,56 @@ let publish () =
 
     eprintfn "The program is artifacts/lorasub/lorasub; the folder can be moved."
 
+/// The library's package and the tool's packages: for Linux, or with --all also for the platforms that were not tried.
+let pack (arguments: string list) =
+    let folder = root </> "artifacts" </> "packages"
+
+    let rec options version platforms check arguments =
+        match arguments with
+        | "--version" :: version :: rest -> options [ $"-p:Version={version}" ] platforms check rest
+        | "--all" :: rest -> options version "all" check rest
+        | "--check" :: rest -> options version platforms true rest
+        | [] -> version, platforms, check
+        | other :: _ ->
+            raise (Stop(2, $"build.fsx: -t Pack takes --version X, --all and --check, not '{other}'"))
+
+    let version, platforms, check = options [] "tested" false arguments
+    restore ()
+
+    if Directory.Exists folder then
+        Directory.Delete(folder, true)
+
+    let make name options =
+        step $"Pack {name}" (fun dotnet ->
+            dotnet (
+                [
+                    "pack"
+                    root </> "src" </> name
+                    "-c"
+                    "Release"
+                    "-o"
+                    folder
+                    "--disable-build-servers"
+                    "-v"
+                    "q"
+                ]
+                @ version
+                @ options
+            ))
+
+    make "LoRASub.FSharp" [ "--no-restore" ]
+    make "LoRASub.FSharp.Cli" [ $"-p:ToolPlatforms={platforms}" ]
+
+    for package in Directory.GetFiles folder |> Array.sort do
+        eprintfn
+            "%8.1f MB  artifacts/packages/%s"
+            (float (FileInfo package).Length / 1e6)
+            (Path.GetFileName package)
+
+    if check then
+        run Inherit "dotnet" [ "fsi"; root </> "scripts" </> "check-packages.fsx" ]
+        |> passOn
+
 let targets =
     [
         "Restore", "fetch the packages of paket.lock", fun _ -> restore ()
@@ -453,6 +503,9 @@ let targets =
         "Format", "format the F# files", fun _ -> fantomas []
         "CheckFormat", "fail when an F# file is not formatted", fun _ -> fantomas [ "--check" ]
         "Publish", "put the program into artifacts/lorasub", fun _ -> publish ()
+        "Pack",
+        "make the packages in artifacts/packages: --version X, --all platforms, --check their use",
+        pack
         "Clean", "delete what builds have made", fun _ -> clean ()
     ]
 

@@ -71,6 +71,9 @@ let tests =
                     Expect.equal (NativeBackend.libTorchFolder "" folder) lib "the lib folder"
                     Expect.equal (NativeBackend.libTorchFolder "" lib) lib "the folder itself"
                     Expect.equal (NativeBackend.libTorchVersion lib) "" "no version stated"
+                    let dependency = """{ "libraries": { "libtorch-cpu-linux-x64/2.10.0": {} } }"""
+                    File.WriteAllText(Path.Combine(lib, "program.deps.json"), dependency)
+                    Expect.equal (NativeBackend.libTorchVersion lib) "2.10.0" "a published program"
                     File.WriteAllText(Path.Combine(folder, "build-version"), "2.10.0+cpu\n")
                     Expect.equal (NativeBackend.libTorchVersion lib) "2.10.0+cpu" "LibTorch's archive"
                     File.WriteAllText(Path.Combine(folder, "version.py"), "__version__ = '2.6.0+cu124'\n")

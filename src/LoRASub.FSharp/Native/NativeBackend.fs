@@ -241,7 +241,7 @@ module NativeBackend =
             Errors.reject $"{chosenBy} {folder}" "must hold libtorch_cpu.so" found advice
 
     /// The version that a LibTorch folder states: PyTorch's version.py, LibTorch's build-version, the package's
-    /// folder, or the end of the library's name.
+    /// folder, the end of the library's name, or the dependencies of a published program.
     let internal libTorchVersion (folder: string) : string =
         let path = target (under folder "libtorch_cpu.so")
 
@@ -258,6 +258,8 @@ module NativeBackend =
             stated "build-version" @"^(\S+)"
             Some(Regex.Match(path, @"/libtorch-[^/]+/(\d[^/]+)/runtimes/"))
             Some(Regex.Match(path, @"\.so\.(\d[\d.]+)$"))
+            for file in Directory.GetFiles(folder, "*.deps.json") do
+                Some(Regex.Match(File.ReadAllText file, "\"libtorch-cpu-[^/\"]+/(\d[^\"]+)\""))
         ]
         |> List.choose id
         |> List.tryFind _.Success
