@@ -175,7 +175,7 @@ let tests =
                     [
                         "recommended", alone "cosine-lda" "rich"
                         "small", alone "cosine-lda:0.003" "last-blocks"
-                        "large", alone "rp-cosine-lda:8192" "rich"
+                        "large", alone "rp-cosine-lda:8192" "rich+flip"
                         "libcontinual",
                         { Preset.quick Variant.LibContinual with
                             OtherHeads = []

@@ -45,7 +45,11 @@ module internal Pickle =
         let mutable at = 0
 
         let refuse rule received : 'T =
-            Errors.reject $"{subject}, byte {at}" rule received "do not use the file; a network is saved by its state_dict()"
+            Errors.reject
+                $"{subject}, byte {at}"
+                rule
+                received
+                "do not use the file; a network is saved by its state_dict()"
 
         let take count =
             if count < 0 || count > bytes.Length - at then

@@ -296,7 +296,9 @@ module Preset =
             "cosine LDA on tokens of as many blocks as fit in 5,000 columns; adapts to the first task if that helps",
             only "cosine-lda" "rich"
             "small", "the same on the last three blocks", only "cosine-lda:0.003" "last-blocks"
-            "large", "the same on 8,192 random features of those tokens", only "rp-cosine-lda:8192" "rich"
+            "large",
+            "the same on 8,192 random features, of each image and its mirror image",
+            only "rp-cosine-lda:8192" "rich+flip"
             "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual"; "heads", "none" ]
             "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official"; "heads", "none" ]
         ]
