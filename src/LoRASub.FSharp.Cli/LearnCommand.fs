@@ -146,6 +146,16 @@ let learn (shell: Shell) (request: Request) : int =
                 $"""{counted all.Names.Length "known class" "known classes"}"""
                 "add their images with --more"
 
+        // a method's own classifier keeps no sums to add images to
+        let keepsSums = not (Learner.isLogits before.Learner.Head)
+
+        if more.Names.Length > 0 && not keepsSums then
+            Errors.reject
+                "--more"
+                "needs a head that keeps sums"
+                "the method's own classifier"
+                "remove it, or start a learner with another --head"
+
         let images (named: Named) =
             $"""{counted named.Names.Length "class" "classes"}, {counted named.Images.Labels.Length "image" "images"}"""
 
@@ -169,7 +179,7 @@ let learn (shell: Shell) (request: Request) : int =
             | Steps step -> show $"{Phase.name step.Phase} {step.Done + 1}/{step.Steps}"
             | _ -> ()
 
-        let held = request.HoldOut
+        let held = if keepsSums then request.HoldOut else 0.0
 
         let struct (newTrain, newHeld) =
             ImageSet.divide held before.Settings.SplitSeed news.Images
@@ -210,6 +220,7 @@ let learn (shell: Shell) (request: Request) : int =
                     let kept = kept |> add news newHeld |> add more moreHeld
                     struct (kept, decision, right)))
 
+        use _ = Scope.own TaskState.leaves after.State
         lock Shell.saving (fun () -> KeptLearner.save folder after)
         let tested = newHeld.Labels.Length + moreHeld.Labels.Length
 
@@ -224,7 +235,7 @@ let learn (shell: Shell) (request: Request) : int =
                 $"""learned     {counted learned "image" "images"} in {Display.duration clock.Elapsed.TotalSeconds}; knows {counted after.Classes.Length "class" "classes"}"""
 
                 if tested > 0 then
-                    $"""accuracy    {percent right tested}%% of {counted tested "image" "images"} of these classes, held out and then learned too"""
+                    $"""accuracy    {percent right tested}%% of {counted tested "held-out image" "held-out images"}, which it then learned too"""
 
                 $"saved in    {folder}; the images are no longer needed"
             ]

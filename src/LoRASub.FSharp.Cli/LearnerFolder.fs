@@ -24,7 +24,7 @@ let requireLearner (folder: string) =
             "no learner.json"
             $"make one with: lorasub learn {folder} IMAGES"
 
-// A run's results are those of its learner as it is.
+/// A run's results are those of its learner as it is.
 let requireOwn (folder: string) =
     if RunFolder.holdsRun folder then
         Errors.reject
@@ -84,7 +84,7 @@ let change (pairs: (string * string) list) (settings: RunSettings) =
 let given name (pairs: (string * string) list) =
     pairs |> List.tryFind (fst >> (=) name) |> Option.map snd
 
-// LibTorch is loaded before the learner's tensors are.
+/// A saved learner under settings of this call, owned by the caller. LibTorch is loaded before its tensors are.
 let openSaved (shell: Shell) libTorch pairs (folder: string) : KeptLearner =
     requireLearner folder
     Shell.loadNative shell libTorch (change pairs (KeptLearner.settings "recommended"))
@@ -102,7 +102,7 @@ let openSaved (shell: Shell) libTorch pairs (folder: string) : KeptLearner =
 /// Images with the names of their classes.
 type Named = { Names: string[]; Images: ImageSet }
 
-// The images of some classes, labelled by place.
+/// The images of some classes, labelled by place.
 let ofClasses (isChosen: string -> bool) (all: Named) : Named =
     let names = Array.filter isChosen all.Names
 
@@ -123,7 +123,7 @@ let ofClasses (isChosen: string -> bool) (all: Named) : Named =
             }
     }
 
-// Claims the folder; one that was made for nothing is removed again.
+/// Claims the folder; one that was made for nothing is removed again.
 let holding (folder: string) (work: unit -> 'T) : 'T =
     let isNew = not (Directory.Exists folder)
 
@@ -133,11 +133,14 @@ let holding (folder: string) (work: unit -> 'T) : 'T =
     finally
         if isNew && not (holdsLearner folder) then
             try
-                Directory.Delete(folder, recursive = true)
+                File.Delete(RunFiles.lock' folder)
+                // only if empty: someone else may have put a file there
+                Directory.Delete folder
             with
             | :? IOException
             | :? UnauthorizedAccessException -> ()
 
+/// A share in percent, to one decimal.
 let percent (right: int) (all: int) =
     (100.0 * float right / float all).ToString "0.0"
 
@@ -152,6 +155,7 @@ let rows (kept: KeptLearner) (images: ImageSet) : int[] =
         ImageTask.best 1 kept.Learner batching model images (Array.init images.Labels.Length id)
         |> Array.map (fun best -> best[0].Row))
 
+/// How many images get their own class.
 let rightOf (kept: KeptLearner) (all: Named) =
     rows kept all.Images
     |> Array.map2 (fun label row -> kept.Classes[row].Name = all.Names[label]) all.Images.Labels

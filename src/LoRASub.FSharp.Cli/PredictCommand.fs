@@ -44,12 +44,6 @@ let private filesOf (given: string) : string seq =
 
 type private Guess = { ClassName: string; Score: float }
 
-let private csvField (text: string) =
-    if text.IndexOfAny [| ','; '"'; '\r'; '\n' |] < 0 then
-        text
-    else
-        "\"" + text.Replace("\"", "\"\"") + "\""
-
 let private number (score: float) =
     score.ToString("0.####", Globalization.CultureInfo.InvariantCulture)
 
@@ -63,7 +57,7 @@ let private shown (form: Form) (file: string) (guesses: Guess[]) : string list =
     | Form.Csv ->
         [
             for rank, guess in Array.indexed guesses do
-                $"{csvField file},{rank + 1},{csvField guess.ClassName},{number guess.Score}"
+                $"{Csv.field file},{rank + 1},{Csv.field guess.ClassName},{number guess.Score}"
         ]
     | Form.Json ->
         [

@@ -140,7 +140,7 @@ let tests =
                     let january = first world "january" []
                     Expect.stringContains january "new         4 classes, 40 images" "what is learned"
                     Expect.stringContains january "the network stays frozen" "the decision"
-                    Expect.stringContains january "accuracy    100.0% of 4 images" "held out"
+                    Expect.stringContains january "accuracy    100.0% of 4 held-out images" "held out"
                     Directory.Delete(under world "january", true)
                     let february = done' (learning world "february" [])
                     Expect.stringContains february "knows 4 classes" "before"
@@ -279,6 +279,20 @@ let tests =
                         Expect.isMatch inspected $"(?m)^ +[12] +{images} +{name}$" name))
 
             testCase
+                "a method's own classifier learns all images at once, and no more of them"
+                (inShop (fun world ->
+                    let said =
+                        first
+                            world
+                            "january"
+                            [ "--method"; "inflora"; "--head"; "logits"; "--embedding"; "class-token" ]
+
+                    Expect.stringContains said "learned     40 images" "all of them"
+                    Expect.isFalse (said.Contains "accuracy") "none held out"
+                    let more = photos (under world "march") [ "ant"; "elk" ] 3 |> Path.GetFileName
+                    refusedIn world [ "--more"; "keeps sums" ] (learning world more [ "--more" ])))
+
+            testCase
                 "images added later count as if they had been there"
                 (inShop (fun world ->
                     for head in [ "nearest-mean"; "cosine-lda"; "ridge"; "fecam" ] do
@@ -375,11 +389,11 @@ let tests =
                     while not (child.StandardOutput.ReadLine().StartsWith "new ") do
                         ()
 
-                    use kill = Diagnostics.Process.Start("kill", [ "-INT"; string child.Id ])
+                    use kill = Diagnostics.Process.Start("kill", [ "-TERM"; string child.Id ])
                     kill.WaitForExit()
                     let error = child.StandardError.ReadToEnd()
                     child.WaitForExit()
-                    Expect.equal child.ExitCode 130 "stopped"
+                    Expect.equal child.ExitCode 143 "stopped"
                     Expect.stringContains error "nothing was saved" "said"
                     Expect.equal (contents (shop world)) before "unchanged"))
         ]

@@ -12,7 +12,8 @@ open LoRASub.Measure
 [<RequireQualifiedAccess>]
 module internal Csv =
 
-    let private field (text: string) =
+    /// A field, in quotes where it needs them.
+    let field (text: string) =
         if text.IndexOfAny [| ','; '"'; '\r'; '\n' |] < 0 then
             text
         else
