@@ -55,7 +55,16 @@ module internal ShardIndex =
                 ])
 
     let private inFolder (path: string) (name: string) =
-        Path.Combine(Path.GetDirectoryName(Path.GetFullPath path), name)
+        let file = Path.Combine(Path.GetDirectoryName(Path.GetFullPath path), name)
+
+        if not (File.Exists file) then
+            Errors.reject
+                file
+                $"must be beside the index that names it, {Path.GetFileName path}"
+                "no such file"
+                "download all files again, of one version"
+
+        file
 
     /// Each file with the names of its tensors.
     let private shards (path: string) : (string * Set<string>)[] =

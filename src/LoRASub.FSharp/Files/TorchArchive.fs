@@ -224,7 +224,7 @@ module internal TorchArchive =
 
         archive
         |> Archive.bytes longestPickle (Archive.find (root + "data.pkl") archive)
-        |> Pickle.read $"{archive.Path}: data.pkl" allowed
+        |> Pickle.read $"{archive.Path}: zip member data.pkl" allowed
         |> views archive root
 
     /// Names, types and shapes. Rejects a file that is not well-formed, or names a global that tensors do not need.
