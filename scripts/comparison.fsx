@@ -594,7 +594,7 @@ let page (grids: (Grid * Found list) list) : string =
                 yield!
                     section
                         "Presets"
-                        "As in [choosing.md](choosing.md), with the trial on the first task. `published` is LoRA-Sub-DRS with nearest means alone; RanPAC's head is ridge regression on 10,000 random features of the frozen class token, its best setting here."
+                        "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. `published` is LoRA-Sub-DRS with nearest means alone; RanPAC's head is ridge regression on 10,000 random features of the frozen class token, its best setting here."
                         (presetTable found)
 
                 yield!
