@@ -12,6 +12,12 @@ open Argu
 [<Literal>]
 let SettingFlag = "----setting"
 
+[<Literal>]
+let private ASetting = "a setting of the library"
+
+[<Literal>]
+let private AnotherLibTorch = "folder of another LibTorch, such as a CUDA build"
+
 /// The options of `lorasub run`; those that `--help` leaves to `--help-all` are hidden.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type RunFlag =
@@ -28,7 +34,7 @@ type RunFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Setting _ -> "a setting of the library"
+            | Setting _ -> ASetting
             | Seeds _ -> "run once per seed, such as 1,2,3"
             | Preset _ -> "recommended, small, large, libcontinual or official"
             | Config _ -> "settings from YAML or JSON, also published ones"
@@ -36,7 +42,7 @@ type RunFlag =
             | Resume _ -> "resume the run in this folder"
             | Overwrite -> "replace an existing run in the --out folder"
             | Dry_Run -> "print the settings and their sources, then stop"
-            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+            | Libtorch _ -> AnotherLibTorch
 
 /// The options of `lorasub evaluate`: settings that may differ from those of the run, and more.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
@@ -49,8 +55,8 @@ type EvaluateFlag =
         member flag.Usage =
             match flag with
             | Folders _ -> "run or learner; for a learner, a folder of images per class"
-            | Setting _ -> "a setting of the library"
-            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+            | Setting _ -> ASetting
+            | Libtorch _ -> AnotherLibTorch
 
 /// The options of `lorasub learn`.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
@@ -68,13 +74,13 @@ type LearnFlag =
         member flag.Usage =
             match flag with
             | Folders _ -> "learner's folder; folder with a folder of images per class"
-            | Setting _ -> "a setting of the library"
+            | Setting _ -> ASetting
             | Preset _ -> "recommended, small, large, libcontinual or official"
             | Holdout _ -> "share that measures the accuracy (default 0.1)"
             | More -> "also learn the images of known classes"
             | Skip _ -> "folders to leave out, separated by commas"
             | Rename _ -> "other names for classes: FOLDER=NAME, separated by commas"
-            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+            | Libtorch _ -> AnotherLibTorch
 
 /// The options of `lorasub predict`.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
@@ -89,10 +95,10 @@ type PredictFlag =
         member flag.Usage =
             match flag with
             | Paths _ -> "learner's folder; files, folders, or - for a list on standard input"
-            | Setting _ -> "a setting of the library"
+            | Setting _ -> ASetting
             | Top _ -> "classes per image, best first (default 1)"
             | Format _ -> "table, csv or jsonl (default table)"
-            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+            | Libtorch _ -> AnotherLibTorch
 
 /// What `inspect`, `forget` and `rename` take.
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
@@ -104,14 +110,14 @@ type LearnerFlag =
         member flag.Usage =
             match flag with
             | Words _ -> "learner's folder, then names of classes"
-            | Libtorch _ -> "folder of another LibTorch, such as a CUDA build"
+            | Libtorch _ -> AnotherLibTorch
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type DoctorFlag =
     | [<Unique>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
-        member _.Usage = "folder of another LibTorch, such as a CUDA build"
+        member _.Usage = AnotherLibTorch
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type CheckFlag =

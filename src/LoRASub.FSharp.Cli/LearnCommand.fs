@@ -113,6 +113,56 @@ let private refuseLasting (request: Request) =
             $"a learner in {request.Folder}"
             "remove it, or choose another folder"
 
+// A method's own classifier keeps no sums to add images to.
+let private keepsSums (kept: KeptLearner) =
+    not (Learner.isLogits kept.Learner.Head)
+
+// Adds images of some of the classes, if there are any.
+let private add (named: Named) (images: ImageSet) onEvent kept =
+    let isThere name =
+        Array.contains (Array.IndexOf(named.Names, name)) images.Labels
+
+    let present = ofClasses isThere { named with Images = images }
+
+    if present.Names.Length = 0 then
+        kept
+    else
+        KeptLearner.addImages present.Names present.Images onEvent kept
+
+// The learner with new classes and more images of known ones, the decision if one was made, and how many of the images
+// held out from both it got right before it learned them too.
+let private teach (shell: Shell) (request: Request) (before: KeptLearner) (news: Named) (more: Named) =
+    let divide (named: Named) =
+        let share = if keepsSums before then request.HoldOut else 0.0
+        ImageSet.divide share before.Settings.SplitSeed named.Images
+
+    let struct (newTrain, newHeld) = divide news
+    let struct (moreTrain, moreHeld) = divide more
+    let tested = newHeld.Labels.Length + moreHeld.Labels.Length
+
+    Display.working (Shell.canvas shell) (fun show ->
+        let onEvent event =
+            match event with
+            | Steps step -> show $"{Phase.name step.Phase} {step.Done + 1}/{step.Steps}"
+            | _ -> ()
+
+        Scope.keep (fun struct (kept: KeptLearner, _, _, _) -> TaskState.leaves kept.State) (fun () ->
+            let struct (kept, decision) =
+                if news.Names.Length > 0 then
+                    KeptLearner.learn news.Names newTrain onEvent before
+                else
+                    struct (before, None)
+
+            let kept = add more moreTrain onEvent kept
+            show "measuring"
+
+            let right =
+                rightOf kept { news with Images = newHeld }
+                + rightOf kept { more with Images = moreHeld }
+
+            let kept = kept |> add news newHeld onEvent |> add more moreHeld onEvent
+            struct (kept, decision, right, tested)))
+
 /// Learns the classes of a folder of images into a learner, which is made where there is none.
 let learn (shell: Shell) (request: Request) : int =
     let folder = absolute request.Folder
@@ -146,10 +196,7 @@ let learn (shell: Shell) (request: Request) : int =
                 $"""{counted all.Names.Length "known class" "known classes"}"""
                 "add their images with --more"
 
-        // a method's own classifier keeps no sums to add images to
-        let keepsSums = not (Learner.isLogits before.Learner.Head)
-
-        if more.Names.Length > 0 && not keepsSums then
+        if more.Names.Length > 0 && not (keepsSums before) then
             Errors.reject
                 "--more"
                 "needs a head that keeps sums"
@@ -174,55 +221,9 @@ let learn (shell: Shell) (request: Request) : int =
         shell.Interruption.Message <- $"interrupted; nothing was saved in {folder}"
         let clock = Stopwatch.StartNew()
 
-        let onEvent (show: string -> unit) event =
-            match event with
-            | Steps step -> show $"{Phase.name step.Phase} {step.Done + 1}/{step.Steps}"
-            | _ -> ()
-
-        let held = if keepsSums then request.HoldOut else 0.0
-
-        let struct (newTrain, newHeld) =
-            ImageSet.divide held before.Settings.SplitSeed news.Images
-
-        let struct (moreTrain, moreHeld) =
-            ImageSet.divide held before.Settings.SplitSeed more.Images
-
-        let struct (after, decision, right) =
-            Display.working (Shell.canvas shell) (fun show ->
-                let onEvent = onEvent show
-
-                Scope.keep (fun struct (kept: KeptLearner, _, _) -> TaskState.leaves kept.State) (fun () ->
-                    let struct (kept, decision) =
-                        if news.Names.Length > 0 then
-                            KeptLearner.learn news.Names newTrain onEvent before
-                        else
-                            struct (before, None)
-
-                    let add (named: Named) images kept =
-                        let present =
-                            ofClasses
-                                (fun name ->
-                                    Array.contains (Array.IndexOf(named.Names, name)) images.Labels)
-                                { named with Images = images }
-
-                        if present.Names.Length = 0 then
-                            kept
-                        else
-                            KeptLearner.addImages present.Names present.Images onEvent kept
-
-                    let kept = add more moreTrain kept
-                    show "measuring"
-
-                    let right =
-                        rightOf kept { news with Images = newHeld }
-                        + rightOf kept { more with Images = moreHeld }
-
-                    let kept = kept |> add news newHeld |> add more moreHeld
-                    struct (kept, decision, right)))
-
+        let struct (after, decision, right, tested) = teach shell request before news more
         use _ = Scope.own TaskState.leaves after.State
         lock Shell.saving (fun () -> KeptLearner.save folder after)
-        let tested = newHeld.Labels.Length + moreHeld.Labels.Length
 
         Shell.say
             shell
