@@ -25,7 +25,7 @@ let centred =
             let score (x: torch.Tensor) =
                 Scope.noGrad Leaves.tensor (fun () -> nearest.Score(x.sub centre))
 
-            { Owned = owned; Score = score })
+            Scorer.create owned score)
 
     { base' with
         Info = { base'.Info with Name = "centred" }

@@ -42,11 +42,7 @@ type Command =
     /// A run folder, and settings that replace the saved ones.
     | Evaluate of folder: string * changes: (string * string) list * libTorch: string option
     /// A learner's folder, and images of its classes.
-    | EvaluateLearner of
-        folder: string *
-        images: string *
-        changes: (string * string) list *
-        libTorch: string option
+    | EvaluateLearner of PredictCommand.Test
     | Learn of LearnCommand.Request
     | Predict of PredictCommand.Request
     | Inspect of folder: string
@@ -134,6 +130,13 @@ let private listOf (text: string option) : string list =
         |> List.ofArray
     | None -> []
 
+let private share (name: string) (text: string option) : float option =
+    text
+    |> Option.map (fun text ->
+        match Double.TryParse(text, Globalization.CultureInfo.InvariantCulture) with
+        | true, share when share >= 0.0 && share < 1.0 -> share
+        | _ -> Errors.reject name "must be at least 0 and less than 1" $"'{text}'" "")
+
 let private learn (flags: ParseResults<LearnFlag>) : Command =
     let needs = "a learner's folder and a folder of images"
 
@@ -141,14 +144,6 @@ let private learn (flags: ParseResults<LearnFlag>) : Command =
         words flags.Parser "lorasub learn" flags.UnrecognizedCliParams (flags.GetResults LearnFlag.Folders)
     with
     | [ folder; images ] ->
-        let holdOut =
-            match flags.TryGetResult Holdout with
-            | None -> 0.1
-            | Some text ->
-                match Double.TryParse(text, Globalization.CultureInfo.InvariantCulture) with
-                | true, share when share >= 0.0 && share < 1.0 -> share
-                | _ -> Errors.reject "--holdout" "must be at least 0 and less than 1" $"'{text}'" ""
-
         let renamed (text: string) =
             match text.Split '=' with
             | [| folder; name |] when folder <> "" && name <> "" -> folder, name
@@ -160,7 +155,7 @@ let private learn (flags: ParseResults<LearnFlag>) : Command =
                 Images = images
                 Preset = flags.TryGetResult LearnFlag.Preset
                 Settings = pairs (flags.GetResults LearnFlag.Setting)
-                HoldOut = holdOut
+                HoldOut = share "--holdout" (flags.TryGetResult Holdout) |> Option.defaultValue 0.1
                 More = flags.Contains More
                 Skip = listOf (flags.TryGetResult Skip)
                 Rename = listOf (flags.TryGetResult LearnFlag.Rename) |> List.map renamed
@@ -193,6 +188,7 @@ let private predict (flags: ParseResults<PredictFlag>) : Command =
                     Images = images
                     Settings = pairs (flags.GetResults PredictFlag.Setting)
                     Top = top
+                    FalseAlarms = share "--false-alarms" (flags.TryGetResult PredictFlag.False_Alarms)
                     Form = form
                     LibTorch = flags.TryGetResult PredictFlag.Libtorch
                 }
@@ -250,8 +246,22 @@ let private command (results: ParseResults<Flag>) : Command =
                 flags.UnrecognizedCliParams
                 (flags.GetResults EvaluateFlag.Folders)
         with
-        | [ folder ] -> Command.Evaluate(folder, changes, libTorch)
-        | [ folder; images ] -> Command.EvaluateLearner(folder, images, changes, libTorch)
+        | [ folder ] ->
+            if flags.Contains EvaluateFlag.False_Alarms then
+                Errors.reject "--false-alarms" "needs a learner and images" "a run" "remove it"
+
+            Command.Evaluate(folder, changes, libTorch)
+        | [ folder; images ] ->
+            Command.EvaluateLearner
+                {
+                    Learner = folder
+                    Labelled = images
+                    Changes = changes
+                    Rate =
+                        share "--false-alarms" (flags.TryGetResult EvaluateFlag.False_Alarms)
+                        |> Option.defaultValue PredictCommand.usualFalseAlarms
+                    LibTorch = libTorch
+                }
         | other -> refuseWords "evaluate" "the folder of a run, or a learner and images" other
     | Some(Learn flags) -> learn flags
     | Some(Predict flags) -> predict flags

@@ -16,6 +16,10 @@ let SettingFlag = "----setting"
 let private ASetting = "a setting of the library"
 
 [<Literal>]
+let private FalseAlarmsUsage =
+    "share of known images that may be called unknown (default 0.05)"
+
+[<Literal>]
 let private AnotherLibTorch = "folder of another LibTorch, such as a CUDA build"
 
 /// The options of `lorasub run`; those that `--help` leaves to `--help-all` are hidden.
@@ -49,6 +53,7 @@ type RunFlag =
 type EvaluateFlag =
     | [<MainCommand>] Folders of DIR_IMAGES: string list
     | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
+    | [<Unique; CustomCommandLine("--false-alarms")>] False_Alarms of SHARE: string
     | [<Unique>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
@@ -56,6 +61,7 @@ type EvaluateFlag =
             match flag with
             | Folders _ -> "run or learner; for a learner, a folder of images per class"
             | Setting _ -> ASetting
+            | False_Alarms _ -> FalseAlarmsUsage
             | Libtorch _ -> AnotherLibTorch
 
 /// The options of `lorasub learn`.
@@ -88,6 +94,7 @@ type PredictFlag =
     | [<MainCommand>] Paths of LEARNER_IMAGES: string list
     | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
     | [<Unique>] Top of K: int
+    | [<Unique; CustomCommandLine("--false-alarms")>] False_Alarms of SHARE: string
     | [<Unique>] Format of NAME: string
     | [<Unique>] Libtorch of DIR: string
 
@@ -97,6 +104,7 @@ type PredictFlag =
             | Paths _ -> "learner's folder; files, folders, or - for a list on standard input"
             | Setting _ -> ASetting
             | Top _ -> "classes per image, best first (default 1)"
+            | False_Alarms _ -> FalseAlarmsUsage
             | Format _ -> "table, csv or jsonl (default table)"
             | Libtorch _ -> AnotherLibTorch
 

@@ -61,8 +61,9 @@ Examples:
 """
     | "evaluate" :: _ ->
         """evaluate LEARNER IMAGES [OPTIONS], or evaluate RUN [OPTIONS]
-Measure a learner's accuracy on a folder with a folder of images per class, or
-test the learner of a run again and compare with the saved accuracy.
+Measure a learner on a folder with a folder of images per class: accuracy,
+calibration, and how it takes classes that it does not know. Or test the learner
+of a run again and compare with the saved accuracy.
 
 Examples:
   lorasub evaluate shop photos/test

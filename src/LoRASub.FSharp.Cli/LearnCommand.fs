@@ -8,6 +8,7 @@ open LoRASub.Core
 open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Learn
+open LoRASub.Measure
 open LoRASub.Settings
 open LoRASub.Run
 open LoRASub.Cli.LearnerFolder
@@ -117,51 +118,36 @@ let private refuseLasting (request: Request) =
 let private keepsSums (kept: KeptLearner) =
     not (Learner.isLogits kept.Learner.Head)
 
-// Adds images of some of the classes, if there are any.
-let private add (named: Named) (images: ImageSet) onEvent kept =
-    let isThere name =
-        Array.contains (Array.IndexOf(named.Names, name)) images.Labels
-
-    let present = ofClasses isThere { named with Images = images }
-
-    if present.Names.Length = 0 then
-        kept
-    else
-        KeptLearner.addImages present.Names present.Images onEvent kept
-
 // The learner with new classes and more images of known ones, the decision if one was made, and how many of the images
-// held out from both it got right before it learned them too.
+// held out it got right before it learned them too.
 let private teach (shell: Shell) (request: Request) (before: KeptLearner) (news: Named) (more: Named) =
-    let divide (named: Named) =
-        let share = if keepsSums before then request.HoldOut else 0.0
-        ImageSet.divide share before.Settings.SplitSeed named.Images
-
-    let struct (newTrain, newHeld) = divide news
-    let struct (moreTrain, moreHeld) = divide more
-    let tested = newHeld.Labels.Length + moreHeld.Labels.Length
-
     Display.working (Shell.canvas shell) (fun show ->
         let onEvent event =
             match event with
             | Steps step -> show $"{Phase.name step.Phase} {step.Done + 1}/{step.Steps}"
             | _ -> ()
 
-        Scope.keep (fun struct (kept: KeptLearner, _, _, _) -> TaskState.leaves kept.State) (fun () ->
-            let struct (kept, decision) =
-                if news.Names.Length > 0 then
-                    KeptLearner.learn news.Names newTrain onEvent before
-                else
-                    struct (before, None)
+        let part learn (named: Named) (lesson: Lesson) : Lesson =
+            if named.Names.Length = 0 then
+                lesson
+            else
+                let next: Lesson =
+                    learn request.HoldOut named.Names named.Images onEvent lesson.After
 
-            let kept = add more moreTrain onEvent kept
-            show "measuring"
+                {
+                    After = next.After
+                    Decision = Option.orElse lesson.Decision next.Decision
+                    Accuracy = lesson.Accuracy + next.Accuracy
+                }
 
-            let right =
-                rightOf kept { news with Images = newHeld }
-                + rightOf kept { more with Images = moreHeld }
-
-            let kept = kept |> add news newHeld onEvent |> add more moreHeld onEvent
-            struct (kept, decision, right, tested)))
+        Scope.keep (fun (lesson: Lesson) -> TaskState.leaves lesson.After.State) (fun () ->
+            {
+                After = before
+                Decision = None
+                Accuracy = { Correct = 0; Total = 0 }
+            }
+            |> part Lesson.learn news
+            |> part Lesson.addImages more))
 
 /// Learns the classes of a folder of images into a learner, which is made where there is none.
 let learn (shell: Shell) (request: Request) : int =
@@ -221,22 +207,24 @@ let learn (shell: Shell) (request: Request) : int =
         shell.Interruption.Message <- $"interrupted; nothing was saved in {folder}"
         let clock = Stopwatch.StartNew()
 
-        let struct (after, decision, right, tested) = teach shell request before news more
+        let lesson = teach shell request before news more
+        let after, accuracy = lesson.After, lesson.Accuracy
         use _ = Scope.own TaskState.leaves after.State
         lock Shell.saving (fun () -> KeptLearner.save folder after)
 
         Shell.say
             shell
             [
-                match decision with
+                match lesson.Decision with
                 | Some text -> $"note        {text}"
                 | None -> ()
 
                 let learned = news.Images.Labels.Length + more.Images.Labels.Length
                 $"""learned     {counted learned "image" "images"} in {Display.duration clock.Elapsed.TotalSeconds}; knows {counted after.Classes.Length "class" "classes"}"""
 
-                if tested > 0 then
-                    $"""accuracy    {percent right tested}%% of {counted tested "held-out image" "held-out images"}, which it then learned too"""
+                if accuracy.Total > 0 then
+                    let images = counted accuracy.Total "held-out image" "held-out images"
+                    $"accuracy    {percentOf accuracy.Correct accuracy.Total}%% of {images}, which it then learned too"
 
                 $"saved in    {folder}; the images are no longer needed"
             ]

@@ -106,21 +106,10 @@ type Named = { Names: string[]; Images: ImageSet }
 let ofClasses (isChosen: string -> bool) (all: Named) : Named =
     let names = Array.filter isChosen all.Names
 
-    let place = all.Names |> Array.map (fun name -> Array.IndexOf(names, name))
-
-    let positions =
-        Array.indexed all.Images.Labels
-        |> Array.filter (fun (_, label) -> place[label] >= 0)
-        |> Array.map fst
-
-    let images = ImageSet.select positions all.Images
-
     {
         Names = names
         Images =
-            { images with
-                Labels = images.Labels |> Array.map (fun label -> place[label])
-            }
+            ImageSet.ofLabels (names |> Array.map (fun name -> Array.IndexOf(all.Names, name))) all.Images
     }
 
 /// Claims the folder; one that was made for nothing is removed again.
@@ -141,26 +130,12 @@ let holding (folder: string) (work: unit -> 'T) : 'T =
             | :? UnauthorizedAccessException -> ()
 
 /// A share in percent, to one decimal.
-let percent (right: int) (all: int) =
-    (100.0 * float right / float all).ToString "0.0"
+let percent (share: float) : string = (100.0 * share).ToString "0.0"
+
+/// Some of all in percent, to one decimal.
+let percentOf (some: int) (all: int) : string = percent (float some / float all)
 
 let counted = Text.counted
-
-/// The row of the class predicted for each image.
-let rows (kept: KeptLearner) (images: ImageSet) : int[] =
-    Scope.run (fun () ->
-        let model = Learner.deploy kept.Learner kept.State
-        let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
-
-        ImageTask.best 1 kept.Learner batching model images (Array.init images.Labels.Length id)
-        |> Array.map (fun best -> best[0].Row))
-
-/// How many images get their own class.
-let rightOf (kept: KeptLearner) (all: Named) =
-    rows kept all.Images
-    |> Array.map2 (fun label row -> kept.Classes[row].Name = all.Names[label]) all.Images.Labels
-    |> Array.filter id
-    |> Array.length
 
 /// Prints what a learner is and knows. Loads no native library.
 let inspect (shell: Shell) (folder: string) : int =
@@ -192,6 +167,9 @@ let inspect (shell: Shell) (folder: string) : int =
             $"""method      {record.Method}, {record.Head} on {setting "embedding" "its embedding"}"""
             $"""backbone    {setting "backbone" "the file"} with SHA-256 {record.BackboneSha256}"""
             $"images      {record.ImageSize} px, {record.Channels} channels, black {record.InputRange[0]}, white {record.InputRange[1]}"
+            match defaultArg record.HeldOut [||] |> Array.sumBy _.Images with
+            | 0 -> "calibrated  no: no image was held out"
+            | held -> $"""calibrated  by {counted held "held-out image" "held-out images"}"""
             $"""knows       {counted classes.Length "class" "classes"} of {counted groups "group" "groups"}, from {total} images"""
             ""
             "group  images  class"

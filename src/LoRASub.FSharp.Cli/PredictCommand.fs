@@ -26,7 +26,21 @@ type Request =
         Images: string list
         Settings: (string * string) list
         Top: int
+        /// The share of images of known classes that may be called unknown, where it was given.
+        FalseAlarms: float option
         Form: Form
+        LibTorch: string option
+    }
+
+/// What `evaluate` takes for a learner.
+type Test =
+    {
+        Learner: string
+        /// A folder with a folder of images for each class.
+        Labelled: string
+        Changes: (string * string) list
+        /// The share of images of known classes that may be called unknown.
+        Rate: float
         LibTorch: string option
     }
 
@@ -42,37 +56,66 @@ let private filesOf (given: string) : string seq =
     else
         [ given ]
 
-type private Guess = { ClassName: string; Score: float }
+type private Guess =
+    {
+        ClassName: string
+        Score: float
+        Probability: float option
+    }
 
 let private number (score: float) =
     score.ToString("0.####", Globalization.CultureInfo.InvariantCulture)
 
-let private shown (form: Form) (file: string) (guesses: Guess[]) : string list =
+let private shown (form: Form) (file: string) (isKnown: bool) (guesses: Guess[]) : string list =
     match form with
     | Form.Table ->
-        let words =
-            guesses |> Array.map (fun guess -> $"{guess.ClassName} {number guess.Score}")
+        let word (guess: Guess) =
+            match guess.Probability with
+            | Some p -> $"{guess.ClassName} {percent p}%%"
+            | None -> $"{guess.ClassName} {number guess.Score}"
 
-        [ $"""{file}: {String.concat ", " words}""" ]
+        let words = guesses |> Array.map word |> String.concat ", "
+
+        [
+            if isKnown then
+                $"{file}: {words}"
+            else
+                $"{file}: unknown ({words})"
+        ]
     | Form.Csv ->
         [
             for rank, guess in Array.indexed guesses do
-                $"{Csv.field file},{rank + 1},{Csv.field guess.ClassName},{number guess.Score}"
+                let probability = guess.Probability |> Option.map number |> Option.defaultValue ""
+                let known = if isKnown then "yes" else "no"
+
+                $"{Csv.field file},{rank + 1},{Csv.field guess.ClassName},{number guess.Score},{probability},{known}"
         ]
     | Form.Json ->
         [
             JsonSerializer.Serialize
                 {|
                     file = file
+                    known = isKnown
                     classes =
                         guesses
                         |> Array.map (fun guess ->
                             {|
                                 name = guess.ClassName
                                 score = guess.Score
+                                probability = Option.toNullable guess.Probability
                             |})
                 |}
         ]
+
+/// The share of images of known classes that may be called unknown where none is given.
+let usualFalseAlarms = 0.05
+
+// Why no image is called unknown.
+let private noThreshold (falseAlarms: float) (kept: KeptLearner) =
+    let held = kept.HeldOut |> Array.sumBy _.Images
+    let needed = int (ceil (1.0 / falseAlarms)) - 1
+
+    $"""no image is called unknown: at {percent falseAlarms}%% false alarms that needs {needed} held-out images, and the learner had {held}"""
 
 /// Prints the best classes of each image. Files that cannot be read are reported and skipped; then the exit code is 1.
 let predict (shell: Shell) (request: Request) : int =
@@ -84,8 +127,16 @@ let predict (shell: Shell) (request: Request) : int =
     use _ = Scope.own Model.leaves model
     let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
 
+    let calibration =
+        KeptLearner.calibration (defaultArg request.FalseAlarms usualFalseAlarms) kept
+
+    match request.FalseAlarms with
+    | Some rate when rate > 0.0 && calibration.Threshold.IsNone ->
+        Shell.complain shell.Error $"note: {noThreshold rate kept}"
+    | _ -> ()
+
     if request.Form = Form.Csv then
-        Shell.say shell [ "file,rank,class,score" ]
+        Shell.say shell [ "file,rank,class,score,probability,known" ]
 
     let mutable skipped = 0
 
@@ -112,88 +163,117 @@ let predict (shell: Shell) (request: Request) : int =
                 Read = fun i -> snd read[i]
             }
 
-        let best =
-            ImageTask.best request.Top kept.Learner batching model set (Array.init read.Length id)
+        let answers =
+            Array.init read.Length id
+            |> ImageTask.best request.Top kept.Learner batching model calibration set
 
         Shell.say
             shell
             [
-                for (file, _), best in Array.zip read best do
+                for (file, _), answer in Array.zip read answers do
                     yield!
-                        best
+                        answer.Best
                         |> Array.map (fun one ->
                             {
                                 ClassName = kept.Classes[one.Row].Name
                                 Score = one.Score
+                                Probability = one.Probability
                             })
-                        |> shown request.Form file
+                        |> shown request.Form file answer.IsKnown
             ]
 
     if skipped > 0 then 1 else 0
 
-/// Prints the accuracy of a learner on a folder with a folder of images for each class.
-let evaluate (shell: Shell) (folder: string) (images: string) pairs libTorch : int =
-    let found = FileScan.require (ImageFolder.all (absolute images))
-    Shell.notes shell found.Notes
-    let kept = openSaved shell libTorch pairs (absolute folder)
-    use _ = Scope.own KeptLearner.leaves kept
-    let known = kept.Classes |> Array.map _.Name |> Set.ofArray
+// The lines of a table of accuracies by class.
+let private table (names: string[]) (answers: struct (int * int)[]) =
+    let isRight struct (row, guess) = row = guess
 
-    let all =
-        {
-            Names = found.ClassNames
-            Images = ImageFiles.set (absolute images) found.Train
-        }
+    let rightOf answers =
+        answers |> Array.filter isRight |> Array.length
 
-    let tested = ofClasses known.Contains all
+    let classes =
+        answers |> Array.groupBy (fun struct (row, _) -> row) |> Array.sortBy fst
 
-    if tested.Names.Length = 0 then
-        Errors.reject images "must hold a class that the learner knows" "none" "see lorasub inspect"
-
-    let unknown = all.Names |> Array.filter (known.Contains >> not)
-
-    let predicted =
-        Display.working (Shell.canvas shell) (fun show ->
-            show "predicting"
-            rows kept tested.Images)
-        |> Array.map (fun row -> kept.Classes[row].Name)
-
-    let pairs =
-        Array.zip (tested.Images.Labels |> Array.map (fun label -> tested.Names[label])) predicted
-
-    let isRight (name, guess) = name = guess
-    let width = tested.Names |> Array.map _.Length |> Array.max |> max 5 |> min 40
+    let width =
+        classes
+        |> Array.map (fun (row, _) -> names[row].Length)
+        |> Array.max
+        |> max 5
+        |> min 40
 
     let line (name: string) (images: string) (accuracy: string) (mistake: string) =
         $"{(Display.fit width name).PadRight width}  {images, 6}  {accuracy, 8}  {mistake}".TrimEnd()
 
+    [
+        line "class" "images" "accuracy" "most often taken for"
+
+        for row, mine in classes do
+            let wrong =
+                mine
+                |> Array.filter (isRight >> not)
+                |> Array.countBy (fun struct (_, guess) -> guess)
+
+            let mistake =
+                if Array.isEmpty wrong then
+                    ""
+                else
+                    let guess, times = Array.maxBy snd wrong
+                    $"{names[guess]} ({times})"
+
+            line names[row] (string mine.Length) (percentOf (rightOf mine) mine.Length) mistake
+
+        line "all" (string answers.Length) (percentOf (rightOf answers) answers.Length) ""
+    ]
+
+/// Prints the accuracy of a learner on a folder with a folder of images for each class, how far its probabilities are to be
+/// trusted, and how it takes classes that it does not know.
+let evaluate (shell: Shell) (test: Test) : int =
+    let images = absolute test.Labelled
+    let found = FileScan.require (ImageFolder.all images)
+    Shell.notes shell found.Notes
+
+    let kept = openSaved shell test.LibTorch test.Changes (absolute test.Learner)
+
+    use _ = Scope.own KeptLearner.leaves kept
+    let known = kept.Classes |> Array.map _.Name
+
+    if not (found.ClassNames |> Array.exists (fun name -> Array.contains name known)) then
+        Errors.reject test.Labelled "must hold a class that the learner knows" "none" "see lorasub inspect"
+
+    let result =
+        Display.working (Shell.canvas shell) (fun show ->
+            show "predicting"
+
+            Assessment.ofImages test.Rate found.ClassNames (ImageFiles.set images found.Train) kept)
+
+    let strangers = found.ClassNames |> Array.except known
+
     Shell.say
         shell
         [
-            line "class" "images" "accuracy" "most often taken for"
+            yield! table known result.Answers
+            ""
+            match result.CalibrationError with
+            | Some error -> $"probabilities are off by {percent error} points on average"
+            | None -> "no probabilities: no image was held out when it learned"
 
-            for name, mine in pairs |> Array.groupBy fst do
-                let wrong = mine |> Array.filter (isRight >> not)
+            match result.FalseAlarms with
+            | Some count ->
+                let share = percentOf count result.Answers.Length
+                $"called unknown: {share}%% of the images of known classes (stated: at most {percent test.Rate}%%)"
+            | None when test.Rate > 0.0 -> noThreshold test.Rate kept
+            | None -> ()
 
-                let mistake =
-                    if wrong.Length = 0 then
-                        ""
-                    else
-                        let guess, times = wrong |> Array.countBy snd |> Array.maxBy snd
-                        $"{guess} ({times})"
+            if strangers.Length > 0 then
+                let names = strangers |> Array.truncate 5 |> String.concat ", "
+                let dots = if strangers.Length > 5 then ", ..." else ""
 
-                line name (string mine.Length) (percent (mine.Length - wrong.Length) mine.Length) mistake
+                let detected =
+                    match result.Detected with
+                    | Some count -> $"{percentOf count result.Strangers}%% called unknown, "
+                    | None -> ""
 
-            line
-                "all"
-                (string pairs.Length)
-                (percent (pairs |> Array.filter isRight |> Array.length) pairs.Length)
-                ""
-
-            if unknown.Length > 0 then
-                let names = unknown |> Array.truncate 5 |> String.concat ", "
-                let dots = if unknown.Length > 5 then ", ..." else ""
-                $"""note: {counted unknown.Length "class" "classes"} not known and left out: {names}{dots}"""
+                $"""{counted result.Strangers "image" "images"} of {counted strangers.Length "class" "classes"} that it does not know ({names}{dots}): {detected}AUROC {result.Auroc.Value.ToString "0.000"}"""
         ]
 
     0

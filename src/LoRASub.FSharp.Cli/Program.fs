@@ -67,8 +67,7 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
             Runs.start shell command
     | Arguments.Command.Resume(folder, changes, libTorch) -> Runs.resume shell folder changes libTorch
     | Arguments.Command.Evaluate(folder, changes, libTorch) -> evaluate shell folder changes libTorch
-    | Arguments.Command.EvaluateLearner(folder, images, changes, libTorch) ->
-        PredictCommand.evaluate shell folder images changes libTorch
+    | Arguments.Command.EvaluateLearner test -> PredictCommand.evaluate shell test
     | Arguments.Command.Learn request -> LearnCommand.learn shell request
     | Arguments.Command.Predict request -> PredictCommand.predict shell request
     | Arguments.Command.Inspect folder -> LearnerFolder.inspect shell folder

@@ -228,6 +228,17 @@ let private discriminants =
         law "cosine-lda ≡ the loops" (fun c ->
             agree (score 0.1 true c) (scores (Discriminant.cosine (Shrinkage.Fixed 0.1)) c))
 
+        law "the support of cosine-lda is the best score of lda" (fun c ->
+            let support (head: Head<PooledMoments>) =
+                let scorer = head.Scores(state head c)
+                numbers (scorer.Support(scorer.Score(tensor c.Test)))
+
+            closeTo
+                1e-7
+                "support"
+                (support (Discriminant.lda (Shrinkage.Fixed 0.1)))
+                (support (Discriminant.cosine (Shrinkage.Fixed 0.1))))
+
         law "fully shrunk, lda is the nearest mean by distance" (fun c ->
             let means = means c
             let spread = Oracles.trace (pooled c) / float c.Width

@@ -120,11 +120,13 @@ let private sums world head (parts: int list list) =
                  |> Array.filter (fun i -> List.contains (i % 3) which))
                 images
 
-        let struct (started, _) = KeptLearner.learn names (part parts.Head) ignore kept
+        let started = (Lesson.learn 0.0 names (part parts.Head) ignore kept).After
 
         let ended =
             parts.Tail
-            |> List.fold (fun kept which -> KeptLearner.addImages names (part which) ignore kept) started
+            |> List.fold
+                (fun kept which -> (Lesson.addImages 0.0 names (part which) ignore kept).After)
+                started
 
         Hidden.leaves ended.State.Head |> Seq.map TestFiles.numbers |> Array.concat,
         ended.Classes |> Array.map _.Images)
@@ -152,7 +154,13 @@ let tests =
                     Directory.Move(under world "test/fox", under world "test/wolf")
                     let evaluated = done' [ "evaluate"; shop world; under world "test" ]
                     Expect.isMatch evaluated "(?m)^all +15 +100.0" "old classes too"
-                    Expect.stringContains evaluated "1 class not known and left out: wolf" "unknown"
+
+                    Expect.isMatch
+                        evaluated
+                        "3 images of 1 class that it does not know \(wolf\): AUROC"
+                        "unknown"
+
+                    Expect.stringContains evaluated "probabilities are off by" "calibration"
 
                     let file = under world "test/elk/1.png"
                     Expect.stringStarts (done' [ "predict"; shop world; file ]) $"{file}: elk " "predicted"
@@ -176,7 +184,7 @@ let tests =
                     let folder = under world "january/ant"
                     let csv = done' [ "predict"; shop world; folder; "--top"; "2"; "--format"; "csv" ]
                     let rows = csv.Trim().Split '\n'
-                    Expect.equal rows[0] "file,rank,class,score" "header"
+                    Expect.equal rows[0] "file,rank,class,score,probability,known" "header"
                     Expect.hasLength rows 21 "two rows for each of ten images"
 
                     for row in rows[1..] |> Array.filter _.Contains(",1,") do

@@ -9,12 +9,8 @@ let private scorer (sums: ClassSums) : Scorer =
     Scope.noGrad Scorer.leaves (fun () ->
         let means = ClassSums.means (fun row -> $"class in row {row}") sums
 
-        {
-            Owned = [| means |]
-            Score =
-                fun embeddings ->
-                    Scope.noGrad Leaves.tensor (fun () -> (torch.cdist (embeddings, means)).neg())
-        })
+        Scorer.create [| means |] (fun embeddings ->
+            Scope.noGrad Leaves.tensor (fun () -> (torch.cdist (embeddings, means)).neg())))
 
 let head: Head<ClassSums> =
     {

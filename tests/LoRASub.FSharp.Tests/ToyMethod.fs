@@ -51,11 +51,10 @@ let private logits (weight: torch.Tensor) : OwnScores =
     Scope.noGrad OwnScores.leaves (fun () ->
         let weight = weight.clone ()
 
-        OwnScores.OfFeatures
-            {
-                Owned = [| weight |]
-                Score = fun features -> Scope.noGrad Leaves.tensor (fun () -> features.mm (weight.t ()))
-            })
+        OwnScores.OfFeatures(
+            Scorer.create [| weight |] (fun features ->
+                Scope.noGrad Leaves.tensor (fun () -> features.mm (weight.t ())))
+        ))
 
 let method' (vit: VisionTransformer) : Method<torch.Tensor, torch.Tensor, Training> =
     let master = Precision.master vit.Precision
@@ -96,14 +95,11 @@ let ofImages (vit: VisionTransformer) : Method<torch.Tensor, torch.Tensor, Train
             let weight = weight.clone ()
             let network = VisionTransformer.frozen vit
 
-            OwnScores.OfImages
-                {
-                    Owned = [| weight; yield! Adapters.leaves network |]
-                    Score =
-                        fun images ->
-                            Scope.noGrad Leaves.tensor (fun () ->
-                                (VisionTransformer.features network vit images).mm(weight.t ()))
-                })
+            OwnScores.OfImages(
+                Scorer.create [| weight; yield! Adapters.leaves network |] (fun images ->
+                    Scope.noGrad Leaves.tensor (fun () ->
+                        (VisionTransformer.features network vit images).mm(weight.t ())))
+            ))
 
     { method' vit with
         Logits = Some logits

@@ -283,6 +283,24 @@ module ImageSet =
             Read = fun i -> set.Read positions[i]
         }
 
+    /// <summary>The images with some labels.</summary>
+    /// <param name="labels">The first becomes label 0, the next label 1, and so on.</param>
+    /// <param name="set">Borrowed.</param>
+    /// <returns>Its images with these labels, in their order.</returns>
+    let ofLabels (labels: int[]) (set: ImageSet) : ImageSet =
+        let place = labels |> Array.mapi (fun i label -> label, i) |> readOnlyDict
+
+        let chosen =
+            select
+                (Array.indexed set.Labels
+                 |> Array.filter (fun (_, label) -> place.ContainsKey label)
+                 |> Array.map fst)
+                set
+
+        { chosen with
+            Labels = chosen.Labels |> Array.map (fun label -> place[label])
+        }
+
     /// A set cut in two: the images that stay, and a share of each class's that are held out. At least one of a class of
     /// two images or more, none of a class of one; none at all for a share of 0. The seed and the label decide which.
     let internal divide (share: float) (seed: int64) (set: ImageSet) : struct (ImageSet * ImageSet) =

@@ -59,14 +59,14 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
         Given.value "positions" positions
         let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
 
-        ImageTask.best count kept.Learner batching (deployed ()) images positions
-        |> Array.map (
-            Array.map (fun one ->
+        ImageTask.best count kept.Learner batching (deployed ()) Calibration.none images positions
+        |> Array.map (fun answer ->
+            answer.Best
+            |> Array.map (fun one ->
                 {
                     ClassName = kept.Classes[one.Row].Name
                     Score = one.Score
-                })
-        )
+                }))
 
     /// <summary>A classifier that knows no class yet, over a frozen Vision Transformer.</summary>
     /// <param name="backbone">Weights of a plain Vision Transformer (`Weights.load`).</param>
@@ -138,9 +138,9 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
         names |> Array.iter (Given.value "class name")
 
         Scope.run (fun () ->
-            let struct (next, decision) = KeptLearner.learn names images options.Report kept
-            replace next
-            decision |> Option.iter (fun text -> adaptation <- text))
+            let lesson = Lesson.learn 0.0 names images options.Report kept
+            replace lesson.After
+            lesson.Decision |> Option.iter (fun text -> adaptation <- text))
 
         // the current folder may change
         sources <- Path.GetFullPath images.Source :: sources
@@ -157,7 +157,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
         Given.value "images" images
         let names = Array.ofSeq classes
         names |> Array.iter (Given.value "class name")
-        Scope.run (fun () -> replace (KeptLearner.addImages names images options.Report kept))
+        Scope.run (fun () -> replace (Lesson.addImages 0.0 names images options.Report kept).After)
         sources <- Path.GetFullPath images.Source :: sources
 
     /// <summary>Why the network was or was not adapted to the first group of classes. Null before the first group, and for

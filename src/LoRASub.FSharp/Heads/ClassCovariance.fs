@@ -37,10 +37,7 @@ module ClassCovariance =
                     .add(offsets)
                     .mul(Scalar.op_Implicit -0.5))
 
-        {
-            Owned = [| means; white; offsets |]
-            Score = score
-        }
+        Scorer.create [| means; white; offsets |] score
 
     let private covariances (one: ClassScatters) =
         let counts = one.Classes.Counts.``to`` torch.ScalarType.Float64

@@ -39,30 +39,41 @@ module Discriminant =
             let weights = torch.cholesky_solve (apart, factor)
             let squares = apart.mul(weights).sum 0L // squared Mahalanobis norms
 
-            let weights, bias =
-                if cosine then
-                    // a class at the centre up to rounding, such as the only one, scores 0
-                    let column = centre.unsqueeze 1L
-                    let size = column.mul(torch.cholesky_solve (column, factor)).sum()
-                    let rounding = 16.0 * Precision.epsilon dtype
-                    let isApart = squares.gt (size.mul (Scalar.op_Implicit (rounding * rounding)))
-                    let norms = squares.sqrt().clamp_min(Scalar.op_Implicit 1e-300)
-                    weights.div(norms).mul(isApart.``to`` weights.dtype), torch.zeros_like squares
-                else
-                    weights, squares.mul (Scalar.op_Implicit -0.5)
+            // a class at the centre up to rounding, such as the only one, scores 0
+            let column = centre.unsqueeze 1L
+            let size = column.mul(torch.cholesky_solve (column, factor)).sum()
+            let rounding = 16.0 * Precision.epsilon dtype
 
-            let centre, weights, bias =
-                centre.``to`` dtype, weights.``to`` dtype, bias.``to`` dtype
+            let isApart =
+                squares.gt(size.mul (Scalar.op_Implicit (rounding * rounding))).``to`` dtype
 
-            let score (embeddings: torch.Tensor) =
-                Shape.expect "embeddings" [ Axis.Any "batch"; Axis.Is centre.shape[0] ] embeddings
-                Shape.expectLike "embeddings" centre embeddings
-                Scope.noGrad Leaves.tensor (fun () -> bias.addmm (embeddings.sub centre, weights))
+            let norms = squares.sqrt().clamp_min(Scalar.op_Implicit 1e-300)
 
-            {
-                Owned = [| centre; weights; bias |]
-                Score = score
-            })
+            let centre, plain, bias =
+                centre.``to`` dtype, weights.``to`` dtype, squares.mul(Scalar.op_Implicit -0.5).``to`` dtype
+
+            let scorerOf weights (bias: torch.Tensor) =
+                let score (embeddings: torch.Tensor) =
+                    Shape.expect "embeddings" [ Axis.Any "batch"; Axis.Is centre.shape[0] ] embeddings
+                    Shape.expectLike "embeddings" centre embeddings
+                    Scope.noGrad Leaves.tensor (fun () -> bias.addmm (embeddings.sub centre, weights))
+
+                Scorer.create [| centre; weights; bias |] score
+
+            if cosine then
+                let weights = weights.div(norms).``to``(dtype).mul isApart
+                let scorer = scorerOf weights (torch.zeros_like bias)
+                let norms = norms.``to``(dtype).mul isApart
+
+                { scorer with
+                    Owned = [| yield! scorer.Owned; norms; bias |]
+                    // the plain score tells unknown images better than the cosine
+                    Support =
+                        fun scores ->
+                            Scope.noGrad Leaves.tensor (fun () -> (scores.mul(norms).add bias).amax [| 1L |])
+                }
+            else
+                scorerOf plain bias)
 
     let private head info cosine shrinkage : Head<PooledMoments> =
         {

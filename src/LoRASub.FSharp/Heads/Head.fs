@@ -23,6 +23,9 @@ type Scorer =
         /// Embeddings [n, D] -> scores [n, classes], the largest for the predicted class. Uses no tensor but those of
         /// `Owned`: the state that they were made from may be freed. Borrows; owned by the caller.
         Score: torch.Tensor -> torch.Tensor
+        /// Scores [n, classes] -> [n]: how much speaks for the known classes. An image with little of it is of none of them.
+        /// Borrows; owned by the caller.
+        Support: torch.Tensor -> torch.Tensor
     }
 
 /// Classifiers made ready.
@@ -32,6 +35,17 @@ module Scorer =
     /// <param name="scorer">Borrowed.</param>
     /// <returns>Its tensors, which stay its own.</returns>
     let leaves: Leaves<Scorer> = fun scorer -> scorer.Owned
+
+    /// <summary>A scorer whose support is the largest score.</summary>
+    /// <param name="owned">The tensors that it owns.</param>
+    /// <param name="score">As `Scorer.Score`.</param>
+    /// <returns>The scorer.</returns>
+    let create (owned: torch.Tensor[]) (score: torch.Tensor -> torch.Tensor) : Scorer =
+        {
+            Owned = owned
+            Score = score
+            Support = fun scores -> scores.amax [| 1L |]
+        }
 
     /// <summary>The row of each best score: the first of those that rounding cannot tell from the largest,
     /// because a matrix product gives equal classes unequal last digits.</summary>

@@ -39,10 +39,7 @@ module NearestMean =
 
                     distances.mul(Scalar.op_Implicit -0.5).add(Scalar.op_Implicit 1.0))
 
-            {
-                Owned = [| units; lengths |]
-                Score = score
-            })
+            Scorer.create [| units; lengths |] score)
 
     /// <summary>The head over sums per class. `Scores` needs an image of each class.</summary>
     let head: Head<ClassSums> =

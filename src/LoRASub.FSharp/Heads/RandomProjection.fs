@@ -95,7 +95,7 @@ module RandomProjection =
                     Scope.noGrad Scorer.leaves (fun () ->
                         let scorer, projection = inner.Scores one.Inner, one.Projection.clone ()
 
-                        {
+                        { scorer with
                             Owned = [| projection; yield! scorer.Owned |]
                             Score =
                                 fun embeddings ->

@@ -28,7 +28,7 @@ module Ridge =
                 Shape.expectLike "embeddings" weights embeddings
                 Scope.noGrad Leaves.tensor (fun () -> embeddings.mm weights)
 
-            { Owned = [| weights |]; Score = score })
+            Scorer.create [| weights |] score)
 
     /// <summary>What the head is.</summary>
     let info: HeadInfo =

@@ -24,13 +24,32 @@ type LearnOptions =
         PassKey: RandomKey -> LearningTask -> int -> RandomKey
     }
 
-/// The best class of an image.
+/// A class that an image may be of.
 [<Struct>]
 type BestClass =
     {
         /// Of the learner's classes.
         Row: int
         Score: float
+        /// None where no image was held out to calibrate scores.
+        Probability: float option
+    }
+
+/// The answer for an image.
+type Answer =
+    {
+        /// Best first.
+        Best: BestClass[]
+        /// False where the image is of no class that the learner knows.
+        IsKnown: bool
+    }
+
+/// The scores of an image by row, its best row, and its support.
+type internal Scored =
+    {
+        Scores: float[]
+        Best: int
+        Support: float
     }
 
 /// Tasks made of labelled images, and predictions for images.
@@ -149,6 +168,28 @@ module ImageTask =
             "use less memory with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
             (fun () -> Scope.keep TaskState.leaves (fun () -> (TaskLoop.learn context state None).State))
 
+    /// The rows of known classes. Rejects what `addImages` rejects of them.
+    let internal checkMore
+        (learner: Learner)
+        (names: string[])
+        (images: ImageSet)
+        (state: TaskState)
+        : int[] =
+        if learner.Readouts |> Array.exists (fun readout -> Learner.isLogits readout.Head) then
+            Errors.reject
+                $"method {learner.Method.Info.Name} with its own classifier"
+                "cannot learn more images of a known class"
+                "images"
+                "use a head that keeps sums: see lorasub heads"
+
+        checkImages names images
+
+        names
+        |> Array.map (fun name ->
+            match state.Classes |> Array.tryFindIndex (fun one -> one.Name = name) with
+            | Some row -> row
+            | None -> Errors.reject $"class '{name}'" "must be known" "a new class" "learn it first")
+
     /// <summary>Adds images of known classes to the sums of every head. The network and what the method keeps stay as
     /// they are.</summary>
     /// <param name="learner">Borrowed.</param>
@@ -168,22 +209,7 @@ module ImageTask =
         (onEvent: TaskEvent -> unit)
         (state: TaskState)
         : TaskState =
-        if learner.Readouts |> Array.exists (fun readout -> Learner.isLogits readout.Head) then
-            Errors.reject
-                $"method {learner.Method.Info.Name} with its own classifier"
-                "cannot learn more images of a known class"
-                "images"
-                "use a head that keeps sums: see lorasub heads"
-
-        checkImages names images
-
-        let rows =
-            names
-            |> Array.map (fun name ->
-                match state.Classes |> Array.tryFindIndex (fun one -> one.Name = name) with
-                | Some row -> row
-                | None -> Errors.reject $"class '{name}'" "must be known" "a new class" "learn it first")
-
+        let rows = checkMore learner names images state
         let labels = images.Labels |> Array.map (fun label -> rows[label])
 
         // all classes as one task, whose rows are the labels
@@ -241,45 +267,33 @@ module ImageTask =
                             })
                 }))
 
-    /// <summary>The best classes of each of some images of a set.</summary>
-    /// <param name="count">How many; all where there are fewer.</param>
-    /// <param name="learner">Borrowed.</param>
-    /// <param name="options">How images become batches.</param>
-    /// <param name="model">Of one of the learner's states; borrowed.</param>
-    /// <param name="set">Its labels are not used.</param>
-    /// <param name="positions">Positions in the set.</param>
-    /// <returns>For each position its best classes, best first.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">What `Learner.predict` rejects, or an image cannot be
-    /// read.</exception>
-    let best
-        (count: int)
+    /// The scores of some images of a set. Rejects what `Learner.predict` rejects, and images that cannot be read.
+    let internal scored
         learner
         (options: BatchOptions)
         (model: Model)
         (set: ImageSet)
         (positions: int[])
-        : BestClass[][] =
-        // the best as the scorer has it, the others by score and then by row
-        let ranked (first: int64) (scores: float[]) =
-            let others =
-                if count = 1 then
-                    [||]
-                else
-                    [| 0 .. scores.Length - 1 |]
-                    |> Array.filter (fun row -> row <> int first)
-                    |> Array.sortBy (fun row -> -scores[row])
-
-            Array.append [| int first |] (Array.truncate (count - 1) others)
-            |> Array.map (fun row -> { Row = row; Score = scores[row] })
-
-        let best (input: unit -> torch.Tensor) =
+        : Scored[] =
+        let ofBatch (input: unit -> torch.Tensor) =
             Scope.run (fun () ->
-                let scores = Learner.predict learner model (input ())
-                let rows = (Scorer.best scores).cpu().data<int64>().ToArray()
+                let numbers (t: torch.Tensor) =
+                    t.``to``(torch.ScalarType.Float64).cpu().data<float>().ToArray()
 
-                scores.``to``(torch.ScalarType.Float64).cpu().data<float>().ToArray()
-                |> Array.chunkBySize model.Classes
-                |> Array.map2 ranked rows)
+                let scores = Learner.predict learner model (input ())
+                let best = (Scorer.best scores).cpu().data<int64>().ToArray()
+                let support = numbers (model.Scorer.Scorer.Support scores)
+
+                Array.map3
+                    (fun scores best support ->
+                        {
+                            Scores = scores
+                            Best = int best
+                            Support = support
+                        })
+                    (Array.chunkBySize model.Classes (numbers scores))
+                    best
+                    support)
 
         NativeError.during
             (fun () -> "while predicting")
@@ -288,4 +302,50 @@ module ImageTask =
                 positions
                 |> Array.chunkBySize options.BatchSize
                 |> TaskStream.inputs options Augmentation.None (Rng.ofSeed 0L) set
-                |> Array.collect best)
+                |> Array.collect ofBatch)
+
+    /// <summary>The best classes of each of some images of a set.</summary>
+    /// <param name="count">How many; all where there are fewer.</param>
+    /// <param name="learner">Borrowed.</param>
+    /// <param name="options">How images become batches.</param>
+    /// <param name="model">Of one of the learner's states; borrowed.</param>
+    /// <param name="calibration">How its scores are read.</param>
+    /// <param name="set">Its labels are not used.</param>
+    /// <param name="positions">Positions in the set.</param>
+    /// <returns>For each position its best classes, best first, and whether it is of a known class.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">What `Learner.predict` rejects, or an image cannot be
+    /// read.</exception>
+    let best
+        (count: int)
+        learner
+        (options: BatchOptions)
+        (model: Model)
+        (calibration: Calibration)
+        (set: ImageSet)
+        (positions: int[])
+        : Answer[] =
+        // the best as the scorer has it, the others by score and then by row
+        let answer (one: Scored) =
+            let others =
+                if count = 1 then
+                    [||]
+                else
+                    [| 0 .. one.Scores.Length - 1 |]
+                    |> Array.filter (fun row -> row <> one.Best)
+                    |> Array.sortBy (fun row -> -one.Scores[row])
+
+            let probabilities = Calibration.probabilities one.Scores calibration
+
+            {
+                Best =
+                    Array.append [| one.Best |] (Array.truncate (count - 1) others)
+                    |> Array.map (fun row ->
+                        {
+                            Row = row
+                            Score = one.Scores[row]
+                            Probability = probabilities |> Option.map (Array.item row)
+                        })
+                IsKnown = Calibration.isKnown one.Support calibration
+            }
+
+        scored learner options model set positions |> Array.map answer

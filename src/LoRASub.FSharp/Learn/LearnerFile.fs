@@ -154,18 +154,9 @@ module LearnerFile =
                     $"version {version}"
                     "use the program that wrote it")
 
-    let private checkRecord (path: string) (record: LearnerFormat.Record) =
-        let two name (numbers: float[]) =
-            if numbers.Length <> 2 then
-                Errors.reject $"{path}, {name}" "must hold 2 numbers" $"{numbers.Length}" ""
-
-        two "inputRange" record.InputRange
-        two "normEpsilon" record.NormEpsilon
-        SavedState.check path record.State
-
     let private checkedRecord (path: string) =
         let struct (record, isOld) = recordOf path
-        checkRecord path record
+        LearnerRecord.check path record
         struct (record, isOld)
 
     /// What learner.json says, without the tensors. Loads no native library. Rejects a file that is missing, damaged or of

@@ -27,6 +27,9 @@ module LearnerFormat =
             [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
             Transport: bool option
             State: SavedState
+            /// What calibrates its scores; None where no image was held out.
+            [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
+            HeldOut: HeldOut[] option
             /// The data set's label of the class learned i-th, for all classes of a run; the ids otherwise.
             ClassOrder: int[]
             ImageSize: int
@@ -152,6 +155,7 @@ module internal LearnerVersion1 =
                     NextId = tasks.Length
                     RandomKey = old.RandomKey
                 }
+            HeldOut = None
             ClassOrder = old.ClassOrder
             ImageSize = old.ImageSize
             Channels = old.Channels
@@ -217,6 +221,7 @@ module internal LearnerRecord =
                     |> Some
             Transport = if learner.Transport then None else Some false
             State = SavedState.ofState state
+            HeldOut = None
             ClassOrder = order
             ImageSize = input.Size
             Channels = input.Channels
@@ -227,3 +232,20 @@ module internal LearnerRecord =
             BackboneSha256 = backboneSha256
             TensorsSha256 = "" // known once they are written
         }
+
+    /// Rejects a record whose values no program wrote.
+    let check (path: string) (record: LearnerFormat.Record) : unit =
+        let two name (numbers: float[]) =
+            if numbers.Length <> 2 then
+                Errors.reject $"{path}, {name}" "must hold 2 numbers" $"{numbers.Length}" ""
+
+        two "inputRange" record.InputRange
+        two "normEpsilon" record.NormEpsilon
+        SavedState.check path record.State
+
+        if not (defaultArg record.HeldOut [||] |> Array.forall Calibration.isValid) then
+            Errors.reject
+                $"{path}, heldOut"
+                "must hold positive counts, a positive temperature and ascending support"
+                "other values"
+                "remove heldOut: the learner then gives no probabilities"

@@ -213,16 +213,14 @@ module Ease =
                         weights
                     |> Array.reduce (fun sum part -> sum.add part))
 
-            OwnScores.OfImages
-                {
-                    Owned =
-                        [|
-                            yield! weights
-                            yield! Adapters.leaves frozen
-                            yield! (Tree.array (AdapterSession.mlpTree settings.Adapter)).Leaves networks
-                        |]
-                    Score = score
-                })
+            let owned =
+                [|
+                    yield! weights
+                    yield! Adapters.leaves frozen
+                    yield! (Tree.array (AdapterSession.mlpTree settings.Adapter)).Leaves networks
+                |]
+
+            OwnScores.OfImages(Scorer.create owned score))
 
     /// The method with its types.
     let internal typed (vit: VisionTransformer) (settings: EaseSettings) : Method<State, Training, Training> =

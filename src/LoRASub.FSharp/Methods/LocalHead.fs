@@ -43,9 +43,7 @@ module internal LocalHead =
         Scope.noGrad OwnScores.leaves (fun () ->
             let heads = Tree.map _.clone() Linear.tree heads
 
-            OwnScores.OfFeatures
-                {
-                    Owned = Array.ofSeq (Linear.leaves heads)
-                    Score =
-                        fun features -> Scope.noGrad Leaves.tensor (fun () -> Linear.forward heads features)
-                })
+            let score (features: torch.Tensor) =
+                Scope.noGrad Leaves.tensor (fun () -> Linear.forward heads features)
+
+            OwnScores.OfFeatures(Scorer.create (Array.ofSeq (Linear.leaves heads)) score))

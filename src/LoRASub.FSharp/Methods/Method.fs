@@ -123,16 +123,19 @@ type OwnScores =
     /// Of images [n, c, H, W] in the backbone's input range: where one network's features are not enough.
     | OfImages of Scorer
 
+    /// <summary>What scores.</summary>
+    member this.Scorer: Scorer =
+        match this with
+        | OfFeatures scorer
+        | OfImages scorer -> scorer
+
 /// Methods' own classifiers.
 [<RequireQualifiedAccess>]
 module OwnScores =
     /// <summary>Lists the tensors of a classifier.</summary>
     /// <param name="scores">Borrowed.</param>
     /// <returns>The tensors that its scorer owns.</returns>
-    let leaves (scores: OwnScores) : torch.Tensor seq =
-        match scores with
-        | OwnScores.OfFeatures scorer
-        | OwnScores.OfImages scorer -> Scorer.leaves scorer
+    let leaves (scores: OwnScores) : torch.Tensor seq = Scorer.leaves scores.Scorer
 
 /// A class-incremental method over a frozen backbone. A task runs through `BeginTask`, `Observe` for each batch,
 /// `Prepare`, `Update` for each step, `Merge`, `Consolidate` for each batch, and `Finish`. The phases are types, so that

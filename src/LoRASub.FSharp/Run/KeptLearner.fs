@@ -8,7 +8,6 @@ open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Learn
 open LoRASub.Settings
-open TorchSharp
 
 /// A learner that is kept: what it has learned, the backbone that it sees with, and the settings that it goes on
 /// learning with. The images that it learned from are not in it.
@@ -23,12 +22,14 @@ type KeptLearner =
         Learner: Learner
         /// What it has learned so far.
         State: TaskState
+        /// What calibrates its scores.
+        HeldOut: HeldOut[]
     }
 
     /// The classes that it knows, by row.
     member this.Classes: ClassInfo[] = this.State.Classes
 
-/// Creates, teaches, saves and loads kept learners. The one way to do so: `ContinualClassifier` and the commands
+/// Creates, saves and loads kept learners; `Lesson` teaches them. The one way to do so: `ContinualClassifier` and the commands
 /// `learn`, `predict` and their kin are thin layers over it.
 [<RequireQualifiedAccess>]
 module KeptLearner =
@@ -56,7 +57,11 @@ module KeptLearner =
             Seeding = Seeding.Once
         }
 
-    let private opened settings (build: VisionTransformer -> struct (Learner * TaskState)) : KeptLearner =
+    let private opened
+        settings
+        (heldOut: HeldOut[])
+        (build: VisionTransformer -> struct (Learner * TaskState))
+        : KeptLearner =
         Scope.keep leaves (fun () ->
             let struct (backbone, sha256) = Recipe.openBackbone settings settings.Backbone.Value
 
@@ -67,6 +72,7 @@ module KeptLearner =
                 BackboneSha256 = sha256
                 Learner = learner
                 State = state
+                HeldOut = heldOut
             })
 
     /// <summary>A learner that knows no class yet.</summary>
@@ -75,7 +81,7 @@ module KeptLearner =
     /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, or the file is not a Vision
     /// Transformer.</exception>
     let create (settings: RunSettings) : KeptLearner =
-        opened settings (fun backbone ->
+        opened settings [||] (fun backbone ->
             let learner = Recipe.learner backbone settings
             struct (learner, Learner.start learner (Rng.ofSeed settings.Seed)))
 
@@ -116,7 +122,7 @@ module KeptLearner =
         let backbone = settings.Backbone.Value
         LearnerFile.checkBackbone saved (Recipe.backboneSha256 backbone) backbone
 
-        opened settings (fun vit ->
+        opened settings (defaultArg saved.Record.HeldOut [||]) (fun vit ->
             let learner = LearnerFile.learner vit settings.Method saved
             struct (learner, LearnerFile.restore learner saved))
 
@@ -143,79 +149,34 @@ module KeptLearner =
                 kept.BackboneSha256
                 (Settings.toPairs kept.Settings)
 
+        let record =
+            { record with
+                HeldOut =
+                    if Array.isEmpty kept.HeldOut then
+                        None
+                    else
+                        Some kept.HeldOut
+            }
+
         LearnerFile.save folder kept.Learner record kept.State
 
-    /// <summary>Learns a group of new classes. The images are not kept. The first group decides whether the network
-    /// adapts, where the settings leave that open.</summary>
-    /// <param name="names">Of the new classes.</param>
-    /// <param name="images">Labelled 0, 1, … into `names`; read several times.</param>
-    /// <param name="onEvent">Receives progress on the calling thread. What it raises ends the learning.</param>
+    /// <summary>How the scores of a learner are read.</summary>
+    /// <param name="falseAlarms">The share of images of known classes that may be called unknown, in [0, 1).</param>
     /// <param name="kept">Borrowed.</param>
-    /// <returns>The learner with a state owned by the caller, over the same backbone; and the decision in words, if one
-    /// was made.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">What `ImageTask.learn` rejects.</exception>
-    let learn
-        (names: string[])
-        (images: ImageSet)
-        (onEvent: TaskEvent -> unit)
-        (kept: KeptLearner)
-        : struct (KeptLearner * string option) =
-        ImageTask.check names images kept.State
-        let settings, backbone = kept.Settings, kept.Learner.Backbone
-        let options = Recipe.learnOptions settings backbone settings.Epochs
+    /// <returns>Without probabilities and threshold where no image was held out.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The share is out of range.</exception>
+    let calibration (falseAlarms: float) (kept: KeptLearner) : Calibration =
+        Calibration.ofGroups falseAlarms kept.Classes.Length kept.HeldOut
 
-        let decided () =
-            let struct (method, trial) =
-                Decision.ofImages
-                    settings
-                    backbone
-                    images
-                    (Array.init images.Labels.Length id)
-                    (Array.init names.Length id)
-                    onEvent
-
-            let settings = { settings with MethodName = method }
-            let learner = Recipe.learner backbone settings
-
-            let kept =
-                { kept with
-                    Settings = settings
-                    Learner = learner
-                    State = Learner.start learner (Rng.ofSeed settings.Seed)
-                }
-
-            struct (kept, Some(Decision.describe trial))
-
-        Scope.keep (fun struct (next: KeptLearner, _) -> TaskState.leaves next.State) (fun () ->
-            let struct (kept, decision) =
-                if settings.IsUndecided then
-                    decided ()
-                else
-                    struct (kept, None)
-
-            let next = ImageTask.learn kept.Learner options names images onEvent kept.State
-            struct ({ kept with State = next }, decision))
-
-    /// <summary>Adds images of known classes to the head's statistics. Nothing is forgotten, as these are sums, and the
-    /// network stays as it is.</summary>
-    /// <param name="names">Of known classes.</param>
-    /// <param name="images">Labelled 0, 1, … into `names`; not kept.</param>
-    /// <param name="onEvent">Receives progress on the calling thread.</param>
-    /// <param name="kept">Borrowed.</param>
-    /// <returns>The learner with a state owned by the caller, over the same backbone.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">A name is not known, labels are out of range, or the learner's
-    /// head is the method's own classifier, which keeps no sums.</exception>
-    let addImages
-        (names: string[])
-        (images: ImageSet)
-        (onEvent: TaskEvent -> unit)
-        (kept: KeptLearner)
-        : KeptLearner =
-        let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
-
-        { kept with
-            State = ImageTask.addImages kept.Learner batching names images onEvent kept.State
-        }
+    /// The scores of every image of a set. Rejects a learner without classes and images that cannot be read.
+    let internal scored (images: ImageSet) (kept: KeptLearner) : Scored[] =
+        Scope.run (fun () ->
+            ImageTask.scored
+                kept.Learner
+                (Recipe.testOptions kept.Settings kept.Learner.Backbone)
+                (Learner.deploy kept.Learner kept.State)
+                images
+                (Array.init images.Labels.Length id))
 
     /// <summary>The position of a class by name.</summary>
     /// <param name="name">Of the class.</param>
