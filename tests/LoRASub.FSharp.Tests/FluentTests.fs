@@ -731,6 +731,33 @@ let tests =
                     Expect.isTrue same.Success "an image file"
                     Expect.stringContains output "the saved classifier predicts the same" "saved and loaded"))
 
+            testCase "the C# of the documentation is compiled" (fun () ->
+                Probe.requireSdk ()
+                let root = Probe.repository ()
+
+                let compiled =
+                    [ "LoRASub.FSharp.CSharp"; "LoRASub.FSharp.Web" ]
+                    |> List.collect (fun name ->
+                        File.ReadAllLines(Path.Combine(root, "tests", name, "Program.cs"))
+                        |> List.ofArray)
+                    |> List.map _.Trim()
+                    |> set
+
+                for page in [ "csharp.md"; "web.md" ] do
+                    let text = File.ReadAllText(Path.Combine(root, "docs", page))
+
+                    let lines =
+                        [
+                            for block in Text.RegularExpressions.Regex.Matches(text, "```csharp\n([^`]+)```") do
+                                yield!
+                                    block.Groups[1].Value.Split('\n', StringSplitOptions.RemoveEmptyEntries)
+                        ]
+
+                    Expect.isNonEmpty lines page
+
+                    for line in lines do
+                        Expect.contains compiled (line.Trim()) page)
+
             testCase "the C# program answers bad input in a line and with exit code 2" (fun () ->
                 Probe.inFolder (fun folder ->
                     let absent = Path.Combine(folder, "absent")
