@@ -285,12 +285,12 @@ let saveForEver (folder: string) =
 let interruptClassifier () =
     let kills, seed = number 0 20, number 1 1
     let folder = Directory.CreateTempSubdirectory("lorasub-interrupt-").FullName
-    let train = (Datasets.load "fashion-mnist" Load.fashionMnist).Train
+    let train = Images.FromDataset("fashion-mnist", Load.fashionMnist).Train
 
     let learned (classes: int) (name: string) =
         use classifier = ContinualClassifier.Create(Load.microVit, options)
-        let names = ResizeArray [ for c in 1..classes -> $"class {c}" ]
-        classifier.Learn(names, Load.firstImages classes 16 train)
+        let some = Images.OfClasses(train.Select [| 0..159 |], [| 0 .. classes - 1 |])
+        classifier.Learn some
         classifier.Save(under folder name)
         use again = load (under folder name)
         again.Predict(train, [| 0..19 |])

@@ -7,7 +7,10 @@
 open System.IO
 open LoRASub.Core
 open LoRASub.Native
+open LoRASub.Backbone
 open LoRASub.Data
+open LoRASub.Learn
+open LoRASub.Measure
 open LoRASub.Settings
 open LoRASub.Run
 open TorchSharp
@@ -52,7 +55,15 @@ let quick =
         Batch = 16
     }
 
-/// A plan on the first classes of Fashion-MNIST and the small backbone, two classes to a task. Owned by the caller.
+/// A data set, its classes in equal tasks, on the small backbone. Owned by the caller.
+let planOf (dataset: Dataset) (tasks: int) (settings: RunSettings) : Plan =
+    Plan.ofStream
+        (TaskStream.create dataset ClassOrder.Natural tasks None)
+        { settings with
+            Backbone = Some microVit
+        }
+
+/// The first classes of Fashion-MNIST, two to a task.
 let smallPlan (tasks: int) (settings: RunSettings) : Plan =
     let classes = 2 * tasks
     let whole = Datasets.load "fashion-mnist" fashionMnist
@@ -64,8 +75,22 @@ let smallPlan (tasks: int) (settings: RunSettings) : Plan =
             (firstImages classes 32 whole.Train)
             (firstImages classes 25 whole.Test)
 
-    Plan.ofStream
-        (TaskStream.create part ClassOrder.Natural tasks None)
-        { settings with
-            Backbone = Some microVit
+    planOf part tasks settings
+
+/// Learns a plan and prints the accuracy over all classes in the end.
+let tryOut (name: string) (learner: Learner) (plan: Plan) : unit =
+    Scope.run (fun () ->
+        let outcome = Experiment.run learner plan ignore
+        printfn "%s: accuracy %.1f %%" name (100.0 * (Metrics.measure outcome.Matrix)["last"]))
+
+/// Features [n, d] of the training images of a plan's first task by the frozen network, and their labels [n].
+let frozenFeatures (plan: Plan) : torch.Tensor * torch.Tensor =
+    let options =
+        { Plan.testOptions plan with
+            BatchSize = 1000
         }
+
+    let load = TaskStream.plainTrainBatches options plan.Stream plan.Stream.Tasks[0]
+    let batch = load[0]()
+    let vit = plan.Backbone
+    VisionTransformer.features (VisionTransformer.frozen vit) vit batch.Images, batch.Labels

@@ -1,4 +1,4 @@
-// A method of your own in a few lines: low-rank training in which every task halves what earlier tasks changed.
+// A method of your own: low-rank training in which every task halves what earlier tasks changed.
 // Run after a build: dotnet fsi scripts/own-method.fsx
 
 #load "load.fsx"
@@ -8,27 +8,17 @@ open LoRASub.Backbone
 open LoRASub.Heads
 open LoRASub.Methods
 open LoRASub.Learn
-open LoRASub.Measure
-open LoRASub.Run
 open TorchSharp
 open Load
 
-let fading (vit: VisionTransformer) settings =
-    let base' = SequentialLora.method' vit settings
-    let half (delta: torch.Tensor) = delta.mul (Scalar.op_Implicit 0.5)
-
-    let merge training =
-        Scope.noGrad base'.State.Leaves (fun () ->
-            base'.Merge training |> Array.map (Tree.map half (Lora.deltaTree Lora.keyValue)))
-
-    { base' with
-        Info = { base'.Info with Name = "fading" }
-        Merge = merge
-    }
-
 let plan = smallPlan 2 quick
-let vit, head = plan.Backbone, Heads.find "nearest-mean"
-let method = Method.hide (fading vit quick.Method)
-let learner = Learner.create vit method head (Embedding.output vit)
-let outcome = Experiment.run learner plan ignore
-printfn "%s: accuracy %.1f %%" method.Info.Name (100.0 * (Metrics.measure outcome.Matrix)["last"])
+let vit = plan.Backbone
+let sequential = SequentialLora.method' vit quick.Method
+let half (delta: torch.Tensor) = delta.mul (Scalar.op_Implicit 0.5)
+let halves = Array.map (Tree.map half (Lora.deltaTree Lora.keyValue))
+
+let merge training =
+    Scope.noGrad sequential.State.Leaves (fun () -> halves (sequential.Merge training))
+
+let method = Method.hide { sequential with Merge = merge }
+tryOut "fading" (Learner.create vit method (Heads.find "nearest-mean") (Embedding.output vit)) plan

@@ -36,12 +36,13 @@ let private withBackbone (test: string -> string -> unit) () =
         Tiny.writeBackbone backbone 8 2 7
         test folder backbone)
 
-let private colours = (Tiny.dataset 4 6 3).ClassNames
-let private train = (Tiny.dataset 4 6 3).Train
-let private test = (Tiny.dataset 4 6 3).Test
+let private data = Tiny.dataset 4 6 3
+let private colours = data.ClassNames
+let private train = ImageCollection(data.Train, colours, [||])
+let private test = ImageCollection(data.Test, colours, [||])
 
 let private learnGroup (classifier: ContinualClassifier) (group: int[]) =
-    classifier.Learn(group |> Array.map (fun c -> colours[c]), Images.OfClasses(train, group))
+    classifier.Learn(Images.OfClasses(train, group))
 
 let private learned backbone (options: ClassifierOptions) =
     let classifier = ContinualClassifier.Create(backbone, options)
@@ -49,7 +50,8 @@ let private learned backbone (options: ClassifierOptions) =
     learnGroup classifier [| 2; 3 |]
     classifier
 
-let private read (set: ImageSet) (positions: int[]) = TestFiles.planesAt 1 set positions
+let private read (images: ImageCollection) (positions: int[]) =
+    TestFiles.planesAt 1 images.Set positions
 
 /// Runs the C# program that comes with the tests: exit code, output and errors.
 let private runProgram (arguments: string list) =
@@ -91,7 +93,7 @@ let tests =
                         Array.map2
                             (fun (p: Prediction) label -> p.ClassName = colours[label])
                             predictions
-                            test.Labels
+                            (Array.ofSeq test.Labels)
                         |> Array.filter id
 
                     Expect.isGreaterThan right.Length 6 "right of 12, where guessing gives 3"))
@@ -129,20 +131,20 @@ let tests =
                     let cats = Array.init 4 (paint "cat" 240 10)
                     let dogs = Array.init 4 (paint "dog" 10 240)
                     let pets = Images.FromFolder(Path.Combine(folder, "pets"))
-                    Expect.equal pets.ClassNames [| "cat"; "dog" |] "folders"
-                    Expect.equal pets.Images.Labels [| 0; 0; 0; 0; 1; 1; 1; 1 |] "labels"
+                    Expect.sequenceEqual pets.ClassNames [| "cat"; "dog" |] "folders"
+                    Expect.sequenceEqual pets.Labels [| 0; 0; 0; 0; 1; 1; 1; 1 |] "labels"
                     Expect.isEmpty pets.Notes "nothing left out"
                     File.WriteAllText(Path.Combine(folder, "pets", "cat", "a.gif"), "")
 
                     Expect.stringContains
-                        (Array.exactlyOne (Images.FromFolder(Path.Combine(folder, "pets"))).Notes)
+                        (Seq.exactlyOne (Images.FromFolder(Path.Combine(folder, "pets"))).Notes)
                         ".gif"
                         "left out"
 
                     let changed = options ()
                     changed.Augment <- true
                     use classifier = ContinualClassifier.Create(backbone, changed)
-                    classifier.Learn(pets.ClassNames, pets.Images)
+                    classifier.Learn pets
 
                     let names paths =
                         classifier.Predict(Images.FromFiles(paths: string[])) |> Array.map _.ClassName
@@ -152,7 +154,7 @@ let tests =
                         [| "dog"; "cat"; "dog" |]
                         "in their order"
 
-                    let dogsAlone = Images.OfClasses(pets.Images, [| 1 |])
+                    let dogsAlone = Images.OfClasses(pets, [| 1 |])
 
                     Expect.all
                         (classifier.Predict dogsAlone)
@@ -212,28 +214,22 @@ let tests =
                     refused [ "count"; "0" ] (fun () -> classifier.PredictTopK(test, 0) |> ignore)
                     let before = classifier.Predict test
 
-                    let image = ImageSet.select [| 0 |] test
+                    let image = test.Select [| 0 |]
 
                     let classOf set =
-                        (classifier.Predict(set: ImageSet) |> Array.head).ClassName
+                        (classifier.Predict(set: ImageCollection) |> Array.head).ClassName
 
                     let right = classOf image
                     let other = colours |> Array.find ((<>) right)
                     // the same image many times as another class
-                    let many = ImageSet.select (Array.zeroCreate 500) test
-
-                    classifier.AddImages(
-                        [| other |],
-                        { many with
-                            Labels = Array.zeroCreate 500
-                        }
-                    )
+                    let many = Images.OfClasses(test.Select(Array.zeroCreate 500), [| 0 |])
+                    classifier.AddImages(many.WithClasses other)
 
                     Expect.equal (classOf image) other "more images count"
                     Expect.notEqual (classifier.Predict test) before "and change predictions"
 
                     refused [ "class 'tiger'"; "must be known" ] (fun () ->
-                        classifier.AddImages([| "tiger" |], image))
+                        classifier.AddImages([| "tiger" |], Images.OfClasses(image, [| 0 |])))
 
                     classifier.Rename(other, "tiger")
                     Expect.equal (classOf image) "tiger" "the same class"
@@ -297,7 +293,12 @@ let tests =
                             plan.Stream.Tasks[0].Classes |> Array.map (fun c -> Idx.fashionMnistClasses[c])
 
                         Expect.sequenceEqual classifier.ClassNames names "classes learned"
-                        Expect.equal (classifier.Predict plan.Stream.Dataset.Test).Length 30 "predictions")))
+
+                        Expect.equal
+                            (classifier.Predict(ImageCollection(plan.Stream.Dataset.Test, [||], [||])))
+                                .Length
+                            30
+                            "predictions")))
 
             testCase
                 "the first group of classes decides whether the network adapts"
@@ -441,7 +442,7 @@ let tests =
 
                         options.Progress <- null
 
-                        let refusals: (string list * string[] * ImageSet) list =
+                        let refusals: (string list * string[] * ImageCollection) list =
                             [
                                 [ "new classes"; "at least one" ], [||], train
                                 [ "class 'colour 1'"; "must be new" ],
@@ -520,18 +521,144 @@ let tests =
                                 Probe.refused words (fun () -> act folder backbone)))
                 ]
 
+            testCase
+                "an evaluation counts what is predicted, in all and by class"
+                (withBackbone (fun _ backbone ->
+                    use classifier = learned backbone (options ())
+                    // another order than the classifier's
+                    let some = Images.OfClasses(test, [| 3; 1; 0 |])
+                    let found = classifier.Predict some |> Array.map _.ClassName
+
+                    let truth =
+                        some.Labels |> Seq.map (fun label -> some.ClassNames[label]) |> Array.ofSeq
+
+                    let pairs = Array.zip truth found
+                    let result = classifier.Evaluate some
+                    let correct = pairs |> Array.filter (fun (a, b) -> a = b) |> Array.length
+                    Expect.equal (result.Images, result.Correct) (9, correct) "all"
+                    Expect.equal result.Accuracy (float correct / 9.0) "a share"
+
+                    Expect.equal
+                        [ for one in result.Classes -> one.ClassName, one.Images, one.Correct ]
+                        [
+                            for name in [ colours[0]; colours[1]; colours[3] ] ->
+                                name, 3, pairs |> Array.filter ((=) (name, name)) |> Array.length
+                        ]
+                        "by class, in the order learned"
+
+                    let mistakes = pairs |> Array.filter (fun (a, b) -> a <> b) |> Array.countBy id
+
+                    Expect.equal
+                        (set
+                            [
+                                for one in result.Confusions ->
+                                    (one.ClassName, one.PredictedName), one.Images
+                            ])
+                        (set mistakes)
+                        "mistakes"
+
+                    let perfect = classifier.Evaluate(test.Select [| 0 |])
+                    Expect.isLessThanOrEqual perfect.Confusions.Count 1 "one image"
+
+                    refused [ "class 'colour 9'"; "did you mean" ] (fun () ->
+                        classifier.Evaluate(train.WithClasses(Array.append [| "colour 9" |] colours[1..]))
+                        |> ignore)
+
+                    refused [ "class names"; "WithClasses" ] (fun () ->
+                        classifier.Evaluate(Images.FromFiles [| "some.png" |]) |> ignore)
+
+                    refused [ "at least one image" ] (fun () ->
+                        classifier.Evaluate(test.Select [||]) |> ignore)))
+
+            testCase "mistakes are counted, the most frequent first" (fun () ->
+                let result =
+                    EvaluationResult.ofRows [| "a"; "b"; "c" |] [| 0; 0; 2; 2; 2; 2 |] [| 0; 1; 1; 1; 0; 2 |]
+
+                Expect.equal (result.Images, result.Correct) (6, 2) "all"
+                Expect.equal result.Accuracy (1.0 / 3.0) "accuracy"
+
+                Expect.equal
+                    [
+                        for one in result.Classes -> one.ClassName, one.Images, one.Correct, one.Accuracy
+                    ]
+                    [ "a", 2, 1, 0.5; "c", 4, 1, 0.25 ]
+                    "classes with images"
+
+                Expect.equal
+                    [ for one in result.Confusions -> one.ClassName, one.PredictedName, one.Images ]
+                    [ "c", "b", 2; "a", "b", 1; "c", "a", 1 ]
+                    "mistakes")
+
+            testCase
+                "encoded images and streams are predicted as files are, and bad ones are refused"
+                (withBackbone (fun folder backbone ->
+                    use classifier = learned backbone (options ())
+                    let path = Path.Combine(folder, "image.png")
+                    TestFiles.writePicture path (TestFiles.plainPicture 9 7 200 30 90)
+                    let bytes = File.ReadAllBytes path
+                    let expected = (classifier.Predict(Images.FromFiles [| path |]))[0]
+                    Expect.equal (classifier.Predict(ReadOnlyMemory bytes)) expected "bytes"
+                    use stream = new MemoryStream(Array.append [| 7uy |] bytes)
+                    stream.ReadByte() |> ignore
+                    Expect.equal (classifier.Predict(stream :> Stream)) expected "the rest of a stream"
+                    stream.Position <- 1L
+                    let read = Images.FromStreamAsync(stream).Result
+                    stream.Dispose()
+                    Expect.equal (classifier.Predict read) [| expected |] "read ahead"
+                    let two = Images.FromEncoded(bytes, bytes)
+
+                    Expect.equal
+                        (classifier.Predict two |> Array.map _.ClassName)
+                        (Array.create 2 expected.ClassName)
+                        "two"
+
+                    let labelled = Images.FromEncoded([| 1; 0 |], [| bytes; bytes |])
+                    Expect.sequenceEqual labelled.Labels [ 1; 0 ] "labels"
+                    classifier.Learn(two.WithClasses "magenta")
+                    Expect.contains classifier.ClassNames "magenta" "two images of a class"
+
+                    let isRefused words (bytes: byte[]) =
+                        refused words (fun () -> classifier.Predict(ReadOnlyMemory bytes) |> ignore)
+                        refused words (fun () -> classifier.Predict(new MemoryStream(bytes)) |> ignore)
+
+                    isRefused [ "image: must be a JPEG, PNG, WebP, BMP or GIF image"; "empty" ] [||]
+                    isRefused [ "image: must be"; "text" ] "hello"B
+                    isRefused [ "image: must be"; "more than 100000000" ] (ImageFileTests.png 60000 50000)
+                    isRefused [ "image: must be" ] bytes[.. bytes.Length / 2]
+
+                    refused [ "image 2: must be"; "text" ] (fun () ->
+                        classifier.Predict(Images.FromEncoded(bytes, "hello"B)) |> ignore)
+
+                    use few = new ImageBytes(10L)
+                    few.Write(bytes, 0, 10)
+
+                    refused [ "at most 10 bytes" ] (fun () -> few.Write(bytes, 0, 1))
+                    refused [ "at most 10 bytes" ] (fun () -> (new MemoryStream(bytes)).CopyTo few)
+
+                    Expect.throwsT<InputException>
+                        (fun () -> (new MemoryStream(bytes)).CopyToAsync(few).GetAwaiter().GetResult())
+                        "read without blocking"))
+
+            testCase "names and positions of images are checked" (fun () ->
+                let some = train.Select [| 5; 0 |]
+                Expect.equal (read some [| 1 |]) (read train [| 0 |]) "selected"
+                Expect.sequenceEqual some.ClassNames colours "with their names"
+                refused [ "positions must be in 0 to 23"; "24" ] (fun () -> train.Select [| 24 |] |> ignore)
+                refused [ "classes"; "0 to 3"; "4" ] (fun () -> Images.OfClasses(train, [| 4 |]) |> ignore)
+                refused [ "class name"; "null" ] (fun () -> train.WithClasses(null, "b") |> ignore))
+
             testCase "images of some classes are those images, numbered by their place" (fun () ->
                 let some = Images.OfClasses(train, [| 3; 1 |])
-                Expect.equal some.Labels.Length 12 "6 of each"
+                Expect.equal some.Count 12 "6 of each"
 
                 let places =
                     [|
-                        for i in 0 .. train.Labels.Length - 1 do
+                        for i in 0 .. train.Count - 1 do
                             if train.Labels[i] % 2 = 1 then
                                 i
                     |]
 
-                Expect.equal
+                Expect.sequenceEqual
                     some.Labels
                     (places |> Array.map (fun i -> if train.Labels[i] = 3 then 0 else 1))
                     "labels"
@@ -554,11 +681,11 @@ let tests =
 
                 Expect.equal (read set [| 2; 0 |]) [| 2uy; 2uy; 2uy; 2uy; 0uy; 0uy; 0uy; 0uy |] "bytes"
                 Expect.equal (List.ofSeq asked) [ [| 2 |]; [| 0 |] ] "one at a time"
-                refused [ "images from a reader"; "0 to 2"; "3" ] (fun () -> set.Read 3 |> ignore)
+                refused [ "images from a reader"; "0 to 2"; "3" ] (fun () -> set.Set.Read 3 |> ignore)
 
                 refused [ "images from a reader"; "4 bytes"; "3" ] (fun () ->
                     let short = Images.FromReader([| 0 |], 1, 2, 2, (fun _ -> [| 1uy; 2uy; 3uy |]))
-                    short.Read 0 |> ignore))
+                    short.Set.Read 0 |> ignore))
 
             testCase "images in memory are checked" (fun () ->
                 let set = Images.FromBytes([| 0; 1 |], 1, 1, 2, [| 1uy; 2uy; 3uy; 4uy |])
@@ -587,9 +714,49 @@ let tests =
 
                     Expect.stringContains output "  prototypes, 1 batches" "progress"
                     Expect.stringContains output "too small for a trial" "three images a class"
-                    Expect.stringContains output " of 20 test images right" "score"
-                    Expect.stringContains output "a file looks like " "an image file"
+                    Expect.stringContains output " of 20 test images correct" "score"
+                    Expect.stringContains output "  Trouser: " "accuracy of a class"
+
+                    let same =
+                        Text.RegularExpressions.Regex.Match(
+                            output,
+                            "a stream and a file look like (.+), (.+), (.+)\n"
+                        )
+
+                    Expect.hasLength
+                        (List.distinct [ for i in 1..3 -> same.Groups[i].Value ])
+                        1
+                        "the same image"
+
+                    Expect.isTrue same.Success "an image file"
                     Expect.stringContains output "the saved classifier predicts the same" "saved and loaded"))
+
+            testCase "the C# of the documentation is compiled" (fun () ->
+                Probe.requireSdk ()
+                let root = Probe.repository ()
+
+                let compiled =
+                    [ "LoRASub.FSharp.CSharp"; "LoRASub.FSharp.Web" ]
+                    |> List.collect (fun name ->
+                        File.ReadAllLines(Path.Combine(root, "tests", name, "Program.cs"))
+                        |> List.ofArray)
+                    |> List.map _.Trim()
+                    |> set
+
+                for page in [ "csharp.md"; "web.md" ] do
+                    let text = File.ReadAllText(Path.Combine(root, "docs", page))
+
+                    let lines =
+                        [
+                            for block in Text.RegularExpressions.Regex.Matches(text, "```csharp\n([^`]+)```") do
+                                yield!
+                                    block.Groups[1].Value.Split('\n', StringSplitOptions.RemoveEmptyEntries)
+                        ]
+
+                    Expect.isNonEmpty lines page
+
+                    for line in lines do
+                        Expect.contains compiled (line.Trim()) page)
 
             testCase "the C# program answers bad input in a line and with exit code 2" (fun () ->
                 Probe.inFolder (fun folder ->
@@ -614,7 +781,7 @@ let tests =
                     Directory.CreateSymbolicLink(link, data) |> ignore
                     let images = Images.FromFolder data
                     use classifier = ContinualClassifier.Create(backbone, options ())
-                    classifier.Learn(images.ClassNames, images.Images)
+                    classifier.Learn images
 
                     for inside in [ data; Path.Combine(data, "kept"); Path.Combine(link, "ant", "kept") ] do
                         refused [ inside; "outside the folder that images are read from" ] (fun () ->
@@ -638,7 +805,7 @@ let tests =
                         labels
                         |> Array.mapi (fun i label -> image classes[label] i)
                         |> Array.concat
-                        |> ImageSet.ofBytes "images" labels 3 8 8
+                        |> fun pixels -> Images.FromBytes(labels, 3, 8, 8, pixels)
 
                     let test = images [| for i in 0..11 -> i % 4 |] [| 0..3 |]
 
@@ -690,7 +857,7 @@ let tests =
                     classifier.Forget "one"
                     Expect.equal (List.ofSeq classifier.ClassNames) [ "zero"; "two"; "three" ] "names"
                     let pixels = Array.init (192 * 8) (fun i -> byte (i * 37 % 256))
-                    let images = ImageSet.ofBytes "images" (Array.zeroCreate 8) 3 8 8 pixels
+                    let images = Images.FromBytes(Array.zeroCreate 8, 3, 8, 8, pixels)
 
                     for found in classifier.Predict images do
                         Expect.notEqual found.ClassName "one" "a class that is still known"

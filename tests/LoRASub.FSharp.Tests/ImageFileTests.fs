@@ -23,7 +23,7 @@ let private fixture (what: string) =
     PillowFixtures.bytes file, PillowFixtures.bytes expected
 
 /// A PNG whose header declares another size, with the header's check sum put right.
-let private png (width: int) (height: int) : byte[] =
+let png (width: int) (height: int) : byte[] =
     let file = fst (fixture "one-bit") |> Array.copy
 
     let put (at: int) (value: uint32) =
@@ -51,7 +51,11 @@ let private badInputs: BadInput list =
     let bytes name content why : BadInput =
         name,
         [ "image.jpg"; rule; why ],
-        fun folder -> ImageFile.read (written folder "image.jpg" content) |> ignore
+        fun folder ->
+            refused [ "image.jpg"; rule; why ] (fun () ->
+                ImageFile.decode "image.jpg" (ReadOnlyMemory content) |> ignore)
+
+            ImageFile.read (written folder "image.jpg" content) |> ignore
 
     let jpeg, _ = fixture "grey JPEG"
 

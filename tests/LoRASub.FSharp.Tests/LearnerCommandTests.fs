@@ -111,7 +111,7 @@ let private sums world head (parts: int list list) =
                 }
 
         use _ = Scope.own KeptLearner.leaves kept
-        let names, images = images.ClassNames, images.Images
+        let names, images = Array.ofSeq images.ClassNames, images.Set
 
         let part which =
             ImageSet.select

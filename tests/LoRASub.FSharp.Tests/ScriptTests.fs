@@ -64,6 +64,8 @@ let private names =
         "drift.fsx"
         "own-method.fsx"
         "own-head.fsx"
+        "own-data.fsx"
+        "own-transform.fsx"
     |]
 
 let private all = lazy (names |> Array.map start |> Task.WhenAll)
@@ -152,11 +154,39 @@ let tests =
                     let report = line "drift.fsx" @"^report: (.+), (\d+) bytes$"
                     Expect.isGreaterThan (float report.Groups[2].Value) 1e6 "a page with Plotly inside")
 
-            for script, name in [ "own-method.fsx", "fading"; "own-head.fsx", "centred" ] do
+            for script, name in
+                [
+                    "own-method.fsx", "fading"
+                    "own-head.fsx", "centred"
+                    "own-data.fsx", "stripes"
+                ] do
                 testCase $"{script} learns two tasks" (fun () ->
                     let accuracy = line script $@"^{name}: accuracy ([\d.]+) %%$"
                     // four classes: chance is 25
                     Expect.isGreaterThan (float accuracy.Groups[1].Value) 50.0 "accuracy")
+
+            testCase "own-transform.fsx lowers the loss" (fun () ->
+                Probe.requireSdk ()
+                let ended = all.Value.Result[Array.IndexOf(names, "own-transform.fsx")]
+                Expect.equal ended.Code 0 $"exit code; {ended.Error}"
+
+                let losses =
+                    ended.Lines
+                    |> Array.map (fun l -> Regex.Match(l, @"^loss ([\d.]+)$"))
+                    |> Array.filter _.Success
+                    |> Array.map (fun found -> float found.Groups[1].Value)
+
+                Expect.hasLength losses 20 "steps"
+                // two classes: ln 2 where nothing is known
+                Expect.floatClose Accuracy.low losses[0] 0.6931 "at first"
+                Expect.isLessThan losses[19] 0.35 "in the end")
+
+            testCase "what is shown as a few lines is under 30" (fun () ->
+                Probe.requireSdk ()
+
+                for script in names |> Array.filter _.StartsWith("own-", StringComparison.Ordinal) do
+                    let lines = File.ReadAllLines(Path.Combine(Probe.repository (), "scripts", script))
+                    Expect.isLessThan lines.Length 30 script)
 
             testCase "compare writes a table of the runs that are there, with paired intervals" (fun () ->
                 Probe.requireSdk ()

@@ -22,7 +22,7 @@ module ImageFile =
     let private MaxPixels = 100_000_000
 
     [<Literal>]
-    let private MaxBytes = 1_000_000_000L
+    let internal MaxBytes = 1_000_000_000L
 
     /// First bytes that show what kind of file it is.
     [<Literal>]
@@ -198,17 +198,26 @@ module ImageFile =
         | :? IOException
         | :? UnauthorizedAccessException as e -> Error e.Message
 
-    /// The picture, or why there is none, in a few words.
-    let internal tryRead (path: string) : Result<Picture, string> =
-        bytes path
-        |> Result.bind (fun bytes ->
+    let private tryDecode (bytes: ReadOnlyMemory<byte>) : Result<Picture, string> =
+        if bytes.IsEmpty then
+            Error "empty"
+        else
             withSkia (fun () ->
-                use data = SKData.CreateCopy bytes
+                use data = SKData.CreateCopy bytes.Span
                 use codec = SKCodec.Create data
 
-                match objection (fun () -> Array.truncate HeadBytes bytes) codec with
+                match objection (fun () -> bytes.Slice(0, min HeadBytes bytes.Length).ToArray()) codec with
                 | Some reason -> Error reason
-                | None -> decoded codec))
+                | None -> decoded codec)
+
+    let private require (name: string) (result: Result<Picture, string>) : Picture =
+        match result with
+        | Ok picture -> picture
+        | Error reason -> Errors.reject name Rule reason ""
+
+    /// The picture, or why there is none, in a few words.
+    let internal tryRead (path: string) : Result<Picture, string> =
+        bytes path |> Result.bind (ReadOnlyMemory >> tryDecode)
 
     /// <summary>Reads an image file.</summary>
     /// <param name="path">A JPEG, PNG, WebP, BMP or GIF file; a link is followed.</param>
@@ -216,10 +225,15 @@ module ImageFile =
     /// dropped.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">The file is missing, damaged, of another format, or has more
     /// than 100 million pixels.</exception>
-    let read (path: string) : Picture =
-        match tryRead path with
-        | Ok picture -> picture
-        | Error reason -> Errors.reject path Rule reason ""
+    let read (path: string) : Picture = require path (tryRead path)
+
+    /// <summary>Decodes an image that is in memory.</summary>
+    /// <param name="name">Names the image in errors.</param>
+    /// <param name="bytes">Those of a JPEG, PNG, WebP, BMP or GIF file; borrowed.</param>
+    /// <returns>The picture, as `read` gives it.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The bytes are damaged, of another format, or of more than 100
+    /// million pixels.</exception>
+    let decode (name: string) (bytes: ReadOnlyMemory<byte>) : Picture = require name (tryDecode bytes)
 
     let private headOf (path: string) () : byte[] =
         use stream = File.OpenRead path

@@ -11,19 +11,27 @@ open LoRASub.Settings
 open LoRASub.Run
 open TorchSharp
 
-/// The progress of learning, for a progress bar.
+/// The progress of learning and of evaluation, for a progress bar.
 [<Struct>]
 type LearningProgress =
     {
-        /// observe, train or prototypes.
+        /// observe, train, prototypes or predict.
         Phase: string
-        /// Steps done in this phase.
+        /// Steps done in this phase; images of an evaluation.
         Done: int
-        /// Steps of this phase.
+        /// Steps of this phase; images of an evaluation.
         Total: int
         /// Mean loss of the epoch so far; NaN where it was not read.
         Loss: float
     }
+
+    static member internal Of(step: Step) : LearningProgress =
+        {
+            Phase = Phase.name step.Phase
+            Done = step.Done
+            Total = step.Steps
+            Loss = defaultArg step.Loss nan
+        }
 
 /// Settings of a `ContinualClassifier`. Learning rates, rank, margin and weights default to the published ones of
 /// CIFAR-100; the input range and epsilon to those of most timm checkpoints.
@@ -33,6 +41,10 @@ type ClassifierOptions() =
     member val Preset = "recommended" with get, set
     /// Passes over the images of each new group of classes.
     member val Epochs = 5 with get, set
+    /// The share of each new class's images that calibrates probabilities, in [0, 1). The classifier learns them afterwards.
+    member val HoldOut = 0.1 with get, set
+    /// The share of images of known classes that may be called unknown, in [0, 1). 0 calls none unknown.
+    member val FalseAlarms = 0.05 with get, set
     /// Images per step.
     member val BatchSize = 128 with get, set
     /// Rank of the low-rank pairs.
@@ -67,21 +79,8 @@ type ClassifierOptions() =
     member val Device = "cpu" with get, set
     /// The same seed, options and images give the same classifier.
     member val Seed = 0L with get, set
-    /// Called with the progress of learning, on the calling thread.
+    /// Called with the progress of learning, on the thread that learns.
     member val Progress: Action<LearningProgress> = null with get, set
-
-    /// Calls `Progress`, if set.
-    member internal this.Report(event: TaskEvent) : unit =
-        match event with
-        | Steps step when not (isNull this.Progress) ->
-            this.Progress.Invoke
-                {
-                    Phase = Phase.name step.Phase
-                    Done = step.Done
-                    Total = step.Steps
-                    Loss = defaultArg step.Loss nan
-                }
-        | _ -> ()
 
     /// Whether a setting that the weights may state was given.
     member internal this.IsGiven(name: string) : bool =

@@ -2,12 +2,16 @@ namespace LoRASub.Fluent
 
 open System
 open System.Collections.Generic
+open System.Diagnostics.CodeAnalysis
 open System.IO
+open System.Runtime.InteropServices
+open System.Threading
+open System.Threading.Tasks
 open LoRASub.Core
 open LoRASub.Native
+open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Learn
-open LoRASub.Settings
 open LoRASub.Run
 open TorchSharp
 
@@ -18,59 +22,256 @@ type Prediction =
         ClassName: string
         /// The head's score. Compare it only between classes of one image; larger is better.
         Score: float
+        /// Calibrated by images that were held out while learning. Null where there were none.
+        Probability: Nullable<float>
+        /// Whether the image is of no class that the classifier knows; `ClassName` is then only the nearest. Never where too
+        /// few images were held out: 19 are needed at the usual rate of false alarms.
+        IsUnknown: bool
     }
 
 /// A classifier that learns new classes from their images and keeps none of the images: the library's front door
-/// from C#. Holds native memory: dispose it. Not safe for use from several threads at once.
+/// from C#. Holds native memory: dispose it.
+///
+/// Every member may be called from any thread at any time. Predictions run side by side. Changes (`Learn`, `AddImages`,
+/// `Forget`, `Rename`) run one after another; until one is finished, predictions and `Save` use the state before it.
+/// `Dispose` returns at once: calls that are running finish or throw ObjectDisposedException, as a change does between two
+/// steps, and later calls throw it.
+///
 /// Throws InputException for input that breaks a rule, and MemoryException, an OutOfMemoryException, where memory runs
 /// out in main memory or on the GPU; the classifier then stays as it was.
+[<Sealed>]
 type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptions) =
-    let mutable kept = Scope.detach KeptLearner.leaves initial
-    let mutable adaptation: string = null
-    let mutable model: Model option = None
-    let mutable sources: string list = []
+    let backbone =
+        let vit = Scope.detach VisionTransformer.leaves initial.Learner.Backbone
+        Users(fun () -> Scope.free VisionTransformer.leaves vit)
+
+    // guards `current` and `disposed`, never for long
+    let gate = obj ()
+
+    [<VolatileField>]
+    let mutable current = Snapshot.Of(backbone, (fun () -> struct (initial, [], None)))
+
     let mutable disposed = false
+
+    let saving = obj ()
+    let turn = new SemaphoreSlim(1, 1)
+    let mutable changing = 0
+
+    do Scope.free TaskState.leaves initial.State
 
     let requireLive () =
         ObjectDisposedException.ThrowIf(disposed, typeof<ContinualClassifier>)
 
-    let forgetModel () =
-        Option.iter (Scope.free Model.leaves) model
-        model <- None
+    /// Runs `f` on the state as it is now, which lives until `f` ends.
+    let withCurrent (f: Snapshot -> 'T) : 'T =
+        let now =
+            lock gate (fun () ->
+                requireLive ()
+                current.Join()
+                current)
 
-    let deployed () =
-        match model with
-        | Some model -> model
-        | None ->
-            let fresh = Scope.detach Model.leaves (Learner.deploy kept.Learner kept.State)
-            model <- Some fresh
-            fresh
+        try
+            f now
+        finally
+            now.Leave()
 
-    // A classifier outlives the scopes of its caller.
-    let replace (next: KeptLearner) =
-        forgetModel ()
-        Scope.supersede TaskState.leaves [ next.State ] kept.State
-        Scope.detach TaskState.leaves next.State |> ignore
-        kept <- next
+    /// Makes the next state of the current one. Only in turn.
+    let replace (next: Snapshot -> struct (KeptLearner * string list * string option)) : unit =
+        withCurrent (fun before ->
+            let after = Snapshot.Of(backbone, (fun () -> next before))
+
+            lock gate (fun () ->
+                if disposed then
+                    after.Leave()
+
+                requireLive ()
+                current <- after
+                // its maker's use
+                before.Leave()))
+
+    /// Runs a change on this thread. Only in turn.
+    let change (f: unit -> unit) : unit =
+        changing <- Environment.CurrentManagedThreadId
+
+        try
+            f ()
+        finally
+            changing <- 0
+
+    let requireNotChanging () =
+        if changing = Environment.CurrentManagedThreadId then
+            raise (
+                InvalidOperationException
+                    "A change cannot be made where another change reports its progress: it would wait for itself."
+            )
+
+    let inTurn (f: unit -> unit) : unit =
+        requireNotChanging ()
+        turn.Wait()
+
+        try
+            change f
+        finally
+            turn.Release() |> ignore
+
+    let inTurnAsync (cancellation: CancellationToken) (f: unit -> unit) : Task =
+        requireNotChanging ()
+
+        backgroundTask {
+            do! turn.WaitAsync cancellation
+
+            try
+                do! Task.Run((fun () -> change f), cancellation)
+            finally
+                turn.Release() |> ignore
+        }
+
+    let listen
+        (progress: IProgress<LearningProgress>)
+        (cancellation: CancellationToken)
+        (event: TaskEvent)
+        : unit =
+        cancellation.ThrowIfCancellationRequested()
+        requireLive ()
+
+        match event with
+        | Steps step ->
+            let step = LearningProgress.Of step
+
+            if not (isNull options.Progress) then
+                options.Progress.Invoke step
+
+            if not (isNull progress) then
+                progress.Report step
+        | _ -> ()
+
+    let namesOf (images: ImageCollection) : string[] =
+        Given.value "images" images
+
+        if images.ClassNames.Count = 0 then
+            Errors.reject "images" "must have class names" "none" "give the names with WithClasses"
+
+        Array.ofSeq images.ClassNames
+
+    // the current folder may change
+    let source (images: ImageCollection) = Path.GetFullPath images.Set.Source
+
+    let learn (images: ImageCollection) progress cancellation () : unit =
+        let names, source = namesOf images, source images
+
+        replace (fun before ->
+            let lesson =
+                Lesson.learn options.HoldOut names images.Set (listen progress cancellation) before.Kept
+
+            cancellation.ThrowIfCancellationRequested()
+            struct (lesson.After, source :: before.Sources, Option.orElse before.Adaptation lesson.Decision))
+
+    let addImages (images: ImageCollection) progress cancellation () : unit =
+        let names, source = namesOf images, source images
+
+        replace (fun before ->
+            let lesson =
+                Lesson.addImages options.HoldOut names images.Set (listen progress cancellation) before.Kept
+
+            cancellation.ThrowIfCancellationRequested()
+            struct (lesson.After, source :: before.Sources, before.Adaptation))
+
+    let alter (f: KeptLearner -> KeptLearner) : unit =
+        inTurn (fun () -> replace (fun before -> struct (f before.Kept, before.Sources, before.Adaptation)))
+
+    /// The best rows of some images, on one state.
+    let rows count (images: ImageSet) positions (now: Snapshot) : Answer[] =
+        let kept = now.Kept
+        let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
+        let calibration = KeptLearner.calibration options.FalseAlarms kept
+        ImageTask.best count kept.Learner batching now.Model calibration images positions
 
     let best count (images: ImageSet) (positions: int[]) : Prediction[][] =
-        requireLive ()
-        Given.value "images" images
-        Given.value "positions" positions
-        let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
+        withCurrent (fun now ->
+            rows count images positions now
+            |> Array.map (fun answer ->
+                answer.Best
+                |> Array.map (fun one ->
+                    {
+                        ClassName = now.Kept.Classes[one.Row].Name
+                        Score = one.Score
+                        Probability = Option.toNullable one.Probability
+                        IsUnknown = not answer.IsKnown
+                    })))
 
-        ImageTask.best count kept.Learner batching (deployed ()) Calibration.none images positions
-        |> Array.map (fun answer ->
-            answer.Best
-            |> Array.map (fun one ->
-                {
-                    ClassName = kept.Classes[one.Row].Name
-                    Score = one.Score
-                }))
+    let everywhere (images: ImageCollection) = Array.init images.Count id
+
+    /// The images as they are read until they are no longer wanted.
+    let cancelled (cancellation: CancellationToken) (images: ImageCollection) : ImageSet =
+        { images.Set with
+            Read =
+                fun i ->
+                    cancellation.ThrowIfCancellationRequested()
+                    images.Set.Read i
+        }
+
+    let evaluate
+        (images: ImageCollection)
+        (progress: IProgress<LearningProgress>)
+        cancellation
+        : EvaluationResult =
+        let names = namesOf images
+
+        if images.Count = 0 then
+            Errors.reject images.Set.Source "must hold at least one image" "none" ""
+
+        ImageSet.requireLabels images.Set.Source names.Length images.Set.Labels
+
+        withCurrent (fun now ->
+            let row label =
+                let known = KeptLearner.classOf names[label] now.Kept
+                now.Kept.Classes |> Array.findIndex (fun one -> one.Id = known.Id)
+
+            let rowOf =
+                images.Set.Labels
+                |> Array.distinct
+                |> Array.map (fun label -> label, row label)
+                |> dict
+
+            let set = cancelled cancellation images
+            let read = ref 0
+
+            let report () =
+                let before = Interlocked.Increment read - 1
+
+                if not (isNull progress) && before % now.Kept.Settings.Batch = 0 then
+                    progress.Report
+                        {
+                            Phase = Phase.name Phase.Predict
+                            Done = before
+                            Total = images.Count
+                            Loss = nan
+                        }
+
+            let read i =
+                report ()
+                set.Read i
+
+            let predicted =
+                rows 1 { set with Read = read } (everywhere images) now
+                |> Array.map (fun answer -> answer.Best[0].Row)
+
+            EvaluationResult.ofRows
+                (now.Kept.Classes |> Array.map _.Name)
+                (images.Set.Labels |> Array.map (fun label -> rowOf[label]))
+                predicted)
+
+    let topK (images: ImageCollection) count cancellation : Prediction[][] =
+        Given.value "images" images
+
+        if count < 1 then
+            Errors.reject "count" "must be at least 1" $"{count}" ""
+
+        best count (cancelled cancellation images) (everywhere images)
 
     /// <summary>A classifier that knows no class yet, over a frozen Vision Transformer.</summary>
     /// <param name="backbone">Weights of a plain Vision Transformer (`Weights.load`).</param>
-    /// <param name="options">Read once.</param>
+    /// <param name="options">Read once, except for `Progress`.</param>
     /// <returns>The classifier, to be disposed by the caller.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">An option is out of range, or the file is not such a
     /// network.</exception>
@@ -122,57 +323,95 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
         ContinualClassifier.Load(folder, backbone, ClassifierOptions())
 
     /// <summary>Names of the classes that it knows, in the order learned.</summary>
-    member _.ClassNames: IReadOnlyList<string> = kept.Classes |> Array.map _.Name :> _
-
-    /// <summary>Learns a group of new classes. The images are not kept. Where it throws, the classifier stays
-    /// as it was.</summary>
-    /// <param name="newClasses">Their names.</param>
-    /// <param name="images">Labelled 0, 1, … into `newClasses`.</param>
-    /// <exception cref="T:LoRASub.Core.InputException">A name is known or there twice, labels are out of range, or
-    /// a class has no image.</exception>
-    member _.Learn(newClasses: IReadOnlyList<string>, images: ImageSet) : unit =
-        requireLive ()
-        Given.value "new classes" newClasses
-        Given.value "images" images
-        let names = Array.ofSeq newClasses
-        names |> Array.iter (Given.value "class name")
-
-        Scope.run (fun () ->
-            let lesson = Lesson.learn 0.0 names images options.Report kept
-            replace lesson.After
-            lesson.Decision |> Option.iter (fun text -> adaptation <- text))
-
-        // the current folder may change
-        sources <- Path.GetFullPath images.Source :: sources
-
-    /// <summary>Adds images of known classes to the statistics that classify. Nothing is forgotten, the network stays as
-    /// it is, and the images are not kept.</summary>
-    /// <param name="classes">Their names.</param>
-    /// <param name="images">Labelled 0, 1, … into `classes`.</param>
-    /// <exception cref="T:LoRASub.Core.InputException">A name is not known, labels are out of range, a class has no
-    /// image, or the classifier is the method's own, which keeps no statistics.</exception>
-    member _.AddImages(classes: IReadOnlyList<string>, images: ImageSet) : unit =
-        requireLive ()
-        Given.value "classes" classes
-        Given.value "images" images
-        let names = Array.ofSeq classes
-        names |> Array.iter (Given.value "class name")
-        Scope.run (fun () -> replace (Lesson.addImages 0.0 names images options.Report kept).After)
-        sources <- Path.GetFullPath images.Source :: sources
+    member _.ClassNames: IReadOnlyList<string> =
+        current.Kept.Classes |> Array.map _.Name :> _
 
     /// <summary>Why the network was or was not adapted to the first group of classes. Null before the first group, and for
     /// presets that do not decide.</summary>
-    member _.Adaptation: string = adaptation
+    [<MaybeNull>]
+    member _.Adaptation: string = Option.toObj current.Adaptation
+
+    /// <summary>Learns a group of new classes. The images are not kept. Where it throws, the classifier stays
+    /// as it was.</summary>
+    /// <param name="images">With the names of the new classes.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">A name is known or there twice, labels are out of range, or
+    /// a class has no image or no name.</exception>
+    /// <exception cref="T:System.InvalidOperationException">It is called where a change reports its progress.</exception>
+    member _.Learn(images: ImageCollection) : unit =
+        inTurn (learn images null CancellationToken.None)
+
+    /// <summary>`Learn` with other names.</summary>
+    /// <param name="newClasses">The names of the new classes.</param>
+    /// <param name="images">Labelled 0, 1, … into `newClasses`.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">As the other `Learn`.</exception>
+    /// <exception cref="T:System.InvalidOperationException">It is called where a change reports its progress.</exception>
+    member this.Learn(newClasses: IReadOnlyList<string>, images: ImageCollection) : unit =
+        Given.value "new classes" newClasses
+        Given.value "images" images
+
+        if newClasses.Count = 0 then
+            Errors.reject "new classes" "must be at least one" "none" ""
+
+        this.Learn(images.WithClasses(Array.ofSeq newClasses))
+
+    /// <summary>`Learn` on another thread.</summary>
+    /// <param name="images">With the names of the new classes.</param>
+    /// <param name="progress">Told before each step; null for none.</param>
+    /// <param name="cancellationToken">Noticed between steps: the classifier then stays as it was.</param>
+    /// <returns>The task, which ends when the classes are learned.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">In the task: as `Learn`.</exception>
+    /// <exception cref="T:System.OperationCanceledException">In the task: it was cancelled.</exception>
+    member _.LearnAsync
+        (
+            images: ImageCollection,
+            [<Optional; DefaultParameterValue(null: IProgress<LearningProgress>)>] progress:
+                IProgress<LearningProgress>,
+            [<Optional>] cancellationToken: CancellationToken
+        ) : Task =
+        inTurnAsync cancellationToken (learn images progress cancellationToken)
+
+    /// <summary>Adds images of known classes to the statistics that classify. Nothing is forgotten, the network stays as
+    /// it is, and the images are not kept.</summary>
+    /// <param name="images">With the names of their classes.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">A name is not known, labels are out of range, a class has no
+    /// image or no name, or the classifier is the method's own, which keeps no statistics.</exception>
+    /// <exception cref="T:System.InvalidOperationException">It is called where a change reports its progress.</exception>
+    member _.AddImages(images: ImageCollection) : unit =
+        inTurn (addImages images null CancellationToken.None)
+
+    /// <summary>`AddImages` with other names.</summary>
+    /// <param name="classes">The names of the classes.</param>
+    /// <param name="images">Labelled 0, 1, … into `classes`.</param>
+    /// <exception cref="T:LoRASub.Core.InputException">As the other `AddImages`.</exception>
+    /// <exception cref="T:System.InvalidOperationException">It is called where a change reports its progress.</exception>
+    member this.AddImages(classes: IReadOnlyList<string>, images: ImageCollection) : unit =
+        Given.value "classes" classes
+        Given.value "images" images
+        this.AddImages(images.WithClasses(Array.ofSeq classes))
+
+    /// <summary>`AddImages` on another thread.</summary>
+    /// <param name="images">With the names of their classes.</param>
+    /// <param name="progress">Told before each step; null for none.</param>
+    /// <param name="cancellationToken">Noticed between steps: the classifier then stays as it was.</param>
+    /// <returns>The task, which ends when the images are added.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">In the task: as `AddImages`.</exception>
+    /// <exception cref="T:System.OperationCanceledException">In the task: it was cancelled.</exception>
+    member _.AddImagesAsync
+        (
+            images: ImageCollection,
+            [<Optional; DefaultParameterValue(null: IProgress<LearningProgress>)>] progress:
+                IProgress<LearningProgress>,
+            [<Optional>] cancellationToken: CancellationToken
+        ) : Task =
+        inTurnAsync cancellationToken (addImages images progress cancellationToken)
 
     /// <summary>Forgets a class: it is no longer predicted, and its mean is deleted. What it contributed to a shared
     /// covariance, and to the network, stays.</summary>
     /// <param name="className">Its name.</param>
     /// <exception cref="T:LoRASub.Core.InputException">The classifier does not know the name.</exception>
     member _.Forget(className: string) : unit =
-        requireLive ()
         Given.value "class name" className
-
-        replace (KeptLearner.forget className kept)
+        alter (KeptLearner.forget className)
 
     /// <summary>Gives a class another name. It stays the same class.</summary>
     /// <param name="className">Its name.</param>
@@ -180,42 +419,100 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
     /// <exception cref="T:LoRASub.Core.InputException">The classifier does not know the name, or the new one is blank or
     /// another class's.</exception>
     member _.Rename(className: string, newName: string) : unit =
-        requireLive ()
         Given.value "class name" className
         Given.value "new name" newName
-        replace (KeptLearner.rename className newName kept)
+        alter (KeptLearner.rename className newName)
 
-    /// <summary>The best class of some images of a set.</summary>
-    /// <param name="images">A set; its labels are not used.</param>
-    /// <param name="positions">Positions in the set.</param>
-    /// <returns>One prediction per position.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">No class is learned, or an image cannot be
-    /// read.</exception>
-    member _.Predict(images: ImageSet, positions: int[]) : Prediction[] =
-        best 1 images positions |> Array.map Array.head
-
-    /// <summary>The best classes of each image of a set, best first.</summary>
-    /// <param name="images">A set; its labels are not used.</param>
-    /// <param name="count">How many; all classes where there are fewer.</param>
-    /// <returns>For each image its best classes.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">No class is learned, the count is below 1, or an image cannot be
-    /// read.</exception>
-    member _.PredictTopK(images: ImageSet, count: int) : Prediction[][] =
-        Given.value "images" images
-
-        if count < 1 then
-            Errors.reject "count" "must be at least 1" $"{count}" ""
-
-        best count images (Array.init images.Labels.Length id)
-
-    /// <summary>The best class of each image of a set.</summary>
-    /// <param name="images">A set; its labels are not used.</param>
+    /// <summary>The best class of each image.</summary>
+    /// <param name="images">Their labels are not used.</param>
     /// <returns>One prediction per image, in order.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">No class is learned, or an image cannot be
     /// read.</exception>
-    member this.Predict(images: ImageSet) : Prediction[] =
+    member _.Predict(images: ImageCollection) : Prediction[] =
+        topK images 1 CancellationToken.None |> Array.map Array.head
+
+    /// <summary>The best class of some of the images.</summary>
+    /// <param name="images">Their labels are not used.</param>
+    /// <param name="positions">Positions of images.</param>
+    /// <returns>One prediction per position.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">No class is learned, or an image cannot be
+    /// read.</exception>
+    member _.Predict(images: ImageCollection, positions: int[]) : Prediction[] =
         Given.value "images" images
-        this.Predict(images, Array.init images.Labels.Length id)
+        Given.value "positions" positions
+        best 1 images.Set positions |> Array.map Array.head
+
+    /// <summary>The best class of an encoded image.</summary>
+    /// <param name="image">The bytes of a JPEG, PNG, WebP, BMP or GIF file; borrowed.</param>
+    /// <returns>The prediction.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">No class is learned; or the image is damaged, of another format, or
+    /// of more than 100 million pixels.</exception>
+    member this.Predict(image: ReadOnlyMemory<byte>) : Prediction = this.Predict(Images.OfMemory image)[0]
+
+    /// <summary>The best class of the encoded image that is the rest of a stream.</summary>
+    /// <param name="image">A JPEG, PNG, WebP, BMP or GIF file, read to its end; not closed.</param>
+    /// <returns>The prediction.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">No class is learned; or the image is damaged, of another format, or
+    /// of more than 100 million pixels.</exception>
+    member this.Predict(image: Stream) : Prediction =
+        this.Predict(Images.FromStream image)[0]
+
+    /// <summary>`Predict` on another thread.</summary>
+    /// <param name="images">Their labels are not used.</param>
+    /// <param name="cancellationToken">Noticed between images.</param>
+    /// <returns>A task of one prediction per image, in order.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">In the task: as `Predict`.</exception>
+    /// <exception cref="T:System.OperationCanceledException">In the task: it was cancelled.</exception>
+    member _.PredictAsync
+        (images: ImageCollection, [<Optional>] cancellationToken: CancellationToken)
+        : Task<Prediction[]> =
+        Task.Run((fun () -> topK images 1 cancellationToken |> Array.map Array.head), cancellationToken)
+
+    /// <summary>The best classes of each image, best first.</summary>
+    /// <param name="images">Their labels are not used.</param>
+    /// <param name="count">How many; all classes where there are fewer, so that `int.MaxValue` gives the score of every
+    /// class.</param>
+    /// <returns>For each image its best classes.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">No class is learned, the count is below 1, or an image cannot be
+    /// read.</exception>
+    member _.PredictTopK(images: ImageCollection, count: int) : Prediction[][] =
+        topK images count CancellationToken.None
+
+    /// <summary>`PredictTopK` on another thread.</summary>
+    /// <param name="images">Their labels are not used.</param>
+    /// <param name="count">How many; all classes where there are fewer.</param>
+    /// <param name="cancellationToken">Noticed between images.</param>
+    /// <returns>A task of the best classes of each image.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">In the task: as `PredictTopK`.</exception>
+    /// <exception cref="T:System.OperationCanceledException">In the task: it was cancelled.</exception>
+    member _.PredictTopKAsync
+        (images: ImageCollection, count: int, [<Optional>] cancellationToken: CancellationToken)
+        : Task<Prediction[][]> =
+        Task.Run((fun () -> topK images count cancellationToken), cancellationToken)
+
+    /// <summary>Predicts labelled images and counts what is correct.</summary>
+    /// <param name="images">With the names of their classes, which the classifier must know.</param>
+    /// <returns>Accuracy, in all and for each class, and which classes are taken for which.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">There is no image, an image's class has no name or is not known, or
+    /// an image cannot be read.</exception>
+    member _.Evaluate(images: ImageCollection) : EvaluationResult =
+        evaluate images null CancellationToken.None
+
+    /// <summary>`Evaluate` on another thread.</summary>
+    /// <param name="images">With the names of their classes, which the classifier must know.</param>
+    /// <param name="progress">Told now and then how many images were read; null for none.</param>
+    /// <param name="cancellationToken">Noticed between images.</param>
+    /// <returns>A task of the counts.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">In the task: as `Evaluate`.</exception>
+    /// <exception cref="T:System.OperationCanceledException">In the task: it was cancelled.</exception>
+    member _.EvaluateAsync
+        (
+            images: ImageCollection,
+            [<Optional; DefaultParameterValue(null: IProgress<LearningProgress>)>] progress:
+                IProgress<LearningProgress>,
+            [<Optional>] cancellationToken: CancellationToken
+        ) : Task<EvaluationResult> =
+        Task.Run((fun () -> evaluate images progress cancellationToken), cancellationToken)
 
     /// <summary>Writes the classifier into a folder: `learner.safetensors` and `learner.json`. A classifier
     /// that is there already can be loaded until the new one can, whatever happens meanwhile. The backbone
@@ -224,18 +521,22 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
     /// <exception cref="T:LoRASub.Core.InputException">The folder cannot be written, or is among the images that
     /// were learned.</exception>
     member _.Save(folder: string) : unit =
-        requireLive ()
         Given.value "folder" folder
-        sources |> List.iter (fun source -> ImageSet.requireOutside source folder)
 
-        KeptLearner.save folder kept
+        // in turn, so that the last to come saves the latest
+        lock saving (fun () ->
+            withCurrent (fun now ->
+                now.Sources |> List.iter (fun source -> ImageSet.requireOutside source folder)
 
-    /// <summary>Frees the native memory; harmless to call again.</summary>
+                KeptLearner.save folder now.Kept))
+
+    /// <summary>Frees the native memory once no call uses it; harmless to call again.</summary>
     member _.Dispose() =
-        if not disposed then
-            disposed <- true
-            forgetModel ()
-            Scope.free KeptLearner.leaves kept
+        lock gate (fun () ->
+            if not disposed then
+                disposed <- true
+                current.Leave()
+                backbone.Leave())
 
     interface IDisposable with
         member this.Dispose() = this.Dispose()
