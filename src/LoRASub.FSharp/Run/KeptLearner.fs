@@ -120,6 +120,31 @@ module KeptLearner =
             let learner = LearnerFile.learner vit settings.Method saved
             struct (learner, LearnerFile.restore learner saved))
 
+    /// Another learner of a file, over the backbone of one that is open; its state is owned by the caller. Rejects one of
+    /// another backbone or another way to see images.
+    let internal besides (kept: KeptLearner) (saved: SavedLearner) : KeptLearner =
+        let backbone = kept.Settings.Backbone |> Option.defaultValue "the backbone of the other learner"
+        LearnerFile.checkBackbone saved kept.BackboneSha256 backbone
+        let settings = savedSettings saved
+        let learner = LearnerFile.learner kept.Learner.Backbone settings.Method saved
+
+        { kept with
+            Settings = { settings with Backbone = kept.Settings.Backbone }
+            Learner = learner
+            State = LearnerFile.restore learner saved
+        }
+
+    /// What is saved of a learner beside its tensors.
+    let internal record (kept: KeptLearner) : LearnerFormat.Record =
+        LearnerRecord.create
+            kept.Learner
+            kept.State
+            (kept.Classes |> Array.map _.Id.Value)
+            (Recipe.testOptions kept.Settings kept.Learner.Backbone).Format
+            kept.Settings.NormEpsilon
+            kept.BackboneSha256
+            (Settings.toPairs kept.Settings)
+
     /// <summary>Writes a learner into a folder. One that is there already can be loaded until the new one can, whatever
     /// happens meanwhile. The backbone stays where it is.</summary>
     /// <param name="folder">Made where it is absent.</param>
@@ -133,17 +158,7 @@ module KeptLearner =
         | :? UnauthorizedAccessException as e ->
             Errors.reject folder "must be a folder that can be written" e.Message ""
 
-        let record =
-            LearnerRecord.create
-                kept.Learner
-                kept.State
-                (kept.Classes |> Array.map _.Id.Value)
-                (Recipe.testOptions kept.Settings kept.Learner.Backbone).Format
-                kept.Settings.NormEpsilon
-                kept.BackboneSha256
-                (Settings.toPairs kept.Settings)
-
-        LearnerFile.save folder kept.Learner record kept.State
+        LearnerFile.save folder kept.Learner (record kept) kept.State
 
     /// <summary>Learns a group of new classes. The images are not kept. The first group decides whether the network
     /// adapts, where the settings leave that open.</summary>
