@@ -220,9 +220,11 @@ let private ofPair (name: string) (flags: ParseResults<PairFlag>) : Command =
     let libTorch = flags.TryGetResult PairFlag.Libtorch
 
     match
-        name, words flags.Parser ("lorasub " + name) flags.UnrecognizedCliParams (flags.GetResults PairFlag.Folders)
+        name,
+        words flags.Parser ("lorasub " + name) flags.UnrecognizedCliParams (flags.GetResults PairFlag.Folders)
     with
-    | "merge", [ into; from ] -> Command.Merge(into, from, pairs (flags.GetResults PairFlag.Setting), libTorch)
+    | "merge", [ into; from ] ->
+        Command.Merge(into, from, pairs (flags.GetResults PairFlag.Setting), libTorch)
     | "diff", [ left; right ] -> Command.Diff(left, right, libTorch)
     | _, other -> refuseWords name "the folders of two learners" other
 

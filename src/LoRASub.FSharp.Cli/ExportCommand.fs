@@ -22,7 +22,11 @@ type Request =
     }
 
 let private requireEmpty (folder: string) =
-    if File.Exists folder || Directory.Exists folder && Seq.length (Directory.EnumerateFileSystemEntries folder) > 0 then
+    if
+        File.Exists folder
+        || Directory.Exists folder
+           && Seq.length (Directory.EnumerateFileSystemEntries folder) > 0
+    then
         Errors.reject folder "must be a new or an empty folder" "files" "choose another folder"
 
 let private make (folder: string) =
@@ -35,7 +39,9 @@ let private make (folder: string) =
 
 /// Writes the classes, and the weights and the adapter where the method's network is a plain one.
 let export (shell: Shell) (request: Request) : int =
-    let folder, out = LearnerFolder.absolute request.Folder, LearnerFolder.absolute request.Out
+    let folder, out =
+        LearnerFolder.absolute request.Folder, LearnerFolder.absolute request.Out
+
     LearnerFolder.requireLearner folder
     requireEmpty out
 
@@ -92,10 +98,15 @@ let export (shell: Shell) (request: Request) : int =
                 $"note        no weights: method {method} predicts with adapters beside the MLPs, which no plain Vision Transformer has"
             ]
 
-    if kept.Learner.Readouts |> Array.exists (fun readout -> readout.Embedding.Frozen.Length > 0) then
+    if
+        kept.Learner.Readouts
+        |> Array.exists (fun readout -> readout.Embedding.Frozen.Length > 0)
+    then
         Shell.say
             shell
-            [ "note        the head also reads the backbone as it was loaded, which is not in these files" ]
+            [
+                "note        the head also reads the backbone as it was loaded, which is not in these files"
+            ]
 
     Shell.say shell [ $"exported    {folder} to {out}" ]
     0

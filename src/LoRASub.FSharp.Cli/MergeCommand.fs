@@ -46,7 +46,9 @@ let private percent (fraction: float) =
 let private differences (all: Different list) =
     [
         for one in all do
-            let shown text = if text = "" then "-" else Text.cut "..." 200 text
+            let shown text =
+                if text = "" then "-" else Text.cut "..." 200 text
+
             $"{one.Name.PadRight 11} {shown one.Left} | {shown one.Right}"
     ]
 
@@ -62,7 +64,9 @@ let private changes (change: LearnerChange) =
 
         match change.Network with
         | Some(name, by) -> $"network     at most {percent by}, {name}"
-        | None -> if change.Unlike = 0 then "network     the same"
+        | None ->
+            if change.Unlike = 0 then
+                "network     the same"
 
         if change.Unlike > 0 then
             $"""network     {Text.counted change.Unlike "tensor" "tensors"} of another shape or in one only"""

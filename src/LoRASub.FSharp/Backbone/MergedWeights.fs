@@ -24,13 +24,7 @@ module LowRankChange =
     /// <param name="change">Borrowed.</param>
     /// <returns>Its tensors, which stay its own.</returns>
     let leaves: Leaves<LowRankChange> =
-        fun change ->
-            change.Pairs
-            |> Seq.collect (fun (_, pair) ->
-                [
-                    pair.A
-                    pair.B
-                ])
+        fun change -> change.Pairs |> Seq.collect (fun (_, pair) -> [ pair.A; pair.B ])
 
 /// A network with what a method added to it, for other programs: weights in timm's names, or the change alone.
 [<RequireQualifiedAccess>]
@@ -52,7 +46,10 @@ module MergedWeights =
             }
 
         [
-            "attn.qkv", { block.Qkv with Weight = adapters.Qkv[i] }
+            "attn.qkv",
+            { block.Qkv with
+                Weight = adapters.Qkv[i]
+            }
             "attn.proj", linear Site.Projection
             "mlp.fc1", linear Site.Fc1
             "mlp.fc2", linear Site.Fc2
@@ -60,11 +57,7 @@ module MergedWeights =
 
     let private check (adapters: Adapters) (vit: VisionTransformer) =
         if adapters.Qkv.Length <> vit.Blocks.Length then
-            Errors.reject
-                "adapters"
-                $"must be {vit.Blocks.Length}, one per block"
-                $"{adapters.Qkv.Length}"
-                ""
+            Errors.reject "adapters" $"must be {vit.Blocks.Length}, one per block" $"{adapters.Qkv.Length}" ""
 
         if adapters.Lora.Length > 0 || adapters.Mlp.Length > 0 then
             Errors.reject
@@ -166,7 +159,7 @@ module MergedWeights =
         let has = factor.shape[1]
 
         if int64 n <= has then
-            factor.narrow(1L, 0L, int64 n).contiguous ()
+            factor.narrow(1L, 0L, int64 n).contiguous()
         else
             let zeros = torch.zeros ([| factor.shape[0]; int64 n - has |], dtype = factor.dtype)
             torch.cat ([| factor; zeros |], 1L)
@@ -198,24 +191,22 @@ module MergedWeights =
                 let mutable values = [||]
 
                 let pair =
-                    Scope.keep
-                        (fun (pair: LoraPair) -> [ pair.A; pair.B ])
-                        (fun () ->
-                            let struct (u, s, vt) = torch.linalg.svd (t, fullMatrices = false)
-                            values <- s.data<float>().ToArray()
-                            let size = sqrt (squares values)
+                    Scope.keep (fun (pair: LoraPair) -> [ pair.A; pair.B ]) (fun () ->
+                        let struct (u, s, vt) = torch.linalg.svd (t, fullMatrices = false)
+                        values <- s.data<float>().ToArray()
+                        let size = sqrt (squares values)
 
-                            let needed =
-                                seq { 0 .. values.Length }
-                                |> Seq.find (fun r -> sqrt (squares values[r..]) <= rounding * size)
+                        let needed =
+                            seq { 0 .. values.Length }
+                            |> Seq.find (fun r -> sqrt (squares values[r..]) <= rounding * size)
 
-                            let n = int64 (defaultArg rank needed)
-                            let root = s.narrow(0L, 0L, n).sqrt ()
+                        let n = int64 (defaultArg rank needed)
+                        let root = s.narrow(0L, 0L, n).sqrt()
 
-                            {
-                                A = vt.narrow(0L, 0L, n).mul (root.unsqueeze 1L)
-                                B = u.narrow(1L, 0L, n).mul root
-                            })
+                        {
+                            A = vt.narrow(0L, 0L, n).mul(root.unsqueeze 1L)
+                            B = u.narrow(1L, 0L, n).mul root
+                        })
 
                 name, pair, values
 
@@ -224,7 +215,8 @@ module MergedWeights =
             let r = max 1 largest
 
             let leftOut =
-                all |> List.sumBy (fun (_, pair, values) -> squares values[int pair.B.shape[1] ..])
+                all
+                |> List.sumBy (fun (_, pair, values) -> squares values[int pair.B.shape[1] ..])
 
             let total = all |> List.sumBy (fun (_, _, values) -> squares values)
 
@@ -236,7 +228,7 @@ module MergedWeights =
                     |> List.map (fun (name, pair, _) ->
                         name,
                         {
-                            A = (columns r (pair.A.t ())).t().contiguous ()
+                            A = (columns r (pair.A.t ())).t().contiguous()
                             B = columns r pair.B
                         })
             })

@@ -43,7 +43,8 @@ module internal LearnerJson =
             let bytes = ReadOnlyMemory(Json.bytes Purpose path)
 
             try
-                Json.parse Purpose path bytes (fun root -> Some((root.GetProperty "tensorsSha256").GetString()))
+                Json.parse Purpose path bytes (fun root ->
+                    Some((root.GetProperty "tensorsSha256").GetString()))
             with :? InputException ->
                 None
         else

@@ -15,7 +15,8 @@ open TorchSharp
 module Export =
 
     /// The network of a learner's state, owned by the caller's scope.
-    let private adapters (kept: KeptLearner) = Learner.adapters kept.Learner kept.State.Method
+    let private adapters (kept: KeptLearner) =
+        Learner.adapters kept.Learner kept.State.Method
 
     /// <summary>Whether the network that a learner predicts with is one plain Vision Transformer, which has weights in
     /// timm's names. It is not with adapters beside the MLPs, for one or several tasks.</summary>
@@ -48,7 +49,8 @@ module Export =
                 path
                 (MergedWeights.metadata vit kept.Settings.InputRange)
                 [
-                    for name, tensor in MergedWeights.tensors (adapters kept) vit -> name, tensor.``to`` dtype
+                    for name, tensor in MergedWeights.tensors (adapters kept) vit ->
+                        name, tensor.``to`` dtype
                 ])
 
     // Those that a PEFT of any age knows.
@@ -97,7 +99,8 @@ module Export =
                         [
                             "format", "pt"
                             "rank", string change.Rank
-                            "relative-error", change.RelativeError.ToString("R", CultureInfo.InvariantCulture)
+                            "relative-error",
+                            change.RelativeError.ToString("R", CultureInfo.InvariantCulture)
                         ])
                     [
                         for name, pair in change.Pairs do

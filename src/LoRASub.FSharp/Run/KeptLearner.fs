@@ -120,16 +120,38 @@ module KeptLearner =
             let learner = LearnerFile.learner vit settings.Method saved
             struct (learner, LearnerFile.restore learner saved))
 
+    /// <summary>A learner from its folder, with the settings that it was saved with.</summary>
+    /// <param name="backbone">The file of its backbone, wherever it is now.</param>
+    /// <param name="folder">As `save` wrote it.</param>
+    /// <returns>The learner and its backbone, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A file is missing, damaged or of another version, or the backbone
+    /// is not the learner's.</exception>
+    let load (backbone: string) (folder: string) : KeptLearner =
+        Scope.keep leaves (fun () ->
+            let saved = LearnerFile.load folder
+
+            ofSaved
+                { savedSettings saved with
+                    Backbone = Some backbone
+                }
+                saved)
+
     /// Another learner of a file, over the backbone of one that is open; its state is owned by the caller. Rejects one of
     /// another backbone or another way to see images.
     let internal besides (kept: KeptLearner) (saved: SavedLearner) : KeptLearner =
-        let backbone = kept.Settings.Backbone |> Option.defaultValue "the backbone of the other learner"
+        let backbone =
+            kept.Settings.Backbone
+            |> Option.defaultValue "the backbone of the other learner"
+
         LearnerFile.checkBackbone saved kept.BackboneSha256 backbone
         let settings = savedSettings saved
         let learner = LearnerFile.learner kept.Learner.Backbone settings.Method saved
 
         { kept with
-            Settings = { settings with Backbone = kept.Settings.Backbone }
+            Settings =
+                { settings with
+                    Backbone = kept.Settings.Backbone
+                }
             Learner = learner
             State = LearnerFile.restore learner saved
         }

@@ -181,13 +181,12 @@ module LearnerDiff =
             norm ((wide a).sub(wide b)) / size
 
     let private largest (changes: struct (string * float) seq) =
-        changes
-        |> Seq.sortByDescending (fun struct (_, by) -> by)
-        |> Seq.tryHead
+        changes |> Seq.sortByDescending (fun struct (_, by) -> by) |> Seq.tryHead
 
     let private means (saved: SavedLearner) : Map<string, torch.Tensor> =
         let inHead =
-            saved.Tensors |> Map.filter (fun name _ -> name.StartsWith("head.", StringComparison.Ordinal))
+            saved.Tensors
+            |> Map.filter (fun name _ -> name.StartsWith("head.", StringComparison.Ordinal))
 
         match Export.sumsAmong inHead.Keys with
         | Some(sums, counts) when inHead.ContainsKey counts ->
@@ -195,7 +194,7 @@ module LearnerDiff =
 
             saved.Record.State.Classes
             |> Array.truncate (int all.shape[0])
-            |> Array.mapi (fun row one -> one.Name, all.select(0L, int64 row))
+            |> Array.mapi (fun row one -> one.Name, all.select (0L, int64 row))
             |> Map.ofArray
         | _ -> Map.empty
 
@@ -206,7 +205,8 @@ module LearnerDiff =
     let ofTensors (left: SavedLearner) (right: SavedLearner) : LearnerChange =
         Scope.noGrad Leaves.none (fun () ->
             let ofMethod (saved: SavedLearner) =
-                saved.Tensors |> Map.filter (fun name _ -> name.StartsWith("method.", StringComparison.Ordinal))
+                saved.Tensors
+                |> Map.filter (fun name _ -> name.StartsWith("method.", StringComparison.Ordinal))
 
             let both (here: Map<string, torch.Tensor>) (there: Map<string, torch.Tensor>) =
                 [
@@ -224,10 +224,6 @@ module LearnerDiff =
 
             {
                 Mean = both (means left) (means right) |> changes |> largest
-                Network =
-                    shared
-                    |> changes
-                    |> List.filter (fun struct (_, by) -> by > 0.0)
-                    |> largest
+                Network = shared |> changes |> List.filter (fun struct (_, by) -> by > 0.0) |> largest
                 Unlike = (Set.union (Set.ofSeq here.Keys) (Set.ofSeq there.Keys)).Count - shared.Length
             })

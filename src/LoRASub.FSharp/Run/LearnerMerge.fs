@@ -18,7 +18,9 @@ module LearnerMerge =
         | [] -> ()
         | some ->
             let found =
-                some |> List.map (fun d -> $"{d.Name}: {d.Left}, {d.Right}") |> String.concat "; "
+                some
+                |> List.map (fun d -> $"{d.Name}: {d.Left}, {d.Right}")
+                |> String.concat "; "
 
             Errors.reject "learners to merge" "must see and predict alike" found advice
 
@@ -45,7 +47,12 @@ module LearnerMerge =
         |> Array.ofSeq
 
     // The class is there with the same images: bit for bit the same sums.
-    let private checkDisjoint (learner: Learner) (shared: (ClassInfo * int * int)[]) (into: TaskState) (from: TaskState) =
+    let private checkDisjoint
+        (learner: Learner)
+        (shared: (ClassInfo * int * int)[])
+        (into: TaskState)
+        (from: TaskState)
+        =
         let rows (head: HeadState) =
             rowLeaves learner learner.Readout head
             |> Array.filter (fun struct (_, isPerClass) -> isPerClass)
@@ -65,7 +72,12 @@ module LearnerMerge =
                     "merge learners that were not copied from one another"
 
     /// The head with a row for each class of the union, the place of which among its own rows `places` tells.
-    let private arranged (learner: Learner) (readout: Readout) (places: int option[]) (head: HeadState) : HeadState =
+    let private arranged
+        (learner: Learner)
+        (readout: Readout)
+        (places: int option[])
+        (head: HeadState)
+        : HeadState =
         let own = places |> Array.choose id |> Array.length
         let grown = readout.Head.Grow (places.Length - own) head
         let mutable next = own - 1
