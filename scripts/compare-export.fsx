@@ -34,6 +34,7 @@ let settings =
         Embedding = "class-token"
         Backbone = Some microVit
         Precision = Precision.Float64
+        Epochs = 2
     }
 
 let shirts = Datasets.load "fashion-mnist" fashionMnist
@@ -69,7 +70,7 @@ let features =
     VisionTransformer.features (kept.Learner.Method.Adapters kept.State.Method) vit images
 
 let frozen = VisionTransformer.features (VisionTransformer.frozen vit) vit images
-Safetensors.write (at "images.safetensors") Map.empty [ "images", images ]
+Safetensors.write (at "images.safetensors") Map.empty (Seq.singleton ("images", images))
 
 let difference (a: torch.Tensor) (b: torch.Tensor) = a.sub(b).abs().max().item<float>()
 

@@ -79,6 +79,14 @@ let diff (shell: Shell) (left: string) (right: string) libTorch : int =
     let here, there = LearnerFile.record left, LearnerFile.record right
     let found = LearnerDiff.ofRecords here there
 
+    let found =
+        if found.SameTensors then
+            found
+        else
+            Shell.loadNative shell libTorch (KeptLearner.settings "recommended")
+
+            Scope.run (fun () -> LearnerDiff.ofTensors (LearnerFile.load left) (LearnerFile.load right) found)
+
     let classes label (some: SavedClass[]) =
         [
             for one in some do
@@ -100,16 +108,10 @@ let diff (shell: Shell) (left: string) (right: string) libTorch : int =
             for one, other in found.Counts do
                 $"images      {one.Name}: {one.Images} | {other.Images}"
 
+            yield! found.Change |> Option.map changes |> Option.defaultValue []
+
             if found.IsEmpty then
                 "no difference"
         ]
-
-    if not found.SameTensors then
-        Shell.loadNative shell libTorch (KeptLearner.settings "recommended")
-
-        Scope.run (fun () ->
-            LearnerDiff.ofTensors (LearnerFile.load left) (LearnerFile.load right)
-            |> changes
-            |> Shell.say shell)
 
     0

@@ -212,7 +212,7 @@ let tests =
                         ] do
                         let settings =
                             { settingsOf folder head with
-                                MethodName = (if head = "logits" then "sequential" else "first-session")
+                                MethodName = (if head = "logits" then "inflora" else "first-session")
                                 Epochs = 1
                             }
 
@@ -250,7 +250,15 @@ let tests =
 
                     let record name = LearnerFile.record (place name)
                     let named = Array.map (fun (one: SavedClass) -> one.Name)
-                    let found = LearnerDiff.ofRecords (record "left") (record "right")
+
+                    let compared left right =
+                        LearnerDiff.ofRecords (record left) (record right)
+                        |> LearnerDiff.ofTensors
+                            (LearnerFile.load (place left))
+                            (LearnerFile.load (place right))
+
+                    let found = compared "left" "right"
+                    let change = found.Change.Value
                     Expect.isEmpty found.Traits "they see alike"
 
                     Expect.equal
@@ -279,11 +287,6 @@ let tests =
                     Expect.isFalse found.SameTensors "tensors"
                     Expect.isFalse found.IsEmpty "different"
 
-                    let change =
-                        LearnerDiff.ofTensors
-                            (LearnerFile.load (place "left"))
-                            (LearnerFile.load (place "right"))
-
                     match change.Mean with
                     | Some(name, by) ->
                         Expect.equal name "cat" "the mean that moved"
@@ -303,11 +306,17 @@ let tests =
                     let other = learned settings [ names[1..3], (fun _ -> true) ]
                     KeptLearner.save (place "other") other
 
-                    let change =
-                        LearnerDiff.ofTensors
-                            (LearnerFile.load (place "left"))
-                            (LearnerFile.load (place "other"))
+                    let found = compared "left" "other"
+                    Expect.isEmpty found.Renamed "other images"
+                    Expect.isSome found.Change.Value.Network "another network"
+                    Expect.isTrue (LearnerDiff.ofRecords (record "left") (record "left")).IsEmpty "itself"
 
-                    Expect.isSome change.Network "another network"
-                    Expect.isTrue (LearnerDiff.ofRecords (record "left") (record "left")).IsEmpty "itself"))
+                    // the same tensors show a name as another of the same class
+                    KeptLearner.save (place "named") (KeptLearner.rename "cat" "lynx" left)
+                    let named = LearnerDiff.ofRecords (record "left") (record "named")
+
+                    Expect.equal
+                        [ for a, b in named.Renamed -> a.Name, b.Name ]
+                        [ "cat", "lynx" ]
+                        "renamed alone"))
         ]

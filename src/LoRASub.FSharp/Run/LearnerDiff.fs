@@ -18,36 +18,7 @@ type Different =
         Right: string
     }
 
-/// What two learners have different, without their tensors.
-type LearnerDiff =
-    {
-        /// Of what decides how they see and predict.
-        Traits: Different list
-        /// Of the other settings, which further learning uses.
-        Settings: Different list
-        /// Classes that only the first one knows.
-        OnlyLeft: SavedClass[]
-        /// Classes that only the second one knows.
-        OnlyRight: SavedClass[]
-        /// The same class by id, task and images under two names.
-        Renamed: (SavedClass * SavedClass)[]
-        /// Classes of one name with other numbers of images.
-        Counts: (SavedClass * SavedClass)[]
-        /// Whether their tensors are the same, bit for bit.
-        SameTensors: bool
-    }
-
-    /// Whether there is no difference.
-    member this.IsEmpty =
-        this.SameTensors
-        && this.Traits.IsEmpty
-        && this.Settings.IsEmpty
-        && Array.isEmpty this.OnlyLeft
-        && Array.isEmpty this.OnlyRight
-        && Array.isEmpty this.Renamed
-        && Array.isEmpty this.Counts
-
-/// The largest changes from one learner to another.
+/// The largest changes of tensors from one learner to another.
 type LearnerChange =
     {
         /// The class known to both whose mean moved most, and by how much of its length; None where both know no class,
@@ -59,6 +30,37 @@ type LearnerChange =
         /// Tensors of the method that only one has, or that have other shapes.
         Unlike: int
     }
+
+/// What two learners have different.
+type LearnerDiff =
+    {
+        /// Of what decides how they see and predict.
+        Traits: Different list
+        /// Of the other settings, which further learning uses.
+        Settings: Different list
+        /// Classes that only the first one knows.
+        OnlyLeft: SavedClass[]
+        /// Classes that only the second one knows.
+        OnlyRight: SavedClass[]
+        /// Classes with the same statistics under two names.
+        Renamed: (SavedClass * SavedClass)[]
+        /// Classes of one name with other numbers of images.
+        Counts: (SavedClass * SavedClass)[]
+        /// Whether their tensors are the same, bit for bit.
+        SameTensors: bool
+        /// Of tensors, once they are compared.
+        Change: LearnerChange option
+    }
+
+    /// Whether there is no difference.
+    member this.IsEmpty =
+        this.SameTensors
+        && this.Traits.IsEmpty
+        && this.Settings.IsEmpty
+        && Array.isEmpty this.OnlyLeft
+        && Array.isEmpty this.OnlyRight
+        && Array.isEmpty this.Renamed
+        && Array.isEmpty this.Counts
 
 /// What differs between two learners.
 [<RequireQualifiedAccess>]
@@ -121,11 +123,26 @@ module LearnerDiff =
                 "norm-epsilon"
             ]
 
+    // The difference with those classes of one learner only that are the same under two names as renamed.
+    let private rename (isSame: SavedClass -> SavedClass -> bool) (found: LearnerDiff) : LearnerDiff =
+        let pairs =
+            found.OnlyLeft
+            |> Array.choose (fun one ->
+                found.OnlyRight
+                |> Array.tryFind (isSame one)
+                |> Option.map (fun other -> one, other))
+
+        { found with
+            OnlyLeft = Array.except (Array.map fst pairs) found.OnlyLeft
+            OnlyRight = Array.except (Array.map snd pairs) found.OnlyRight
+            Renamed = Array.append found.Renamed pairs
+        }
+
     /// <summary>Compares what learner.json says of two learners.</summary>
     /// <param name="left">Of the first.</param>
     /// <param name="right">Of the second.</param>
-    /// <returns>What differs. Classes are matched by name, then, where a name is in one only, by id, task and number of
-    /// images.</returns>
+    /// <returns>What differs. Classes are matched by name. A class of another name is known as the same one where the
+    /// learners share their tensors; `ofTensors` finds it in other learners.</returns>
     let ofRecords (left: LearnerFormat.Record) (right: LearnerFormat.Record) : LearnerDiff =
         let names =
             Seq.append left.Settings.Keys right.Settings.Keys
@@ -141,14 +158,6 @@ module LearnerDiff =
             mine |> Array.filter (fun one -> not (known.Contains one.Name))
 
         let here, there = left.State.Classes, right.State.Classes
-        let onlyHere, onlyThere = only here there, only there here
-
-        let renamed =
-            onlyHere
-            |> Array.choose (fun one ->
-                onlyThere
-                |> Array.tryFind (fun other -> { other with Name = one.Name } = one)
-                |> Option.map (fun other -> one, other))
 
         let counts =
             here
@@ -157,15 +166,19 @@ module LearnerDiff =
                 |> Array.tryFind (fun other -> other.Name = one.Name && other.Images <> one.Images)
                 |> Option.map (fun other -> one, other))
 
+        let sameTensors = left.TensorsSha256 = right.TensorsSha256
+
         {
             Traits = between (traits left) (traits right)
             Settings = between (settings left) (settings right)
-            OnlyLeft = Array.except (Array.map fst renamed) onlyHere
-            OnlyRight = Array.except (Array.map snd renamed) onlyThere
-            Renamed = renamed
+            OnlyLeft = only here there
+            OnlyRight = only there here
+            Renamed = [||]
             Counts = counts
-            SameTensors = left.TensorsSha256 = right.TensorsSha256
+            SameTensors = sameTensors
+            Change = None
         }
+        |> rename (fun one other -> sameTensors && one.Id = other.Id)
 
     // ‖a − b‖ over the larger norm; 0 for zeros.
     let private relative (a: torch.Tensor) (b: torch.Tensor) : float =
@@ -198,11 +211,16 @@ module LearnerDiff =
             |> Map.ofArray
         | _ -> Map.empty
 
+    /// Of two means of the same images, summed in another order.
+    let private rounding = 1e-6
+
     /// <summary>Compares the tensors of two learners.</summary>
     /// <param name="left">The first; borrowed.</param>
     /// <param name="right">The second; borrowed.</param>
-    /// <returns>The largest changes.</returns>
-    let ofTensors (left: SavedLearner) (right: SavedLearner) : LearnerChange =
+    /// <param name="found">What `ofRecords` gives of them.</param>
+    /// <returns>The same with the largest changes, and with classes of the same mean and number of images as
+    /// renamed.</returns>
+    let ofTensors (left: SavedLearner) (right: SavedLearner) (found: LearnerDiff) : LearnerDiff =
         Scope.noGrad Leaves.none (fun () ->
             let ofMethod (saved: SavedLearner) =
                 saved.Tensors
@@ -212,18 +230,29 @@ module LearnerDiff =
                 [
                     for KeyValue(name, a) in here do
                         match Map.tryFind name there with
-                        | Some b when a.shape = b.shape -> name, a, b
+                        | Some b when a.shape = b.shape -> struct (name, relative a b)
                         | _ -> ()
                 ]
+
+            let ofLeft, ofRight = means left, means right
+
+            let isSame (one: SavedClass) (other: SavedClass) =
+                match Map.tryFind one.Name ofLeft, Map.tryFind other.Name ofRight with
+                | Some a, Some b when a.shape = b.shape ->
+                    one.Images = other.Images && relative a b < rounding
+                | _ -> false
 
             let here, there = ofMethod left, ofMethod right
             let shared = both here there
 
-            let changes pairs =
-                [ for name, a, b in pairs -> struct (name, relative a b) ]
-
-            {
-                Mean = both (means left) (means right) |> changes |> largest
-                Network = shared |> changes |> List.filter (fun struct (_, by) -> by > 0.0) |> largest
-                Unlike = (Set.union (Set.ofSeq here.Keys) (Set.ofSeq there.Keys)).Count - shared.Length
+            { rename isSame found with
+                Change =
+                    Some
+                        {
+                            Mean = largest (both ofLeft ofRight)
+                            Network = shared |> List.filter (fun struct (_, by) -> by > 0.0) |> largest
+                            Unlike =
+                                (Set.union (Set.ofSeq here.Keys) (Set.ofSeq there.Keys)).Count
+                                - shared.Length
+                        }
             })
