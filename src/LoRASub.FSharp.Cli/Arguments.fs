@@ -48,6 +48,9 @@ type Command =
     | Inspect of folder: string
     | Forget of folder: string * name: string * libTorch: string option
     | Rename of folder: string * name: string * newName: string * libTorch: string option
+    | Merge of into: string * from: string * settings: (string * string) list * libTorch: string option
+    | Diff of left: string * right: string * libTorch: string option
+    | Export of ExportCommand.Request
     | DataList
     | MethodList
     | HeadList
@@ -209,6 +212,33 @@ let private ofLearner (name: string) (flags: ParseResults<LearnerFlag>) : Comman
     | "forget", other -> refuseWords name "a learner's folder and a class" other
     | _, other -> refuseWords name "a learner's folder, a class and its new name" other
 
+let private ofPair (name: string) (flags: ParseResults<PairFlag>) : Command =
+    let libTorch = flags.TryGetResult PairFlag.Libtorch
+
+    match
+        name,
+        words flags.Parser ("lorasub " + name) flags.UnrecognizedCliParams (flags.GetResults PairFlag.Folders)
+    with
+    | "merge", [ into; from ] ->
+        Command.Merge(into, from, pairs (flags.GetResults PairFlag.Setting), libTorch)
+    | "diff", [ left; right ] -> Command.Diff(left, right, libTorch)
+    | _, other -> refuseWords name "the folders of two learners" other
+
+let private export (flags: ParseResults<ExportFlag>) : Command =
+    match
+        words flags.Parser "lorasub export" flags.UnrecognizedCliParams (flags.GetResults ExportFlag.Folders)
+    with
+    | [ folder; out ] ->
+        Command.Export
+            {
+                Folder = folder
+                Out = out
+                Rank = flags.TryGetResult Rank
+                Settings = pairs (flags.GetResults ExportFlag.Setting)
+                LibTorch = flags.TryGetResult ExportFlag.Libtorch
+            }
+    | other -> refuseWords "export" "a learner's folder and a new folder" other
+
 let private command (results: ParseResults<Flag>) : Command =
     refuseUnknown results.Parser "lorasub" results.UnrecognizedCliParams
 
@@ -268,6 +298,9 @@ let private command (results: ParseResults<Flag>) : Command =
     | Some(Inspect flags) -> ofLearner "inspect" flags
     | Some(Forget flags) -> ofLearner "forget" flags
     | Some(Flag.Rename flags) -> ofLearner "rename" flags
+    | Some(Merge flags) -> ofPair "merge" flags
+    | Some(Diff flags) -> ofPair "diff" flags
+    | Some(Export flags) -> export flags
     | Some(DataSets flags) ->
         refuseUnknown flags.Parser "lorasub data" flags.UnrecognizedCliParams
 

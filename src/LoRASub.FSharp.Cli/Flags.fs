@@ -120,6 +120,36 @@ type LearnerFlag =
             | Words _ -> "learner's folder, then names of classes"
             | Libtorch _ -> AnotherLibTorch
 
+/// The options of `lorasub export`.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type ExportFlag =
+    | [<MainCommand>] Folders of LEARNER_DIR: string list
+    | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
+    | [<Unique>] Rank of R: int
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Folders _ -> "learner's folder; new folder for the files"
+            | Setting _ -> ASetting
+            | Rank _ -> "of the adapter (default: the smallest that loses nothing)"
+            | Libtorch _ -> AnotherLibTorch
+
+/// What `merge` and `diff` take.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type PairFlag =
+    | [<MainCommand>] Folders of LEARNER_OTHER: string list
+    | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
+    | [<Unique>] Libtorch of DIR: string
+
+    interface IArgParserTemplate with
+        member flag.Usage =
+            match flag with
+            | Folders _ -> "folders of two learners"
+            | Setting _ -> ASetting
+            | Libtorch _ -> AnotherLibTorch
+
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type DoctorFlag =
     | [<Unique>] Libtorch of DIR: string
@@ -189,6 +219,9 @@ type Flag =
     | [<CliPrefix(CliPrefix.None)>] Inspect of ParseResults<LearnerFlag>
     | [<CliPrefix(CliPrefix.None)>] Forget of ParseResults<LearnerFlag>
     | [<CliPrefix(CliPrefix.None)>] Rename of ParseResults<LearnerFlag>
+    | [<CliPrefix(CliPrefix.None)>] Merge of ParseResults<PairFlag>
+    | [<CliPrefix(CliPrefix.None)>] Diff of ParseResults<PairFlag>
+    | [<CliPrefix(CliPrefix.None)>] Export of ParseResults<ExportFlag>
     | [<CliPrefix(CliPrefix.None)>] Run of ParseResults<RunFlag>
     | [<CliPrefix(CliPrefix.None); CustomCommandLine "data">] DataSets of ParseResults<DataFlag>
     | [<CliPrefix(CliPrefix.None)>] Backbone of ParseResults<BackboneFlag>
@@ -207,6 +240,9 @@ type Flag =
             | Inspect _ -> "show what a learner is and knows"
             | Forget _ -> "remove a class from a learner"
             | Rename _ -> "give a class another name"
+            | Merge _ -> "add what another learner knows to a learner"
+            | Diff _ -> "show what differs between two learners"
+            | Export _ -> "write weights, adapter and classes for other programs"
             | Evaluate _ -> "measure the accuracy of a learner or a run"
             | Methods _ -> "list the methods"
             | Heads _ -> "list heads, embeddings and presets"
@@ -243,6 +279,10 @@ let settingsOf (command: string) : Setting list =
     | "run" -> Settings.all
     | "evaluate" ->
         let names = [ "data-path"; "backbone"; "batch"; "device"; "threads" ]
+        Settings.all |> List.filter (fun s -> List.contains s.Name names)
+    | "merge"
+    | "export" ->
+        let names = [ "backbone"; "device"; "threads" ]
         Settings.all |> List.filter (fun s -> List.contains s.Name names)
     | "predict" ->
         let names = [ "backbone"; "batch"; "device"; "threads" ]

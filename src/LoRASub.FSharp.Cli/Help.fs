@@ -59,6 +59,30 @@ Give a class another name.
 Examples:
   lorasub rename shop mug cup
 """
+    | "merge" :: _ ->
+        """merge LEARNER OTHER [OPTIONS]
+Add what OTHER knows to LEARNER, as if LEARNER had learned those images too.
+Both must have the same backbone, network and head, and different images.
+
+Examples:
+  lorasub merge shop branch
+"""
+    | "diff" :: _ ->
+        """diff LEARNER OTHER [OPTIONS]
+Show what differs between two learners.
+
+Examples:
+  lorasub diff shop backup/shop
+"""
+    | "export" :: _ ->
+        """export LEARNER DIR [OPTIONS]
+Write what a learner knows for other programs: weights.safetensors (timm's
+names), adapter/ (LoRA for PEFT), classes.csv and class-means.npy.
+
+Examples:
+  lorasub export shop files
+  lorasub export shop small --rank 4
+"""
     | "evaluate" :: _ ->
         """evaluate LEARNER IMAGES [OPTIONS], or evaluate RUN [OPTIONS]
 Measure a learner on a folder with a folder of images per class: accuracy,

@@ -74,6 +74,10 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
     | Arguments.Command.Forget(folder, name, libTorch) -> LearnerFolder.forget shell folder name libTorch
     | Arguments.Command.Rename(folder, name, newName, libTorch) ->
         LearnerFolder.rename shell folder name newName libTorch
+    | Arguments.Command.Merge(into, from, settings, libTorch) ->
+        MergeCommand.merge shell into from settings libTorch
+    | Arguments.Command.Diff(left, right, libTorch) -> MergeCommand.diff shell left right libTorch
+    | Arguments.Command.Export request -> ExportCommand.export shell request
     | Arguments.Command.DataList ->
         Shell.say shell (DataCommand.list ())
         0

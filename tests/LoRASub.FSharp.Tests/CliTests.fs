@@ -680,6 +680,9 @@ let private line' =
                 [
                     [ "run" ]
                     [ "evaluate" ]
+                    [ "merge" ]
+                    [ "diff" ]
+                    [ "export" ]
                     [ "report" ]
                     [ "doctor" ]
                     [ "data" ]

@@ -301,6 +301,134 @@ let tests =
                     refusedIn world [ "--more"; "keeps sums" ] (learning world more [ "--more" ])))
 
             testCase
+                "two learners: the difference, and one of both"
+                (inShop (fun world ->
+                    first world "january" [ "--method"; "frozen" ] |> ignore
+                    let branch = under world "branch"
+
+                    let other =
+                        learning
+                            world
+                            "february"
+                            [ "--method"; "frozen"; "--backbone"; under world "vit.safetensors" ]
+
+                    done' ("learn" :: branch :: other[2..]) |> ignore
+                    let diff = done' [ "diff"; shop world; branch ]
+
+                    for line in
+                        [
+                            $"left        {shop world}: 4 classes, 40 images"
+                            $"right       {branch}: 2 classes, 20 images"
+                            "only left   ant, 10 images"
+                            "only right  fox, 10 images"
+                            "means       not comparable"
+                            "network     the same"
+                        ] do
+                        Expect.contains (diff.Split('\n', StringSplitOptions.TrimEntries)) line "difference"
+
+                    Expect.stringContains (done' [ "diff"; branch; branch ]) "no difference" "itself"
+                    let merged = done' [ "merge"; shop world; branch ]
+                    Expect.stringContains merged "2 classes added, images of 0 known" "what was done"
+                    Expect.stringContains merged "knows       6 classes, from 60 images" "what it knows"
+                    let inspected = done' [ "inspect"; shop world ]
+                    Expect.isMatch inspected "(?m)^ +1 +10 +dog" "its own"
+                    Expect.isMatch inspected "(?m)^ +2 +10 +elk" "the other's, in a group of its own"
+                    let file = under world "february/elk/1.png"
+                    Expect.stringStarts (done' [ "predict"; shop world; file ]) $"{file}: elk " "predicted"
+
+                    refusedIn world [ "class 'elk'"; "count twice" ] [ "merge"; shop world; branch ]
+                    refusedIn world [ "two learners" ] [ "merge"; shop world; shop world ]
+                    refusedIn world [ "no learner.json" ] [ "merge"; shop world; under world "none" ]
+                    refusedIn world [ "needs the folders of two learners" ] [ "diff"; branch ]
+
+                    let adapted = under world "adapted"
+
+                    let other =
+                        learning
+                            world
+                            "february"
+                            [ "--method"; "sequential"; "--backbone"; under world "vit.safetensors" ]
+
+                    done' ("learn" :: adapted :: other[2..]) |> ignore
+
+                    refusedIn
+                        world
+                        [ "see and predict alike"; "method: frozen, sequential" ]
+                        [ "merge"; shop world; adapted ]))
+
+            testCase
+                "weights, adapter and classes are exported, and the weights are a backbone"
+                (inShop (fun world ->
+                    let out name = under world name
+
+                    let files name =
+                        Directory.GetFiles(out name, "*", SearchOption.AllDirectories)
+                        |> Array.map (fun path -> Path.GetRelativePath(out name, path))
+                        |> Array.sort
+
+                    let plain = [| "class-means.npy"; "classes.csv"; "weights.safetensors" |]
+
+                    let adapter =
+                        [| "adapter/adapter_config.json"; "adapter/adapter_model.safetensors" |]
+
+                    let learnAs name method =
+                        let arguments =
+                            learning
+                                world
+                                "january"
+                                [
+                                    "--method"
+                                    method
+                                    "--backbone"
+                                    under world "vit.safetensors"
+                                    "--input-range"
+                                    "-1,1"
+                                ]
+
+                        done' ("learn" :: under world name :: arguments[2..]) |> ignore
+
+                    learnAs "still" "frozen"
+                    let said = done' [ "export"; under world "still"; out "a" ]
+                    Expect.equal (files "a") plain "files"
+                    Expect.stringContains said "no adapter: method frozen" "said so"
+                    Expect.stringContains said "classes.csv" "classes"
+
+                    learnAs "moved" "sequential"
+                    let said = done' [ "export"; under world "moved"; out "b" ]
+                    Expect.equal (files "b") (Array.append adapter plain) "files"
+                    // rank 2 on each of keys and values
+                    Expect.isMatch said @"(?m)^adapter     .*: rank 4, relative error \d\.\de-\d" "exact"
+                    let low = done' [ "export"; under world "moved"; out "c"; "--rank"; "1" ]
+                    Expect.isMatch low @"(?m)^adapter     .*: rank 1, relative error \d\.\de-[01]" "lossy"
+                    refusedIn world [ "a new or an empty folder" ] [ "export"; under world "moved"; out "b" ]
+                    refusedIn world [ "no learner.json" ] [ "export"; out "b"; out "d" ]
+
+                    learnAs "many" "ease"
+                    let said = done' [ "export"; under world "many"; out "e" ]
+                    Expect.equal (files "e") [| "class-means.npy"; "classes.csv" |] "classes alone"
+                    Expect.stringContains said "no weights: method ease" "said so"
+
+                    let weights = under world "b/weights.safetensors"
+                    let info = done' [ "backbone"; "info"; weights ]
+                    Expect.stringContains info "2 heads" "what the file states"
+
+                    done'
+                        [
+                            "learn"
+                            under world "again"
+                            under world "january"
+                            "--backbone"
+                            weights
+                            "--method"
+                            "frozen"
+                        ]
+                    |> ignore
+
+                    let record = LearnerFile.record (under world "again")
+                    Expect.equal record.InputRange [| -1.0; 1.0 |] "its input range"
+                    Expect.equal record.Heads 2 "its heads"))
+
+            testCase
                 "images added later count as if they had been there"
                 (inShop (fun world ->
                     for head in [ "nearest-mean"; "cosine-lda"; "ridge"; "fecam" ] do

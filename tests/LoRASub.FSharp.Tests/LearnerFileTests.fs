@@ -28,6 +28,7 @@ let private withSaved (test: Plan -> TaskState -> string -> unit) () =
 let private editJson (folder: string) (edit: JsonObject -> unit) =
     let path = LearnerFile.jsonPath folder
     let json = (JsonNode.Parse(File.ReadAllText path)).AsObject()
+    json.Remove "sha256" |> ignore
     edit json
     File.WriteAllText(path, json.ToJsonString())
 
@@ -136,6 +137,53 @@ let tests =
                         "the rest"
 
                     Expect.equal (Directory.GetFiles folder).Length 2 "two files"))
+
+            testCase
+                "learner.json with any byte changed is refused by name"
+                (withSaved (fun _ _ folder ->
+                    let path = LearnerFile.jsonPath folder
+                    let whole = File.ReadAllBytes path
+                    let random = Random 1
+
+                    for at in 0 .. whole.Length - 1 do
+                        for change in [ 1uy; 0x20uy; byte (random.Next(1, 256)) ] do
+                            let bytes = Array.copy whole
+                            bytes[at] <- bytes[at] ^^^ change
+                            File.WriteAllBytes(path, bytes)
+
+                            try
+                                Probe.isRefused [ "learner.json" ] (fun () ->
+                                    LearnerFile.record folder |> ignore)
+                            with e ->
+                                failtest $"byte {at} of {whole.Length}, changed by {change}: {e.Message}"
+
+                    for length in [ whole.Length - 1; whole.Length / 2; 0 ] do
+                        File.WriteAllBytes(path, whole[.. length - 1])
+
+                        Probe.isRefused [ "learner.json" ] (fun () -> LearnerFile.record folder |> ignore)
+
+                    File.WriteAllBytes(path, Array.append whole "\n"B)
+
+                    Probe.isRefused [ "SHA-256"; "restore it" ] (fun () ->
+                        LearnerFile.record folder |> ignore)))
+
+            testCase
+                "learner.json of before there was a checksum is loaded, and unknown members damage it"
+                (withSaved (fun plan state folder ->
+                    editJson folder ignore
+                    Tiny.sameState "state" state (Tiny.load folder plan)
+                    editJson folder (fun json -> json["sha257"] <- JsonValue.Create "0")
+
+                    Probe.refused [ "learner.json"; "'sha256'"; "'sha257'" ] (fun () ->
+                        LearnerFile.record folder |> ignore)
+
+                    for wrong in [ "\"\""; "null"; "\"0\"" ] do
+                        editJson folder (fun json ->
+                            json.Remove "sha257" |> ignore
+                            json["sha256"] <- JsonNode.Parse wrong)
+
+                        Probe.refused [ "learner.json"; "64 hexadecimal digits" ] (fun () ->
+                            LearnerFile.record folder |> ignore)))
 
             testCase
                 "saving over an older learner replaces it"

@@ -120,9 +120,12 @@ module internal Json =
 
         json.Deserialize<'T> records.Value
 
+    /// A node as the text of a file.
+    let toText (node: JsonNode) : string =
+        node.ToJsonString(JsonSerializerOptions(WriteIndented = true)) + "\n"
+
     /// Writes a node as the whole of a file.
-    let write (path: string) (node: JsonNode) : unit =
-        WholeFile.writeText path (node.ToJsonString(JsonSerializerOptions(WriteIndented = true)) + "\n")
+    let write (path: string) (node: JsonNode) : unit = WholeFile.writeText path (toText node)
 
     // The serializer's messages name our types; people know the file's fields.
     let private mismatch (e: JsonException) =

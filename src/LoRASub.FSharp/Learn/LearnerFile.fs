@@ -11,8 +11,8 @@ open LoRASub.Heads
 open LoRASub.Methods
 open TorchSharp
 
-/// Saves and loads learners: `learner.safetensors` holds the tensors, `learner.json` the rest and the hash of the tensors
-/// that belong to it. New tensors wait under a name of their own until the new JSON takes its name. That one step
+/// Saves and loads learners: `learner.safetensors` holds the tensors, `learner.json` the rest, the hash of the tensors
+/// that belong to it, and its own. New tensors wait under a name of their own until the new JSON takes its name. That one step
 /// decides which learner the folder holds, so that a process killed at any moment leaves the old or the new one.
 [<RequireQualifiedAccess>]
 module LearnerFile =
@@ -32,29 +32,12 @@ module LearnerFile =
     let internal nextPath (folder: string) =
         Path.Combine(folder, "learner.next.safetensors")
 
-    let private purpose = "the JSON half of a saved learner"
-
-    // The hash in learner.json; none where that is missing or damaged. Rejects a file that cannot be read.
-    let private namedHash (folder: string) : string option =
-        let path = jsonPath folder
-
-        if File.Exists path then
-            let bytes = ReadOnlyMemory(Json.bytes purpose path)
-
-            try
-                Json.parse purpose path bytes (fun root ->
-                    Some((root.GetProperty "tensorsSha256").GetString()))
-            with :? InputException ->
-                None
-        else
-            None
-
     // Finishes a save whose JSON is in place, and drops one whose JSON is not.
     let private settle (folder: string) =
         let next = nextPath folder
 
         if File.Exists next then
-            if namedHash folder = Some(DataFile.sha256 next) then
+            if LearnerJson.tensorsHash (jsonPath folder) = Some(DataFile.sha256 next) then
                 try
                     File.Move(next, tensorPath folder, overwrite = true)
                 with
@@ -114,7 +97,7 @@ module LearnerFile =
                         (Map [ "format", "lorasub learner" ])
                         (Tree.write (Learner.tree learner state) state))
 
-                Json.save
+                LearnerJson.write
                     (jsonPath folder)
                     { record with
                         TensorsSha256 = DataFile.sha256 next
@@ -141,21 +124,8 @@ module LearnerFile =
             Errors.reject path rule (DataFile.sha256 path) ""
         | None -> Errors.reject path "must be beside learner.json" "no such file" ""
 
-    let private recordOf (path: string) : struct (LearnerFormat.Record * bool) =
-        Json.read purpose path (fun root ->
-            match (root.GetProperty "version").GetInt64() with
-            | 1L -> struct (LearnerVersion1.migrate path (Json.toRecord<LearnerFormat.Version1> root), true)
-            | version when version = int64 LearnerRecord.Version ->
-                struct (Json.toRecord<LearnerFormat.Record> root, false)
-            | version ->
-                Errors.reject
-                    path
-                    $"must be of version 1 to {LearnerRecord.Version}"
-                    $"version {version}"
-                    "use the program that wrote it")
-
     let private checkedRecord (path: string) =
-        let struct (record, isOld) = recordOf path
+        let struct (record, isOld) = LearnerJson.read path
         LearnerRecord.check path record
         struct (record, isOld)
 

@@ -126,6 +126,59 @@ module KeptLearner =
             let learner = LearnerFile.learner vit settings.Method saved
             struct (learner, LearnerFile.restore learner saved))
 
+    /// <summary>A learner from its folder, with the settings that it was saved with.</summary>
+    /// <param name="backbone">The file of its backbone, wherever it is now.</param>
+    /// <param name="folder">As `save` wrote it.</param>
+    /// <returns>The learner and its backbone, owned by the caller.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">A file is missing, damaged or of another version, or the backbone
+    /// is not the learner's.</exception>
+    let load (backbone: string) (folder: string) : KeptLearner =
+        Scope.keep leaves (fun () ->
+            let saved = LearnerFile.load folder
+
+            ofSaved
+                { savedSettings saved with
+                    Backbone = Some backbone
+                }
+                saved)
+
+    /// Another learner of a file, over the backbone of one that is open; its state is owned by the caller. Rejects one of
+    /// another backbone or another way to see images.
+    let internal besides (kept: KeptLearner) (saved: SavedLearner) : KeptLearner =
+        let backbone =
+            kept.Settings.Backbone
+            |> Option.defaultValue "the backbone of the other learner"
+
+        LearnerFile.checkBackbone saved kept.BackboneSha256 backbone
+        let settings = savedSettings saved
+        let learner = LearnerFile.learner kept.Learner.Backbone settings.Method saved
+
+        { kept with
+            Settings =
+                { settings with
+                    Backbone = kept.Settings.Backbone
+                }
+            Learner = learner
+            State = LearnerFile.restore learner saved
+            HeldOut = defaultArg saved.Record.HeldOut [||]
+        }
+
+    /// What is saved of a learner beside its tensors.
+    let internal record (kept: KeptLearner) : LearnerFormat.Record =
+        let record =
+            LearnerRecord.create
+                kept.Learner
+                kept.State
+                (kept.Classes |> Array.map _.Id.Value)
+                (Recipe.testOptions kept.Settings kept.Learner.Backbone).Format
+                kept.Settings.NormEpsilon
+                kept.BackboneSha256
+                (Settings.toPairs kept.Settings)
+
+        { record with
+            HeldOut = if Array.isEmpty kept.HeldOut then None else Some kept.HeldOut
+        }
+
     /// <summary>Writes a learner into a folder. One that is there already can be loaded until the new one can, whatever
     /// happens meanwhile. The backbone stays where it is.</summary>
     /// <param name="folder">Made where it is absent.</param>
@@ -139,26 +192,7 @@ module KeptLearner =
         | :? UnauthorizedAccessException as e ->
             Errors.reject folder "must be a folder that can be written" e.Message ""
 
-        let record =
-            LearnerRecord.create
-                kept.Learner
-                kept.State
-                (kept.Classes |> Array.map _.Id.Value)
-                (Recipe.testOptions kept.Settings kept.Learner.Backbone).Format
-                kept.Settings.NormEpsilon
-                kept.BackboneSha256
-                (Settings.toPairs kept.Settings)
-
-        let record =
-            { record with
-                HeldOut =
-                    if Array.isEmpty kept.HeldOut then
-                        None
-                    else
-                        Some kept.HeldOut
-            }
-
-        LearnerFile.save folder kept.Learner record kept.State
+        LearnerFile.save folder kept.Learner (record kept) kept.State
 
     /// <summary>How the scores of a learner are read.</summary>
     /// <param name="falseAlarms">The share of images of known classes that may be called unknown, in [0, 1).</param>

@@ -1,0 +1,112 @@
+/// `lorasub export`: what a learner knows, as files for other programs.
+module LoRASub.Cli.ExportCommand
+
+open System.Globalization
+open System.IO
+open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Learn
+open LoRASub.Run
+open TorchSharp
+
+/// The arguments.
+type Request =
+    {
+        Folder: string
+        /// A new or an empty folder.
+        Out: string
+        /// Of the adapter; None: the smallest that loses nothing.
+        Rank: int option
+        Settings: (string * string) list
+        LibTorch: string option
+    }
+
+let private requireEmpty (folder: string) =
+    if
+        File.Exists folder
+        || Directory.Exists folder
+           && Seq.length (Directory.EnumerateFileSystemEntries folder) > 0
+    then
+        Errors.reject folder "must be a new or an empty folder" "files" "choose another folder"
+
+let private make (folder: string) =
+    try
+        Directory.CreateDirectory folder |> ignore
+    with
+    | :? IOException
+    | :? System.UnauthorizedAccessException as e ->
+        Errors.reject folder "must be a folder that can be written" e.Message ""
+
+/// Writes the classes, and the weights and the adapter where the method's network is a plain one.
+let export (shell: Shell) (request: Request) : int =
+    let folder, out =
+        LearnerFolder.absolute request.Folder, LearnerFolder.absolute request.Out
+
+    LearnerFolder.requireLearner folder
+    requireEmpty out
+
+    let precision =
+        match (LearnerFile.record folder).Settings.TryGetValue "precision" with
+        | true, text -> text
+        | _ -> "float32"
+
+    // sums of weights and changes are rounded once, when they are written
+    let kept =
+        LearnerFolder.openSaved shell request.LibTorch (("precision", "float64") :: request.Settings) folder
+
+    use _ = Scope.own KeptLearner.leaves kept
+    let method = kept.Learner.Method.Info.Name
+    make out
+
+    Export.classes out kept
+
+    Shell.say
+        shell
+        [
+            $"""classes     classes.csv and, where the head keeps them, class-means.npy: {Text.counted kept.Classes.Length "class" "classes"}"""
+        ]
+
+    if Export.isPlain kept then
+        let dtype =
+            if precision = "float64" then
+                torch.ScalarType.Float64
+            else
+                torch.ScalarType.Float32
+
+        Export.weights dtype (Path.Combine(out, "weights.safetensors")) kept
+        Shell.say shell [ "weights     weights.safetensors: the adapted network in timm's names" ]
+        let adapter = Path.Combine(out, "adapter")
+        make adapter
+
+        let written =
+            Export.adapter request.Rank adapter kept
+            |> Option.map (fun change ->
+                use _ = Scope.own LowRankChange.leaves change
+                struct (change.Rank, change.RelativeError))
+
+        match written with
+        | Some struct (rank, error) ->
+            let error = error.ToString("0.0e+0", CultureInfo.InvariantCulture)
+            Shell.say shell [ $"adapter     adapter/, for PEFT: rank {rank}, relative error {error}" ]
+        | None ->
+            Directory.Delete adapter
+            Shell.say shell [ $"note        no adapter: method {method} left the network as it was loaded" ]
+    else
+        Shell.say
+            shell
+            [
+                $"note        no weights: method {method} predicts with adapters beside the MLPs, which no plain Vision Transformer has"
+            ]
+
+    if
+        kept.Learner.Readouts
+        |> Array.exists (fun readout -> readout.Embedding.Frozen.Length > 0)
+    then
+        Shell.say
+            shell
+            [
+                "note        the head also reads the backbone as it was loaded, which is not in these files"
+            ]
+
+    Shell.say shell [ $"exported    {folder} to {out}" ]
+    0
