@@ -608,3 +608,28 @@ let working (terminal: IAnsiConsole option) (work: (string -> unit) -> 'T) : 'T 
             .Status()
             .Start("starting", fun context -> work (fun text -> context.Status <- Markup.Escape text))
     | None -> work ignore
+
+/// Says how far the download of a named file is, a few times a second.
+let received (show: string -> unit) : string -> int64 -> int64 option -> unit =
+    let clock = Diagnostics.Stopwatch.StartNew()
+    // the file, its bytes when its first arrived, and when; when it was last said
+    let mutable start = struct ("", 0L, TimeSpan.Zero)
+    let mutable said = TimeSpan.Zero
+
+    fun name bytes total ->
+        let now = clock.Elapsed
+        let struct (file, before, since) = start
+
+        if file <> name then
+            start <- struct (name, bytes, now)
+        elif now - said > redraw then
+            said <- now
+            let speed = float (bytes - before) / (now - since).TotalSeconds
+
+            let rest =
+                match total with
+                | Some total ->
+                    $" of {Bytes.text total}, {duration (float (total - bytes) / max speed 1.0)} left"
+                | None -> ""
+
+            show $"{name}: {Bytes.text bytes}{rest}, {Bytes.text (int64 speed)}/s"
