@@ -9,7 +9,11 @@ open System.Threading
 open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Backbone
+open LoRASub.Methods
+open LoRASub.Settings
+open LoRASub.Run
 open LoRASub.Fluent
+open LoRASub.Cli
 open Expecto
 open LoRASub.Tests.Probe
 open LoRASub.Tests.LoopbackServer
@@ -319,6 +323,19 @@ let private names =
                         ended.Out
 
                     run [ "backbone"; "get"; Name ] |> ignore
+                    let path = Path.Combine(cache, file)
+
+                    let settings =
+                        { Preset.quick Variant.LibContinual with
+                            Backbone = Some Name
+                        }
+
+                    Expect.equal (Assets.fill settings).Backbone (Some path) "run"
+
+                    leavesNothing (fun () ->
+                        let struct (vit, sha256) = Recipe.openBackbone settings Name
+                        use _ = Scope.own VisionTransformer.leaves vit
+                        Expect.equal sha256 (Weights.sha256 path) "F#")
 
                     inFolder (fun folder ->
                         let images = Path.Combine(folder, "images")

@@ -290,6 +290,9 @@ module internal Download =
         || status = HttpStatusCode.TooManyRequests
         || status = HttpStatusCode.RequestTimeout
 
+    let private statusOf (response: HttpResponseMessage) =
+        Text.cut "..." 80 $"{int response.StatusCode} {response.ReasonPhrase}"
+
     let private refuse (address: Uri) (response: HttpResponseMessage) =
         let advice =
             match response.StatusCode with
@@ -301,11 +304,7 @@ module internal Download =
                 "the file is no longer there; look for its new address on its publisher's page"
             | _ -> "download it with a browser"
 
-        Errors.reject
-            (shown address)
-            "must answer with the file"
-            $"{int response.StatusCode} {response.ReasonPhrase}"
-            advice
+        Errors.reject (shown address) "must answer with the file" (statusOf response) advice
 
     /// One try: what the servers say of the file that is now complete, or why it is not.
     let private attempt
@@ -391,7 +390,7 @@ module internal Download =
                 | None -> ()
 
                 body (length response.Content.Headers.ContentLength)
-            | status when isPassing status -> Error $"{int status} {response.ReasonPhrase}"
+            | status when isPassing status -> Error(statusOf response)
             | _ -> refuse address response
         with
         | :? HttpIOException as e when e.HttpRequestError = HttpRequestError.ResponseEnded ->
