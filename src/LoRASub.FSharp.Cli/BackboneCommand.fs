@@ -94,10 +94,6 @@ let private network (path: string) (header: TensorFileHeader) (selection: Weight
             line "" "layer scales are multiplied into the layers before them"
     ]
 
-/// The addresses that a name gives.
-let private hub (name: string) =
-    $"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
-
 let private numbers (values: float list) =
     values
     |> List.map _.ToString(CultureInfo.InvariantCulture)
@@ -118,13 +114,13 @@ let list () : string list =
 
                 $"  {one.Name, -44}{one.ImageSize, 6}{one.Heads, 7}{megabytes, 9}"
 
-                if string one.Address <> hub one.Name then
+                if string one.Address <> Backbones.hub one.Name then
                     $"    {one.Address}"
 
             ""
 
         "MB: of the network in float32, without a classifier."
-        "Files without an address: " + hub "NAME"
+        "Files without an address: " + Backbones.hub "NAME"
         "lorasub backbone get NAME downloads one; docs/backbones.md says more."
     ]
 
@@ -161,6 +157,7 @@ let get (shell: Shell) (name: string) (folder: string option) : int =
             line
                 "checked"
                 (match fetched.CheckedBy with
+                 | _ when not fetched.IsNew -> "already there, as its lock describes it"
                  | [] -> "by its length and its layout: the server states no checksum"
                  | sources -> "against the checksum of " + String.concat ", " (List.distinct sources))
             line "licence" $"{backbone.Family.Licence} ({backbone.Family.Published})"

@@ -624,12 +624,16 @@ let received (show: string -> unit) : string -> int64 -> int64 option -> unit =
             start <- struct (name, bytes, now)
         elif now - said > redraw then
             said <- now
-            let speed = float (bytes - before) / (now - since).TotalSeconds
+            let seconds = (now - since).TotalSeconds
+            let speed = float (bytes - before) / seconds
+            let all = total |> Option.map (fun n -> $" of {Bytes.text n}") |> Option.toList
 
             let rest =
                 match total with
+                | _ when seconds < 1.0 -> [] // the first bytes were waiting
+                | None -> [ $", {Bytes.text (int64 speed)}/s" ]
                 | Some total ->
-                    $" of {Bytes.text total}, {duration (float (total - bytes) / max speed 1.0)} left"
-                | None -> ""
+                    let left = duration (float (total - bytes) / max speed 1.0)
+                    [ $", {Bytes.text (int64 speed)}/s, {left} left" ]
 
-            show $"{name}: {Bytes.text bytes}{rest}, {Bytes.text (int64 speed)}/s"
+            show (String.concat "" ($"{name}: {Bytes.text bytes}" :: all @ rest))

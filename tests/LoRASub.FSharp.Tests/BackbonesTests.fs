@@ -296,7 +296,7 @@ let private names =
 
                     let again = CliTests.inside [ "backbone"; "get"; Name ]
                     Expect.equal again.Code 0 "again"
-                    Expect.stringContains again.Out "checksum of" "again"
+                    Expect.stringContains again.Out "already there, as its lock" "again"
                     Expect.hasLength server.Requests 1 "requests"
 
                     Expect.equal (Backbones.resolve Name) (Path.Combine(cache, file)) "path"

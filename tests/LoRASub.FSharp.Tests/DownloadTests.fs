@@ -263,6 +263,10 @@ let private bad name reply words requests =
         (on reply (fun server path ->
             isRefused words (fun () -> get server path |> ignore)
             Expect.isFalse (File.Exists path) "no file"
+
+            for file in Directory.GetFiles(Path.GetDirectoryName path) do
+                Expect.isGreaterThan (FileInfo file).Length 0L "nothing is left without bytes"
+
             Expect.equal server.Requests.Length requests "requests"))
 
 let private refusals =

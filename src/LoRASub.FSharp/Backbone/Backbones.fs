@@ -131,9 +131,11 @@ module Backbones =
             ImageSize = pixels
         }
 
-    /// In timm's collection on Hugging Face's hub.
-    let private timm name =
-        at $"https://huggingface.co/timm/{name}/resolve/main/model.safetensors" name
+    /// The address of a network of timm's collection on Hugging Face's hub.
+    let internal hub (name: string) : string =
+        $"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
+
+    let private timm name = at (hub name) name
 
     /// In Google's own storage.
     let private augreg name file =

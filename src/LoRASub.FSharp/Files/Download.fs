@@ -421,7 +421,7 @@ module internal Download =
                     (shown address)
                     "must send the whole file"
                     why
-                    $"{file.Length} bytes are kept; check the network and run the same command again, which continues"
+                    $"check the network and run the same command again, which continues after {file.Length} bytes"
             | pause :: pauses ->
                 Thread.Sleep(pause: TimeSpan)
                 next pauses
@@ -435,9 +435,8 @@ module internal Download =
             Convert.ToHexStringLower(CryptographicOperations.HashData(algorithm, file))
 
         let refuse rule received =
+            // nothing of it is kept
             file.SetLength 0L
-            WholeFile.discard (partPath path)
-            WholeFile.discard (statePath path)
 
             Errors.reject
                 path
@@ -525,13 +524,18 @@ module internal Download =
             let struct (claims, bytes, hash) =
                 use part = openPart path
 
-                let claims =
-                    persist options address part (fun () ->
-                        attempt options client expected address path part onProgress)
+                try
+                    let claims =
+                        persist options address part (fun () ->
+                            attempt options client expected address path part onProgress)
 
-                let hash = verified path claims part
-                part.Flush true
-                struct (claims, part.Length, hash)
+                    let hash = verified path claims part
+                    part.Flush true
+                    struct (claims, part.Length, hash)
+                finally
+                    if part.Length = 0L then
+                        WholeFile.discard (partPath path)
+                        WholeFile.discard (statePath path)
 
             let lock =
                 lock
