@@ -55,6 +55,9 @@ type Command =
     | MethodList
     | HeadList
     | DataCheck of name: string * folder: string
+    | DataGet of name: string * folder: string option
+    | BackboneList
+    | BackboneGet of name: string * folder: string option
     | BackboneInfo of file: string
     | Report of ReportRequest
     | Doctor of libTorch: string option
@@ -239,6 +242,15 @@ let private export (flags: ParseResults<ExportFlag>) : Command =
             }
     | other -> refuseWords "export" "a learner's folder and a new folder" other
 
+let private download (command: string) what (make: string * string option -> Command) flags =
+    let flags: ParseResults<GetFlag> = flags
+    let given = flags.GetResults GetFlag.Name_And_Folder
+
+    match words flags.Parser ("lorasub " + command) flags.UnrecognizedCliParams given with
+    | [ name ] -> make (name, None)
+    | [ name; folder ] -> make (name, Some folder)
+    | other -> refuseWords command $"the name of a {what}, and at most a folder" other
+
 let private command (results: ParseResults<Flag>) : Command =
     refuseUnknown results.Parser "lorasub" results.UnrecognizedCliParams
 
@@ -306,10 +318,11 @@ let private command (results: ParseResults<Flag>) : Command =
 
         match flags.TryGetSubCommand() with
         | Some DataFlag.List -> Command.DataList
+        | Some(DataFlag.Get get) -> download "data get" "data set" Command.DataGet get
         | Some(Check check) ->
             refuseUnknown check.Parser "lorasub data check" check.UnrecognizedCliParams
 
-            match check.GetResult(Name_And_Folder, []) with
+            match check.GetResult(CheckFlag.Name_And_Folder, []) with
             | [ name; folder ] -> Command.DataCheck(name, folder)
             | other ->
                 let given = if other.IsEmpty then "none" else String.concat " " other
@@ -324,6 +337,8 @@ let private command (results: ParseResults<Flag>) : Command =
         refuseUnknown flags.Parser "lorasub backbone" flags.UnrecognizedCliParams
 
         match flags.TryGetSubCommand() with
+        | Some BackboneFlag.List -> Command.BackboneList
+        | Some(BackboneFlag.Get get) -> download "backbone get" "backbone" Command.BackboneGet get
         | Some(Info info) ->
             refuseUnknown info.Parser "lorasub backbone info" info.UnrecognizedCliParams
 

@@ -4,6 +4,7 @@ module LoRASub.Cli.Assets
 open System
 open System.IO
 open LoRASub.Core
+open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Settings
 open LoRASub.Run
@@ -30,6 +31,15 @@ let private orAsset exists flag path given =
 let private absolute (path: string) =
     Path.GetFullPath(path, Environment.CurrentDirectory)
 
+/// The settings with a downloaded data set where none is named.
+let downloaded (settings: RunSettings) : RunSettings =
+    if settings.DataPath.IsNone && settings.Data <> DataName then
+        { settings with
+            DataPath = DataDownloads.cached settings.Data
+        }
+    else
+        settings
+
 /// The settings with the program's own data set and backbone where none is named. Rejects an unknown data set, and
 /// one of which the program has no copy.
 let fill (settings: RunSettings) : RunSettings =
@@ -43,12 +53,18 @@ let fill (settings: RunSettings) : RunSettings =
                 "--data-path"
                 $"must name the folder with the files of {settings.Data}"
                 "none"
-                "pass --data-path DIR"
+                (match DataDownloads.tryFind settings.Data with
+                 | Some row -> $"pass --data-path DIR, or run: lorasub data get {row.Name}"
+                 | None -> "pass --data-path DIR")
         | given -> orAsset Directory.Exists "data-path" dataPath given
 
     { settings with
         DataPath = Option.map absolute data
-        Backbone = orAsset File.Exists "backbone" backbone settings.Backbone |> Option.map absolute
+        Backbone =
+            settings.Backbone
+            |> Option.map Backbones.resolve
+            |> orAsset File.Exists "backbone" backbone
+            |> Option.map absolute
         Reference = List.map absolute settings.Reference
         ClassOrder =
             match settings.ClassOrder with

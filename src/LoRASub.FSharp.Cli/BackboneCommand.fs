@@ -2,6 +2,8 @@
 module LoRASub.Cli.BackboneCommand
 
 open System
+open System.Globalization
+open System.IO
 open LoRASub.Core
 open LoRASub.Native
 open LoRASub.Files
@@ -92,9 +94,84 @@ let private network (path: string) (header: TensorFileHeader) (selection: Weight
             line "" "layer scales are multiplied into the layers before them"
     ]
 
+let private numbers (values: float list) =
+    values
+    |> List.map _.ToString(CultureInfo.InvariantCulture)
+    |> String.concat ", "
+
+/// Published backbones by how they were trained: name, pixels, heads, size and address.
+let list () : string list =
+    [
+        for family, backbones in Backbones.known |> List.groupBy _.Family do
+            $"{family.Title}: {family.Images}"
+            $"mean {numbers family.Mean}; deviation {numbers family.Deviation}; {family.Licence}"
+            family.Published
+            $"""  {"name", -44}pixels  heads       MB"""
+
+            for one in backbones do
+                let megabytes =
+                    (float (4L * Backbones.parameters one) / 1e6).ToString("F0", CultureInfo.InvariantCulture)
+
+                $"  {one.Name, -44}{one.ImageSize, 6}{one.Heads, 7}{megabytes, 9}"
+
+                if string one.Address <> Backbones.hub one.Name then
+                    $"    {one.Address}"
+
+            ""
+
+        "MB: of the network in float32, without a classifier."
+        "Files without an address: " + Backbones.hub "NAME"
+        "lorasub backbone get NAME downloads one; docs/backbones.md says more."
+    ]
+
+/// Downloads a published backbone into a folder, or into the cache.
+let get (shell: Shell) (name: string) (folder: string option) : int =
+    let backbone =
+        match Backbones.tryFind name with
+        | Some backbone -> backbone
+        | None ->
+            Errors.reject "backbone" "must be a name of lorasub backbone list" name (Backbones.meant name)
+
+    let target =
+        match folder with
+        | Some folder -> Path.GetFullPath(folder, Environment.CurrentDirectory)
+        | None -> Backbones.cache ()
+
+    let path = Backbones.path target backbone
+
+    if not (File.Exists path) then
+        Shell.say shell [ $"downloading {Backbones.addressOf backbone}" ]
+
+    shell.Interruption.Message <- "interrupted; the same command continues"
+
+    let fetched =
+        Display.working (Shell.canvas shell) (fun show ->
+            Backbones.get Download.patient target backbone (Display.received show "received"))
+
+    Shell.say
+        shell
+        [
+            line "file" path
+            line "bytes" $"{fetched.Lock.Bytes}"
+            line "SHA-256" fetched.Lock.Sha256
+            line
+                "checked"
+                (match fetched.CheckedBy with
+                 | _ when not fetched.IsNew -> "already there, as its lock describes it"
+                 | [] -> "by its length and its layout: the server states no checksum"
+                 | sources -> "against the checksum of " + String.concat ", " (List.distinct sources))
+            line "licence" $"{backbone.Family.Licence} ({backbone.Family.Published})"
+            ""
+            "This backbone can be used: --backbone "
+            + (if folder.IsSome then path else backbone.Name)
+        ]
+
+    0
+
 /// What a file is: its format, names, network, and the tensors that are not used; 0, or 2 with the problem last where it
 /// cannot be used.
-let info (say: string list -> unit) (path: string) : int =
+let info (say: string list -> unit) (given: string) : int =
+    let path = Backbones.resolve given
     let format = TensorFormats.ofFile path
     say [ line "file" path; line "format" format.Name ]
 
@@ -128,7 +205,7 @@ let info (say: string list -> unit) (path: string) : int =
                     yield! ignored header selection
 
                 ""
-                "This backbone can be used: --backbone " + path
+                "This backbone can be used: --backbone " + given
             ]
 
         0

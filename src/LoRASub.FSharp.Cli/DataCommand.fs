@@ -2,6 +2,9 @@
 module LoRASub.Cli.DataCommand
 
 open System
+open System.IO
+open LoRASub.Core
+open LoRASub.Files
 open LoRASub.Data
 
 let private classes (known: KnownDataset) =
@@ -16,6 +19,9 @@ let list () : string list =
             $"{known.Name, -18} {known.Title}, {classes known}"
             $"""{"", -18} {known.Published}"""
             $"""{"", -18} {known.Layout}"""
+
+            if (DataDownloads.tryFind known.Name).IsSome then
+                $"""{"", -18} lorasub data get {known.Name}"""
     ]
 
 [<Literal>]
@@ -81,3 +87,60 @@ let check (say: string list -> unit) (name: string) (folder: string) : int =
 
     say (lines report)
     if Array.isEmpty report.Problems then 0 else 2
+
+/// Downloads a data set into a folder, or into the cache, and reads it once.
+let get (shell: Shell) (name: string) (folder: string option) : int =
+    let row =
+        match DataDownloads.tryFind name, Datasets.known |> List.tryFind (fun known -> known.Name = name) with
+        | Some row, _ -> row
+        | None, Some known ->
+            Errors.reject
+                $"data set {name}"
+                "must be one that lorasub data get can download"
+                known.Title
+                $"get it from where it is published: {known.Published}"
+        | None, None ->
+            let names = DataDownloads.all |> List.map _.Name
+
+            Errors.reject
+                "data set"
+                $"""must be one of {String.concat ", " names}"""
+                name
+                (Errors.didYouMean names name)
+
+    let target =
+        match folder with
+        | Some folder -> Path.GetFullPath(folder, Environment.CurrentDirectory)
+        | None -> DataDownloads.folder name
+
+    if DataDownloads.isComplete row target then
+        Shell.say shell [ $"already there, in {target}" ]
+    else
+        for source in row.Files do
+            Shell.say shell [ $"downloading {source.Address}" ]
+
+        shell.Interruption.Message <- "interrupted; the same command continues"
+
+        Display.working (Shell.canvas shell) (fun show ->
+            DataDownloads.get Download.patient row target (Display.received show))
+
+    let path = DataDownloads.pathOf row target
+    let data = Datasets.load name path
+
+    Shell.say
+        shell
+        [
+            $"found      {data.ClassNames.Length} classes, {data.Train.Labels.Length} training and {data.Test.Labels.Length} test images"
+
+            if row.Files |> List.exists _.Md5.IsNone then
+                "checked    by its length and layout only: no checksum of it is published"
+
+            $"published  {(Datasets.known |> List.find (fun known -> known.Name = name)).Published}"
+
+            if folder.IsSome || name = Assets.DataName then
+                $"use it     lorasub run --data {name} --data-path {path}"
+            else
+                $"use it     lorasub run --data {name}"
+        ]
+
+    0

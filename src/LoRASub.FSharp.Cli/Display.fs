@@ -608,3 +608,32 @@ let working (terminal: IAnsiConsole option) (work: (string -> unit) -> 'T) : 'T 
             .Status()
             .Start("starting", fun context -> work (fun text -> context.Status <- Markup.Escape text))
     | None -> work ignore
+
+/// Says how far the download of a named file is, a few times a second.
+let received (show: string -> unit) : string -> int64 -> int64 option -> unit =
+    let clock = Diagnostics.Stopwatch.StartNew()
+    // the file, its bytes when its first arrived, and when; when it was last said
+    let mutable start = struct ("", 0L, TimeSpan.Zero)
+    let mutable said = TimeSpan.Zero
+
+    fun name bytes total ->
+        let now = clock.Elapsed
+        let struct (file, before, since) = start
+
+        if file <> name then
+            start <- struct (name, bytes, now)
+        elif now - said > redraw then
+            said <- now
+            let seconds = (now - since).TotalSeconds
+            let speed = float (bytes - before) / seconds
+            let all = total |> Option.map (fun n -> $" of {Bytes.text n}") |> Option.toList
+
+            let rest =
+                match total with
+                | _ when seconds < 1.0 -> [] // the first bytes were waiting
+                | None -> [ $", {Bytes.text (int64 speed)}/s" ]
+                | Some total ->
+                    let left = duration (float (total - bytes) / max speed 1.0)
+                    [ $", {Bytes.text (int64 speed)}/s, {left} left" ]
+
+            show (String.concat "" ($"{name}: {Bytes.text bytes}" :: all @ rest))

@@ -33,6 +33,8 @@ let private tasks (config: MergedConfig) (sizes: int[] option) : string =
 
 /// Settings that the command line still lacks.
 let private missing (settings: RunSettings) =
+    let settings = Assets.downloaded settings
+
     [
         if settings.DataPath.IsNone && settings.Data <> Assets.DataName then
             "a run needs --data-path DIR"

@@ -164,15 +164,25 @@ type CheckFlag =
     interface IArgParserTemplate with
         member _.Usage = "name of the data set and its folder"
 
+/// What `data get` and `backbone get` take.
+[<HelpFlags("--help", "-h"); HelpDescription "show this help">]
+type GetFlag =
+    | [<MainCommand; Unique>] Name_And_Folder of NAME_DIR: string list
+
+    interface IArgParserTemplate with
+        member _.Usage = "name, and a folder (default: the cache)"
+
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type DataFlag =
     | [<SubCommand; CliPrefix(CliPrefix.None)>] List
+    | [<CliPrefix(CliPrefix.None)>] Get of ParseResults<GetFlag>
     | [<CliPrefix(CliPrefix.None)>] Check of ParseResults<CheckFlag>
 
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
             | List -> "list the data sets with their sources and files"
+            | Get _ -> "download a data set"
             | Check _ -> "validate a data set folder"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
@@ -180,14 +190,20 @@ type InfoFlag =
     | [<MainCommand; Unique>] File of FILE: string
 
     interface IArgParserTemplate with
-        member _.Usage = "weights"
+        member _.Usage = "weights, or the name of a downloaded backbone"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type BackboneFlag =
+    | [<SubCommand; CliPrefix(CliPrefix.None)>] List
+    | [<CliPrefix(CliPrefix.None)>] Get of ParseResults<GetFlag>
     | [<CliPrefix(CliPrefix.None)>] Info of ParseResults<InfoFlag>
 
     interface IArgParserTemplate with
-        member _.Usage = "show what a file of weights is and whether it can be used"
+        member flag.Usage =
+            match flag with
+            | List -> "list published backbones"
+            | Get _ -> "download a published backbone"
+            | Info _ -> "show what a file of weights is and whether it can be used"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type ListFlag =
@@ -246,8 +262,8 @@ type Flag =
             | Evaluate _ -> "measure the accuracy of a learner or a run"
             | Methods _ -> "list the methods"
             | Heads _ -> "list heads, embeddings and presets"
-            | DataSets _ -> "list data sets or check a folder"
-            | Backbone _ -> "show what a file of weights is"
+            | DataSets _ -> "list or download data sets, or check a folder"
+            | Backbone _ -> "list or download backbones, or show what a file is"
             | Report _ -> "make an HTML page, figures and tables of runs"
             | Doctor _ -> "check the installation and measure its speed"
             | Version -> "print the version"

@@ -130,12 +130,23 @@ Examples:
   lorasub data check cifar100 cifar
   lorasub data check folder photos
 """
+    | "data" :: "get" :: _ ->
+        """data get NAME [DIR]
+Download a data set, check it, and unpack it. A second call continues an
+interrupted one.
+
+Examples:
+  lorasub data get cifar100                      # into the cache
+  lorasub run --data cifar100
+  lorasub data get cifar100 data/cifar100
+"""
     | "data" :: _ ->
         """data COMMAND
-List data sets or check a folder.
+List or download data sets, or check a folder.
 
 Examples:
   lorasub data list
+  lorasub data get cifar100
   lorasub data check folder photos
 """
     | "backbone" :: "info" :: _ ->
@@ -145,11 +156,22 @@ Show what a file of weights is: format, network, unused tensors, problems.
 Examples:
   lorasub backbone info vit.safetensors
 """
-    | "backbone" :: _ ->
-        """backbone COMMAND
-Show what a file of weights is and whether it can be used.
+    | "backbone" :: "get" :: _ ->
+        """backbone get NAME [DIR]
+Download a published backbone and check it. A second call continues an
+interrupted one. Afterwards --backbone NAME works in every command.
 
 Examples:
+  lorasub backbone get vit_base_patch16_224.augreg_in21k
+  lorasub learn shop photos --backbone vit_base_patch16_224.augreg_in21k
+"""
+    | "backbone" :: _ ->
+        """backbone COMMAND
+List or download published backbones, or show what a file of weights is.
+
+Examples:
+  lorasub backbone list
+  lorasub backbone get vit_base_patch16_224.augreg_in21k
   lorasub backbone info vit.safetensors
 """
     | _ ->

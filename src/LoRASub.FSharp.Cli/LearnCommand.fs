@@ -86,6 +86,7 @@ let private fresh (shell: Shell) (request: Request) : KeptLearner =
             Backbone =
                 Some(
                     given "backbone" request.Settings
+                    |> Option.map Backbones.resolve
                     |> Option.defaultValue Assets.backbone
                     |> absolute
                 )

@@ -58,7 +58,7 @@ let backboneOf (given: string option) (saved: SavedLearner) : string =
         File.Exists path && Weights.sha256 path = saved.Record.BackboneSha256
 
     match given with
-    | Some path -> absolute path
+    | Some path -> absolute (Backbones.resolve path)
     | None ->
         match remembered @ [ Assets.backbone ] |> List.tryFind isIt with
         | Some path -> path

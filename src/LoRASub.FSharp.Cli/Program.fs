@@ -88,6 +88,11 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
         Shell.say shell (ListCommand.heads ())
         0
     | Arguments.Command.DataCheck(name, folder) -> DataCommand.check (Shell.say shell) name folder
+    | Arguments.Command.DataGet(name, folder) -> DataCommand.get shell name folder
+    | Arguments.Command.BackboneList ->
+        Shell.say shell (BackboneCommand.list ())
+        0
+    | Arguments.Command.BackboneGet(name, folder) -> BackboneCommand.get shell name folder
     | Arguments.Command.BackboneInfo file -> BackboneCommand.info (Shell.say shell) file
     | Arguments.Command.Report request -> ReportCommand.run shell.Out request
     | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch

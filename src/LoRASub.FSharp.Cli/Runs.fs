@@ -250,8 +250,13 @@ let private planNotes (config: MergedConfig) (plan: Plan) (header: TensorFileHea
 
 /// Runs what the command line asks for.
 let start (shell: Shell) (command: Arguments.RunCommand) =
+    let complete source settings (config: MergedConfig) =
+        Config.complete source (settings config.Settings) config
+
     let config =
-        Config.complete "comes with the program" (Assets.fill command.Config.Settings) command.Config
+        command.Config
+        |> complete "downloaded" Assets.downloaded
+        |> complete "comes with the program" Assets.fill
 
     match command.Out with
     | Some out ->

@@ -687,7 +687,9 @@ let private line' =
                     [ "doctor" ]
                     [ "data" ]
                     [ "data"; "check" ]
+                    [ "data"; "get" ]
                     [ "backbone" ]
+                    [ "backbone"; "get" ]
                     [ "backbone"; "info" ]
                     [ "methods" ]
                     [ "heads" ]
@@ -696,6 +698,7 @@ let private line' =
                 let name = String.concat " " command
                 Expect.equal help.Code 0 name
                 Expect.stringStarts help.Out $"Usage: lorasub {name} " name
+                Expect.isLessThanOrEqual (columns help.Out) 80 name
                 Expect.equal (inside ("help" :: command)) help $"help {name}"
                 Expect.equal (inside (command @ [ "-h" ])) help $"{name} -h"
 

@@ -98,7 +98,7 @@ type ClassifierOptions() =
         let epsilon = preset.NormEpsilon
 
         { preset with
-            Backbone = Some backbone
+            Backbone = Some(Backbones.resolve backbone)
             Epochs = this.Epochs
             Batch = this.BatchSize
             Heads = positive this.Heads

@@ -270,7 +270,8 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
         best count (cancelled cancellation images) (everywhere images)
 
     /// <summary>A classifier that knows no class yet, over a frozen Vision Transformer.</summary>
-    /// <param name="backbone">Weights of a plain Vision Transformer (`Weights.load`).</param>
+    /// <param name="backbone">Weights of a plain Vision Transformer (`Weights.load`), or the name of a downloaded one
+    /// (`Backbones.known`).</param>
     /// <param name="options">Read once, except for `Progress`.</param>
     /// <returns>The classifier, to be disposed by the caller.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">An option is out of range, or the file is not such a
@@ -288,7 +289,8 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
         )
 
     /// <summary>`Create` with default options.</summary>
-    /// <param name="backbone">Weights of a plain Vision Transformer (`Weights.load`).</param>
+    /// <param name="backbone">Weights of a plain Vision Transformer (`Weights.load`), or the name of a downloaded one
+    /// (`Backbones.known`).</param>
     /// <returns>The classifier, to be disposed by the caller.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">The file is not such a network.</exception>
     static member Create(backbone: string) : ContinualClassifier =
@@ -296,7 +298,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
     /// <summary>A saved classifier, over the backbone file that it was trained on.</summary>
     /// <param name="folder">The folder that it was saved in.</param>
-    /// <param name="backbone">The backbone's file.</param>
+    /// <param name="backbone">The backbone's file, or the name of a downloaded one.</param>
     /// <param name="options">Those of further training. Image size, input range, heads and epsilon are always
     /// the saved ones.</param>
     /// <returns>The classifier, to be disposed by the caller.</returns>
@@ -315,7 +317,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
     /// <summary>`Load` with default options.</summary>
     /// <param name="folder">The folder that it was saved in.</param>
-    /// <param name="backbone">The backbone's file.</param>
+    /// <param name="backbone">The backbone's file, or the name of a downloaded one.</param>
     /// <returns>The classifier, to be disposed by the caller.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">The folder holds no classifier, its files are damaged, or
     /// the backbone is another.</exception>

@@ -28,7 +28,8 @@ module internal Recipe =
     /// The settings with what the backbone's file states of its input range and norm epsilon, where the caller gave none.
     /// `isGiven` knows the names of the settings given. Rejects a file or card that is damaged.
     let fitted (isGiven: string -> bool) (settings: RunSettings) : RunSettings =
-        let card = Weights.card (TensorFormats.header settings.Backbone.Value)
+        let card =
+            Weights.card (TensorFormats.header (Backbones.resolve settings.Backbone.Value))
 
         let stated name (value: 'T option) now =
             if isGiven name then now else defaultArg value now
@@ -38,13 +39,16 @@ module internal Recipe =
             NormEpsilon = stated "norm-epsilon" (card.NormEpsilon |> Option.map _.Value) settings.NormEpsilon
         }
 
-    /// SHA-256 of a backbone's file.
-    let backboneSha256 (file: string) : string = Weights.sha256 file
+    /// SHA-256 of a backbone's file, which is given by its path or its name.
+    let backboneSha256 (backbone: string) : string =
+        Weights.sha256 (Backbones.resolve backbone)
 
-    /// The network in a file, and the file's SHA-256. Owned by the caller. Rejects what `Weights.load` rejects.
-    let openBackbone (settings: RunSettings) (file: string) : struct (VisionTransformer * string) =
+    /// The network of a path or a name, and its file's SHA-256. Owned by the caller. Rejects what `Backbones.resolve` and
+    /// `Weights.load` reject.
+    let openBackbone (settings: RunSettings) (backbone: string) : struct (VisionTransformer * string) =
         Settings.check settings
-        let sha256 = backboneSha256 file
+        let file = Backbones.resolve backbone
+        let sha256 = Weights.sha256 file
         struct (Weights.load (backboneOptions settings) file, sha256)
 
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.

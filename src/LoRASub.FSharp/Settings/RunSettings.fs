@@ -38,7 +38,7 @@ type RunSettings =
         /// Name of a data set; see `Datasets.names`.
         Data: string
         DataPath: string option
-        /// A file of weights (`Weights.load`).
+        /// A file of weights (`Weights.load`), or the name of a downloaded backbone (`Backbones.resolve`).
         Backbone: string option
         Tasks: int
         /// Classes of the first task, where it differs from the later ones.

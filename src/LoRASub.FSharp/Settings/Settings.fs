@@ -322,7 +322,7 @@ module Settings =
             common "data-path" "folder with the data set's files" folder
             |> field _.DataPath (fun v s -> { s with DataPath = v })
             |> freeOnResume
-            common "backbone" "weights of a plain ViT" file
+            common "backbone" "file or name of a plain ViT" file
             |> field _.Backbone (fun v s -> { s with Backbone = v })
             |> otherwise "bundled ViT"
             |> freeOnResume
