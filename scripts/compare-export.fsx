@@ -56,7 +56,7 @@ let learn first kept =
             Labels = images.Labels |> Array.map (fun label -> label - first)
         }
 
-    let struct (next, _) = KeptLearner.learn names images ignore kept
+    let next = (Lesson.learn 0.0 names images ignore kept).After
     next
 
 let kept = KeptLearner.create settings |> learn 0 |> learn 2

@@ -55,7 +55,7 @@ let private learnedWith (change: RunSettings -> RunSettings) (folder: string) (g
                 Labels = images.Labels |> Array.map (fun c -> c - first)
             }
 
-        let struct (next, _) = KeptLearner.learn names images ignore kept
+        let next = (Lesson.learn 0.0 names images ignore kept).After
         next, first + names.Length
 
     groups |> List.fold learn (kept, 0) |> fst

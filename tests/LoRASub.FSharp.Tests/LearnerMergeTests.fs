@@ -56,9 +56,7 @@ let private settingsOf (folder: string) head : RunSettings =
 let private learned settings (groups: (string[] * (int -> bool)) list) : KeptLearner =
     groups
     |> List.fold
-        (fun kept (classes, isChosen) ->
-            let struct (next, _) = KeptLearner.learn classes (part classes isChosen) ignore kept
-            next)
+        (fun kept (classes, isChosen) -> (Lesson.learn 0.0 classes (part classes isChosen) ignore kept).After)
         (KeptLearner.create settings)
 
 let private inScope (test: string -> unit) () =
@@ -143,8 +141,8 @@ let tests =
                     let again = KeptLearner.load settings.Backbone.Value place
                     Tiny.sameState "state" merged.State again.State
 
-                    let struct (more, _) =
-                        KeptLearner.learn names[4..] (part names[4..] (fun _ -> true)) ignore again
+                    let more =
+                        (Lesson.learn 0.0 names[4..] (part names[4..] (fun _ -> true)) ignore again).After
 
                     Expect.equal
                         (table more)
@@ -157,8 +155,8 @@ let tests =
                     let settings = settingsOf folder "cosine-lda"
                     let first = learned settings [ names[..1], (fun _ -> true) ]
 
-                    let struct (second, _) =
-                        KeptLearner.learn names[2..3] (part names[2..3] (fun _ -> true)) ignore first
+                    let second =
+                        (Lesson.learn 0.0 names[2..3] (part names[2..3] (fun _ -> true)) ignore first).After
 
                     Probe.isRefused [ "class 'ant'"; "count twice" ] (fun () ->
                         LearnerMerge.merge second first |> ignore)))
@@ -237,10 +235,10 @@ let tests =
 
                     let right = KeptLearner.rename "ant" "wasp" left |> KeptLearner.forget "bee"
                     let more = part [| "cat" |] (fun i -> i >= 30)
-                    let right = KeptLearner.addImages [| "cat" |] more ignore right
+                    let right = (Lesson.addImages 0.0 [| "cat" |] more ignore right).After
 
-                    let struct (right, _) =
-                        KeptLearner.learn [| "elk" |] (part [| "elk" |] (fun _ -> true)) ignore right
+                    let right =
+                        (Lesson.learn 0.0 [| "elk" |] (part [| "elk" |] (fun _ -> true)) ignore right).After
 
                     KeptLearner.save
                         (place "right")

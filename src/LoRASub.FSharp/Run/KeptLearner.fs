@@ -176,7 +176,11 @@ module KeptLearner =
                 (Settings.toPairs kept.Settings)
 
         { record with
-            HeldOut = if Array.isEmpty kept.HeldOut then None else Some kept.HeldOut
+            HeldOut =
+                if Array.isEmpty kept.HeldOut then
+                    None
+                else
+                    Some kept.HeldOut
         }
 
     /// <summary>Writes a learner into a folder. One that is there already can be loaded until the new one can, whatever

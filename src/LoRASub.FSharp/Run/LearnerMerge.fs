@@ -172,9 +172,7 @@ module LearnerMerge =
                     (TaskState.heads right)
 
             { into with
-                HeldOut =
-                    Array.append into.HeldOut from.HeldOut
-                    |> Calibration.prune classes.Length
+                HeldOut = Array.append into.HeldOut from.HeldOut |> Calibration.prune classes.Length
                 State =
                     { left with
                         Finished = finished
