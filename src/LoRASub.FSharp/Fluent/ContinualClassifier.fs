@@ -9,7 +9,6 @@ open System.Threading
 open System.Threading.Tasks
 open LoRASub.Core
 open LoRASub.Native
-open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Learn
 open LoRASub.Run
@@ -41,9 +40,7 @@ type Prediction =
 /// out in main memory or on the GPU; the classifier then stays as it was.
 [<Sealed>]
 type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptions) =
-    let backbone =
-        let vit = Scope.detach VisionTransformer.leaves initial.Learner.Backbone
-        Users(fun () -> Scope.free VisionTransformer.leaves vit)
+    let backbone = Snapshot.OwnBackbone initial.Learner.Backbone
 
     // guards `current` and `disposed`, never for long
     let gate = obj ()
@@ -179,16 +176,9 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
     let alter (f: KeptLearner -> KeptLearner) : unit =
         inTurn (fun () -> replace (fun before -> struct (f before.Kept, before.Sources, before.Adaptation)))
 
-    /// The best rows of some images, on one state.
-    let rows count (images: ImageSet) positions (now: Snapshot) : Answer[] =
-        let kept = now.Kept
-        let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
-        let calibration = KeptLearner.calibration options.FalseAlarms kept
-        ImageTask.best count kept.Learner batching now.Model calibration images positions
-
     let best count (images: ImageSet) (positions: int[]) : Prediction[][] =
         withCurrent (fun now ->
-            rows count images positions now
+            now.Best(options.FalseAlarms, count, images, positions)
             |> Array.map (fun answer ->
                 answer.Best
                 |> Array.map (fun one ->
@@ -253,7 +243,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
                 set.Read i
 
             let predicted =
-                rows 1 { set with Read = read } (everywhere images) now
+                now.Best(options.FalseAlarms, 1, { set with Read = read }, everywhere images)
                 |> Array.map (fun answer -> answer.Best[0].Row)
 
             EvaluationResult.ofRows

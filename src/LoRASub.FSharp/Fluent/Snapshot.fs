@@ -2,6 +2,8 @@ namespace LoRASub.Fluent
 
 open System.Threading
 open LoRASub.Core
+open LoRASub.Backbone
+open LoRASub.Data
 open LoRASub.Learn
 open LoRASub.Run
 
@@ -32,6 +34,11 @@ type internal Snapshot
 
     do backbone.Join()
 
+    /// The users of a backbone, which is freed after the last.
+    static member OwnBackbone(backbone: VisionTransformer) : Users =
+        let backbone = Scope.detach VisionTransformer.leaves backbone
+        Users(fun () -> Scope.free VisionTransformer.leaves backbone)
+
     /// What `build` gives: a learner over a backbone with its users, the folders of the images learned, and why it was
     /// or was not adapted.
     static member Of
@@ -58,12 +65,17 @@ type internal Snapshot
     member _.Join() = users.Join()
     member _.Leave() = users.Leave()
 
-    /// Ready to predict; made when it is first asked for.
-    member _.Model: Model =
-        lock gate (fun () ->
-            match model with
-            | Some model -> model
-            | None ->
-                let made = Scope.detach Model.leaves (Learner.deploy kept.Learner kept.State)
-                model <- Some made
-                made)
+    /// The best classes of some images of a set. Makes the model when it is first called.
+    member _.Best(falseAlarms: float, count: int, images: ImageSet, positions: int[]) : Answer[] =
+        let model =
+            lock gate (fun () ->
+                match model with
+                | Some model -> model
+                | None ->
+                    let made = Scope.detach Model.leaves (Learner.deploy kept.Learner kept.State)
+                    model <- Some made
+                    made)
+
+        let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
+        let calibration = KeptLearner.calibration falseAlarms kept
+        ImageTask.best count kept.Learner batching model calibration images positions
