@@ -102,7 +102,7 @@ Export.weights torch.ScalarType.Float64 (at "frozen.safetensors") fresh
 let adapter = (Export.adapter None folder kept).Value
 
 printfn
-    "%d images, features up to %.2f; adapting changed them by up to %.2f"
+    "%d images, features up to %.2f; adapting changed them by up to %.1e"
     images.shape[0]
     (features.abs().max().item<float>())
     (difference features frozen)

@@ -59,12 +59,12 @@ let export (shell: Shell) (request: Request) : int =
     make out
 
     Export.classes out kept
+    let known = Text.counted kept.Classes.Length "class" "classes"
+    // a method's own classifier has no means
+    let files =
+        Directory.GetFiles out |> Array.map Path.GetFileName |> Array.sortDescending
 
-    Shell.say
-        shell
-        [
-            $"""classes     classes.csv and, where the head keeps them, class-means.npy: {Text.counted kept.Classes.Length "class" "classes"}"""
-        ]
+    Shell.say shell [ $"""classes     {String.concat ", " files}: {known}""" ]
 
     if Export.isPlain kept then
         let dtype =
