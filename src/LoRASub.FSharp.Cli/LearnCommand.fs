@@ -121,7 +121,15 @@ let private keepsSums (kept: KeptLearner) =
 
 // The learner with new classes and more images of known ones, the decision if one was made, and how many of the images
 // held out it got right before it learned them too.
-let private teach (shell: Shell) (request: Request) (before: KeptLearner) (news: Named) (more: Named) =
+let private teach (shell: Shell) (request: Request) folder (before: KeptLearner) (news: Named) (more: Named) =
+    let recovery: Recovery =
+        {
+            Folder = folder
+            Every = TimeSpan.FromMinutes before.Settings.CheckpointMinutes
+            IsStopping = fun () -> shell.Interruption.IsRequested
+            Note = fun note -> Shell.complain shell.Error $"note: {note}"
+        }
+
     Display.working (Shell.canvas shell) (fun show ->
         let onEvent event =
             match event with
@@ -147,7 +155,7 @@ let private teach (shell: Shell) (request: Request) (before: KeptLearner) (news:
                 Decision = None
                 Accuracy = { Correct = 0; Total = 0 }
             }
-            |> part Lesson.learn news
+            |> part (Lesson.learnIn (Some recovery)) news
             |> part Lesson.addImages more))
 
 /// Learns the classes of a folder of images into a learner, which is made where there is none.
@@ -208,10 +216,15 @@ let learn (shell: Shell) (request: Request) : int =
         shell.Interruption.Message <- $"interrupted; nothing was saved in {folder}"
         let clock = Stopwatch.StartNew()
 
-        let lesson = teach shell request before news more
+        let lesson =
+            shell.Interruption.Guard(fun () -> teach shell request folder before news more)
+
         let after, accuracy = lesson.After, lesson.Accuracy
         use _ = Scope.own TaskState.leaves after.State
-        lock Shell.saving (fun () -> KeptLearner.save folder after)
+
+        lock Shell.saving (fun () ->
+            KeptLearner.save folder after
+            OpenLesson.delete folder)
 
         Shell.say
             shell

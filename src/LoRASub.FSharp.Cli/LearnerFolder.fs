@@ -120,7 +120,7 @@ let holding (folder: string) (work: unit -> 'T) : 'T =
         use _ = RunFolder.hold folder
         work ()
     finally
-        if isNew && not (holdsLearner folder) then
+        if isNew && not (holdsLearner folder || OpenLesson.exists folder) then
             try
                 File.Delete(RunFiles.lock' folder)
                 // only if empty: someone else may have put a file there

@@ -131,7 +131,7 @@ let start (shell: Shell) (argv: string[]) : int =
             Shell.complain shell.Error ("lorasub: " + NativeError.describe e)
 
         match e with
-        | :? RunStoppedException -> shell.Interruption.Code
+        | :? OperationCanceledException when shell.Interruption.IsRequested -> shell.Interruption.Code
         | :? InputException -> 2
         | _ -> 1
 

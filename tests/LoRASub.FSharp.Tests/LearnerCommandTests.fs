@@ -517,7 +517,12 @@ let tests =
                 "an interruption leaves the learner as it was"
                 (inShop (fun world ->
                     first world "january" [ "--method"; "sequential" ] |> ignore
-                    let before = contents (shop world)
+
+                    let learner () =
+                        contents (shop world)
+                        |> Array.filter (fun (path, _) -> (Path.GetFileName path).StartsWith "learner.")
+
+                    let before = learner ()
 
                     use child = processOf [] (learning world "february" [ "--epochs"; "1000000" ])
 
@@ -530,6 +535,22 @@ let tests =
                     let error = child.StandardError.ReadToEnd()
                     child.WaitForExit()
                     Expect.equal child.ExitCode 143 "stopped"
-                    Expect.stringContains error "nothing was saved" "said"
-                    Expect.equal (contents (shop world)) before "unchanged"))
+                    Expect.stringContains error "the learner is as it was. The same command continues" "said"
+                    Expect.equal (learner ()) before "unchanged"
+
+                    let lessons () =
+                        Directory.GetFiles(shop world, "lesson-*.safetensors")
+
+                    Expect.hasLength (lessons ()) 1 "the lesson waits"
+
+                    // another lesson does not continue it, and ends it
+                    let ended = inside (learning world "february" [])
+                    Expect.equal ended.Code 0 ended.Error
+
+                    Expect.stringContains
+                        ended.Error
+                        "starts again: it was of other images, classes or settings"
+                        "said"
+
+                    Expect.isEmpty (lessons ()) "none waits"))
         ]

@@ -2,6 +2,8 @@ namespace LoRASub.Data
 
 open System
 open System.IO
+open System.Runtime.InteropServices
+open System.Security.Cryptography
 open System.Text.RegularExpressions
 open LoRASub.Core
 open LoRASub.Files
@@ -300,6 +302,21 @@ module ImageSet =
         { chosen with
             Labels = chosen.Labels |> Array.map (fun label -> place[label])
         }
+
+    let private hexSha256 (bytes: byte[]) =
+        Convert.ToHexStringLower(SHA256.HashData bytes)
+
+    /// The SHA-256 of a set's labels.
+    let internal labelsSha256 (set: ImageSet) : string =
+        hexSha256 (MemoryMarshal.AsBytes(ReadOnlySpan set.Labels).ToArray())
+
+    /// The SHA-256 of sixteen images, which represent all.
+    let internal imagesSha256 (set: ImageSet) : string =
+        let n = set.Labels.Length
+
+        Array.init (min n 16) (fun i -> (set.Read(i * n / min n 16)).Pixels)
+        |> Array.concat
+        |> hexSha256
 
     /// A set cut in two: the images that stay, and a share of each class's that are held out. At least one of a class of
     /// two images or more, none of a class of one; none at all for a share of 0. The seed and the label decide which.

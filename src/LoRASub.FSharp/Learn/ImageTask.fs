@@ -124,6 +124,45 @@ module ImageTask =
         checkNames state names
         checkImages names images
 
+    /// The next task, of some classes.
+    let internal nextTask (names: string[]) (state: TaskState) : LearningTask =
+        {
+            Index = state.Finished
+            FirstClass = TaskState.classes state
+            Classes = Array.init names.Length id
+        }
+
+    /// `learn`, from a saved progress if there is one, of which it takes ownership; `onStep` as `TaskContext.OnStep`.
+    let internal learnFrom
+        (from: TaskProgress option)
+        onStep
+        learner
+        options
+        (names: string[])
+        (images: ImageSet)
+        (onEvent: TaskEvent -> unit)
+        state
+        : TaskState =
+        check names images state
+        let task = nextTask names state
+        let clock = PhaseClock()
+
+        let context =
+            { context learner options images (Array.init images.Labels.Length id) names task state clock with
+                OnEvent = onEvent
+                OnStep = onStep
+            }
+
+        let where () =
+            match clock.Current with
+            | Some phase -> $"in task {task.Index + 1}, phase {Phase.name phase}"
+            | None -> $"in task {task.Index + 1}"
+
+        NativeError.during
+            where
+            "use less memory with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
+            (fun () -> Scope.keep TaskState.leaves (fun () -> (TaskLoop.learn context state from).State))
+
     /// <summary>Learns a group of new classes from their images, which are not kept.</summary>
     /// <param name="learner">Borrowed.</param>
     /// <param name="options">How the images become batches, and how long they are learned.</param>
@@ -142,31 +181,7 @@ module ImageTask =
         (onEvent: TaskEvent -> unit)
         state
         : TaskState =
-        check names images state
-
-        let task =
-            {
-                Index = state.Finished
-                FirstClass = TaskState.classes state
-                Classes = Array.init names.Length id
-            }
-
-        let clock = PhaseClock()
-
-        let context =
-            { context learner options images (Array.init images.Labels.Length id) names task state clock with
-                OnEvent = onEvent
-            }
-
-        let where () =
-            match clock.Current with
-            | Some phase -> $"in task {task.Index + 1}, phase {Phase.name phase}"
-            | None -> $"in task {task.Index + 1}"
-
-        NativeError.during
-            where
-            "use less memory with a smaller batch, with activations computed again (CheckpointActivations) or in bfloat16"
-            (fun () -> Scope.keep TaskState.leaves (fun () -> (TaskLoop.learn context state None).State))
+        learnFrom None ignore learner options names images onEvent state
 
     /// The rows of known classes. Rejects what `addImages` rejects of them.
     let internal checkMore
@@ -332,7 +347,7 @@ module ImageTask =
                 else
                     [| 0 .. one.Scores.Length - 1 |]
                     |> Array.filter (fun row -> row <> one.Best)
-                    |> Array.sortBy (fun row -> -one.Scores[row])
+                    |> Array.sortBy (fun row -> struct (-one.Scores[row], row))
 
             let probabilities = Calibration.probabilities one.Scores calibration
 

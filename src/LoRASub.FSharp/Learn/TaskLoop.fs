@@ -74,6 +74,32 @@ module TaskProgress =
             | Observing(observing, _) -> Hidden.leaves observing
             | Training(training, _, tally) -> Seq.append (Hidden.leaves training) (Tally.leaves tally)
 
+    /// The tensors of a progress by name. Borrows.
+    let internal write (learner: Learner) (task: LearningTask) (state: TaskState) (progress: TaskProgress) =
+        match progress with
+        | Observing(observing, _) -> (learner.Method.Observing task state.Method).Write "observing" observing
+        | Training(training, _, tally) ->
+            Tally.tree.Write "tally" tally
+            @ (learner.Method.Training task state.Method).Write "training" training
+
+    /// The inverse of `write`: of an observation with a number of batches, or of training in an epoch.
+    let internal read
+        (learner: Learner)
+        (task: LearningTask)
+        (state: TaskState)
+        (tensors: NamedTensors)
+        (isObserving: bool)
+        (count: int)
+        : TaskProgress =
+        if isObserving then
+            Observing((learner.Method.Observing task state.Method).Read tensors "observing", count)
+        else
+            Training(
+                (learner.Method.Training task state.Method).Read tensors "training",
+                count,
+                Tally.tree.Read tensors "tally"
+            )
+
 /// Learned tasks.
 [<RequireQualifiedAccess>]
 module LearnedTask =

@@ -24,20 +24,6 @@ type SettingDifference =
 [<RequireQualifiedAccess>]
 module CheckpointInputs =
 
-    let private sha256 (bytes: byte[]) =
-        Convert.ToHexStringLower(SHA256.HashData bytes)
-
-    let private labelsSha256 (set: ImageSet) =
-        sha256 (Runtime.InteropServices.MemoryMarshal.AsBytes(ReadOnlySpan set.Labels).ToArray())
-
-    // Sixteen images represent all.
-    let private imagesSha256 (set: ImageSet) =
-        let n = set.Labels.Length
-
-        let pixels = Array.init (min n 16) (fun i -> (set.Read(i * n / min n 16)).Pixels)
-
-        sha256 (Array.concat pixels)
-
     let private referenceScores (reference: RunScores) =
         let scores =
             seq {
@@ -56,10 +42,10 @@ module CheckpointInputs =
     let ofPlan (plan: Plan) : (string * string) list =
         [
             "backbone's SHA-256", plan.BackboneSha256
-            "training labels' SHA-256", labelsSha256 plan.Stream.Dataset.Train
-            "test labels' SHA-256", labelsSha256 plan.Stream.Dataset.Test
-            "training images' SHA-256", imagesSha256 plan.Stream.Dataset.Train
-            "test images' SHA-256", imagesSha256 plan.Stream.Dataset.Test
+            "training labels' SHA-256", ImageSet.labelsSha256 plan.Stream.Dataset.Train
+            "test labels' SHA-256", ImageSet.labelsSha256 plan.Stream.Dataset.Test
+            "training images' SHA-256", ImageSet.imagesSha256 plan.Stream.Dataset.Train
+            "test images' SHA-256", ImageSet.imagesSha256 plan.Stream.Dataset.Test
             "class order", String.Join(' ', plan.Stream.Order)
             "scores of the references", String.Join(' ', plan.References |> Seq.map referenceScores)
             // sums are added in another order

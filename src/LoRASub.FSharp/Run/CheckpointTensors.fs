@@ -20,18 +20,11 @@ module internal CheckpointTensors =
 
     let private subspaces = Tree.array Subspace.tree
 
-    let private observing (learner: Learner) (plan: Plan) (state: TaskState) =
-        learner.Method.Observing plan.Stream.Tasks[state.Finished] state.Method
-
-    let private training (learner: Learner) (plan: Plan) (state: TaskState) =
-        learner.Method.Training plan.Stream.Tasks[state.Finished] state.Method
+    let private taskOf (plan: Plan) (state: TaskState) = plan.Stream.Tasks[state.Finished]
 
     let private progressTensors learner plan state progress =
         match progress with
-        | InLoop(Observing(task, _)) -> (observing learner plan state).Write "observing" task
-        | InLoop(Training(task, _, tally)) ->
-            Tally.tree.Write "tally" tally
-            @ (training learner plan state).Write "training" task
+        | InLoop progress -> TaskProgress.write learner (taskOf plan state) state progress
         | Learned(diagnostics, means) ->
             subspaces.Write "subspaces" diagnostics.Subspaces
             @ Tree.tensor.Write "means" means
@@ -45,15 +38,8 @@ module internal CheckpointTensors =
         : OpenProgress =
         match saved.Stage with
         | "observing" ->
-            InLoop(Observing((observing learner plan state).Read tensors "observing", saved.Batches))
-        | "training" ->
-            InLoop(
-                Training(
-                    (training learner plan state).Read tensors "training",
-                    saved.Epoch,
-                    Tally.tree.Read tensors "tally"
-                )
-            )
+            InLoop(TaskProgress.read learner (taskOf plan state) state tensors true saved.Batches)
+        | "training" -> InLoop(TaskProgress.read learner (taskOf plan state) state tensors false saved.Epoch)
         | _ ->
             Learned(
                 {

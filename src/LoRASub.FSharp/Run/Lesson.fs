@@ -1,5 +1,8 @@
 namespace LoRASub.Run
 
+open System
+open System.Diagnostics
+open System.IO
 open LoRASub.Core
 open LoRASub.Data
 open LoRASub.Learn
@@ -15,6 +18,23 @@ type Lesson =
         Decision: string option
         /// Of the images held out, before the head learned them too.
         Accuracy: Score
+    }
+
+/// A lesson was asked to stop. The learner is as it was.
+type LessonStoppedException internal (message: string) =
+    inherit OperationCanceledException(message)
+
+/// Where a lesson waits when it is interrupted.
+type internal Recovery =
+    {
+        /// Of the learner.
+        Folder: string
+        /// How often the progress is saved; zero: only when it is stopped.
+        Every: TimeSpan
+        /// Whether the lesson should stop.
+        IsStopping: unit -> bool
+        /// Receives what the user should know.
+        Note: string -> unit
     }
 
 /// Teaches kept learners.
@@ -99,6 +119,108 @@ module Lesson =
                 Accuracy = accuracy
             })
 
+    // Saves the progress now and then, and where the lesson is asked to stop.
+    let private onStep (recovery: Recovery) (save: TaskProgress -> unit) =
+        let sinceSaved = Stopwatch.StartNew()
+
+        fun (progress: unit -> TaskProgress) ->
+            if recovery.IsStopping() then
+                save (progress ())
+                raise (LessonStoppedException "stopped; the learner is as it was. The same command continues")
+            elif recovery.Every > TimeSpan.Zero && sinceSaved.Elapsed >= recovery.Every then
+                // a full disk should not end a lesson that may find room later
+                try
+                    save (progress ())
+                with
+                | :? InputException
+                | :? IOException
+                | :? UnauthorizedAccessException as e ->
+                    recovery.Note $"the progress could not be saved: {e.Message}"
+
+                sinceSaved.Restart()
+
+    /// `learn` that can be interrupted and continued.
+    let internal learnIn
+        (recovery: Recovery option)
+        (holdOut: float)
+        (names: string[])
+        (images: ImageSet)
+        (onEvent: TaskEvent -> unit)
+        (kept: KeptLearner)
+        : Lesson =
+        ImageTask.check names images kept.State
+        let settings, backbone = kept.Settings, kept.Learner.Backbone
+
+        // where there is no progress to save
+        let orStop event =
+            if recovery |> Option.exists (fun recovery -> recovery.IsStopping()) then
+                raise (LessonStoppedException "stopped; the learner is as it was")
+
+            onEvent event
+
+        let under method =
+            let settings = { settings with MethodName = method }
+            let learner = Recipe.learner backbone settings
+
+            { kept with
+                Settings = settings
+                Learner = learner
+                State = Learner.start learner (Rng.ofSeed settings.Seed)
+            }
+
+        let decided (images: ImageSet) =
+            let struct (method, trial) =
+                Decision.ofImages
+                    settings
+                    backbone
+                    images
+                    (Array.init images.Labels.Length id)
+                    (Array.init names.Length id)
+                    orStop
+
+            struct (under method, Some(Decision.describe trial))
+
+        let opened (recovery: Recovery) identity =
+            match OpenLesson.load recovery.Folder identity names with
+            | None -> None
+            | Some(Ok lesson) ->
+                recovery.Note "continues where it was interrupted"
+                Some lesson
+            | Some(Error reason) ->
+                recovery.Note $"the interrupted lesson starts again: {reason}"
+                None
+
+        lesson holdOut names images orStop kept (fun train ->
+            let identity =
+                match recovery with
+                | Some _ -> OpenLesson.identity kept names train
+                | None -> ""
+
+            let saved = recovery |> Option.bind (fun recovery -> opened recovery identity)
+
+            let struct (kept, decision) =
+                match saved with
+                | Some lesson when settings.IsUndecided -> struct (under lesson.Method, lesson.Decision)
+                | Some lesson -> struct (kept, lesson.Decision)
+                | None when settings.IsUndecided -> decided train
+                | None -> struct (kept, None)
+
+            let onStep =
+                match recovery with
+                | Some recovery ->
+                    onStep recovery (OpenLesson.save recovery.Folder identity decision names kept)
+                | None -> ignore
+
+            let from =
+                saved |> Option.map (fun lesson -> lesson.Progress kept.Learner kept.State)
+
+            let options = Recipe.learnOptions kept.Settings backbone kept.Settings.Epochs
+
+            let next =
+                ImageTask.learnFrom from onStep kept.Learner options names train onEvent kept.State
+
+            struct ({ kept with State = next }, decision))
+
     /// <summary>Learns a group of new classes. The images are not kept. The first group decides whether the network
     /// adapts, where the settings leave that open.</summary>
     /// <param name="holdOut">The share of each class's images that measures the accuracy and calibrates probabilities, in
@@ -118,41 +240,7 @@ module Lesson =
         (onEvent: TaskEvent -> unit)
         (kept: KeptLearner)
         : Lesson =
-        ImageTask.check names images kept.State
-        let settings, backbone = kept.Settings, kept.Learner.Backbone
-
-        let decided (images: ImageSet) =
-            let struct (method, trial) =
-                Decision.ofImages
-                    settings
-                    backbone
-                    images
-                    (Array.init images.Labels.Length id)
-                    (Array.init names.Length id)
-                    onEvent
-
-            let settings = { settings with MethodName = method }
-            let learner = Recipe.learner backbone settings
-
-            let kept =
-                { kept with
-                    Settings = settings
-                    Learner = learner
-                    State = Learner.start learner (Rng.ofSeed settings.Seed)
-                }
-
-            struct (kept, Some(Decision.describe trial))
-
-        lesson holdOut names images onEvent kept (fun train ->
-            let struct (kept, decision) =
-                if settings.IsUndecided then
-                    decided train
-                else
-                    struct (kept, None)
-
-            let options = Recipe.learnOptions kept.Settings backbone kept.Settings.Epochs
-            let next = ImageTask.learn kept.Learner options names train onEvent kept.State
-            struct ({ kept with State = next }, decision))
+        learnIn None holdOut names images onEvent kept
 
     /// <summary>Adds images of known classes to the head's statistics. Nothing is forgotten, as these are sums, and the
     /// network stays as it is.</summary>
