@@ -26,6 +26,7 @@ let private sections: Section list =
                 EndToEnd.peerSection
                 Growth.section
                 Waiting.section
+                Predicting.section
                 Memory.section
                 Startup.section
             ]

@@ -47,11 +47,10 @@ let private full =
 let private Classes = 4
 
 /// JPEG files of smooth colours with some grain; their paths.
-let private writePhotographs (setup: Setup) (folder: string) : string[] =
+let writePhotographs (count: int) (w: int) (h: int) (folder: string) : string[] =
     let noise = Random 7
-    let w, h = setup.Width, setup.Height
 
-    Array.init setup.Photographs (fun i ->
+    Array.init count (fun i ->
         use bitmap = new SKBitmap(w, h, SKColorType.Rgba8888, SKAlphaType.Opaque)
 
         bitmap.Pixels <-
@@ -120,7 +119,10 @@ let private epochs (setup: Setup) rounds : (string * Epoch[]) list =
     try
         Scope.run (fun () ->
             let vit = Workload.random setup.Shape Precision.Float32
-            let stream = writePhotographs setup folder.FullName |> streamOf setup
+
+            let stream =
+                writePhotographs setup.Photographs setup.Width setup.Height folder.FullName
+                |> streamOf setup
 
             let options: BatchOptions =
                 {
