@@ -488,6 +488,12 @@ let pack (arguments: string list) =
         run Inherit "dotnet" [ "fsi"; root </> "scripts" </> "check-packages.fsx" ]
         |> passOn
 
+let docs (arguments: string list) =
+    build (root </> "src" </> "LoRASub.FSharp")
+
+    run Inherit "dotnet" ([ "fsi"; root </> "scripts" </> "site.fsx" ] @ arguments)
+    |> passOn
+
 let targets =
     [
         "Restore", "fetch the packages of paket.lock", fun _ -> restore ()
@@ -506,6 +512,7 @@ let targets =
         "Pack",
         "make the packages in artifacts/packages: --version X, --all platforms, --check their use",
         pack
+        "Docs", "make the documentation site in artifacts/site; --quick does not run its tutorials", docs
         "Clean", "delete what builds have made", fun _ -> clean ()
     ]
 
