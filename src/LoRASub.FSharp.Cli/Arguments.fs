@@ -139,7 +139,14 @@ let private listOf (text: string option) : string list =
 let private share (name: string) (text: string option) : float option =
     text
     |> Option.map (fun text ->
-        match Double.TryParse(text, Globalization.CultureInfo.InvariantCulture) with
+        // without thousands: 0,05 is no 5
+        match
+            Double.TryParse(
+                text,
+                Globalization.NumberStyles.Float,
+                Globalization.CultureInfo.InvariantCulture
+            )
+        with
         | true, share when share >= 0.0 && share < 1.0 -> share
         | _ -> Errors.reject name "must be at least 0 and less than 1" $"'{text}'" "")
 

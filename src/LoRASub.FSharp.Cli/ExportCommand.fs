@@ -4,6 +4,7 @@ module LoRASub.Cli.ExportCommand
 open System.Globalization
 open System.IO
 open LoRASub.Core
+open LoRASub.Files
 open LoRASub.Backbone
 open LoRASub.Learn
 open LoRASub.Run
@@ -15,7 +16,7 @@ type Request =
         Folder: string
         /// A new or an empty folder.
         Out: string
-        /// Of the adapter; None: the smallest that loses nothing.
+        /// Of the adapter; None: the smallest without loss.
         Rank: int option
         Settings: (string * string) list
         LibTorch: string option
@@ -28,14 +29,6 @@ let private requireEmpty (folder: string) =
            && Seq.length (Directory.EnumerateFileSystemEntries folder) > 0
     then
         Errors.reject folder "must be a new or an empty folder" "files" "choose another folder"
-
-let private make (folder: string) =
-    try
-        Directory.CreateDirectory folder |> ignore
-    with
-    | :? IOException
-    | :? System.UnauthorizedAccessException as e ->
-        Errors.reject folder "must be a folder that can be written" e.Message ""
 
 /// Writes the classes, and the weights and the adapter where the method's network is a plain one.
 let export (shell: Shell) (request: Request) : int =
@@ -56,13 +49,12 @@ let export (shell: Shell) (request: Request) : int =
 
     use _ = Scope.own KeptLearner.leaves kept
     let method = kept.Learner.Method.Info.Name
-    make out
+    WholeFile.makeFolder out
 
     Export.classes out kept
     let known = Text.counted kept.Classes.Length "class" "classes"
     // a method's own classifier has no means
-    let files =
-        Directory.GetFiles out |> Array.map Path.GetFileName |> Array.sortDescending
+    let files = Directory.GetFiles out |> Array.map Path.GetFileName |> Array.sort
 
     Shell.say shell [ $"""classes     {String.concat ", " files}: {known}""" ]
 
@@ -76,7 +68,7 @@ let export (shell: Shell) (request: Request) : int =
         Export.weights dtype (Path.Combine(out, "weights.safetensors")) kept
         Shell.say shell [ "weights     weights.safetensors: the adapted network in timm's names" ]
         let adapter = Path.Combine(out, "adapter")
-        make adapter
+        WholeFile.makeFolder adapter
 
         let written =
             Export.adapter request.Rank adapter kept

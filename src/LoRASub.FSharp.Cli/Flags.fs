@@ -82,7 +82,7 @@ type LearnFlag =
             | Folders _ -> "learner's folder; folder with a folder of images per class"
             | Setting _ -> ASetting
             | Preset _ -> "recommended, small, large, libcontinual or official"
-            | Holdout _ -> "share that measures the accuracy (default 0.1)"
+            | Holdout _ -> "share that measures and calibrates (default 0.1)"
             | More -> "also learn the images of known classes"
             | Skip _ -> "folders to leave out, separated by commas"
             | Rename _ -> "other names for classes: FOLDER=NAME, separated by commas"
@@ -133,7 +133,7 @@ type ExportFlag =
             match flag with
             | Folders _ -> "learner's folder; new folder for the files"
             | Setting _ -> ASetting
-            | Rank _ -> "of the adapter (default: the smallest that loses nothing)"
+            | Rank _ -> "rank of the adapter (default: smallest without loss)"
             | Libtorch _ -> AnotherLibTorch
 
 /// What `merge` and `diff` take.

@@ -86,8 +86,8 @@ Examples:
     | "evaluate" :: _ ->
         """evaluate LEARNER IMAGES [OPTIONS], or evaluate RUN [OPTIONS]
 Measure a learner on a folder with a folder of images per class: accuracy,
-calibration, and how it takes classes that it does not know. Or test the learner
-of a run again and compare with the saved accuracy.
+calibration, and unknown classes. Or test the learner of a run again and compare
+with the saved accuracy.
 
 Examples:
   lorasub evaluate shop photos/test

@@ -4,7 +4,6 @@ module LoRASub.Cli.MergeCommand
 open System.Globalization
 open LoRASub.Core
 open LoRASub.Learn
-open LoRASub.Settings
 open LoRASub.Run
 
 /// Adds what the second learner knows to the first.
@@ -34,7 +33,7 @@ let merge (shell: Shell) (into: string) (from: string) settings libTorch : int =
             Shell.say
                 shell
                 [
-                    $"""merged      {from} into {into}: {Text.counted added "class" "classes"} added, images of {more} known"""
+                    $"""merged      {from} into {into}: {Text.counted added "class" "classes"} added, {more} known already"""
                     $"""knows       {Text.counted next.Classes.Length "class" "classes"}, from {next.Classes |> Array.sumBy _.Images} images"""
                 ]))
 

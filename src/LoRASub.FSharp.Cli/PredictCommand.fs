@@ -9,6 +9,7 @@ open LoRASub.Core
 open LoRASub.Data
 open LoRASub.Learn
 open LoRASub.Run
+open LoRASub.Fluent
 open LoRASub.Cli.LearnerFolder
 
 /// The form of `predict`'s output.
@@ -56,51 +57,46 @@ let private filesOf (given: string) : string seq =
     else
         [ given ]
 
-type private Guess =
-    {
-        ClassName: string
-        Score: float
-        Probability: float option
-    }
-
 let private number (score: float) =
     score.ToString("0.####", Globalization.CultureInfo.InvariantCulture)
 
-let private shown (form: Form) (file: string) (isKnown: bool) (guesses: Guess[]) : string list =
+let private shown (form: Form) (classes: ClassInfo[]) (file: string) (answer: Answer) : string list =
+    let name (guess: BestClass) = classes[guess.Row].Name
+
     match form with
     | Form.Table ->
-        let word (guess: Guess) =
+        let word (guess: BestClass) =
             match guess.Probability with
-            | Some p -> $"{guess.ClassName} {percent p}%%"
-            | None -> $"{guess.ClassName} {number guess.Score}"
+            | Some p -> $"{name guess} {percent p}%%"
+            | None -> $"{name guess} {number guess.Score}"
 
-        let words = guesses |> Array.map word |> String.concat ", "
+        let words = answer.Best |> Array.map word |> String.concat ", "
 
         [
-            if isKnown then
+            if answer.IsKnown then
                 $"{file}: {words}"
             else
                 $"{file}: unknown ({words})"
         ]
     | Form.Csv ->
         [
-            for rank, guess in Array.indexed guesses do
+            for rank, guess in Array.indexed answer.Best do
                 let probability = guess.Probability |> Option.map number |> Option.defaultValue ""
-                let known = if isKnown then "yes" else "no"
+                let known = if answer.IsKnown then "yes" else "no"
 
-                $"{Csv.field file},{rank + 1},{Csv.field guess.ClassName},{number guess.Score},{probability},{known}"
+                $"{Csv.field file},{rank + 1},{Csv.field (name guess)},{number guess.Score},{probability},{known}"
         ]
     | Form.Json ->
         [
             JsonSerializer.Serialize
                 {|
                     file = file
-                    known = isKnown
+                    known = answer.IsKnown
                     classes =
-                        guesses
+                        answer.Best
                         |> Array.map (fun guess ->
                             {|
-                                name = guess.ClassName
+                                name = name guess
                                 score = guess.Score
                                 probability = Option.toNullable guess.Probability
                             |})
@@ -171,62 +167,36 @@ let predict (shell: Shell) (request: Request) : int =
             shell
             [
                 for (file, _), answer in Array.zip read answers do
-                    yield!
-                        answer.Best
-                        |> Array.map (fun one ->
-                            {
-                                ClassName = kept.Classes[one.Row].Name
-                                Score = one.Score
-                                Probability = one.Probability
-                            })
-                        |> shown request.Form file answer.IsKnown
+                    yield! shown request.Form kept.Classes file answer
             ]
 
     if skipped > 0 then 1 else 0
 
 // The lines of a table of accuracies by class.
-let private table (names: string[]) (answers: struct (int * int)[]) =
-    let isRight struct (row, guess) = row = guess
-
-    let rightOf answers =
-        answers |> Array.filter isRight |> Array.length
-
-    let classes =
-        answers |> Array.groupBy (fun struct (row, _) -> row) |> Array.sortBy fst
-
+let private table (result: EvaluationResult) =
     let width =
-        classes
-        |> Array.map (fun (row, _) -> names[row].Length)
-        |> Array.max
-        |> max 5
-        |> min 40
+        result.Classes |> Seq.map _.ClassName.Length |> Seq.max |> max 5 |> min 40
 
-    let line (name: string) (images: string) (accuracy: string) (mistake: string) =
-        $"{(Display.fit width name).PadRight width}  {images, 6}  {accuracy, 8}  {mistake}".TrimEnd()
+    let line (name: string) (images: int) (correct: int) (mistake: string) =
+        $"{(Display.fit width name).PadRight width}  {images, 6}  {percentOf correct images, 8}  {mistake}"
+            .TrimEnd()
 
     [
-        line "class" "images" "accuracy" "most often taken for"
+        $"""{"class".PadRight width}  {"images", 6}  {"accuracy", 8}  most often taken for"""
 
-        for row, mine in classes do
-            let wrong =
-                mine
-                |> Array.filter (isRight >> not)
-                |> Array.countBy (fun struct (_, guess) -> guess)
-
+        for one in result.Classes do
             let mistake =
-                if Array.isEmpty wrong then
-                    ""
-                else
-                    let guess, times = Array.maxBy snd wrong
-                    $"{names[guess]} ({times})"
+                result.Confusions
+                |> Seq.tryFind (fun mistake -> mistake.ClassName = one.ClassName)
+                |> Option.map (fun most -> $"{most.PredictedName} ({most.Images})")
 
-            line names[row] (string mine.Length) (percentOf (rightOf mine) mine.Length) mistake
+            line one.ClassName one.Images one.Correct (defaultArg mistake "")
 
-        line "all" (string answers.Length) (percentOf (rightOf answers) answers.Length) ""
+        line "all" result.Images result.Correct ""
     ]
 
 /// Prints the accuracy of a learner on a folder with a folder of images for each class, how far its probabilities are to be
-/// trusted, and how it takes classes that it does not know.
+/// trusted, and how it handles unknown classes.
 let evaluate (shell: Shell) (test: Test) : int =
     let images = absolute test.Labelled
     let found = FileScan.require (ImageFolder.all images)
@@ -251,7 +221,12 @@ let evaluate (shell: Shell) (test: Test) : int =
     Shell.say
         shell
         [
-            yield! table known result.Answers
+            yield!
+                EvaluationResult.ofRows
+                    known
+                    [| for struct (row, _) in result.Answers -> row |]
+                    [| for struct (_, best) in result.Answers -> best |]
+                |> table
             ""
             match result.CalibrationError with
             | Some error -> $"probabilities are off by {percent error} points on average"

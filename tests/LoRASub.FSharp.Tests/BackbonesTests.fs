@@ -180,7 +180,16 @@ let private downloads =
                 File.Delete card
                 getRow server folder |> ignore
                 Expect.stringContains (File.ReadAllText card) "\"heads\": 4" "lost"
-                Expect.hasLength server.Requests 1 "requests"))
+                Expect.hasLength server.Requests 1 "requests"
+
+                File.WriteAllText(card, """{"heads": 2}""")
+                File.Delete path
+                getRow server folder |> ignore
+
+                Expect.equal
+                    (File.ReadAllText card)
+                    """{"heads": 2}"""
+                    "changed, beside a file that was deleted"))
 
         for name, bytes, words in
             [
@@ -353,12 +362,19 @@ let private names =
                         // the learner remembers the file
                         Expect.stringContains (run [ "inspect"; learner ]) cache "inspect"))))
 
-        testCase "files come before names, and names are case-sensitive" (fun () ->
+        testCase "files come before names" (fun () ->
             inFolder (fun folder ->
                 let here = Path.Combine(folder, Name)
                 Expect.equal (Backbones.resolve here) here "a path that is not there"
                 File.WriteAllText(here, "")
-                Expect.equal (Backbones.resolve here) here "a path"
+                let before = Environment.CurrentDirectory
+                Environment.CurrentDirectory <- folder
+
+                try
+                    Expect.equal (Backbones.resolve Name) Name "a file here"
+                finally
+                    Environment.CurrentDirectory <- before
+
                 Expect.equal (Backbones.resolve "none.pth") "none.pth" "neither"
 
                 isRefused [ "lorasub backbone list"; $"did you mean {Name}?" ] (fun () ->

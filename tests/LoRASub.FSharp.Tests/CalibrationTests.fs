@@ -8,7 +8,6 @@ open Expecto
 open LoRASub.Tests.Check
 open LoRASub.Tests.Generators
 
-
 type Case =
     {
         [<Between(0, 9999)>]
@@ -93,8 +92,7 @@ let tests =
                         float below / float (c.Images + 1) <= rate + 1e-9
                         && float (below + 1) / float (c.Images + 1) > rate - 1e-9)
 
-            property "a record passes its own check, and rounds to itself" (fun (c: Case) ->
-                Calibration.isValid c.Group && c.Group.Support = Array.sort c.Group.Support)
+            property "a record passes its own check" (fun (c: Case) -> Calibration.isValid c.Group)
 
             testCase "labels drawn from a softmax give back its temperature" (fun () ->
                 let n, classes, temperature = 4000, 5, 3.0

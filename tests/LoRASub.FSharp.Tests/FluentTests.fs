@@ -341,6 +341,26 @@ let tests =
                 ContinualClassifier.Create("absent.safetensors", options) |> ignore)
 
             testCase
+                "shares are checked when a classifier is made, and options that change later change nothing"
+                (withBackbone (fun _ backbone ->
+                    for name, change in
+                        [
+                            "HoldOut", (fun (o: ClassifierOptions) -> o.HoldOut <- 1.0)
+                            "FalseAlarms", (fun o -> o.FalseAlarms <- nan)
+                        ] do
+                        let options = options ()
+                        change options
+
+                        refused [ name; "at least 0 and below 1" ] (fun () ->
+                            ContinualClassifier.Create(backbone, options) |> ignore)
+
+                    let options = options ()
+                    use classifier = learned backbone options
+                    let before = classifier.Predict test
+                    options.FalseAlarms <- 0.9
+                    Expect.equal (classifier.Predict test) before "predictions"))
+
+            testCase
                 "progress is told"
                 (withBackbone (fun _ backbone ->
                     let steps = ResizeArray<LearningProgress>()

@@ -327,8 +327,12 @@ let tests =
                                     goesOn <- false
 
                         let dispose () =
-                            while Volatile.Read &answered.contents < 10 * round do
-                                Thread.Yield() |> ignore
+                            // if every thread fails, the test ends with their error
+                            SpinWait.SpinUntil(
+                                (fun () -> Volatile.Read &answered.contents >= 10 * round),
+                                TimeSpan.FromMinutes 2.0
+                            )
+                            |> ignore
 
                             classifier.Dispose()
 
@@ -397,7 +401,8 @@ let tests =
                             goOn.Wait()
 
                     let first = classifier.LearnAsync(group [ 2 ], onProgress pause)
-                    reached.Wait()
+                    Task.WaitAny(first, Task.Run(fun () -> reached.Wait())) |> ignore
+                    Expect.isTrue reached.IsSet $"{first.Exception}"
                     use cancellation = new CancellationTokenSource()
                     let second = classifier.LearnAsync(group [ 3 ], null, cancellation.Token)
                     let third = classifier.LearnAsync(group [ 4 ])

@@ -328,7 +328,7 @@ let tests =
 
                     Expect.stringContains (done' [ "diff"; branch; branch ]) "no difference" "itself"
                     let merged = done' [ "merge"; shop world; branch ]
-                    Expect.stringContains merged "2 classes added, images of 0 known" "what was done"
+                    Expect.stringContains merged "2 classes added, 0 known already" "what was done"
                     Expect.stringContains merged "knows       6 classes, from 60 images" "what it knows"
                     let inspected = done' [ "inspect"; shop world ]
                     Expect.isMatch inspected "(?m)^ +1 +10 +dog" "its own"

@@ -19,19 +19,10 @@ let private images = lazy (Tiny.images "squares" 5 (Tiny.labels names.Length 7))
 
 /// The images of some classes at some positions, labelled by place among those classes.
 let private part (classes: string[]) (isChosen: int -> bool) : ImageSet =
-    let all = images.Value
-    let place = names |> Array.map (fun name -> Array.IndexOf(classes, name))
+    let positions = Array.filter isChosen [| 0 .. images.Value.Labels.Length - 1 |]
 
-    let positions =
-        Array.indexed all.Labels
-        |> Array.filter (fun (i, label) -> place[label] >= 0 && isChosen i)
-        |> Array.map fst
-
-    let chosen = ImageSet.select positions all
-
-    { chosen with
-        Labels = chosen.Labels |> Array.map (fun label -> place[label])
-    }
+    ImageSet.select positions images.Value
+    |> ImageSet.ofLabels (classes |> Array.map (fun name -> Array.IndexOf(names, name)))
 
 let private settingsOf (folder: string) head : RunSettings =
     let backbone = Path.Combine(folder, "vit.safetensors")

@@ -107,6 +107,8 @@ let tests =
                     @"set\..\out.txt"
                     "set/c:out.txt"
                     "set/a\nb.txt"
+                    "set/.. /out.txt"
+                    "set/readme.txt."
                 ] do
                 bad
                     $"a name that leads elsewhere: {name}"

@@ -293,29 +293,23 @@ module Backbones =
     /// Downloads a backbone into a folder, with its lock and its card, unless it is there. Rejects as `Download.file`, and
     /// a file that is not the network.
     let internal get options (folder: string) (backbone: KnownBackbone) onProgress : Download.Fetched =
-        try
-            Directory.CreateDirectory folder |> ignore
-        with
-        | :? IOException
-        | :? UnauthorizedAccessException as e ->
-            Errors.reject folder "must be a folder that can be written" e.Message ""
+        WholeFile.makeFolder folder
 
         let path = path folder backbone
 
-        let writeCard () =
-            Json.write (WeightsCard.path path) (card backbone)
+        // whoever changed a card keeps it
+        let ensureCard () =
+            if not (File.Exists(WeightsCard.path path)) then
+                Json.write (WeightsCard.path path) (card backbone)
 
         let accept part =
             requireNetwork backbone part
-            writeCard ()
+            ensureCard ()
 
         let fetched =
             Download.file options backbone.Name Download.unknown (addressOf backbone) path accept onProgress
 
-        // whoever changed a card keeps it
-        if not (File.Exists(WeightsCard.path path)) then
-            writeCard ()
-
+        ensureCard ()
         fetched
 
     /// <summary>The file of a backbone that is given by its path or by its name.</summary>

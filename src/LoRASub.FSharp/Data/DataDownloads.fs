@@ -146,12 +146,7 @@ module internal DataDownloads =
         (folder: string)
         (onProgress: string -> int64 -> int64 option -> unit)
         : unit =
-        try
-            Directory.CreateDirectory folder |> ignore
-        with
-        | :? IOException
-        | :? UnauthorizedAccessException as e ->
-            Errors.reject folder "must be a folder that can be written" e.Message ""
+        WholeFile.makeFolder folder
 
         let fetch (source: DataFileSource) =
             let path = path folder source

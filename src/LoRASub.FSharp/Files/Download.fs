@@ -16,7 +16,7 @@ type internal Checksum =
         Algorithm: HashAlgorithmName
         /// In lower-case hexadecimal; a beginning is enough.
         Hex: string
-        /// Who says so, for errors.
+        /// Who stated it, for errors.
         Source: string
     }
 
@@ -30,7 +30,7 @@ type internal FileClaims =
 /// How patient a download is.
 type internal DownloadOptions =
     {
-        /// Before each further try: as many tries as pauses, and one. They begin again after progress.
+        /// Before each further try; all of them again after progress.
         Pauses: TimeSpan list
         /// For an answer, and for the next bytes.
         Patience: TimeSpan
@@ -41,7 +41,7 @@ type internal DownloadOptions =
 [<RequireQualifiedAccess>]
 module internal Download =
 
-    /// For a network as it is.
+    /// For downloads by people.
     let patient: DownloadOptions =
         {
             Pauses = [ for seconds in [ 1.0; 2.0; 4.0; 8.0 ] -> TimeSpan.FromSeconds seconds ]
@@ -525,6 +525,13 @@ module internal Download =
                 use part = openPart path
 
                 try
+                    if File.Exists path then
+                        Errors.reject
+                            path
+                            "must be downloaded once at a time"
+                            "another download that has just finished it"
+                            "run the same command again"
+
                     let claims =
                         persist options address part (fun () ->
                             attempt options client expected address path part onProgress)

@@ -24,7 +24,9 @@ module internal Unpack =
             |> List.filter (fun part -> part <> "" && part <> ".")
 
         let isBad (part: string) =
-            part = ".."
+            // Windows drops dots and spaces at the end
+            part.EndsWith '.'
+            || part.EndsWith ' '
             || part.IndexOfAny [| '\\'; ':' |] >= 0
             || Seq.exists Char.IsControl part
 

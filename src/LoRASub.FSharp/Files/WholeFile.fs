@@ -144,6 +144,15 @@ module internal WholeFile =
         finally
             discard temporary
 
+    /// Makes a folder where there is none. Rejects one that cannot be made.
+    let makeFolder (folder: string) : unit =
+        try
+            Directory.CreateDirectory folder |> ignore
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException as e ->
+            Errors.reject folder "must be a folder that can be written" e.Message ""
+
     /// Writes a text in UTF-8, without a byte order mark, as the whole of a file. Rejects as `write`.
     let writeText (path: string) (text: string) : unit =
         let bytes = UTF8Encoding(false).GetBytes text

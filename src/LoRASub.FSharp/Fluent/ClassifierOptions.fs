@@ -1,15 +1,12 @@
 namespace LoRASub.Fluent
 
 open System
-open System.Collections.Generic
-open System.IO
 open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings
 open LoRASub.Run
-open TorchSharp
 
 /// The progress of learning and of evaluation, for a progress bar.
 [<Struct>]
@@ -90,6 +87,8 @@ type ClassifierOptions() =
         | _ -> true
 
     member internal this.ToSettings(backbone: string) : RunSettings =
+        Calibration.requireShare "HoldOut" this.HoldOut
+        Calibration.requireShare "FalseAlarms" this.FalseAlarms
         let positive n = if n > 0 then Some n else None
 
         let preset = KeptLearner.settings this.Preset

@@ -40,6 +40,8 @@ type Prediction =
 /// out in main memory or on the GPU; the classifier then stays as it was.
 [<Sealed>]
 type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptions) =
+    // the caller may change its options later
+    let holdOut, falseAlarms = options.HoldOut, options.FalseAlarms
     let backbone = Snapshot.OwnBackbone initial.Learner.Backbone
 
     // guards `current` and `disposed`, never for long
@@ -158,7 +160,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
         replace (fun before ->
             let lesson =
-                Lesson.learn options.HoldOut names images.Set (listen progress cancellation) before.Kept
+                Lesson.learn holdOut names images.Set (listen progress cancellation) before.Kept
 
             cancellation.ThrowIfCancellationRequested()
             struct (lesson.After, source :: before.Sources, Option.orElse before.Adaptation lesson.Decision))
@@ -168,7 +170,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
         replace (fun before ->
             let lesson =
-                Lesson.addImages options.HoldOut names images.Set (listen progress cancellation) before.Kept
+                Lesson.addImages holdOut names images.Set (listen progress cancellation) before.Kept
 
             cancellation.ThrowIfCancellationRequested()
             struct (lesson.After, source :: before.Sources, before.Adaptation))
@@ -178,7 +180,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
     let best count (images: ImageSet) (positions: int[]) : Prediction[][] =
         withCurrent (fun now ->
-            now.Best(options.FalseAlarms, count, images, positions)
+            now.Best(falseAlarms, count, images, positions)
             |> Array.map (fun answer ->
                 answer.Best
                 |> Array.map (fun one ->
@@ -243,7 +245,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
                 set.Read i
 
             let predicted =
-                now.Best(options.FalseAlarms, 1, { set with Read = read }, everywhere images)
+                now.Best(falseAlarms, 1, { set with Read = read }, everywhere images)
                 |> Array.map (fun answer -> answer.Best[0].Row)
 
             EvaluationResult.ofRows
@@ -323,7 +325,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
     [<MaybeNull>]
     member _.Adaptation: string = Option.toObj current.Adaptation
 
-    /// <summary>Learns a group of new classes. The images are not kept. Where it throws, the classifier stays
+    /// <summary>Learns a group of new classes. The images are not kept. If it throws, the classifier stays
     /// as it was.</summary>
     /// <param name="images">With the names of the new classes.</param>
     /// <exception cref="T:LoRASub.Core.InputException">A name is known or there twice, labels are out of range, or
@@ -348,7 +350,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
     /// <summary>`Learn` on another thread.</summary>
     /// <param name="images">With the names of the new classes.</param>
-    /// <param name="progress">Told before each step; null for none.</param>
+    /// <param name="progress">Called before each step; null for none.</param>
     /// <param name="cancellationToken">Noticed between steps: the classifier then stays as it was.</param>
     /// <returns>The task, which ends when the classes are learned.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">In the task: as `Learn`.</exception>
@@ -383,7 +385,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
     /// <summary>`AddImages` on another thread.</summary>
     /// <param name="images">With the names of their classes.</param>
-    /// <param name="progress">Told before each step; null for none.</param>
+    /// <param name="progress">Called before each step; null for none.</param>
     /// <param name="cancellationToken">Noticed between steps: the classifier then stays as it was.</param>
     /// <returns>The task, which ends when the images are added.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">In the task: as `AddImages`.</exception>
@@ -492,7 +494,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
     /// <summary>`Evaluate` on another thread.</summary>
     /// <param name="images">With the names of their classes, which the classifier must know.</param>
-    /// <param name="progress">Told now and then how many images were read; null for none.</param>
+    /// <param name="progress">Called now and then with the number of images read; null for none.</param>
     /// <param name="cancellationToken">Noticed between images.</param>
     /// <returns>A task of the counts.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">In the task: as `Evaluate`.</exception>

@@ -44,7 +44,7 @@ type ImageCollection internal (set: ImageSet, classNames: string[], notes: strin
         ImageCollection(set, classNames, notes)
 
     /// <summary>Some of the images, in that order.</summary>
-    /// <param name="positions">Positions from 0; one may be there several times.</param>
+    /// <param name="positions">Positions from 0; repeats are allowed.</param>
     /// <returns>A collection as long as the positions.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">A position is not that of an image.</exception>
     member _.Select(positions: IReadOnlyList<int>) : ImageCollection =
@@ -118,7 +118,7 @@ type Images =
     /// <param name="pixels">count × channels × height × width bytes, each image plane by plane, row by row;
     /// borrowed.</param>
     /// <returns>The images, which borrow the arrays.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The bytes are of another number, or a size is out of
+    /// <exception cref="T:LoRASub.Core.InputException">There are more or fewer bytes, or a size is out of
     /// range.</exception>
     static member FromBytes
         (labels: int[], channels: int, height: int, width: int, pixels: byte[])
@@ -151,7 +151,7 @@ type Images =
     /// <param name="labels">One number per image.</param>
     /// <param name="images">The bytes of each; borrowed.</param>
     /// <returns>The images.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The labels are of another number than the images; or, when an image is
+    /// <exception cref="T:LoRASub.Core.InputException">There are not as many labels as images; or, when an image is
     /// read, it is damaged, of another format, or has more than 100 million pixels.</exception>
     static member FromEncoded(labels: IReadOnlyList<int>, images: IReadOnlyList<byte[]>) : ImageCollection =
         Given.value "labels" labels
@@ -205,7 +205,7 @@ type Images =
     /// <param name="labels">One number per file.</param>
     /// <param name="paths">The files.</param>
     /// <returns>The images.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The labels are of another number than the files; or, when an image is
+    /// <exception cref="T:LoRASub.Core.InputException">There are not as many labels as files; or, when an image is
     /// read, its file is missing or damaged.</exception>
     static member FromFiles(labels: IReadOnlyList<int>, paths: IReadOnlyList<string>) : ImageCollection =
         Given.value "labels" labels
@@ -252,16 +252,8 @@ type Images =
         if names.Count > 0 then
             ImageSet.requireLabels "classes" names.Count labels
 
-        let chosen =
-            Array.init images.Count id
-            |> Array.filter (fun i -> Array.contains images.Labels[i] labels)
-
-        let set = ImageSet.select chosen images.Set
-
         ImageCollection(
-            { set with
-                Labels = set.Labels |> Array.map (fun label -> Array.IndexOf(labels, label))
-            },
+            ImageSet.ofLabels labels images.Set,
             (if names.Count > 0 then
                  labels |> Array.map (fun label -> names[label])
              else

@@ -23,7 +23,7 @@ type Scorer =
         /// Embeddings [n, D] -> scores [n, classes], the largest for the predicted class. Uses no tensor but those of
         /// `Owned`: the state that they were made from may be freed. Borrows; owned by the caller.
         Score: torch.Tensor -> torch.Tensor
-        /// Scores [n, classes] -> [n]: how much speaks for the known classes. An image with little of it is of none of them.
+        /// Scores [n, classes] -> [n]: the evidence that an image is of a known class; an image with little is of none.
         /// Borrows; owned by the caller.
         Support: torch.Tensor -> torch.Tensor
     }

@@ -32,6 +32,11 @@ type Calibration =
 [<RequireQualifiedAccess>]
 module Calibration =
 
+    /// Rejects a share that is not in [0, 1).
+    let internal requireShare (name: string) (share: float) : unit =
+        if not (share >= 0.0 && share < 1.0) then
+            Errors.reject name "must be at least 0 and below 1" $"{share}" ""
+
     /// <summary>Reads scores without probabilities; every image is of a known class.</summary>
     let none: Calibration = { Temperature = None; Threshold = None }
 
@@ -169,8 +174,7 @@ module Calibration =
     /// against.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">The share is out of range.</exception>
     let ofGroups (falseAlarms: float) (classes: int) (groups: HeldOut[]) : Calibration =
-        if not (falseAlarms >= 0.0 && falseAlarms < 1.0) then
-            Errors.reject "the share of false alarms" "must be at least 0 and below 1" $"{falseAlarms}" ""
+        requireShare "the share of false alarms" falseAlarms
 
         if Array.isEmpty groups then
             none

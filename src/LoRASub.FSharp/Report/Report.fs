@@ -31,12 +31,7 @@ module Report =
         if String.IsNullOrWhiteSpace path then
             Errors.reject "output folder" "must have a name" "an empty one" ""
 
-        try
-            Directory.CreateDirectory path |> ignore
-        with
-        | :? IOException
-        | :? UnauthorizedAccessException as e ->
-            Errors.reject path "must be a folder that can be written" e.Message ""
+        WholeFile.makeFolder path
 
     // An image, weights or a configuration under the page's name would be lost.
     let private isPageOrAbsent (path: string) : bool =

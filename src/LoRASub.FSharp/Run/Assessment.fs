@@ -1,11 +1,10 @@
 namespace LoRASub.Run
 
-open LoRASub.Core
 open LoRASub.Data
 open LoRASub.Learn
 open LoRASub.Measure
 
-/// How a kept learner does on labelled images.
+/// The results of a kept learner on labelled images.
 type Assessment =
     {
         /// For each image of a known class, its class and the one predicted, by row.
@@ -31,7 +30,7 @@ module Assessment =
     /// <param name="names">Of classes, known to the learner or not.</param>
     /// <param name="images">Labelled 0, 1, … into `names`.</param>
     /// <param name="kept">Borrowed.</param>
-    /// <returns>What came of it.</returns>
+    /// <returns>The assessment.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">The learner knows no class, the share is out of range, or an image
     /// cannot be read.</exception>
     let ofImages (falseAlarms: float) (names: string[]) (images: ImageSet) (kept: KeptLearner) : Assessment =

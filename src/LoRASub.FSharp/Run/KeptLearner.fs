@@ -1,16 +1,15 @@
 namespace LoRASub.Run
 
 open System
-open System.Collections.Generic
-open System.IO
 open LoRASub.Core
+open LoRASub.Files
 open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Learn
 open LoRASub.Settings
 
-/// A learner that is kept: what it has learned, the backbone that it sees with, and the settings that it goes on
-/// learning with. The images that it learned from are not in it.
+/// A learner that is kept: what it has learned, the backbone that it sees with, and the settings for further
+/// learning. The images that it learned from are not in it.
 [<ReferenceEquality>]
 type KeptLearner =
     {
@@ -29,8 +28,8 @@ type KeptLearner =
     /// The classes that it knows, by row.
     member this.Classes: ClassInfo[] = this.State.Classes
 
-/// Creates, saves and loads kept learners; `Lesson` teaches them. The one way to do so: `ContinualClassifier` and the commands
-/// `learn`, `predict` and their kin are thin layers over it.
+/// Creates, saves and loads kept learners; `Lesson` teaches them. `ContinualClassifier` and the commands `learn`, `predict`
+/// and others are thin layers over them.
 [<RequireQualifiedAccess>]
 module KeptLearner =
 
@@ -85,7 +84,7 @@ module KeptLearner =
             let learner = Recipe.learner backbone settings
             struct (learner, Learner.start learner (Rng.ofSeed settings.Seed)))
 
-    /// <summary>The settings that a saved learner goes on with.</summary>
+    /// <summary>The settings that a saved learner continues with.</summary>
     /// <param name="saved">As `LearnerFile.load` gives it.</param>
     /// <param name="settings">Of further training. What decides how images are seen is taken from the learner
     /// instead.</param>
@@ -189,12 +188,7 @@ module KeptLearner =
     /// <param name="kept">Borrowed.</param>
     /// <exception cref="T:LoRASub.Core.InputException">The folder cannot be written.</exception>
     let save (folder: string) (kept: KeptLearner) : unit =
-        try
-            Directory.CreateDirectory folder |> ignore
-        with
-        | :? IOException
-        | :? UnauthorizedAccessException as e ->
-            Errors.reject folder "must be a folder that can be written" e.Message ""
+        WholeFile.makeFolder folder
 
         LearnerFile.save folder kept.Learner (record kept) kept.State
 

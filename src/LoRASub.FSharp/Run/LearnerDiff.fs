@@ -7,7 +7,7 @@ open LoRASub.Files
 open LoRASub.Learn
 open TorchSharp
 
-/// A value that two learners have different; empty for none.
+/// A value that differs between two learners; empty for none.
 type Different =
     {
         /// Of what.
@@ -31,7 +31,7 @@ type LearnerChange =
         Unlike: int
     }
 
-/// What two learners have different.
+/// The differences between two learners.
 type LearnerDiff =
     {
         /// Of what decides how they see and predict.
@@ -107,7 +107,7 @@ module LearnerDiff =
         List.map2 (fun (name, a) (_, b) -> { Name = name; Left = a; Right = b }) left right
         |> List.filter (fun one -> one.Left <> one.Right)
 
-    // of what the traits tell already, or of a place on a disk
+    // the traits have them, or they are places on a disk
     let private told =
         set
             [
@@ -123,7 +123,7 @@ module LearnerDiff =
                 "norm-epsilon"
             ]
 
-    // The difference with those classes of one learner only that are the same under two names as renamed.
+    // Classes that each learner has alone but under another name become renamed ones.
     let private rename (isSame: SavedClass -> SavedClass -> bool) (found: LearnerDiff) : LearnerDiff =
         let pairs =
             found.OnlyLeft

@@ -71,7 +71,7 @@ module LearnerMerge =
                     "the same statistics in both"
                     "merge learners that were not copied from one another"
 
-    /// The head with a row for each class of the union, the place of which among its own rows `places` tells.
+    /// The head with a row for each class of the union; `places` holds the class's own row, if it has one.
     let private arranged
         (learner: Learner)
         (readout: Readout)

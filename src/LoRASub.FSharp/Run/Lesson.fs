@@ -9,7 +9,7 @@ open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings
 
-/// What came of learning images.
+/// The result of learning images.
 type Lesson =
     {
         /// With a state owned by the caller, over the same backbone.
@@ -93,7 +93,7 @@ module Lesson =
                         Total = right.Length
                     })
 
-    // Learns images, all but those held out, which calibrate what came of it.
+    // Learns images, all but those held out, which calibrate the result.
     let private lesson
         (share: float)
         (names: string[])
@@ -102,8 +102,7 @@ module Lesson =
         (kept: KeptLearner)
         (learn: ImageSet -> struct (KeptLearner * string option))
         : Lesson =
-        if not (share >= 0.0 && share < 1.0) then
-            Errors.reject "the share to hold out" "must be at least 0 and below 1" $"{share}" ""
+        Calibration.requireShare "the share to hold out" share
 
         // a method's own classifier cannot learn them later
         let share = if Learner.isLogits kept.Learner.Head then 0.0 else share
@@ -230,7 +229,7 @@ module Lesson =
     /// <param name="images">Labelled 0, 1, … into `names`; read several times.</param>
     /// <param name="onEvent">Receives progress on the calling thread. What it raises ends the learning.</param>
     /// <param name="kept">Borrowed.</param>
-    /// <returns>What came of it.</returns>
+    /// <returns>The learner after it.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">What `ImageTask.learn` rejects, or the share is out of
     /// range.</exception>
     let learn
@@ -249,7 +248,7 @@ module Lesson =
     /// <param name="images">Labelled 0, 1, … into `names`; not kept.</param>
     /// <param name="onEvent">Receives progress on the calling thread.</param>
     /// <param name="kept">Borrowed.</param>
-    /// <returns>What came of it.</returns>
+    /// <returns>The learner after it.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">A name is not known, labels are out of range, or the learner's
     /// head is the method's own classifier, which keeps no sums.</exception>
     let addImages
