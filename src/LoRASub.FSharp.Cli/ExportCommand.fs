@@ -49,56 +49,76 @@ let export (shell: Shell) (request: Request) : int =
 
     use _ = Scope.own KeptLearner.leaves kept
     let method = kept.Learner.Method.Info.Name
+    let isNew = not (Directory.Exists out)
     WholeFile.makeFolder out
 
-    Export.classes out kept
-    let known = Text.counted kept.Classes.Length "class" "classes"
-    // a method's own classifier has no means
-    let files = Directory.GetFiles out |> Array.map Path.GetFileName |> Array.sort
-
-    Shell.say shell [ $"""classes     {String.concat ", " files}: {known}""" ]
-
-    if Export.isPlain kept then
-        let dtype =
-            if precision = "float64" then
-                torch.ScalarType.Float64
+    // what was written before a failure would refuse the next try
+    let removing (write: unit -> int) : int =
+        try
+            write ()
+        with _ ->
+            if isNew then
+                Directory.Delete(out, true)
             else
-                torch.ScalarType.Float32
+                Directory.GetFiles out |> Array.iter File.Delete
 
-        Export.weights dtype (Path.Combine(out, "weights.safetensors")) kept
-        Shell.say shell [ "weights     weights.safetensors: the adapted network in timm's names" ]
-        let adapter = Path.Combine(out, "adapter")
-        WholeFile.makeFolder adapter
+                Directory.GetDirectories out
+                |> Array.iter (fun below -> Directory.Delete(below, true))
 
-        let written =
-            Export.adapter request.Rank adapter kept
-            |> Option.map (fun change ->
-                use _ = Scope.own LowRankChange.leaves change
-                struct (change.Rank, change.RelativeError))
+            reraise ()
 
-        match written with
-        | Some struct (rank, error) ->
-            let error = error.ToString("0.0e+0", CultureInfo.InvariantCulture)
-            Shell.say shell [ $"adapter     adapter/, for PEFT: rank {rank}, relative error {error}" ]
-        | None ->
-            Directory.Delete adapter
-            Shell.say shell [ $"note        no adapter: method {method} left the network as it was loaded" ]
-    else
-        Shell.say
-            shell
-            [
-                $"note        no weights: method {method} predicts with adapters beside the MLPs, which no plain Vision Transformer has"
-            ]
+    removing (fun () ->
+        Export.classes out kept
+        let known = Text.counted kept.Classes.Length "class" "classes"
+        // a method's own classifier has no means
+        let files = Directory.GetFiles out |> Array.map Path.GetFileName |> Array.sort
 
-    if
-        kept.Learner.Readouts
-        |> Array.exists (fun readout -> readout.Embedding.Frozen.Length > 0)
-    then
-        Shell.say
-            shell
-            [
-                "note        the head also reads the backbone as it was loaded, which is not in these files"
-            ]
+        Shell.say shell [ $"""classes     {String.concat ", " files}: {known}""" ]
 
-    Shell.say shell [ $"exported    {folder} to {out}" ]
-    0
+        if Export.isPlain kept then
+            let dtype =
+                if precision = "float64" then
+                    torch.ScalarType.Float64
+                else
+                    torch.ScalarType.Float32
+
+            Export.weights dtype (Path.Combine(out, "weights.safetensors")) kept
+            Shell.say shell [ "weights     weights.safetensors: the adapted network in timm's names" ]
+            let adapter = Path.Combine(out, "adapter")
+            WholeFile.makeFolder adapter
+
+            let written =
+                Export.adapter request.Rank adapter kept
+                |> Option.map (fun change ->
+                    use _ = Scope.own LowRankChange.leaves change
+                    struct (change.Rank, change.RelativeError))
+
+            match written with
+            | Some struct (rank, error) ->
+                let error = error.ToString("0.0e+0", CultureInfo.InvariantCulture)
+                Shell.say shell [ $"adapter     adapter/, for PEFT: rank {rank}, relative error {error}" ]
+            | None ->
+                Directory.Delete adapter
+
+                Shell.say
+                    shell
+                    [ $"note        no adapter: method {method} left the network as it was loaded" ]
+        else
+            Shell.say
+                shell
+                [
+                    $"note        no weights: method {method} predicts with adapters beside the MLPs, which no plain Vision Transformer has"
+                ]
+
+        if
+            kept.Learner.Readouts
+            |> Array.exists (fun readout -> readout.Embedding.Frozen.Length > 0)
+        then
+            Shell.say
+                shell
+                [
+                    "note        the head also reads the backbone as it was loaded, which is not in these files"
+                ]
+
+        Shell.say shell [ $"exported    {folder} to {out}" ]
+        0)

@@ -113,7 +113,7 @@ let private refuseLasting (request: Request) =
             $"--{name}"
             "must be given when a learner is made"
             $"a learner in {request.Folder}"
-            "remove it, or choose another folder"
+            $"leave out --{name}: the learner keeps what it was made with"
 
 // A method's own classifier keeps no sums to add images to.
 let private keepsSums (kept: KeptLearner) =
@@ -161,6 +161,8 @@ let private teach (shell: Shell) (request: Request) folder (before: KeptLearner)
 /// Learns the classes of a folder of images into a learner, which is made where there is none.
 let learn (shell: Shell) (request: Request) : int =
     let folder = absolute request.Folder
+
+    LearnerFile.requireNoOrphan folder
 
     if holdsLearner folder then
         refuseLasting request
@@ -224,7 +226,8 @@ let learn (shell: Shell) (request: Request) : int =
 
         lock Shell.saving (fun () ->
             KeptLearner.save folder after
-            OpenLesson.delete folder)
+            OpenLesson.delete folder
+            shell.Interruption.Message <- $"interrupted after {folder} was saved: the images are learned")
 
         Shell.say
             shell
@@ -236,7 +239,9 @@ let learn (shell: Shell) (request: Request) : int =
                 let learned = news.Images.Labels.Length + more.Images.Labels.Length
                 $"""learned     {counted learned "image" "images"} in {Display.duration clock.Elapsed.TotalSeconds}; knows {counted after.Classes.Length "class" "classes"}"""
 
-                if accuracy.Total > 0 then
+                if accuracy.Total = 0 then
+                    "calibrated  no: no image was held out, so that predictions have scores and no probabilities"
+                else
                     let images = counted accuracy.Total "held-out image" "held-out images"
                     $"accuracy    {percentOf accuracy.Correct accuracy.Total}%% of {images}, which it then learned too"
 

@@ -14,6 +14,9 @@ let holdsLearner folder =
     File.Exists(LearnerFile.jsonPath folder)
 
 let absolute (path: string) =
+    if path = "" then
+        Errors.reject "a path" "must not be empty" "an empty argument" "is a variable of the shell unset?"
+
     Path.GetFullPath(path, Environment.CurrentDirectory)
 
 let requireLearner (folder: string) =
@@ -157,6 +160,7 @@ let inspect (shell: Shell) (folder: string) : int =
         else
             "no"
 
+    LearnerFile.requireTensors folder
     let total = classes |> Array.sumBy _.Images
     let groups = record.State.FinishedTasks
 
@@ -167,9 +171,9 @@ let inspect (shell: Shell) (folder: string) : int =
             $"""method      {record.Method}, {record.Head} on {setting "embedding" "its embedding"}"""
             $"""backbone    {setting "backbone" "the file"} with SHA-256 {record.BackboneSha256}"""
             $"images      {record.ImageSize} px, {record.Channels} channels, black {record.InputRange[0]}, white {record.InputRange[1]}"
-            match defaultArg record.HeldOut [||] |> Array.sumBy _.Images with
-            | 0 -> "calibrated  no: no image was held out"
-            | held -> $"""calibrated  by {counted held "held-out image" "held-out images"}"""
+            match defaultArg record.HeldOut [||] |> Array.sumBy (fun one -> int64 one.Images) with
+            | 0L -> "calibrated  no: no image was held out"
+            | held -> $"calibrated  by {held} held-out images"
             $"""knows       {counted classes.Length "class" "classes"} of {counted groups "group" "groups"}, from {total} images"""
             ""
             "group  images  class"
@@ -191,7 +195,10 @@ let private changing (shell: Shell) libTorch (folder: string) (work: KeptLearner
 
         Scope.run (fun () ->
             let next = work kept
-            lock Shell.saving (fun () -> KeptLearner.save folder next)))
+
+            lock Shell.saving (fun () ->
+                KeptLearner.save folder next
+                shell.Interruption.Message <- $"interrupted after {folder} was saved: the change is made")))
 
 /// Removes a class from a learner.
 let forget (shell: Shell) (folder: string) (name: string) libTorch : int =

@@ -49,6 +49,8 @@ let private filesOf (given: string) : string seq =
     if given = "-" then
         Seq.initInfinite (fun _ -> Console.In.ReadLine())
         |> Seq.takeWhile (isNull >> not)
+        // find -print0
+        |> Seq.collect _.Split('\000')
         |> Seq.filter (String.IsNullOrWhiteSpace >> not)
     elif Directory.Exists given then
         let place = ImageListing.place given
@@ -108,7 +110,7 @@ let usualFalseAlarms = 0.05
 
 // Why no image is called unknown.
 let private noThreshold (falseAlarms: float) (kept: KeptLearner) =
-    let held = kept.HeldOut |> Array.sumBy _.Images
+    let held = kept.HeldOut |> Array.sumBy (fun one -> int64 one.Images)
     let needed = int (ceil (1.0 / falseAlarms)) - 1
 
     $"""no image is called unknown: at {percent falseAlarms}%% false alarms that needs {needed} held-out images, and the learner had {held}"""
@@ -135,8 +137,10 @@ let predict (shell: Shell) (request: Request) : int =
         Shell.say shell [ "file,rank,class,score,probability,known" ]
 
     let mutable skipped = 0
+    let mutable found = 0
 
     for files in request.Images |> Seq.collect filesOf |> Seq.chunkBySize batching.BatchSize do
+        found <- found + files.Length
         let pictures = Array.zeroCreate<Result<Picture, string>> files.Length
 
         Parallel.For(0, files.Length, fun i -> pictures[i] <- ImageFile.tryRead files[i])
@@ -169,6 +173,9 @@ let predict (shell: Shell) (request: Request) : int =
                 for (file, _), answer in Array.zip read answers do
                     yield! shown request.Form kept.Classes file answer
             ]
+
+    if found = 0 then
+        Errors.reject (String.concat ", " request.Images) "must hold an image" "none" ""
 
     if skipped > 0 then 1 else 0
 

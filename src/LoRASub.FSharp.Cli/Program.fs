@@ -17,6 +17,13 @@ let private version () =
     Assembly.GetExecutingAssembly().GetName().Version.ToString 3
 
 let private evaluate (shell: Shell) folder (changes: (string * string) list) libTorch =
+    if not (RunFolder.holdsRun folder) && LearnerFolder.holdsLearner folder then
+        Errors.reject
+            folder
+            "must be the folder of a run where no images are given"
+            "a learner"
+            $"give a folder of images: lorasub evaluate {folder} IMAGES"
+
     let settings =
         List.fold (fun s (name, text) -> Settings.set name text s) (RunFolder.settings folder) changes
 

@@ -125,11 +125,14 @@ module Calibration =
 
     /// Whether a record could have been written by `ofScores`.
     let internal isValid (one: HeldOut) : bool =
-        one.Classes > 0
+        not (isNull (box one))
+        && one.Classes > 0
         && one.Images > 0
         && one.Temperature > 0.0
         && one.Temperature < infinity
+        && not (isNull one.Support)
         && one.Support.Length > 0
+        && one.Support.Length <= most
         && Array.forall Double.IsFinite one.Support
         && one.Support = Array.sort one.Support
 

@@ -73,6 +73,15 @@ module LearnerFile =
         use _ = hold ()
         work ()
 
+    /// Rejects a folder with the tensors of a learner whose learner.json is lost: they may be all that is left of it.
+    let internal requireNoOrphan (folder: string) =
+        if File.Exists(tensorPath folder) && not (File.Exists(jsonPath folder)) then
+            Errors.reject
+                (tensorPath folder)
+                "must be beside its learner.json"
+                "no such file"
+                "restore learner.json from a backup, or choose another folder"
+
     /// <summary>Writes a learner into a folder that exists, over an older one, which can be loaded until the
     /// new one can. A save that fails leaves the older one.</summary>
     /// <param name="folder">The folder.</param>
@@ -81,6 +90,8 @@ module LearnerFile =
     /// <param name="state">Of the learner; borrowed.</param>
     /// <exception cref="T:LoRASub.Core.InputException">The folder cannot be written.</exception>
     let save (folder: string) (learner: Learner) (record: LearnerFormat.Record) (state: TaskState) : unit =
+        requireNoOrphan folder
+
         if Directory.Exists(tensorPath folder) then
             Errors.reject (tensorPath folder) "must be a file" "a folder" "choose another folder"
 
@@ -109,6 +120,18 @@ module LearnerFile =
                     // a learner whose tensors still wait can be loaded: the next save moves them
                     ())
 
+    let private lost (folder: string) =
+        Errors.reject
+            (tensorPath folder)
+            "must be beside learner.json"
+            "no such file"
+            "restore the folder from a backup"
+
+    /// Rejects a folder without tensors; does not read them.
+    let internal requireTensors (folder: string) =
+        if not ([ tensorPath folder; nextPath folder ] |> List.exists File.Exists) then
+            lost folder
+
     // The tensors that learner.json names by their hash.
     let private tensorsOf (folder: string) (sha256: string) : TensorFile =
         let path = tensorPath folder
@@ -121,8 +144,8 @@ module LearnerFile =
         | Some file -> file
         | None when File.Exists path ->
             let rule = $"must have the SHA-256 {sha256} that learner.json gives"
-            Errors.reject path rule (DataFile.sha256 path) ""
-        | None -> Errors.reject path "must be beside learner.json" "no such file" ""
+            Errors.reject path rule (DataFile.sha256 path) "restore the folder from a backup"
+        | None -> lost folder
 
     let private checkedRecord (path: string) =
         let struct (record, isOld) = LearnerJson.read path

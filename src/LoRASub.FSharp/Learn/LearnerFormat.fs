@@ -241,7 +241,16 @@ module internal LearnerRecord =
 
         two "inputRange" record.InputRange
         two "normEpsilon" record.NormEpsilon
+
+        if record.Channels <> 1 && record.Channels <> 3 then
+            Errors.reject $"{path}, channels" "must be 1 or 3" $"{record.Channels}" ""
+
         SavedState.check path record.State
+
+        try
+            Methods.find record.Method |> ignore
+        with :? InputException as e ->
+            raise (InputException($"{path}: {e.Message}", e))
 
         if not (defaultArg record.HeldOut [||] |> Array.forall Calibration.isValid) then
             Errors.reject

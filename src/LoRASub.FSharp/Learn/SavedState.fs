@@ -155,6 +155,12 @@ module internal SavedState =
             if one.Task < 0 || one.Task >= saved.FinishedTasks then
                 Errors.reject subject $"must be of one of {saved.FinishedTasks} tasks" $"task {one.Task}" ""
 
+            if System.String.IsNullOrWhiteSpace one.Name then
+                Errors.reject $"{subject}" "must have a name that is not blank" "a blank name" ""
+
+            if one.Images < 0L then
+                Errors.reject subject "must be of 0 images or more" $"{one.Images}" ""
+
             if one.Id < 0 || one.Id >= saved.NextId || not (ids.Add one.Id) then
                 let rule = $"must have an id of its own, from 0 to {saved.NextId - 1}"
                 Errors.reject subject rule $"id {one.Id}" ""

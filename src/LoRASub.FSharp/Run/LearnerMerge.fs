@@ -1,5 +1,7 @@
 namespace LoRASub.Run
 
+open System
+open System.Security.Cryptography
 open LoRASub.Core
 open LoRASub.Heads
 open LoRASub.Learn
@@ -46,30 +48,44 @@ module LearnerMerge =
         |> Seq.map (fun (fresh, leaf) -> struct (leaf, fresh.dim () > 0L && fresh.shape[0] = 0L))
         |> Array.ofSeq
 
-    // The class is there with the same images: bit for bit the same sums.
-    let private checkDisjoint
-        (learner: Learner)
-        (shared: (ClassInfo * int * int)[])
-        (into: TaskState)
-        (from: TaskState)
-        =
-        let rows (head: HeadState) =
-            rowLeaves learner learner.Readout head
-            |> Array.filter (fun struct (_, isPerClass) -> isPerClass)
-            |> Array.map (fun struct (leaf, _) -> leaf)
+    // A class that both learned from the same images, under whatever name, has bit for bit the same sums.
+    let private checkDisjoint (learner: Learner) (into: TaskState) (from: TaskState) =
+        let rows (state: TaskState) =
+            let leaves =
+                rowLeaves learner learner.Readout state.Head
+                |> Array.filter (fun struct (_, isPerClass) -> isPerClass)
+                |> Array.map (fun struct (leaf, _) -> leaf.cpu().contiguous())
 
-        let mine, theirs = rows into.Head, rows from.Head
+            let sumsOf row =
+                leaves
+                |> Array.map (fun leaf -> leaf.select(0L, int64 row).contiguous().bytes.ToArray())
+                |> Array.concat
+                |> SHA256.HashData
+                |> Convert.ToHexString
 
-        for one, row, other in shared do
-            let same (a: torch.Tensor) (b: torch.Tensor) =
-                a.select(0L, int64 row).eq(b.select (0L, int64 other)).all().item<bool>()
+            [|
+                for row, one in Array.indexed state.Classes do
+                    if one.Images > 0L then
+                        sumsOf row, one.Name
+            |]
 
-            if one.Images > 0L && Array.forall2 same mine theirs then
+        let theirs = dict (rows from)
+
+        for sums, name in rows into do
+            match theirs.TryGetValue sums with
+            | true, other ->
+                let found =
+                    if other = name then
+                        "the same statistics in both"
+                    else
+                        $"those of '{other}' in the other"
+
                 Errors.reject
-                    $"class '{one.Name}'"
+                    $"class '{name}'"
                     "must be learned from other images in each learner, or they would count twice"
-                    "the same statistics in both"
+                    found
                     "merge learners that were not copied from one another"
+            | _ -> ()
 
     /// The head with a row for each class of the union; `places` holds the class's own row, if it has one.
     let private arranged
@@ -154,12 +170,7 @@ module LearnerMerge =
 
             let ofLeft, ofRight = placesIn left, placesIn right
 
-            let shared =
-                Array.zip3 classes ofLeft ofRight
-                |> Array.choose (fun (one, here, there) ->
-                    Option.map2 (fun here there -> one, here, there) here there)
-
-            checkDisjoint learner shared left right
+            checkDisjoint learner left right
 
             let heads =
                 Array.map3
