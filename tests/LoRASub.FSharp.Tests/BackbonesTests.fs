@@ -397,7 +397,7 @@ let private names =
             inEnvironment [ "HF_ENDPOINT", "http://example.com" ] (fun () ->
                 refused [ "backbone"; "get"; Name ] [ "must be an https address" ]))
 
-        testCase "Ctrl-C leaves what the same command continues" (fun () ->
+        testCase "a stop leaves what the same command continues" (fun () ->
             let half = tiny.Value.Length / 2
 
             let reply number request =
@@ -419,10 +419,10 @@ let private names =
                       && clock.Elapsed.TotalSeconds < 60.0 do
                     Thread.Sleep 20
 
-                (Process.Start("kill", [ "-INT"; string child.Id ])).WaitForExit()
+                (Process.Start("kill", [ "-TERM"; string child.Id ])).WaitForExit()
                 let error = child.StandardError.ReadToEnd()
                 child.WaitForExit()
-                Expect.equal child.ExitCode 130 error
+                Expect.equal child.ExitCode 143 error
                 Expect.stringContains error "the same command continues" "message"
                 Expect.isFalse (File.Exists(Path.Combine(cache, file))) "no file"
                 let ended = CliTests.outside environment [ "backbone"; "get"; Name ]
