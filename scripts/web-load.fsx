@@ -132,6 +132,9 @@ server.Kill()
 server.WaitForExit()
 Directory.Delete(folder, true)
 
+if not errors.IsEmpty then
+    eprintfn "%s" log.Result
+
 // ---------------------------------------------------------------------------------------------- what was measured
 
 let sorted = latencies.ToArray() |> Array.sort
