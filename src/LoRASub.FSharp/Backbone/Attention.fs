@@ -90,7 +90,7 @@ module Attention =
             let sum = qkv.clone ()
 
             for first, _, part in deltas do
-                sum.narrow(0L, first, d).add_(part, alpha = Scalar.op_Implicit sign) |> ignore
+                sum.narrow(0L, first, d).add_(part, alpha = Number.Of sign) |> ignore
 
             sum.``to`` dtype)
 

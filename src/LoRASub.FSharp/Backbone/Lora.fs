@@ -133,7 +133,7 @@ module Lora =
             Scope.run (fun () ->
                 let row = Rng.integers outputs [| 1L; int64 rank |] device (Rng.fold 1L key)
                 let entry = Rng.normal [| 1L; int64 rank |] dtype device (Rng.fold 2L key)
-                b.scatter_ (0L, row, entry.mul (Scalar.op_Implicit 0.01)) |> ignore)
+                b.scatter_ (0L, row, entry.mul (Number.Of 0.01)) |> ignore)
 
         { A = a; B = b }
 

@@ -112,8 +112,8 @@ module MlpAdapter =
         let drawn =
             Rng.uniform 0.0 1.0 x.shape torch.ScalarType.Float32 x.device dropout.Key
 
-        let kept = drawn.ge (Scalar.op_Implicit dropout.Rate)
-        x.mul (kept.``to``(x.dtype).div(Scalar.op_Implicit (1.0 - dropout.Rate)))
+        let kept = drawn.ge (Number.Of dropout.Rate)
+        x.mul (kept.``to``(x.dtype).div(Number.Of(1.0 - dropout.Rate)))
 
     let internal check (width: int64) (neighbour: torch.Tensor) (adapter: MlpAdapter) =
         let down, up = adapter.Down.Weight, adapter.Up.Weight
@@ -138,4 +138,4 @@ module MlpAdapter =
 
         let hidden = (through adapter.Down x).relu()
         let hidden = Option.fold (fun x dropout -> drop dropout x) hidden adapter.Dropout
-        y.add (through adapter.Up hidden, alpha = Scalar.op_Implicit adapter.Scale)
+        y.add (through adapter.Up hidden, alpha = Number.Of adapter.Scale)

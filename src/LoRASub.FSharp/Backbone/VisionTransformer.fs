@@ -195,7 +195,7 @@ module VisionTransformer =
                         let name, weight = $"{Site.name site} delta", (Block.layer block site).Weight
                         Shape.expect name [ for n in weight.shape -> Axis.Is n ] delta
                         Shape.expectDevice name weight delta
-                        let sum = weight.``to``(delta.dtype).add(delta, alpha = Scalar.op_Implicit sign)
+                        let sum = weight.``to``(delta.dtype).add(delta, alpha = Number.Of sign)
                         site, sum.``to`` dtype
             ]
 

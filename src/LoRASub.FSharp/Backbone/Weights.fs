@@ -740,10 +740,9 @@ module Weights =
             |> List.mapi (fun i (name, sizes, mean, deviation) ->
                 let numbers =
                     if deviation = 0.0 then
-                        torch.full (sizes, Scalar.op_Implicit mean, dtype = dtype, device = torch.CPU)
+                        torch.full (sizes, Number.Of mean, dtype = dtype, device = torch.CPU)
                     else
-                        (Rng.normal sizes dtype torch.CPU (Rng.fold (int64 i) key))
-                            .mul(Scalar.op_Implicit deviation)
+                        (Rng.normal sizes dtype torch.CPU (Rng.fold (int64 i) key)).mul(Number.Of deviation)
 
                 name, numbers)
             |> Map.ofList)

@@ -8,7 +8,7 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module internal Fused =
 
-    let private number (x: float) = Scalar.op_Implicit x
+    let private number (x: float) = Number.Of x
 
     let private isFused (x: torch.Tensor) =
         match x.device.``type`` with
@@ -95,11 +95,11 @@ module internal Fused =
         let last = x.shape[1] - 1L
 
         let positions =
-            torch.arange (Scalar.op_Implicit x.shape[1], dtype = torch.ScalarType.Int64, device = x.device)
+            torch.arange (Number.Of x.shape[1], dtype = torch.ScalarType.Int64, device = x.device)
 
         let isLarger = x.ne (x.amin ([| 1L |], keepdim = true))
         // a row of NaN has no smallest
-        positions.expand(x.shape).masked_fill(isLarger, Scalar.op_Implicit last).amin [| 1L |]
+        positions.expand(x.shape).masked_fill(isLarger, Number.Of last).amin [| 1L |]
 
     /// max(x, low), with slope 1 at `low` as in torch's clamp.
     let atLeast (low: float) (x: torch.Tensor) : torch.Tensor =

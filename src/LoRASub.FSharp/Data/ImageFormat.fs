@@ -52,6 +52,6 @@ module internal ImageFormat =
             images
                 .``to``(device)
                 .``to``(torch.ScalarType.Float32)
-                .mul_(Scalar.op_Implicit ((format.High - format.Low) / 255.0))
-                .add_(Scalar.op_Implicit format.Low)
+                .mul_(Number.Of((format.High - format.Low) / 255.0))
+                .add_(Number.Of format.Low)
                 .``to``(dtype))

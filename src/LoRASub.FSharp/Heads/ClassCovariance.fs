@@ -35,7 +35,7 @@ module ClassCovariance =
                 torch
                     .stack(Array.init (int means.shape[0]) (int64 >> distances), 1L)
                     .add(offsets)
-                    .mul(Scalar.op_Implicit -0.5))
+                    .mul(Number.Of -0.5))
 
         Scorer.create [| means; white; offsets |] score
 
@@ -49,20 +49,18 @@ module ClassCovariance =
             let images = one.Classes.Counts.sum().item<int64>()
 
             let pooled =
-                (one.Scatters.``to`` torch.ScalarType.Float64).sum(0L).div(Scalar.op_Implicit (float images))
+                (one.Scatters.``to`` torch.ScalarType.Float64).sum(0L).div(Number.Of(float images))
 
             let mixed =
-                (covariances one)
-                    .mul(Scalar.op_Implicit beta)
-                    .add(pooled.mul (Scalar.op_Implicit (1.0 - beta)))
+                (covariances one).mul(Number.Of beta).add(pooled.mul (Number.Of(1.0 - beta)))
 
             // a class without spread of its own takes the shared covariance, so that determinants stay comparable
-            let spread = (Symmetric.traces mixed).gt(Scalar.op_Implicit 0.0)
+            let spread = (Symmetric.traces mixed).gt(Number.Of 0.0)
             let mixed = torch.where (spread, mixed, pooled)
             let factors = Symmetric.cholesky "class covariance" (Symmetric.shrink epsilon mixed)
 
             let logDeterminants =
-                factors.diagonal(0L, -2L, -1L).log().sum(1L).mul(Scalar.op_Implicit 2.0)
+                factors.diagonal(0L, -2L, -1L).log().sum(1L).mul(Number.Of 2.0)
 
             scorer one.Scatters.dtype means factors logDeterminants)
 
@@ -98,7 +96,7 @@ module ClassCovariance =
     let private unit (embeddings: torch.Tensor) =
         Scope.noGrad Leaves.tensor (fun () ->
             let norms = embeddings.norm (1, keepdim = true)
-            embeddings.div (norms.clamp_min (Scalar.op_Implicit 1e-12)))
+            embeddings.div (norms.clamp_min (Number.Of 1e-12)))
 
     let private fecamScorer (one: ClassScatters) : Scorer =
         Scope.noGrad Scorer.leaves (fun () ->

@@ -103,7 +103,7 @@ module ClassScatters =
                 PooledMoments.deviations embeddings rows one.Classes
 
             let ofClass (j: int64) =
-                let mine = within[position.eq (Scalar.op_Implicit j)]
+                let mine = within[position.eq (Number.Of j)]
                 mine.t().mm mine
 
             let gained =
@@ -111,7 +111,7 @@ module ClassScatters =
 
             {
                 Classes = classes
-                Scatters = one.Scatters.index_add (0L, present, gained, Scalar.op_Implicit 1.0)
+                Scatters = one.Scatters.index_add (0L, present, gained, Number.Of 1.0)
             })
 
     /// <summary>Adds the sums of two disjoint sets of images of the same classes.</summary>

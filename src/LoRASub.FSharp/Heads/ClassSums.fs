@@ -115,14 +115,8 @@ module ClassSums =
 
         Scope.noGrad leaves (fun () ->
             {
-                Sums =
-                    sums.Sums.index_add (
-                        0L,
-                        labels,
-                        embeddings.``to`` sums.Sums.dtype,
-                        Scalar.op_Implicit 1.0
-                    )
-                Counts = sums.Counts.index_add (0L, labels, torch.ones_like labels, Scalar.op_Implicit 1L)
+                Sums = sums.Sums.index_add (0L, labels, embeddings.``to`` sums.Sums.dtype, Number.Of 1.0)
+                Counts = sums.Counts.index_add (0L, labels, torch.ones_like labels, Number.Of 1L)
             })
 
     /// <summary>The images of each class; waits for the device.</summary>

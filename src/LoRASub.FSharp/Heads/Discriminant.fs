@@ -25,8 +25,7 @@ module Discriminant =
             let centre = means.mean [| 0L |]
             let apart = means.sub(centre).t() // [d, c]
 
-            let covariance =
-                moments.Scatter.div (Scalar.op_Implicit (float (max 1L moments.Images)))
+            let covariance = moments.Scatter.div (Number.Of(float (max 1L moments.Images)))
 
             let epsilon =
                 match shrinkage with
@@ -44,13 +43,12 @@ module Discriminant =
             let size = column.mul(torch.cholesky_solve (column, factor)).sum()
             let rounding = 16.0 * Precision.epsilon dtype
 
-            let isApart =
-                squares.gt(size.mul (Scalar.op_Implicit (rounding * rounding))).``to`` dtype
+            let isApart = squares.gt(size.mul (Number.Of(rounding * rounding))).``to`` dtype
 
-            let norms = squares.sqrt().clamp_min(Scalar.op_Implicit 1e-300)
+            let norms = squares.sqrt().clamp_min(Number.Of 1e-300)
 
             let centre, plain, bias =
-                centre.``to`` dtype, weights.``to`` dtype, squares.mul(Scalar.op_Implicit -0.5).``to`` dtype
+                centre.``to`` dtype, weights.``to`` dtype, squares.mul(Number.Of -0.5).``to`` dtype
 
             let scorerOf weights (bias: torch.Tensor) =
                 let score (embeddings: torch.Tensor) =

@@ -69,8 +69,7 @@ module DriftMap =
             let moved = x1.sub(m1).sub centred
             let kernel = centred.mm (centred.t ()) // [n, n]
 
-            let ridge =
-                (kernel.trace().div(Scalar.op_Implicit (float width))).clamp_min(Scalar.op_Implicit 1e-12)
+            let ridge = (kernel.trace().div(Number.Of(float width))).clamp_min(Number.Of 1e-12)
 
             let identity = torch.eye (images, dtype = kernel.dtype, device = kernel.device)
             let factor = torch.linalg.cholesky (kernel.add (identity.mul ridge))
@@ -90,5 +89,5 @@ module DriftMap =
                 Before = narrow m0
                 After = narrow m1
                 Map = narrow map
-                Residual = residual.t().mm(residual).div(Scalar.op_Implicit (float images)) |> narrow
+                Residual = residual.t().mm(residual).div(Number.Of(float images)) |> narrow
             })

@@ -55,10 +55,9 @@ module Scorer =
         Scope.noGrad Leaves.tensor (fun () ->
             let top = scores.amax ([| 1L |], keepdim = true)
             let size = torch.maximum (top, top.neg ())
-            let scale = size.clamp_min (Scalar.op_Implicit 1.0)
+            let scale = size.clamp_min (Number.Of 1.0)
 
-            let rounding =
-                scale.mul (Scalar.op_Implicit (16.0 * Precision.epsilon scores.dtype))
+            let rounding = scale.mul (Number.Of(16.0 * Precision.epsilon scores.dtype))
 
             let isLower = scores.lt (top.sub rounding)
             Fused.firstSmallest (isLower.``to`` torch.ScalarType.Int64))

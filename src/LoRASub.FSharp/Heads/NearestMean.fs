@@ -27,17 +27,13 @@ module NearestMean =
                 Shape.expectLike "features" units embeddings
 
                 Scope.noGrad Leaves.tensor (fun () ->
-                    let f =
-                        embeddings.div (embeddings.norm(1, keepdim = true).add(Scalar.op_Implicit 1e-8))
+                    let f = embeddings.div (embeddings.norm(1, keepdim = true).add(Number.Of 1e-8))
 
                     // |f|² + |p|² − 2fp: one product for all classes
                     let distances =
-                        (squares f)
-                            .unsqueeze(1L)
-                            .add(lengths)
-                            .sub(f.mm(units.t ()).mul(Scalar.op_Implicit 2.0))
+                        (squares f).unsqueeze(1L).add(lengths).sub(f.mm(units.t ()).mul(Number.Of 2.0))
 
-                    distances.mul(Scalar.op_Implicit -0.5).add(Scalar.op_Implicit 1.0))
+                    distances.mul(Number.Of -0.5).add(Number.Of 1.0))
 
             Scorer.create [| units; lengths |] score)
 

@@ -77,7 +77,7 @@ module PooledMoments =
         let count (sums: ClassSums) =
             sums.Counts.``to``(sums.Sums.dtype).unsqueeze 1L
 
-        let some (n: torch.Tensor) = n.clamp_min (Scalar.op_Implicit 1.0)
+        let some (n: torch.Tensor) = n.clamp_min (Number.Of 1.0)
         let n, m = count left, count right
         let weight = n.mul(m).div(some (n.add m)).sqrt()
         (right.Sums.div(some m).sub(left.Sums.div (some n))).mul weight
@@ -144,7 +144,7 @@ module PooledMoments =
     let transport (map: DriftMap) (moments: PooledMoments) : PooledMoments =
         Scope.noGrad leaves (fun () ->
             let moved = map.Map.t().mm(Symmetric.mirror moments.Scatter).mm map.Map
-            let residual = map.Residual.mul (Scalar.op_Implicit (float moments.Images))
+            let residual = map.Residual.mul (Number.Of(float moments.Images))
 
             {
                 Classes = DriftMap.sums map moments.Classes

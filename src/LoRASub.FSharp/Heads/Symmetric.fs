@@ -75,13 +75,9 @@ module internal Symmetric =
         let mean = diagonal.mean ([| -1L |], keepdim = true)
 
         let ridge =
-            torch.where (
-                mean.gt (Scalar.op_Implicit 0.0),
-                mean.mul (Scalar.op_Implicit epsilon),
-                torch.ones_like mean
-            )
+            torch.where (mean.gt (Number.Of 0.0), mean.mul (Number.Of epsilon), torch.ones_like mean)
 
-        result.mul_ (Scalar.op_Implicit (1.0 - epsilon)) |> ignore
+        result.mul_ (Number.Of(1.0 - epsilon)) |> ignore
         diagonal.add_ ridge |> ignore
         result
 

@@ -469,7 +469,7 @@ module Learner =
                 let sum =
                     views |> Array.map ofView |> Array.reduce (fun sum scores -> sum.add scores)
 
-                sum.div (Scalar.op_Implicit (float views.Length))
+                sum.div (Number.Of(float views.Length))
 
             let score i (readout: Readout, scores) =
                 match scores with

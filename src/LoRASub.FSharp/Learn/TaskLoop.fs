@@ -317,7 +317,7 @@ module TaskLoop =
     let private sampled batches (images: torch.Tensor) =
         let wanted = max 1 (driftImages / batches)
         let step = max 1L ((images.shape[0] + int64 wanted - 1L) / int64 wanted)
-        let scalar (n: int64) = Scalar.op_Implicit n
+        let scalar (n: int64) = Number.Of n
         torch.arange (scalar 0L, scalar images.shape[0], scalar step, device = images.device)
 
     // The pass after training: method, heads and means learn from one forward pass per image. Where the network moved,
@@ -333,7 +333,7 @@ module TaskLoop =
         let classes = task.Classes.Length
         let merged = m.Merge training
         let networks = Learner.networks learner merged
-        let first = Scalar.op_Implicit (int64 task.FirstClass)
+        let first = Number.Of(int64 task.FirstClass)
         let loaders = c.Batches Pass.Consolidate
         let master = Precision.master vit.Precision
 

@@ -105,12 +105,12 @@ module ClassMoments =
                 |> fun all -> torch.stack (all, 1L) // [n, blocks + 1, d]
 
             let add (sums: torch.Tensor) (rows: torch.Tensor) =
-                sums.index_add (0L, labels, rows, Scalar.op_Implicit 1.0)
+                sums.index_add (0L, labels, rows, Number.Of 1.0)
 
             {
                 Sums = add moments.Sums tokens
                 Squares = add moments.Squares ((tokens.mul tokens).sum -1L)
-                Counts = moments.Counts.index_add (0L, labels, torch.ones_like labels, Scalar.op_Implicit 1L)
+                Counts = moments.Counts.index_add (0L, labels, torch.ones_like labels, Number.Of 1L)
             })
 
     // [c, 1]
@@ -143,8 +143,7 @@ module ClassMoments =
             let square = moments.Squares.div (column moments.Counts)
             let variance = square.sub ((mean.mul mean).sum -1L)
             // the difference of two nearly equal numbers, each a sum over the images in any order
-            let share =
-                (column moments.Counts).mul(Scalar.op_Implicit 4e-16).add(Scalar.op_Implicit 1e-13)
+            let share = (column moments.Counts).mul(Number.Of 4e-16).add(Number.Of 1e-13)
 
             let rounding = square.mul share
             torch.where(variance.gt rounding, variance, torch.zeros_like variance).sqrt())

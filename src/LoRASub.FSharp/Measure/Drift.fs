@@ -271,13 +271,13 @@ module Drift =
         let euclidean = (length (now.sub from)).squeeze -1L
         // ½‖u − v‖² = 1 − u·v on unit vectors, without the cancellation
         let chord = (unit now).sub(unit from)
-        let cosine = (chord.mul chord).sum(-1L).div(Scalar.op_Implicit 2.0)
+        let cosine = (chord.mul chord).sum(-1L).div(Number.Of 2.0)
 
         let relative =
             torch.where (
-                spread.gt (Scalar.op_Implicit 0.0),
+                spread.gt (Number.Of 0.0),
                 euclidean.div spread,
-                torch.full_like (spread, Scalar.op_Implicit nan)
+                torch.full_like (spread, Number.Of nan)
             )
 
         torch.stack ([| euclidean; cosine; relative |], -1L)

@@ -27,7 +27,7 @@ module PrincipalPlane =
     // The sign of the largest entry; the first entry counts where several are equal up to rounding.
     let private orientation (axis: torch.Tensor) =
         let sizes = axis.abs ()
-        let isSmaller = sizes.lt (sizes.max().mul(Scalar.op_Implicit (1.0 - 1e-9)))
+        let isSmaller = sizes.lt (sizes.max().mul(Number.Of(1.0 - 1e-9)))
 
         let first =
             Fused.firstSmallest (isSmaller.``to``(torch.ScalarType.Int64).unsqueeze 0L)

@@ -50,7 +50,7 @@ module internal CosineClassifier =
 
     /// Rows of unit length; a row of zeros stays.
     let unit (rows: torch.Tensor) : torch.Tensor =
-        rows.div ((rows.norm (1, keepdim = true)).clamp_min(Scalar.op_Implicit 1e-12))
+        rows.div ((rows.norm (1, keepdim = true)).clamp_min(Number.Of 1e-12))
 
     /// Features [n, d] -> [n, classes]. Differentiable.
     let logits (classifier: CosineClassifier) (features: torch.Tensor) : torch.Tensor =

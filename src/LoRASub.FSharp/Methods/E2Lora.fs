@@ -224,7 +224,7 @@ module E2Lora =
                         |]
                     Classifier =
                         {
-                            Weight = rows.mul (Scalar.op_Implicit 0.02)
+                            Weight = rows.mul (Number.Of 0.02)
                             Bias = Some(zeros vit [| classes |])
                         }
                 }
@@ -245,11 +245,11 @@ module E2Lora =
         (student: torch.Tensor)
         : torch.Tensor =
         let log (logits: torch.Tensor) =
-            torch.nn.functional.log_softmax (logits.div (Scalar.op_Implicit temperature), 1L)
+            torch.nn.functional.log_softmax (logits.div (Number.Of temperature), 1L)
 
         let p, q = log teacher, log student
         let sums = p.exp().mul(p.sub q).sum 1L
-        sums.mean().mul(Scalar.op_Implicit (temperature * temperature))
+        sums.mean().mul(Number.Of(temperature * temperature))
 
     /// The network in training.
     let internal inTraining (training: Training) : Adapters =
@@ -279,7 +279,7 @@ module E2Lora =
                     let lost =
                         distillation settings.Temperature teacher.Value (Linear.forward old features)
 
-                    struct (crossEntropy.add (lost.mul (Scalar.op_Implicit settings.Distillation)), logits)
+                    struct (crossEntropy.add (lost.mul (Number.Of settings.Distillation)), logits)
                 else
                     struct (crossEntropy, logits)
 

@@ -129,7 +129,7 @@ module Ease =
                 let rows = CosineClassifier.unit all
                 let next = if j + 1 < means.Length then first[j + 1] else rows.shape[0]
                 let parts = rows.split [| first[j]; next - first[j]; rows.shape[0] - next |]
-                let scaled i = parts[i].mul(Scalar.op_Implicit others)
+                let scaled i = parts[i].mul(Number.Of others)
                 torch.cat ([| scaled 0; parts[1]; scaled 2 |], 0L)))
 
     let private merge settings vit (training: Training) : State =
@@ -149,7 +149,7 @@ module Ease =
     // The features are those of the first subspace.
     let private consolidate settings vit (batch: Batch) (features: torch.Tensor) (state: State) : State =
         Scope.noGrad (stateTree settings).Leaves (fun () ->
-            let local = batch.Labels.sub (Scalar.op_Implicit (classes state.Means))
+            let local = batch.Labels.sub (Number.Of(classes state.Means))
             let frozen = VisionTransformer.frozen vit
 
             let add j sums =

@@ -129,8 +129,7 @@ module InfLora =
             let rank = int (Seq.head pairs.Values).A.shape[0]
 
             let a =
-                (DualGpm.leading rank subject observing.Moments[i] spaces[i])
-                    .div(Scalar.op_Implicit (sqrt 3.0))
+                (DualGpm.leading rank subject observing.Moments[i] spaces[i]).div(Number.Of(sqrt 3.0))
 
             pairs |> Map.map (fun _ pair -> { pair with A = a })
 

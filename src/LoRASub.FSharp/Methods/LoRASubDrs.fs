@@ -146,7 +146,7 @@ module LoRASubDrs =
                 let triplet =
                     AugmentedTriplet.loss settings.Margin settings.NormOrder prototypes local unit
 
-                crossEntropy.add (triplet.mul (Scalar.op_Implicit settings.TripletWeight))
+                crossEntropy.add (triplet.mul (Number.Of settings.TripletWeight))
             else
                 crossEntropy
 
@@ -157,7 +157,7 @@ module LoRASubDrs =
         match state.Sums with
         | None -> Errors.reject "consolidation" "must follow the end of training" "a finished state" ""
         | Some sums ->
-            let first = Scalar.op_Implicit state.Prototypes.shape[0]
+            let first = Number.Of state.Prototypes.shape[0]
 
             Scope.noGrad stateTree.Leaves (fun () ->
                 { state with

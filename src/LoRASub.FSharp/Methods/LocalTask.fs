@@ -32,7 +32,7 @@ module internal LocalTask =
         (optimizer: SgdState[])
         (trained: 'Trained)
         : struct ('Trained * SgdState[] * StepReport) =
-        let local = labels.sub (Scalar.op_Implicit (int64 task.FirstClass))
+        let local = labels.sub (Number.Of(int64 task.FirstClass))
         let before = Array.ofSeq (tree.Leaves trained)
 
         let struct (loss, predicted, gradients) =

@@ -279,7 +279,7 @@ module LoraTask =
 
         Scope.keep (Leaves.both leaves StepReport.leaves) (fun () ->
             // [n], position in the task
-            let local = batch.Labels.sub (Scalar.op_Implicit (int64 training.Task.FirstClass))
+            let local = batch.Labels.sub (Number.Of(int64 training.Task.FirstClass))
             let before = Array.ofSeq (taskTree.Leaves training.Trained)
             let confinements = confinements rules training.Trained training.Projections
 

@@ -70,8 +70,8 @@ module internal OutputDeltas =
 
             let struct (ascending, vectors) = torch.linalg.eigh drift
             let q = vectors.flip 1L
-            let rest = ascending.clamp_min(Scalar.op_Implicit 0.0).cumsum(0L).flip 0L // in it and in those after it
-            let total = (rest.narrow (0L, 0L, 1L)).clamp_min(Scalar.op_Implicit 1e-300)
+            let rest = ascending.clamp_min(Number.Of 0.0).cumsum(0L).flip 0L // in it and in those after it
+            let total = (rest.narrow (0L, 0L, 1L)).clamp_min(Number.Of 1e-300)
 
             let replace axis (part: torch.Tensor) (whole: torch.Tensor) =
                 torch.cat ([| whole.narrow (axis, 0L, first); part.``to`` whole.dtype |], axis)

@@ -135,7 +135,7 @@ module SdLora =
         Scope.noGrad Lora.pairTree.Leaves (fun () ->
             {
                 A = pair.A.clone ()
-                B = pair.B.div ((magnitude pair).clamp_min(Scalar.op_Implicit 1e-30))
+                B = pair.B.div ((magnitude pair).clamp_min(Number.Of 1e-30))
             })
 
     let private stacked (pairs: LoraPair seq) : LoraPair =

@@ -126,7 +126,7 @@ module Export =
 
     /// Means per class, [c, D], of sums [c, D] and counts [c]. Owned by the caller's scope.
     let internal meansOf (sums: torch.Tensor) (counts: torch.Tensor) : torch.Tensor =
-        sums.div (counts.clamp_min(Scalar.op_Implicit 1L).``to``(sums.dtype).unsqueeze 1L)
+        sums.div (counts.clamp_min(Number.Of 1L).``to``(sums.dtype).unsqueeze 1L)
 
     /// <summary>Writes classes.csv, a row for each class with id, name, task and images; and, where the head keeps sums
     /// per class, class-means.npy, [classes, D] in the same order: means of what the head sums, embeddings or its random

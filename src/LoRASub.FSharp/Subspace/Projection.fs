@@ -97,7 +97,7 @@ module Projection =
 
         Scope.noGrad leaves (fun () ->
             let struct (ascending, vectors) = torch.linalg.eigh moment.Moment
-            let spectrum = ascending.flip(0L).clamp_min(Scalar.op_Implicit 0.0) // [d]
+            let spectrum = ascending.flip(0L).clamp_min(Number.Of 0.0) // [d]
 
             let energies =
                 spectrum.cpu().``to``(torch.ScalarType.Float64).data<float>().ToArray()
@@ -123,7 +123,7 @@ module Projection =
             let smallest, largest = Array.last energies, energies[0]
 
             {
-                Matrix = basis.mm(basis.t ()).div(Scalar.op_Implicit norm)
+                Matrix = basis.mm(basis.t ()).div(Number.Of norm)
                 Basis = basis
                 Spectrum = spectrum
                 Energy = shareOf (first + count) - shareOf first

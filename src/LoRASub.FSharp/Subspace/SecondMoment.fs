@@ -31,7 +31,7 @@ type SecondMoment =
             }
         else
             let weighted (m: SecondMoment) =
-                m.Moment.mul (Scalar.op_Implicit (float m.Count / float total))
+                m.Moment.mul (Number.Of(float m.Count / float total))
 
             Scope.noGrad (fun m -> Seq.singleton m.Moment) (fun () ->
                 {
@@ -77,7 +77,7 @@ module SecondMoment =
             let gram = rows.t().mm rows // [d, d]
 
             {
-                Moment = gram.div (Scalar.op_Implicit (float (max count 1L)))
+                Moment = gram.div (Number.Of(float (max count 1L)))
                 Count = count
             })
 

@@ -91,7 +91,7 @@ module Adam =
     /// <exception cref="T:LoRASub.Core.InputException">The learning rate or an option is out of range.</exception>
     let transform (learningRate: float) (options: AdamOptions) : Transform<AdamState> =
         check learningRate options
-        let number (x: float) = Scalar.op_Implicit x
+        let number (x: float) = Number.Of x
 
         let init (parameters: torch.Tensor[]) =
             let zeros () =

@@ -8,7 +8,7 @@ open TorchSharp
 [<RequireQualifiedAccess>]
 module AugmentedTriplet =
 
-    let private number (x: float) = Scalar.op_Implicit x
+    let private number (x: float) = Number.Of x
 
     // Rows are unit vectors: |a|² + |b|² − 2ab, clamped under the root where its slope is infinite.
     let private pairwise (rows: torch.Tensor) =

@@ -46,7 +46,7 @@ module Sgd =
     /// <exception cref="T:LoRASub.Core.InputException">The learning rate or an option is out of range.</exception>
     let transform (learningRate: float) (options: SgdOptions) : Transform<SgdState> =
         check learningRate options
-        let number (x: float) = Scalar.op_Implicit x
+        let number (x: float) = Number.Of x
 
         let update (gradients: Gradients) (state: SgdState) (parameters: torch.Tensor[]) =
             let velocity = Array.copy state.Velocity
