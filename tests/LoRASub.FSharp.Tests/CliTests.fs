@@ -1075,7 +1075,7 @@ let private runs =
 
                 Expect.equal
                     (heads |> Array.map _.Head)
-                    [| "nearest-mean@class-token"; "cosine-lda@rich" |]
+                    [| "nearest-mean@class-token"; "cosine-lda:100-images@rich" |]
                     "heads of a usual run"
 
                 Expect.equal heads[0].CorrectAndTotal summary.CorrectAndTotal "the head that predicts"
@@ -1102,7 +1102,7 @@ let private runs =
                             "frozen"
                         ]
 
-                Expect.equal held.Heads.Value[0].Head "cosine-lda:0.003@last-blocks" "the preset"
+                Expect.equal held.Heads.Value[0].Head "cosine-lda:30-images@last-blocks" "the preset"
 
                 Expect.equal
                     (held.CorrectAndTotal |> Array.map (Array.map _.Total))

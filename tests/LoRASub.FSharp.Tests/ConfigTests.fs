@@ -173,8 +173,8 @@ let tests =
 
                 let expected =
                     [
-                        "recommended", alone "cosine-lda" "rich"
-                        "small", alone "cosine-lda:0.003" "last-blocks"
+                        "recommended", alone "cosine-lda:100-images" "rich"
+                        "small", alone "cosine-lda:30-images" "last-blocks"
                         "large", alone "rp-cosine-lda:8192" "rich+flip"
                         "libcontinual",
                         { Preset.quick Variant.LibContinual with
@@ -234,7 +234,7 @@ let tests =
                     (Config.merge None (own text) [] None).Settings
 
                 Expect.equal (settings "heads: 12").Heads (Some 12) "a number"
-                Expect.equal (settings "heads: 12").OtherHeads [ "cosine-lda@rich" ] "the default heads"
+                Expect.equal (settings "heads: 12").OtherHeads [ "cosine-lda:100-images@rich" ] "the default heads"
 
                 Expect.equal
                     (settings "heads: [lda, ridge@last-blocks]").OtherHeads

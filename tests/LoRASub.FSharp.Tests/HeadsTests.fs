@@ -228,6 +228,11 @@ let private discriminants =
         law "cosine-lda ≡ the loops" (fun c ->
             agree (score 0.1 true c) (scores (Discriminant.cosine (Shrinkage.Fixed 0.1)) c))
 
+        law "shrinkage by images is k of n + k" (fun c ->
+            let epsilon = 7.0 / float (c.Images + 7)
+            agree (score epsilon false c) (scores (Discriminant.lda (Shrinkage.Images 7)) c)
+            agree (score epsilon true c) (scores (Discriminant.cosine (Shrinkage.Images 7)) c))
+
         law "the support of cosine-lda is the best score of lda" (fun c ->
             let support (head: Head<PooledMoments>) =
                 let scorer = head.Scores(state head c)
@@ -463,6 +468,7 @@ let private names =
                     [
                         "lda", "lda:0.01", "lda:0.5"
                         "cosine-lda", "cosine-lda:0.01", "cosine-lda:oas"
+                        $"cosine-lda:{c.Images}-images", "cosine-lda:0.5", "cosine-lda:300-images"
                         "ridge", "ridge:0.001", "ridge:0.5"
                         "rda", "rda:0.2:0.03", "rda:0.2:0.3"
                         "rp-ridge:8", "rp-ridge:8:0.1", "rp-ridge:9:0.1"
@@ -474,7 +480,11 @@ let private names =
         for name, words in
             [
                 "cosine-lad", [ "did you mean cosine-lda" ]
-                "cosine-lda:2", [ "(0, 1]"; "'2'" ]
+                "cosine-lda:2", [ "(0, 1]"; "oas"; "300-images"; "'2'" ]
+                "cosine-lda:0-images", [ "300-images"; "'0-images'" ]
+                "cosine-lda:1.5-images", [ "300-images" ]
+                "cosine-lda:300-image", [ "300-images" ]
+                "ridge:300-images", [ "(0, 1]"; "'300-images'" ]
                 "cosine-lda:x", [ "(0, 1]"; "'x'" ]
                 "cosine-lda:", [ "(0, 1]"; "''" ]
                 "lda:0", [ "(0, 1]" ]

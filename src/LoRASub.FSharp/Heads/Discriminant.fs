@@ -10,6 +10,8 @@ type Shrinkage =
     | Fixed of float
     /// ε estimated from the covariance itself (Chen et al. 2010).
     | Oas
+    /// ε = k/(n + k) after n images: as if k more had spread alike in all directions. More images, less shrinkage.
+    | Images of int
 
 /// Linear discriminants over class means and one covariance that all classes share. With Λ its inverse, ḡ the mean of
 /// the class means and w = Λ(μ − ḡ), the plain score is wᵀ(x − ḡ) − ½wᵀ(μ − ḡ): streaming LDA (Hayes &amp; Kanan 2020)
@@ -31,6 +33,7 @@ module Discriminant =
                 match shrinkage with
                 | Shrinkage.Fixed epsilon -> epsilon
                 | Shrinkage.Oas -> Symmetric.oas moments.Images (covariance.``to`` torch.ScalarType.Float64)
+                | Shrinkage.Images prior -> float prior / float (moments.Images + int64 prior)
 
             let factor =
                 Symmetric.cholesky "shared covariance" (Symmetric.shrink epsilon covariance)

@@ -45,22 +45,35 @@ module Heads =
                         "use `Learner.deploy`"
         }
 
-    let private number (name: string) (text: string) =
+    let private (|Share|_|) (text: string) =
         match Double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture) with
-        | true, x when x > 0.0 && x <= 1.0 -> x
-        | _ -> Errors.reject $"head {name}" "must have a number in (0, 1] there" $"'{text}'" ""
+        | true, x when x > 0.0 && x <= 1.0 -> Some x
+        | _ -> None
 
-    let private shrinkage name text =
-        if text = "oas" then
-            Shrinkage.Oas
-        else
-            Shrinkage.Fixed(number name text)
-
-    let private features (name: string) (text: string) =
+    let private (|Whole|_|) (text: string) =
         match Int32.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture) with
-        | true, m when m > 0 && m <= 20000 -> m
-        | _ ->
-            Errors.reject $"head {name}" "must have a number of features from 1 to 20000 there" $"'{text}'" ""
+        | true, n when n > 0 -> Some n
+        | _ -> None
+
+    let private reject (name: string) (expected: string) (text: string) =
+        Errors.reject $"head {name}" $"must have {expected} there" $"'{text}'" ""
+
+    let private number name =
+        function
+        | Share x -> x
+        | text -> reject name "a number in (0, 1]" text
+
+    let private shrinkage name (text: string) =
+        match text, text.Split '-' with
+        | "oas", _ -> Shrinkage.Oas
+        | _, [| Whole images; "images" |] -> Shrinkage.Images images
+        | Share x, _ -> Shrinkage.Fixed x
+        | _ -> reject name "a number in (0, 1], oas, or a number of images such as 300-images" text
+
+    let private features name =
+        function
+        | Whole m when m <= 20000 -> m
+        | text -> reject name "a number of features from 1 to 20000" text
 
     let private row (info: HeadInfo) (parameters: (string * string) list) create : HeadRow =
         {

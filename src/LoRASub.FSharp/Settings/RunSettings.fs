@@ -144,7 +144,7 @@ module Preset =
 
     /// The head and embedding that are scored beside those of the published method.
     [<Literal>]
-    let internal recommended = "cosine-lda@rich"
+    let internal recommended = "cosine-lda:100-images@rich"
 
     /// <summary>CIFAR-100 in 10 tasks: 20 epochs, head rate 2e-3, margin 1, λ 0.05.</summary>
     /// <param name="variant">The published code whose defaults apply.</param>
@@ -294,8 +294,8 @@ module Preset =
         [
             "recommended",
             "cosine LDA on tokens of as many blocks as fit in 5,000 columns; adapts to the first task if that helps",
-            only "cosine-lda" "rich"
-            "small", "the same on the last three blocks", only "cosine-lda:0.003" "last-blocks"
+            only "cosine-lda:100-images" "rich"
+            "small", "the same on the last three blocks", only "cosine-lda:30-images" "last-blocks"
             "large",
             "the same on 8,192 random features, of each image and its mirror image",
             only "rp-cosine-lda:8192" "rich+flip"
