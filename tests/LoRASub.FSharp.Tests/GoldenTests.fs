@@ -270,7 +270,7 @@ let private learner (f: Fixture) =
             }
 
         let begun =
-            LoRASubDrs.beginTaskWith backbone settings { Lora = lora; Head = head } task state
+            LoRASubDrs.beginTaskWith backbone settings (LoraTask.ofPairs lora head) task state
 
         let observed =
             if method.Observes task then

@@ -632,7 +632,7 @@ let tests =
                         LoRASubDrs.beginTaskWith
                             plan.Backbone
                             plan.Settings.Method
-                            { Lora = lora; Head = head }
+                            (LoraTask.ofPairs lora head)
                             plan.Stream.Tasks[1]
                             state
 

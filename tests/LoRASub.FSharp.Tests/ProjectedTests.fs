@@ -224,6 +224,33 @@ let tests =
                     (Oracles.multiply u p)
                     (update (Confinement.Within(Side.Right, tensor p)) (tensor u)))
 
+            property "the pairs of each block go by its own matrix" (fun (c: Training) ->
+                Scope.run (fun () ->
+                    let blocks, pairs, d, r = 3L, 2L, int64 c.Width, int64 c.Rank
+
+                    let random number shape =
+                        Rng.normal shape torch.float64 torch.CPU (Rng.fold number (Rng.ofSeed (int64 c.Seed)))
+
+                    let matrices = random 1L [| blocks; d; d |]
+
+                    for side, shape in [ Side.Left, [| blocks; pairs; d; r |]; Side.Right, [| blocks; pairs; r; d |] ] do
+                        let u = random 2L shape
+                        let found = update (Confinement.Within(side, matrices)) u
+                        Expect.equal found.shape shape "shape"
+
+                        for block in 0L .. blocks - 1L do
+                            for pair in 0L .. pairs - 1L do
+                                let of' (t: torch.Tensor) = matrix t[block, pair]
+                                let p = matrix matrices[block]
+
+                                let expected =
+                                    if side.IsLeft then
+                                        Oracles.multiply p (of' u)
+                                    else
+                                        Oracles.multiply (of' u) p
+
+                                closeMatrix $"{side}, block {block}, pair {pair}" expected found[block, pair]))
+
             property
                 "4-D updates are flattened to [out, rest] and multiplied from the right"
                 (fun (c: Training) ->

@@ -88,15 +88,6 @@ module Lora =
     /// The sites of LoRA-Sub-DRS.
     let keyValue = [ Site.Key; Site.Value ]
 
-    /// The projected side of each leaf of pairs on `keyValue`, in order: A reads from the retained space, B writes into
-    /// it.
-    let sides =
-        [
-            for _ in keyValue do
-                Side.Right
-                Side.Left
-        ]
-
     /// <summary>Lists the tensors of one block's pairs.</summary>
     let leaves: Leaves<LayerLora> = (tree []).Leaves
 

@@ -133,10 +133,8 @@ module InfLora =
 
             pairs |> Map.map (fun _ pair -> { pair with A = a })
 
-        struct ({ observing.Trained with
-                    Lora = Array.mapi confined observing.Trained.Lora
-                },
-                [||])
+        let lora = Array.mapi confined observing.Trained.Lora
+        struct (LoraTask.ofPairs lora observing.Trained.Head, [||])
 
     let private rules vit (settings: LoRASubSettings) : LoraRules<State, _> =
         {
@@ -149,7 +147,7 @@ module InfLora =
             ObservedSign = 1.0
             Prepare = prepare
             Confine =
-                fun _ _ side ->
+                fun _ side ->
                     match side with
                     | Side.Right -> Confinement.Fixed
                     | Side.Left -> Confinement.Free

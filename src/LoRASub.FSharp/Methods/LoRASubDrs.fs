@@ -200,11 +200,7 @@ module LoRASubDrs =
             Deltas = _.Deltas
             ObservedSign = if settings.Subtraction then -1.0 else 1.0
             Prepare = fun observing -> struct (observing.Trained, projections settings observing)
-            Confine =
-                fun projections block side ->
-                    match Array.tryItem block projections with
-                    | Some projection -> Confinement.Within(side, projection.Matrix)
-                    | None -> Confinement.Free
+            Confine = fun projections side -> LoraTask.within side projections
             Loss = fun state -> loss settings state.Prototypes
             Merge =
                 fun deltas training ->

@@ -10,15 +10,27 @@ open TorchSharp
 /// An optimizer at a learning rate, such as `Adam.transform`.
 type Optimizer<'S> = float -> Transform<'S>
 
-/// What a task trains: low-rank pairs on keys and values, and a linear head over its own classes.
+/// What a task trains: low-rank pairs on keys and values, and a linear head over its own classes. The pairs of all blocks
+/// are two tensors: an update is then a few operations, however many blocks there are.
 [<ReferenceEquality>]
 type LoraTask =
     {
-        /// The pairs of each block.
-        Lora: LayerLora[]
+        /// A of key and value of each block, [blocks, 2, r, d].
+        A: torch.Tensor
+        /// B likewise, [blocks, 2, d, r].
+        B: torch.Tensor
         /// The task's linear head.
         Head: Linear
     }
+
+    /// <summary>The pairs of each block.</summary>
+    /// <returns>Views, owned by the caller's scope.</returns>
+    member this.Lora: LayerLora[] =
+        let each (stacked: torch.Tensor) = stacked.flatten(0L, 1L).unbind 0L
+
+        Array.map2 (fun a b -> { A = a; B = b }) (each this.A) (each this.B)
+        |> Array.chunkBySize Lora.keyValue.Length
+        |> Array.map (Seq.zip Lora.keyValue >> Map.ofSeq)
 
 /// A task that is observed but not yet trained.
 [<ReferenceEquality>]
@@ -37,6 +49,7 @@ type LoraObserving<'State> =
     }
 
     /// <summary>The pairs of each block.</summary>
+    /// <returns>Views, owned by the caller's scope.</returns>
     member this.Lora = this.Trained.Lora
     /// <summary>The task's linear head.</summary>
     member this.Head = this.Trained.Head
@@ -60,6 +73,7 @@ type LoraTraining<'State, 'Optimizer> =
     }
 
     /// <summary>The pairs of each block.</summary>
+    /// <returns>Views, owned by the caller's scope.</returns>
     member this.Lora = this.Trained.Lora
     /// <summary>The task's linear head.</summary>
     member this.Head = this.Trained.Head
@@ -83,8 +97,8 @@ type internal LoraRules<'State, 'S> =
         ObservedSign: float
         /// What is trained, and the projections of its updates.
         Prepare: LoraObserving<'State> -> struct (LoraTask * Projection[])
-        /// What happens to the updates of one side of a block's pairs; the head's are free.
-        Confine: Projection[] -> int -> Side -> Confinement
+        /// What happens to the updates of one side of all pairs, given what `Prepare` did; the head's are free.
+        Confine: Projection[] -> Side -> Confinement
         /// Loss and predictions [n] of the task's head on features [n, d], with positions in the task as labels [n].
         Loss: 'State -> Linear -> torch.Tensor -> torch.Tensor -> struct (torch.Tensor * torch.Tensor)
         /// The next state, from its deltas.
@@ -95,13 +109,32 @@ type internal LoraRules<'State, 'S> =
 [<RequireQualifiedAccess>]
 module LoraTask =
 
-    // A and B of key and value per block, then the head.
     let private taskTree: Tree<LoraTask> =
         tree {
-            let! lora = Tree.field "lora" _.Lora (Tree.array (Lora.tree Lora.keyValue))
+            let! a = Tree.field "a" _.A Tree.tensor
+            and! b = Tree.field "b" _.B Tree.tensor
             and! head = Tree.field "head" _.Head Linear.tree
-            return { Lora = lora; Head = head }
+            return { A = a; B = b; Head = head }
         }
+
+    /// A task of the pairs of each block, which are copied. Borrows; owned by the caller's scope.
+    let internal ofPairs (lora: LayerLora[]) (head: Linear) : LoraTask =
+        let stack leaf =
+            torch.stack [| for block in lora -> torch.stack [| for site in Lora.keyValue -> leaf block[site] |] |]
+
+        {
+            A = stack _.A
+            B = stack _.B
+            Head = head
+        }
+
+    /// Updates of one side within the projection of their block, or free where there is none. Owned by the caller's
+    /// scope.
+    let internal within (side: Side) (projections: Projection[]) : Confinement =
+        if Array.isEmpty projections then
+            Confinement.Free
+        else
+            Confinement.Within(side, torch.stack (projections |> Array.map _.Matrix))
 
     /// The tensors of the deltas of every block.
     let internal deltas: Tree<LayerDelta[]> =
@@ -210,7 +243,7 @@ module LoraTask =
 
             let head = LocalHead.fresh vit task.Classes.Length (Rng.fold -1L key)
             let lora = Array.mapi pairs vit.Blocks
-            beginWith vit rules { Lora = lora; Head = head } task state)
+            beginWith vit rules (ofPairs lora head) task state)
 
     let private observe vit rules (batch: Batch) (observing: LoraObserving<'State>) =
         Scope.noGrad (observingTree vit rules observing.Task observing.State).Leaves (fun () ->
@@ -221,9 +254,8 @@ module LoraTask =
     // One for each leaf of what is trained.
     let private confinements (rules: LoraRules<'State, 'S>) (trained: LoraTask) projections =
         [|
-            for block in 0 .. trained.Lora.Length - 1 do
-                for side in Lora.sides do
-                    rules.Confine projections block side
+            rules.Confine projections Side.Right // A reads from the retained space
+            rules.Confine projections Side.Left // B writes into it
 
             for _ in Linear.leaves trained.Head do
                 Confinement.Free

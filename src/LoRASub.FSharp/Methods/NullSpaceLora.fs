@@ -71,10 +71,7 @@ module NullSpaceLora =
         if moments |> Array.exists (fun moment -> moment.Count > 0L) then
             let spaces = Array.mapi spaceOf moments
 
-            struct ({ trained with
-                        Lora = Array.map2 confined trained.Lora spaces
-                    },
-                    spaces)
+            struct (LoraTask.ofPairs (Array.map2 confined trained.Lora spaces) trained.Head, spaces)
         else
             struct (trained, [||])
 
@@ -94,10 +91,10 @@ module NullSpaceLora =
             ObservedSign = 1.0
             Prepare = prepare options
             Confine =
-                fun spaces block side ->
-                    match side, Array.tryItem block spaces with
-                    | Side.Right, Some space -> Confinement.Within(Side.Right, space.Matrix)
-                    | _ -> Confinement.Free
+                fun spaces side ->
+                    match side with
+                    | Side.Right -> LoraTask.within side spaces
+                    | Side.Left -> Confinement.Free
             Loss = fun _ -> LoraTask.crossEntropy
             Merge = fun deltas training -> { training.State with Deltas = deltas }
         }

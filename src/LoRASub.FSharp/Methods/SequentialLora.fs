@@ -44,7 +44,7 @@ module SequentialLora =
             Deltas = id
             ObservedSign = 1.0
             Prepare = fun observing -> struct (observing.Trained, [||])
-            Confine = fun _ _ _ -> Confinement.Free
+            Confine = fun _ _ -> Confinement.Free
             Loss = fun _ -> LoraTask.crossEntropy
             Merge = fun deltas _ -> deltas
         }

@@ -26,6 +26,10 @@ type internal OpenLesson =
 [<RequireQualifiedAccess>]
 module internal OpenLesson =
 
+    // Of the tensors of methods in training.
+    [<Literal>]
+    let private Version = "2"
+
     let private files (folder: string) =
         if Directory.Exists folder then
             Directory.GetFiles(folder, "lesson-*.safetensors")
@@ -42,6 +46,7 @@ module internal OpenLesson =
     /// The hash of all that decides the numbers of a lesson: only the same one can be continued.
     let identity (kept: KeptLearner) (names: string[]) (images: ImageSet) : string =
         [
+            Version
             for setting in Settings.all do
                 if not setting.FreeOnResume then
                     $"{setting.Name}={setting.Get kept.Settings}"

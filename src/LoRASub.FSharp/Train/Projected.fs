@@ -19,17 +19,37 @@ type Confinement =
     | Free
     /// Never updated.
     | Fixed
-    /// Multiplied by a projection matrix [d, d].
+    /// Multiplied by a projection matrix [d, d], or by one for each block, [blocks, d, d], where the parameter holds
+    /// several pairs of each: [blocks, pairs, d, r] from the left, [blocks, pairs, r, d] from the right.
     | Within of Side * torch.Tensor
 
 /// Updates confined to retained spaces.
 [<RequireQualifiedAccess>]
 module Projected =
 
+    // Each block's pairs side by side are one matrix.
+    let private applyEach i (update: torch.Tensor) side (matrices: torch.Tensor) =
+        let blocks, d = matrices.shape[0], matrices.shape[1]
+        Shape.expect $"projection of parameter {i}" [ Axis.Is blocks; Axis.Is d; Axis.Is d ] matrices
+        let subject = $"update of parameter {i}, projected for each block"
+
+        match side with
+        | Side.Left ->
+            Shape.expect subject [ Axis.Is blocks; Axis.Any "pairs"; Axis.Is d; Axis.Any "r" ] update
+            let pairs, r = update.shape[1], update.shape[3]
+            let wide = update.transpose(1L, 2L).reshape (blocks, d, pairs * r)
+            matrices.bmm(wide).reshape(blocks, d, pairs, r).transpose (1L, 2L)
+        | Side.Right ->
+            Shape.expect subject [ Axis.Is blocks; Axis.Any "pairs"; Axis.Any "r"; Axis.Is d ] update
+            update.reshape(blocks, -1L, d).bmm(matrices).reshape update.shape
+
     let private apply i (update: torch.Tensor) confinement =
         match confinement with
         | Confinement.Free
         | Confinement.Fixed -> update
+        | Confinement.Within(side, matrices) when matrices.dim () = 3L ->
+            Shape.expectLike $"projections of parameter {i}" update matrices
+            applyEach i update side matrices
         | Confinement.Within(side, matrix) ->
             Shape.expectLike $"projection of parameter {i}" update matrix
 
