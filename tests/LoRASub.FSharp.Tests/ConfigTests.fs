@@ -234,7 +234,11 @@ let tests =
                     (Config.merge None (own text) [] None).Settings
 
                 Expect.equal (settings "heads: 12").Heads (Some 12) "a number"
-                Expect.equal (settings "heads: 12").OtherHeads [ "cosine-lda:100-images@rich" ] "the default heads"
+
+                Expect.equal
+                    (settings "heads: 12").OtherHeads
+                    [ "cosine-lda:100-images@rich" ]
+                    "the default heads"
 
                 Expect.equal
                     (settings "heads: [lda, ridge@last-blocks]").OtherHeads

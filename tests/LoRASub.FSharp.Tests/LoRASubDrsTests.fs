@@ -643,6 +643,27 @@ let tests =
 
                     Seq.iter2 (identical "head") (Linear.leaves head) (Linear.leaves begun.Head)))
 
+            // on a GPU the host is the limit of a small network's step
+            testCase "a step costs the host no more than it did" (fun () ->
+                let made depth =
+                    Scope.run (fun () ->
+                        let plan = { example with Depth = depth }.Plan
+                        let method = Tiny.drs plan
+                        let struct (_, _, training) = secondTask plan
+                        let statistics = DisposeScopeManager.Statistics
+
+                        let tensors () =
+                            statistics.CreatedInScopeCount + statistics.CreatedOutsideScopeCount
+
+                        let before = tensors ()
+                        method.Update (Tiny.rates plan) (batchOf plan 1 0) training |> ignore
+                        int (tensors () - before))
+
+                let shallow, deep = made 2, made 5
+                let each = (deep - shallow) / 3
+                Expect.isLessThanOrEqual each 69 "tensors for each block"
+                Expect.isLessThanOrEqual (shallow - 2 * each) 124 "tensors beside the blocks")
+
             testCase "a moment of zeros is refused by block and task" (fun () ->
                 Scope.run (fun () ->
                     let plan = example.Plan

@@ -229,11 +229,16 @@ let tests =
                     let blocks, pairs, d, r = 3L, 2L, int64 c.Width, int64 c.Rank
 
                     let random number shape =
-                        Rng.normal shape torch.float64 torch.CPU (Rng.fold number (Rng.ofSeed (int64 c.Seed)))
+                        Rng.normal
+                            shape
+                            torch.float64
+                            torch.CPU
+                            (Rng.fold number (Rng.ofSeed (int64 c.Seed)))
 
                     let matrices = random 1L [| blocks; d; d |]
 
-                    for side, shape in [ Side.Left, [| blocks; pairs; d; r |]; Side.Right, [| blocks; pairs; r; d |] ] do
+                    for side, shape in
+                        [ Side.Left, [| blocks; pairs; d; r |]; Side.Right, [| blocks; pairs; r; d |] ] do
                         let u = random 2L shape
                         let found = update (Confinement.Within(side, matrices)) u
                         Expect.equal found.shape shape "shape"
@@ -249,7 +254,10 @@ let tests =
                                     else
                                         Oracles.multiply (of' u) p
 
-                                closeMatrix $"{side}, block {block}, pair {pair}" expected found[block, pair]))
+                                closeMatrix
+                                    $"{side}, block {block}, pair {pair}"
+                                    expected
+                                    found[block, pair]))
 
             property
                 "4-D updates are flattened to [out, rest] and multiplied from the right"

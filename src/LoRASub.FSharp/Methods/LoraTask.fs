@@ -120,7 +120,10 @@ module LoraTask =
     /// A task of the pairs of each block, which are copied. Borrows; owned by the caller's scope.
     let internal ofPairs (lora: LayerLora[]) (head: Linear) : LoraTask =
         let stack leaf =
-            torch.stack [| for block in lora -> torch.stack [| for site in Lora.keyValue -> leaf block[site] |] |]
+            torch.stack
+                [|
+                    for block in lora -> torch.stack [| for site in Lora.keyValue -> leaf block[site] |]
+                |]
 
         {
             A = stack _.A

@@ -37,8 +37,8 @@ module Projected =
         | Side.Left ->
             Shape.expect subject [ Axis.Is blocks; Axis.Any "pairs"; Axis.Is d; Axis.Any "r" ] update
             let pairs, r = update.shape[1], update.shape[3]
-            let wide = update.transpose(1L, 2L).reshape (blocks, d, pairs * r)
-            matrices.bmm(wide).reshape(blocks, d, pairs, r).transpose (1L, 2L)
+            let wide = update.transpose(1L, 2L).reshape(blocks, d, pairs * r)
+            matrices.bmm(wide).reshape(blocks, d, pairs, r).transpose(1L, 2L)
         | Side.Right ->
             Shape.expect subject [ Axis.Is blocks; Axis.Any "pairs"; Axis.Any "r"; Axis.Is d ] update
             update.reshape(blocks, -1L, d).bmm(matrices).reshape update.shape
