@@ -44,9 +44,9 @@ let runs = option "runs" (Path.Combine(root, "artifacts", "compare"))
 
 let row name settings = { Name = name; Settings = settings }
 
-/// A method with the published head, the recommended one and its own.
+/// A method with the published head, cosine LDA and its own.
 let methodSettings (name: string) =
-    let heads = recommended :: Option.toList (ownHead name) |> String.concat ","
+    let heads = cosineLda :: Option.toList (ownHead name) |> String.concat ","
     // the upper bound at the rate that suits it best
     let rate = if name = "joint" then "--lr 3e-3 " else ""
     $"--method {name} {rate}--heads {heads}"
@@ -55,7 +55,7 @@ let methods: Row list =
     [
         for name in Methods.names do
             row $"method-{name}" $"{methodSettings name} --recompute"
-        row "method-official" $"--variant official --heads {recommended} --recompute"
+        row "method-official" $"--variant official --heads {cosineLda} --recompute"
     ]
 
 let heads: Row list =
@@ -77,7 +77,7 @@ let presets: Row list =
 
 let drift: Row list =
     let heads =
-        $"cosine-lda:0.03@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@frozen+last-blocks,{recommended}"
+        $"cosine-lda:0.03@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@frozen+last-blocks,{cosineLda}"
 
     [
         for order in orders do
@@ -105,7 +105,7 @@ let ablations: Row list =
                 ] ->
                 row
                     $"ablation-{order}-{name}"
-                    $"{fast} --heads lda@rich,{recommended} --recompute --class-order {order}{settings}"
+                    $"{fast} --heads lda@rich,{cosineLda} --recompute --class-order {order}{settings}"
     ]
 
 /// Without the upper bound, which learns all classes as one task.

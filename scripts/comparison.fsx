@@ -29,7 +29,7 @@ type Grid =
         Rows: Row list
     }
 
-let published, recommended, ranPac =
+let published, cosineLda, ranPac =
     "nearest-mean@class-token", "cosine-lda@rich", "rp-ridge:10000@class-token"
 
 /// The finished runs of a row, one for each seed.
@@ -190,16 +190,16 @@ let private methodTables (found: Found list) =
     // of the way from frozen nearest means to joint training
     let share row =
         match frozen, joint with
-        | Some frozen, Some joint when mean joint recommended > mean frozen published ->
-            let low, high = mean frozen published, mean joint recommended
-            fixedPoint 0 (100.0 * (mean row recommended - low) / (high - low)) + " %"
+        | Some frozen, Some joint when mean joint cosineLda > mean frozen published ->
+            let low, high = mean frozen published, mean joint cosineLda
+            fixedPoint 0 (100.0 * (mean row cosineLda - low) / (high - low)) + " %"
         | _ -> none
 
     table
         [
             "method"
             "`nearest-mean`"
-            $"`{recommended}`"
+            $"`{cosineLda}`"
             "over `frozen`"
             "own classifier"
             "share of the way to `joint`"
@@ -209,9 +209,9 @@ let private methodTables (found: Found list) =
                 [
                     $"`{name}`"
                     last row published
-                    last row recommended
+                    last row cosineLda
                     (match frozen with
-                     | Some frozen when name <> "frozen" -> gain row recommended frozen recommended
+                     | Some frozen when name <> "frozen" -> gain row cosineLda frozen cosineLda
                      | _ -> none)
                     (match ownHead name with
                      | Some head -> last row head
@@ -222,10 +222,10 @@ let private methodTables (found: Found list) =
     @ table
         [
             "method"
-            $"average, `{recommended}`"
+            $"average, `{cosineLda}`"
             "forgetting"
             "cost of drift, `nearest-mean`"
-            $"…`{recommended}`"
+            $"…`{cosineLda}`"
             "epochs per task"
             "seconds to learn"
             "MB beside the heads"
@@ -234,10 +234,10 @@ let private methodTables (found: Found list) =
             for name, row in rows ->
                 [
                     $"`{name}`"
-                    cell (_.Average >> Some) row recommended
-                    cell _.Forgetting row recommended
+                    cell (_.Average >> Some) row cosineLda
+                    cell _.Forgetting row cosineLda
                     costOfDrift row published
-                    costOfDrift row recommended
+                    costOfDrift row cosineLda
                     epochsPerTask row
                     fixedPoint 0 (learning row)
                     (match savedBytes row with
@@ -285,13 +285,13 @@ let private stepTable (found: Found list) =
                     "covariance", published, "lda:0.03@class-token"
                     "cosine rule", "lda:0.03@class-token", "cosine-lda:0.03@class-token"
                     "tokens of three blocks", "cosine-lda:0.03@class-token", "cosine-lda:0.003@last-blocks"
-                    "tokens of all blocks", "cosine-lda:0.003@last-blocks", recommended
-                    "random features", recommended, "rp-cosine-lda:8192@rich"
+                    "tokens of all blocks", "cosine-lda:0.003@last-blocks", cosineLda
+                    "random features", cosineLda, "rp-cosine-lda:8192@rich"
                     "more tokens without covariance", published, "nearest-mean@rich"
                     "more tokens for RanPAC's head", ranPac, "rp-ridge:8192@rich"
                     "cosine rule for RanPAC's features", ranPac, "rp-cosine-lda:10000@class-token"
                     "cosine rule, both with more tokens", "rp-ridge:8192@rich", "rp-cosine-lda:8192@rich"
-                    "RanPAC's head to `recommended`", ranPac, recommended
+                    $"RanPAC's head to `{cosineLda}`", ranPac, cosineLda
                 ] do
                 match heads.TryFind before, heads.TryFind after with
                 | Some beforeRow, Some row ->
@@ -404,7 +404,7 @@ let private ablationTable (found: Found list) =
         [
             "class order, without"
             "loss"
-            for head in [ published; recommended ] do
+            for head in [ published; cosineLda ] do
                 $"`{head}`"
                 "over `published`"
                 "cost of drift"
@@ -415,7 +415,7 @@ let private ablationTable (found: Found list) =
                     [
                         $"{order}, `{name}`"
                         row.Runs |> Array.averageBy loss |> fixedPoint 2
-                        for head in [ published; recommended ] do
+                        for head in [ published; cosineLda ] do
                             last row head
 
                             match find found $"ablation-{order}-published" with
@@ -447,7 +447,7 @@ let private taskTable (found: Found list) =
         ]
         [
             for name in rows do
-                for head in published :: recommended :: Option.toList (ownHead name) ->
+                for head in published :: cosineLda :: Option.toList (ownHead name) ->
                     [
                         $"`{name}`"
                         $"`{head}`"
@@ -521,7 +521,7 @@ let figure (title: string) (found: Found list) : string option =
             $"""<text x="{n (width / 2.0)}" y="{n (height - 8.0)}" text-anchor="middle">size of the head in a saved learner</text>"""
             $"""<text transform="rotate(-90)" x="{n (-height / 2.0)}" y="14" text-anchor="middle">last accuracy in %%</text>"""
             for point, px, from, long, labelY in placed do
-                let colour = if point.Head = recommended then "#c0392b" else "#2c5f8a"
+                let colour = if point.Head = cosineLda then "#c0392b" else "#2c5f8a"
 
                 let at =
                     if from > px then
@@ -571,7 +571,7 @@ let page (grids: (Grid * Found list) list) : string =
                 yield!
                     section
                         "Methods"
-                        ($"Each with the published nearest means, the recommended head, and the classifier of its paper (RanPAC: ridge regression on 10,000 random features). The share is that of `{recommended}`, of the way from the frozen network's nearest means to `joint`, which sees all classes at once. "
+                        ($"Each with the published nearest means, `{cosineLda}`, and the classifier of its paper (RanPAC: ridge regression on 10,000 random features). The share is that of `{cosineLda}`, of the way from the frozen network's nearest means to `joint`, which sees all classes at once. "
                          + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of the rivals' papers, 3e-3 for `joint`, and else those of LoRA-Sub-DRS, as are the other settings.")
                         (methodTables found)
 

@@ -260,7 +260,7 @@ type Ready =
     interface IDisposable with
         member this.Dispose() = this.Operands |> Array.iter _.Dispose()
 
-/// Ways of LibTorch to the same product: the first into memory that is there already.
+/// Ways of LibTorch to the same product, in the best layout for each: the first into memory that is there already.
 let private forms (p: Product) : struct (torch.Tensor[] * (unit -> unit) list) =
     let random (rows: int64) (columns: int64) =
         let shape =
@@ -298,14 +298,16 @@ let private forms (p: Product) : struct (torch.Tensor[] * (unit -> unit) list) =
         struct ([| left; leftView; right; rightView |], [ fresh (fun () -> leftView.bmm rightView) ])
     else
         let result = random p.M p.N
+        // oneDNN turns the operands of its other passes itself
+        let rows = leftView.contiguous().DetachFromDisposeScope()
+        let weight = rightView.t().contiguous().DetachFromDisposeScope()
 
-        struct ([| left; leftView; right; rightView; result |],
+        struct ([| left; leftView; right; rightView; result; rows; weight |],
                 [
                     fun () -> result.addmm_ (leftView, rightView, 0.0f, 1.0f) |> ignore
                     fresh (fun () -> leftView.mm rightView)
-                    if p.Layout = Layout.RightTransposed then
-                        fresh (fun () -> torch.nn.functional.linear (leftView, right))
-                        fresh (fun () -> Product.linearBy ProductRoute.OneDnn right null leftView)
+                    fresh (fun () -> torch.nn.functional.linear (rows, weight))
+                    fresh (fun () -> Product.linearBy ProductRoute.OneDnn weight null rows)
                 ])
 
 /// Makes the operands of products and picks the fastest way to each; equal products share operands. To be disposed of.
