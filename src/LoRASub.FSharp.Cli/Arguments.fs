@@ -9,16 +9,22 @@ open LoRASub.Report
 open Argu
 open LoRASub.Cli.Flags
 
+/// A search for the largest batch, in so many bytes or in the memory that is there.
+type BatchSearch = { Limit: int64 option }
+
 /// The arguments of `lorasub run`.
 type RunCommand =
     {
         Config: MergedConfig
+        /// Devices that share the seeds; none where they run in turn in this process.
+        Devices: string[]
         /// Folder for the results.
         Out: string option
         /// Whether an existing run in that folder is replaced.
         Overwrite: bool
         LibTorch: string option
         DryRun: bool
+        LargestBatch: BatchSearch option
     }
 
 /// The runs to report on and the files to write.
@@ -108,8 +114,12 @@ let private refuseBesideResume (flags: ParseResults<RunFlag>) =
                 "--config"
             if flags.Contains Seeds then
                 "--seeds"
+            if flags.Contains Devices then
+                "--devices"
             if flags.Contains Dry_Run then
                 "--dry-run"
+            if flags.Contains Largest_Batch then
+                "--largest-batch"
         ]
 
     match given with
@@ -135,6 +145,48 @@ let private listOf (text: string option) : string list =
         text.Split(',', StringSplitOptions.TrimEntries ||| StringSplitOptions.RemoveEmptyEntries)
         |> List.ofArray
     | None -> []
+
+// The devices that share the seeds: cpu, cuda:N, or N for cuda:N.
+let private devicesOf (flags: ParseResults<RunFlag>) (given: (string * string) list) (config: MergedConfig) =
+    let devices =
+        listOf (flags.TryGetResult Devices)
+        |> List.map (fun name ->
+            if Seq.forall Char.IsAsciiDigit name then
+                "cuda:" + name
+            else
+                name)
+
+    if flags.Contains Devices then
+        let needs rule found fix =
+            Errors.reject "--devices" rule found fix
+
+        if devices.IsEmpty then
+            needs "must name devices" "none" "write 0,1"
+
+        if config.Seeds.Length < 2 then
+            needs "shares several seeds" "one" "add --seeds, or use --device"
+
+        if not (flags.Contains RunFlag.Out) then
+            needs "needs a folder for the results" "none" "add --out DIR"
+
+        if List.exists (fst >> (=) "device") given then
+            needs "takes the place of --device" "both" "remove --device"
+
+    Array.ofList devices
+
+let private batchSearch (flags: ParseResults<RunFlag>) (limit: string option) : BatchSearch =
+    if flags.Contains RunFlag.Out then
+        Errors.reject "--largest-batch" "saves nothing" "--out" "remove --out"
+
+    {
+        Limit =
+            limit
+            |> Option.map (fun text ->
+                match Bytes.tryParse text with
+                | Some bytes -> bytes
+                | None ->
+                    Errors.reject "--largest-batch" "must be a size such as 512MiB or 8GiB" $"'{text}'" "")
+    }
 
 let private share (name: string) (text: string option) : float option =
     text
@@ -276,13 +328,17 @@ let private command (results: ParseResults<Flag>) : Command =
             let file = flags.TryGetResult Config |> Option.map ConfigFile.read
             let seeds = flags.TryGetResult Seeds |> Option.map (ConfigFile.seeds "--seeds")
 
+            let config = Config.merge (flags.TryGetResult RunFlag.Preset) file given seeds
+
             Command.Run
                 {
-                    Config = Config.merge (flags.TryGetResult RunFlag.Preset) file given seeds
+                    Config = config
+                    Devices = devicesOf flags given config
                     Out = flags.TryGetResult RunFlag.Out
                     Overwrite = flags.Contains Overwrite
                     LibTorch = libTorch
                     DryRun = flags.Contains Dry_Run
+                    LargestBatch = flags.TryGetResult Largest_Batch |> Option.map (batchSearch flags)
                 }
     | Some(Evaluate flags) ->
         let changes = pairs (flags.GetResults EvaluateFlag.Setting)

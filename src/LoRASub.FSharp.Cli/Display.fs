@@ -560,6 +560,9 @@ let results (plan: Plan) (outcome: Outcome) : string list =
         $"seconds            {seconds [ Phase.Observe; Phase.Project; Phase.Train ]}"
         $"                   {seconds [ Phase.Prototypes; Phase.Predict ]}"
         $"peak memory        {Bytes.text (MemoryUse.peakBytes ())}"
+        match MemoryUse.deviceBytes plan.Backbone.Device with
+        | Some bytes -> $"device memory      {Bytes.text bytes}"
+        | None -> ()
     ]
 
 /// Whether a task's score equals the saved one.

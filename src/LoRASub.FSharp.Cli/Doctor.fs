@@ -92,22 +92,48 @@ let private devices () =
         else
             "no CUDA device (none found, or LibTorch without CUDA)"
 
+    let driver =
+        [
+            yield! CudaDriver.version () |> Option.toList
+            match CudaDriver.cudaVersion () with
+            | Some version -> $"for CUDA up to {version}"
+            | None -> ()
+        ]
+
     [
         Fact("devices", $"cpu; {cuda}")
+        if not driver.IsEmpty then
+            Fact("driver", String.concat ", " driver)
+
+        // the driver may know devices that this LibTorch cannot use
+        for n, one in
+            Seq.initInfinite id
+            |> Seq.map (fun n -> n, CudaDriver.device n)
+            |> Seq.takeWhile (snd >> _.IsSome) do
+            let one = one.Value
+
+            Fact(
+                $"GPU {n}",
+                $"{one.Name}, {Bytes.text one.TotalBytes} ({Bytes.text one.FreeBytes} free), compute capability {one.Capability}"
+            )
+
         Fact("threads", $"{torch.get_num_threads ()}")
     ]
 
-/// GFLOP/s of a square matrix product: the best of half a second, because other programs only slow it down.
-let private speed (route: ProductRoute) (dtype: torch.ScalarType) =
-    let n = 1024L
-
+/// GFLOP/s of a product of n x n matrices: the best of half a second, because other programs only slow it down.
+let private speedOn (device: torch.Device) (n: int64) (route: ProductRoute) (dtype: torch.ScalarType) =
     Scope.run (fun () ->
         let matrix =
-            (Rng.normal [| n; n |] torch.ScalarType.Float32 torch.CPU (Rng.ofSeed 0L)).``to`` dtype
+            (Rng.normal [| n; n |] torch.ScalarType.Float32 torch.CPU (Rng.ofSeed 0L)).``to``(dtype).``to``
+                device
 
         let product () =
             let clock = Stopwatch.StartNew()
             Scope.run (fun () -> Product.linearBy route matrix null matrix |> ignore)
+
+            if device.``type`` = DeviceType.CUDA then
+                torch.cuda.synchronize device
+
             clock.Elapsed.TotalSeconds
 
         product () |> ignore // makes threads and buffers
@@ -118,6 +144,66 @@ let private speed (route: ProductRoute) (dtype: torch.ScalarType) =
             best <- min best (product ())
 
         2.0 * float n ** 3.0 / best / 1e9)
+
+let private speed = speedOn torch.CPU 1024L
+
+/// The smallest number of threads whose products in float32 are as fast as any, within a twentieth.
+let private fastestThreads (used: ProductRoute) : int =
+    let before = torch.get_num_threads ()
+
+    try
+        let rates =
+            Seq.unfold (fun n -> Some(n, 2 * n)) 1
+            |> Seq.takeWhile (fun n -> n < Environment.ProcessorCount)
+            |> Seq.insertAt 0 Environment.ProcessorCount
+            |> Seq.sort
+            |> Seq.map (fun n ->
+                torch.set_num_threads n
+                n, speed used torch.ScalarType.Float32)
+            |> List.ofSeq
+
+        let best = rates |> List.map snd |> List.max
+        rates |> List.find (fun (_, rate) -> rate >= 0.95 * best) |> fst
+    finally
+        torch.set_num_threads before
+
+/// The rates of each CUDA device that LibTorch can use, and the precision to choose.
+let private gpuSpeeds () =
+    [
+        for n in
+            0 .. (if torch.cuda_is_available () then
+                      torch.cuda.device_count ()
+                  else
+                      0)
+                 - 1 do
+            let device = torch.device (DeviceType.CUDA, n)
+
+            let rate allowed dtype =
+                Kernels.allowTF32 allowed
+                let rate = speedOn device 8192L ProductRoute.Blas dtype
+                Kernels.allowTF32 false
+                rate / 1e3
+
+            let rates =
+                [
+                    "float32", rate false torch.ScalarType.Float32
+                    "tf32", rate true torch.ScalarType.Float32
+                    "bfloat16", rate false torch.ScalarType.BFloat16
+                ]
+
+            let shown =
+                rates
+                |> List.map (fun (name, rate) -> $"{rate:F0} in {name}")
+                |> String.concat ", "
+
+            // a wider format unless a narrower one is clearly faster
+            let choice =
+                rates
+                |> List.reduce (fun best next -> if snd next > 1.2 * snd best then next else best)
+                |> fst
+
+            Fact($"cuda:{n}", $"{shown} TFLOP/s: use --device cuda:{n} --precision {choice}")
+    ]
 
 let private speeds () =
     // LibTorch does not use oneDNN with one thread
@@ -155,6 +241,10 @@ let private speeds () =
     [
         Fact("products", $"{single:F0} GFLOP/s in float32, {half:F0} in bfloat16: {advice}")
         Fact("float32 by", $"{name}{maker}: {rates} ({Product.Variable}=blas or onednn)")
+        Fact(
+            "recommended",
+            $"""on the CPU --precision {if half > 1.2 * single then "bfloat16" else "float32"} --threads {fastestThreads used}"""
+        )
     ]
 
 /// Prints every finding; 0 without problems, else 1.
@@ -181,6 +271,7 @@ let run (out: TextWriter) (libTorch: string option) : int =
         show loaded
         show (guarded "devices" devices)
         show (guarded "products" speeds)
+        show (guarded "GPU" gpuSpeeds)
 
     out.WriteLine()
 

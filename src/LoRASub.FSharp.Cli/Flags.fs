@@ -27,12 +27,14 @@ let private AnotherLibTorch = "folder of another LibTorch, such as a CUDA build"
 type RunFlag =
     | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
     | [<Unique>] Seeds of LIST: string
+    | [<Unique; Hidden>] Devices of LIST: string
     | [<Unique>] Preset of NAME: string
     | [<Unique>] Config of FILE: string
     | [<Unique>] Out of DIR: string
     | [<Unique>] Resume of DIR: string
     | [<Unique; Hidden>] Overwrite
     | [<Unique; Hidden>] Dry_Run
+    | [<Unique; Hidden>] Largest_Batch of LIMIT: string option
     | [<Unique; Hidden>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
@@ -40,12 +42,14 @@ type RunFlag =
             match flag with
             | Setting _ -> ASetting
             | Seeds _ -> "run once per seed, such as 1,2,3"
+            | Devices _ -> "share the seeds among devices, such as 0,1 or cuda:0,cuda:1"
             | Preset _ -> "recommended, small, large, libcontinual or official"
             | Config _ -> "settings from YAML or JSON, also published ones"
             | Out _ -> "folder for the results (default: not saved)"
             | Resume _ -> "resume the run in this folder"
             | Overwrite -> "replace an existing run in the --out folder"
             | Dry_Run -> "print the settings and their sources, then stop"
+            | Largest_Batch _ -> "find the largest --batch in LIMIT, such as 8GiB, then stop"
             | Libtorch _ -> AnotherLibTorch
 
 /// The options of `lorasub evaluate`: settings that may differ from those of the run, and more.

@@ -157,9 +157,7 @@ let main argv =
 
     let interruption = Interruption()
 
-    let stop (code: int) (context: PosixSignalContext) =
-        context.Cancel <- true
-
+    let stop (code: int) =
         if interruption.Request code then
             Shell.complain Console.Error "lorasub: Saving after this step; press Ctrl-C again to quit now"
         else
@@ -170,9 +168,27 @@ let main argv =
                 Shell.complain Console.Error $"lorasub: {interruption.Message}"
                 leave code)
 
-    use _ = PosixSignalRegistration.Create(PosixSignal.SIGINT, stop 130)
-    use _ = PosixSignalRegistration.Create(PosixSignal.SIGTERM, stop 143)
-    use _ = PosixSignalRegistration.Create(PosixSignal.SIGHUP, stop 129)
+    let on (signal: PosixSignal) (code: int) =
+        PosixSignalRegistration.Create(
+            signal,
+            fun context ->
+                context.Cancel <- true
+                stop code
+        )
+
+    use _ = on PosixSignal.SIGINT 130
+    use _ = on PosixSignal.SIGTERM 143
+    use _ = on PosixSignal.SIGHUP 129
+
+    if Environment.GetEnvironmentVariable Series.StopVariable = "1" then
+        let untilInputEnds () =
+            while Console.In.Read() >= 0 do
+                ()
+
+            if not interruption.IsRequested then
+                stop 143
+
+        Thread(untilInputEnds, IsBackground = true).Start()
 
     start
         {

@@ -149,6 +149,16 @@ let private ofSeed (plan: Plan) seed =
         Settings = { plan.Settings with Seed = seed }
     }
 
+// The sources of a seed's settings are those of its series.
+let private copySources (folder: string) (mine: string) =
+    let sources = RunFiles.sources folder
+
+    if File.Exists sources then
+        WholeFile.writeText (RunFiles.sources mine) (File.ReadAllText sources)
+
+let private withLibTorch (libTorch: string option) =
+    libTorch |> Option.map (fun folder -> $"--libtorch={folder}") |> Option.toList
+
 // The whole series is resumed, not one seed.
 let private stoppingIn folder (work: unit -> unit) =
     try
@@ -171,7 +181,56 @@ let private check overwrite (config: MergedConfig) (folder: string) =
         |> Array.except replaced
         |> Array.iter RunFolder.check
 
-let private inFolder (shell: Shell) overwrite (plan: Plan) inputs (config: MergedConfig) (folder: string) =
+// Seed i of a series runs on device i, counted round the devices. It is resumed whether or not it was begun: each then
+// has the same results as a run of its own.
+let private onDevices (shell: Shell) (folder: string) (settings: RunSettings) (more: string list) =
+    let devices = SeedFolders.devices folder
+    devices |> Array.iter (Device.parse >> ignore)
+
+    let jobs: Series.Job[] =
+        [|
+            for i, seed in Array.indexed (SeedFolders.seeds folder) do
+                let mine = SeedFolders.folderOf folder seed
+
+                if not (RunFolder.holdsRun mine) then
+                    use _ = RunFolder.hold mine
+                    copySources folder mine
+
+                    Json.write
+                        (RunFiles.settings mine)
+                        (Settings.toJson
+                            { settings with
+                                Seed = seed
+                                Device = devices[i % devices.Length]
+                            })
+
+                if not (RunFolder.isFinished mine) then
+                    {
+                        Seed = seed
+                        Arguments = "run" :: "--resume" :: mine :: more
+                    }
+        |]
+
+    let left = shell.Interruption.Guard(fun () -> Series.run shell devices.Length jobs)
+
+    if left.Length > 0 then
+        if shell.Interruption.IsRequested then
+            raise (RunStoppedException folder)
+
+        let seeds = left |> Array.map string |> String.concat ", "
+
+        failwith
+            $"not finished: seed {seeds}; the other seeds are; resume with: lorasub run --resume {folder}"
+
+let private inFolder
+    (shell: Shell)
+    (command: Arguments.RunCommand)
+    plan
+    inputs
+    (config: MergedConfig)
+    folder
+    =
+    let overwrite, plan: bool * Plan = command.Overwrite, plan
     use _ = RunFolder.hold folder
     check overwrite config folder
 
@@ -185,14 +244,17 @@ let private inFolder (shell: Shell) overwrite (plan: Plan) inputs (config: Merge
         match config.Seeds with
         | [| _ |] -> fresh shell plan inputs config folder |> ignore
         | seeds ->
-            SeedFolders.start folder seeds plan.Settings
+            SeedFolders.start folder seeds command.Devices plan.Settings
             Json.write (RunFiles.sources folder) (Config.toJson config)
 
-            for seed in seeds do
-                let mine = SeedFolders.folderOf folder seed
-                use _ = RunFolder.hold mine
-                Shell.say shell [ ""; $"seed {seed}" ]
-                stoppingIn folder (fun () -> fresh shell (ofSeed plan seed) inputs config mine |> ignore)
+            if command.Devices.Length > 0 then
+                onDevices shell folder plan.Settings (withLibTorch command.LibTorch)
+            else
+                for seed in seeds do
+                    let mine = SeedFolders.folderOf folder seed
+                    use _ = RunFolder.hold mine
+                    Shell.say shell [ ""; $"seed {seed}" ]
+                    stoppingIn folder (fun () -> fresh shell (ofSeed plan seed) inputs config mine |> ignore)
 
             Shell.say shell (Display.statistics (SeedFolders.finish folder)))
 
@@ -248,6 +310,30 @@ let private planNotes (config: MergedConfig) (plan: Plan) (header: TensorFileHea
             |> Option.toList
     ]
 
+// The plan of a run. Where devices share its seeds, this process only checks it: the network stays off their memory.
+let private planned (devices: string[]) (settings: RunSettings) (load: RunSettings -> Plan) : Plan =
+    if devices.Length = 0 then
+        load settings
+    else
+        { load { settings with Device = "cpu" } with
+            Settings = settings
+        }
+
+let private largestBatch (shell: Shell) (plan: Plan) (limit: int64 option) =
+    let report (trial: BatchTrial) =
+        let memory =
+            match trial.Bytes with
+            | Some bytes when trial.Ran -> Bytes.text bytes
+            | Some bytes -> $"would take about {Bytes.text bytes}"
+            | None -> "out of memory"
+
+        let verdict = if trial.Fits then "fits" else "does not fit"
+        Shell.say shell [ $"batch {trial.Batch, -6} {verdict, -13} {memory}" ]
+
+    match LargestBatch.find plan limit report with
+    | 0 -> failwith $"not even one image fits; {Plan.lessMemory plan}"
+    | batch -> Shell.say shell [ ""; $"largest batch      {batch}; use --batch {batch}" ]
+
 /// Runs what the command line asks for.
 let start (shell: Shell) (command: Arguments.RunCommand) =
     let complete source settings (config: MergedConfig) =
@@ -273,11 +359,15 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     let settings =
         { config.Settings with
             Threads = threads
+            Device = Array.tryHead command.Devices |> Option.defaultValue config.Settings.Device
         }
 
     let config = Config.complete "this machine" settings config
     Shell.notes shell config.Notes
-    let plan = Plan.loadChecking (Config.checkClasses config.Expected) settings
+
+    let plan =
+        planned command.Devices settings (Plan.loadChecking (Config.checkClasses config.Expected))
+
     use _ = Scope.own Plan.leaves plan
     command.Out |> Option.iter (requireOutside plan)
     let inputs = CheckpointInputs.ofPlan plan
@@ -307,7 +397,8 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
     Shell.say shell (Display.header plan (torch.get_num_threads ()))
 
     match command.Out with
-    | Some folder -> inFolder shell command.Overwrite plan inputs config folder
+    | _ when command.LargestBatch.IsSome -> largestBatch shell plan command.LargestBatch.Value.Limit
+    | Some folder -> inFolder shell command plan inputs config folder
     | None ->
         let results =
             config.Seeds
@@ -377,10 +468,7 @@ let private continueSeed (shell: Shell) (plan: Plan) inputs (folder: string) (se
 
         continueRun shell { plan with Settings = settings } inputs mine |> ignore
     else
-        let sources = RunFiles.sources folder
-
-        if File.Exists sources then
-            WholeFile.writeText (RunFiles.sources mine) (File.ReadAllText sources)
+        copySources folder mine
 
         one shell plan (Some mine) (fun plan learner onProgress stopping ->
             shell.Interruption.Guard(fun () -> Session.start mine learner plan inputs onProgress stopping))
@@ -406,17 +494,25 @@ let resume (shell: Shell) (folder: string) (changes: (string * string) list) (li
         Shell.say shell [ $"already finished   {folder}" ]
     else
         Shell.loadNative shell libTorch settings
-        let plan = Plan.load settings
+        let isSeries = SeedFolders.holdsSeeds folder
+
+        let devices = if isSeries then SeedFolders.devices folder else [||]
+
+        let plan = planned devices settings Plan.load
         use _ = Scope.own Plan.leaves plan
         requireOutside plan folder
         let inputs = CheckpointInputs.ofPlan plan
         Shell.say shell (Display.header plan (torch.get_num_threads ()))
 
         keeping folder (fun () ->
-            if SeedFolders.holdsSeeds folder then
-                SeedFolders.seeds folder
-                |> Array.iter (fun seed ->
-                    stoppingIn folder (fun () -> continueSeed shell plan inputs folder seed))
+            if isSeries then
+                if devices.Length > 0 then
+                    [ for name, text in changes -> $"--{name}={text}" ] @ withLibTorch libTorch
+                    |> onDevices shell folder plan.Settings
+                else
+                    SeedFolders.seeds folder
+                    |> Array.iter (fun seed ->
+                        stoppingIn folder (fun () -> continueSeed shell plan inputs folder seed))
 
                 Shell.say shell (Display.statistics (SeedFolders.finish folder))
             else

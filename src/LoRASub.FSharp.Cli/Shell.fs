@@ -125,5 +125,9 @@ module Shell =
     let loadNative (shell: Shell) (libTorch: string option) (settings: RunSettings) =
         Option.iter NativeBackend.useLibTorch libTorch
         NativeBackend.ensureLoaded().Note |> Option.toList |> notes shell
+
+        if settings.Precision = Precision.TF32 && settings.Device = "cpu" then
+            notes shell [ "a CPU has no TF32: products are in float32" ]
+
         Product.route () |> ignore // rejects a wrong setting before anything is made
         Option.iter torch.set_num_threads settings.Threads

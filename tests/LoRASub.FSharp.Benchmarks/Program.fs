@@ -29,13 +29,14 @@ let private sections: Section list =
                 Predicting.section
                 Memory.section
                 Startup.section
+                Gpu.section
             ]
         ]
 
 let private usage =
     """dotnet fsi build.fsx -t Bench [SECTION...] [OPTIONS]
 
-Without a section, all are measured whose --data and --peer are given. Results go to docs/performance/SECTION.json, the page to docs/performance.md.
+Without a section, all are measured whose --data, --peer or CUDA device is there. Results go to docs/performance/SECTION.json, the page to docs/performance.md.
 
   --rounds N     rounds of each comparison, at least 5 (7)
   --threads N    LibTorch's threads (all cores)
@@ -92,6 +93,7 @@ let private folder (name: string) (path: string) =
 let private canMeasure (options: Options) (section: Section) =
     (options.Data.IsSome || not section.NeedsData)
     && (options.Peer.IsSome || section.Id <> EndToEnd.peerSection.Id)
+    && (section.Id <> Gpu.section.Id || Gpu.isThere ())
 
 let private parse (arguments: string list) : struct (Mode * Section list * Options) =
     let rec read mode chosen (options: Options) arguments =
@@ -190,14 +192,18 @@ let private command (section: Section) (options: Options) =
        | Some tasks -> $" --tasks {tasks}"
        | None -> "")
 
-let private machine () : (string * string) list =
-    let told = (Machine.describe "cpu").AsObject()
+let private machine (section: Section) : (string * string) list =
+    let isGpu = section.Id = Gpu.section.Id
+    let told = (Machine.describe (if isGpu then "cuda:0" else "cpu") false).AsObject()
 
     [
         for fact in told do
             match fact.Key with
             | "memoryBytes" -> "memory", $"{fact.Value.GetValue<int64>() >>> 20} MiB"
             | name -> name, string fact.Value
+
+        if isGpu then
+            yield! Gpu.facts ()
     ]
 
 /// Whether a section went through; one that breaks does not keep the others from running.
@@ -224,7 +230,7 @@ let private measure (options: Options) (section: Section) =
             section
             {
                 Findings = section.Measure options
-                Machine = machine ()
+                Machine = machine section
                 Command = command section options
             })
 

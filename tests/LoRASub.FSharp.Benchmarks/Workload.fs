@@ -12,13 +12,13 @@ open LoRASub.Settings
 open LoRASub.Fluent
 open TorchSharp
 
-let private options (precision: Precision) : BackboneOptions =
+let private options (device: torch.Device) (precision: Precision) : BackboneOptions =
     {
         Heads = None
         ImageSize = None
         NormEpsilon = { Blocks = 1e-6; Final = 1e-6 }
         Precision = precision
-        Device = torch.CPU
+        Device = device
         CheckpointActivations = false
     }
 
@@ -27,8 +27,11 @@ let bundledFile (root: string) =
     Path.Combine(root, "src", "LoRASub.FSharp.Cli", "assets", "vit_micro_patch4_32.safetensors")
 
 /// The small backbone that comes with the program: width 192, 6 blocks, 65 tokens. Owned by the caller.
-let bundled (root: string) (precision: Precision) : VisionTransformer =
-    Weights.load (options precision) (bundledFile root)
+let bundledOn (device: torch.Device) (root: string) (precision: Precision) : VisionTransformer =
+    Weights.load (options device precision) (bundledFile root)
+
+/// `bundledOn` the CPU.
+let bundled (root: string) (precision: Precision) : VisionTransformer = bundledOn torch.CPU root precision
 
 /// ViT-B/16 at 224 pixels: width 768, 12 blocks, 197 tokens.
 let vitBaseShape: BackboneShape =
@@ -44,8 +47,12 @@ let vitBaseShape: BackboneShape =
     }
 
 /// Random weights of a shape. Owned by the caller.
+let randomOn (device: torch.Device) (shape: BackboneShape) (precision: Precision) : VisionTransformer =
+    Weights.random (options device precision) shape (Rng.ofSeed 1L)
+
+/// `randomOn` the CPU.
 let random (shape: BackboneShape) (precision: Precision) : VisionTransformer =
-    Weights.random (options precision) shape (Rng.ofSeed 1L)
+    randomOn torch.CPU shape precision
 
 let private tinyShape: BackboneShape =
     {
@@ -69,7 +76,7 @@ let tiny () : VisionTransformer =
             else
                 t.mul (Scalar.op_Implicit 8.0))
         |> Weights.ofTensors
-            { options Precision.Float32 with
+            { options torch.CPU Precision.Float32 with
                 Heads = Some tinyShape.Heads
             }
             "tiny backbone"

@@ -118,7 +118,7 @@ let arguments (world: string) (more: string list) : string list =
             "--rank", "2"
             "--out", under world "out"
 
-            if not Generators.onCpu then
+            if not Generators.onCpu && not (List.contains "--devices" more) then
                 "--device", Generators.deviceName
         ]
 
@@ -958,6 +958,7 @@ let private line' =
             Expect.stringContains ended.Out "cores" "the rest"
             let well = inside [ "doctor" ]
             Expect.stringContains well.Out "GFLOP/s" "speed"
+            Expect.isMatch well.Out @"(?m)^recommended +on the CPU --precision \w+ --threads \d+$" "advice"
             Expect.equal (well.Code, well.Error) (0, "") "all is well")
 
         testCase

@@ -17,6 +17,7 @@ let tests =
                     torch.ScalarType.Float32, torch.ScalarType.BFloat16, torch.ScalarType.Float64
 
                 Expect.equal (formats Precision.Float32) (f32, f32) "float32"
+                Expect.equal (formats Precision.TF32) (f32, f32) "TF32"
                 Expect.equal (formats Precision.BFloat16) (bf16, f32) "bfloat16"
                 Expect.equal (formats Precision.Float64) (f64, f64) "float64")
         ]

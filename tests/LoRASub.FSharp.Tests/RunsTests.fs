@@ -338,6 +338,170 @@ let tests =
                     Expect.isFalse (Directory.Exists(under out "seed-2")) "replaced"))
 
             testCase
+                "the largest batch is searched in a limit, and nothing is saved"
+                (inWorld (fun world ->
+                    let unsaved more =
+                        five world more
+                        |> List.filter (fun word -> word <> "--out" && word <> under world "out")
+
+                    let ended = inside (unsaved [ "--largest-batch"; "--batch"; "2" ])
+                    good ended
+                    // two classes of four images in each task
+                    Expect.stringContains ended.Out "batch 8      fits" "the whole task"
+                    Expect.stringEnds ended.Out "largest batch      8; use --batch 8\n" "the answer"
+                    let none = inside (unsaved [ "--largest-batch"; "1MiB" ])
+                    Expect.equal none.Code 1 none.Error
+                    Expect.stringContains none.Error "not even one image fits" "why"
+                    refused [ "--largest-batch"; "'8'" ] (inside (unsaved [ "--largest-batch"; "8" ]))
+                    refused [ "--largest-batch"; "--out" ] (inside (five world [ "--largest-batch" ]))
+                    Expect.isFalse (Directory.Exists(under world "out")) "nothing is written"))
+
+            testCase
+                "TF32 and repeatable kernels change nothing on a CPU, which is said"
+                (inWorld (fun world ->
+                    let out, plain = under world "out", under world "plain"
+                    let cpu = [ "--device"; "cpu" ]
+                    let ended = inside (five world (cpu @ [ "--precision"; "tf32"; "--deterministic" ]))
+                    good ended
+                    Expect.stringContains ended.Out "note: a CPU has no TF32" "note"
+                    good (inside (five world (cpu @ [ "--out"; plain ])))
+
+                    let summary folder =
+                        File.ReadAllText(RunFiles.summary folder)
+
+                    Expect.equal (summary out) (summary plain) "summary"
+
+                    let resources = json (RunFiles.resources out)
+                    let environment = resources["environment"].AsObject()
+                    Expect.isTrue (environment["repeatable"].GetValue<bool>()) "repeatable"))
+
+            testCase
+                "seeds shared among devices have the results of runs of their own"
+                (inWorld (fun world ->
+                    let out, alone = under world "out", under world "alone"
+                    let device = Generators.deviceName
+                    good (inside (five world [ "--seeds"; "1,2,3"; "--out"; alone ]))
+
+                    let ended =
+                        inside (five world [ "--seeds"; "1,2,3"; "--devices"; $"{device},{device}" ])
+
+                    good ended
+
+                    for seed in 1..3 do
+                        let mine = $"seed-{seed}"
+                        Expect.stringContains ended.Out $"{mine.Replace('-', ' ')}: task 5/5" "its lines"
+                        Expect.equal (results (under out mine)) (results (under alone mine)) mine
+                        Expect.equal (events (under out mine)) (events (under alone mine)) mine
+
+                    let statistics folder =
+                        File.ReadAllText(SeedFolders.statisticsPath folder)
+
+                    Expect.equal (statistics out) (statistics alone) "statistics"
+                    let again = inside [ "run"; "--resume"; out ]
+                    Expect.stringContains again.Out "already finished" "finished"))
+
+            testCase
+                "a series on several devices saves all its runs when it is stopped, however, and goes on"
+                (inWorld (fun world ->
+                    let out, alone = under world "out", under world "alone"
+                    let device = Generators.deviceName
+                    let long = [ "--seeds"; "1,2"; "--tasks"; "2"; "--epochs"; "300" ]
+                    good (inside (arguments world (long @ [ "--out"; alone ])))
+
+                    let ended (signal: string) (given: string list) =
+                        use parent = processOf [] given
+                        let error = parent.StandardError.ReadToEndAsync()
+                        let mutable begun = Set.empty
+
+                        while begun.Count < 2 do
+                            let line = parent.StandardOutput.ReadLine()
+
+                            if line.Contains ": task " && line.Contains "epoch" then
+                                begun <- begun.Add(line.Substring(0, line.IndexOf ':'))
+
+                        let rest = parent.StandardOutput.ReadToEndAsync()
+                        use kill = Process.Start("kill", [ signal; string parent.Id ])
+                        kill.WaitForExit()
+                        Expect.isTrue (parent.WaitForExit 60_000) "it ends"
+                        rest.Wait()
+
+                        // the processes of a killed one end by themselves
+                        for seed in 1..2 do
+                            let mine = SeedFolders.folderOf out (int64 seed)
+
+                            let free () =
+                                try
+                                    (RunFolder.hold mine).Dispose()
+                                    true
+                                with :? LoRASub.Core.InputException ->
+                                    false
+
+                            Expect.isTrue (Threading.SpinWait.SpinUntil(free, 60_000)) "the folder is free"
+                            Expect.isTrue (Checkpoint.exists mine) $"checkpoint of seed {seed}"
+
+                        parent.ExitCode, error.Result
+
+                    let code, error =
+                        ended "-TERM" (arguments world (long @ [ "--devices"; $"{device},{device}" ]))
+
+                    Expect.equal code 143 error
+                    Expect.stringContains error $"--resume {out}" "how to go on"
+                    ended "-KILL" [ "run"; "--resume"; out ] |> ignore
+                    good (inside [ "run"; "--resume"; out ])
+
+                    for seed in [ "seed-1"; "seed-2" ] do
+                        Expect.equal (results (under out seed)) (results (under alone seed)) seed))
+
+            testCase
+                "devices need several seeds and a folder, and the seeds that fail are named"
+                (inWorld (fun world ->
+                    let given more = inside (five world more)
+                    refused [ "--devices"; "several seeds" ] (given [ "--devices"; "0,1" ])
+
+                    refused
+                        [ "device cuda:99" ]
+                        (given [ "--seeds"; "1,2"; "--devices"; $"{Generators.deviceName},99" ])
+
+                    refused
+                        [ "--devices"; "--device" ]
+                        (given [ "--seeds"; "1,2"; "--devices"; "cpu"; "--device"; "cpu"; "--overwrite" ])
+
+                    refused
+                        [ "--devices"; "--out" ]
+                        (inside [ "run"; "--seeds"; "1,2"; "--devices"; "cpu,cpu" ])
+
+                    use out = new StringWriter()
+                    use error = new StringWriter()
+
+                    let left =
+                        Series.run
+                            {
+                                Out = out
+                                Error = error
+                                Terminal = None
+                                Interruption = Interruption()
+                            }
+                            2
+                            [|
+                                {
+                                    Seed = 5L
+                                    Arguments = [ "--version" ]
+                                }
+                                {
+                                    Seed = 6L
+                                    Arguments = [ "--nothing" ]
+                                }
+                                {
+                                    Seed = 7L
+                                    Arguments = [ "--version" ]
+                                }
+                            |]
+
+                    Expect.equal left [| 6L |] "the one that failed"
+                    Expect.stringContains (error.ToString()) "seed 6: lorasub: unknown option" "its message"
+                    Expect.stringContains (out.ToString()) "seed 7: lorasub " "the next in its line"))
+
+            testCase
                 "references give forward transfer and intransigence"
                 (inWorld (fun world ->
                     let frozen, joint = under world "frozen", under world "joint"

@@ -315,6 +315,7 @@ let private resources (sample: Sample) (random: Random) : ResourcesFile =
             )
         TaskSeconds = tasks |> Array.map Dictionary
         PeakMemoryBytes = 1500000000L
+        PeakDeviceBytes = None
         Memory =
             Array.init sample.Learned (fun t ->
                 {

@@ -8,6 +8,9 @@ open TorchSharp
 type Precision =
     /// 32 bits.
     | Float32
+    /// 32 bits, but products on a CUDA device round their factors to 11 bits of precision: all products in float32 there,
+    /// those of statistics and losses with them. On a CPU the same as Float32.
+    | TF32
     /// Products in 16 bits; whatever trains stays in 32.
     | BFloat16
     /// 64 bits.
@@ -19,10 +22,11 @@ module Precision =
 
     /// <summary>The type of weights and activations inside the network.</summary>
     /// <param name="precision">The number format of the products.</param>
-    /// <returns>Float32, BFloat16 or Float64.</returns>
+    /// <returns>Float32 (for TF32 as well), BFloat16 or Float64.</returns>
     let compute precision =
         match precision with
-        | Precision.Float32 -> torch.ScalarType.Float32
+        | Precision.Float32
+        | Precision.TF32 -> torch.ScalarType.Float32
         | Precision.BFloat16 -> torch.ScalarType.BFloat16
         | Precision.Float64 -> torch.ScalarType.Float64
 
@@ -33,6 +37,7 @@ module Precision =
         match precision with
         | Precision.Float64 -> torch.ScalarType.Float64
         | Precision.Float32
+        | Precision.TF32
         | Precision.BFloat16 -> torch.ScalarType.Float32
 
     /// <summary>The distance from 1 to the next number of a master type.</summary>

@@ -68,7 +68,7 @@ type ClassifierOptions() =
     member val Heads = 0 with get, set
     /// Height and width of the backbone's images in pixels; 0: from its positions.
     member val ImageSize = 0 with get, set
-    /// "float32", "bfloat16" or "float64".
+    /// "float32", "tf32", "bfloat16" or "float64".
     member val Precision = "float32" with get, set
     /// Recompute activations for the gradient instead of keeping them: slower, but uses less memory.
     member val CheckpointActivations = false with get, set

@@ -70,7 +70,10 @@ module internal OutputDeltas =
 
             let struct (ascending, vectors) = torch.linalg.eigh drift
             let q = vectors.flip 1L
-            let rest = ascending.clamp_min(Number.Of 0.0).cumsum(0L).flip 0L // in it and in those after it
+            // in it and in those after it; not on a GPU, where LibTorch's cumsum may refuse to be repeatable
+            let rest =
+                ascending.clamp_min(Number.Of 0.0).cpu().cumsum(0L).flip(0L).``to`` ascending.device
+
             let total = (rest.narrow (0L, 0L, 1L)).clamp_min(Number.Of 1e-300)
 
             let replace axis (part: torch.Tensor) (whole: torch.Tensor) =

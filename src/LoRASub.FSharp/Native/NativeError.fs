@@ -29,6 +29,23 @@ module internal Bytes =
 
         scale (float n) [ "B"; "KiB"; "MiB"; "GiB"; "TiB" ]
 
+    /// Such as 512MiB or 1.5GiB.
+    let tryParse (text: string) : int64 option =
+        match Regex.Match(text, @"^(\d{1,9}(?:\.\d+)?) ?(MiB|GiB)$") with
+        | found when found.Success ->
+            let number = Double.Parse(found.Groups[1].Value, CultureInfo.InvariantCulture)
+
+            Some(
+                int64 (
+                    number
+                    * (if found.Groups[2].Value = "GiB" then
+                           1073741824.0
+                       else
+                           1048576.0)
+                )
+            )
+        | _ -> None
+
 /// Which memory ran out.
 [<RequireQualifiedAccess>]
 type internal MemoryKind =
@@ -181,7 +198,7 @@ module internal NativeError =
 
     /// Main memory that this process had left at its peak, if the system reports it: of its limit of address space
     /// (ulimit -v), else of the machine.
-    let private free () : int64 option =
+    let freeMain () : int64 option =
         match addressSpace (), kilobytes "/proc/self/status" "VmPeak" with
         | Some limit, Some peak -> Some(max 0L (limit - peak))
         | _ -> kilobytes "/proc/meminfo" "MemAvailable"
@@ -219,7 +236,7 @@ module internal NativeError =
             { shortage with
                 Free =
                     match shortage with
-                    | { Kind = MemoryKind.Main; Free = None } -> free ()
+                    | { Kind = MemoryKind.Main; Free = None } -> freeMain ()
                     | known -> known.Free
             }
 

@@ -376,6 +376,11 @@ module internal Tables =
                         fact (pair.Key, (if isNull pair.Value then Format.none else string pair.Value))
 
                     "peak memory", gibibytes (float r.PeakMemoryBytes)
+
+                    match r.PeakDeviceBytes with
+                    | Some bytes -> "peak device memory", gibibytes (float bytes)
+                    | None -> ()
+
                     "started (UTC)", r.StartedUtc
                     "finished (UTC)", r.FinishedUtc
             ]

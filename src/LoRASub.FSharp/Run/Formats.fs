@@ -140,6 +140,9 @@ type ResourcesFile =
         PhaseSeconds: Dictionary<string, float>
         TaskSeconds: Dictionary<string, float>[]
         PeakMemoryBytes: int64
+        /// On a CUDA device, of all processes there.
+        [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
+        PeakDeviceBytes: int64 option
         Memory: TaskMemory[]
         /// Names and values, as `Machine.describe` gives them.
         Environment: JsonObject

@@ -29,7 +29,7 @@ module internal Machine =
         | None -> string RuntimeInformation.ProcessArchitecture
 
     /// Program, libraries and machine, as in resources.json. LibTorch must be loaded.
-    let describe (device: string) : JsonNode =
+    let describe (device: string) (deterministic: bool) : JsonNode =
         let native = NativeBackend.ensureLoaded ()
 
         Json.object
@@ -46,4 +46,5 @@ module internal Machine =
                 "threads", Json.int (torch.get_num_threads ())
                 "products", Json.text (ProductRoute.name (Product.route ()))
                 "device", Json.text device
+                "repeatable", Json.bool (device = "cpu" || deterministic)
             ]

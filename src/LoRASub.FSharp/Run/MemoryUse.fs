@@ -3,6 +3,8 @@ namespace LoRASub.Run
 open System
 open System.Diagnostics
 open System.IO
+open System.Runtime.InteropServices
+open LoRASub.Native
 open TorchSharp
 
 /// The memory that the process uses at one moment.
@@ -33,3 +35,32 @@ module MemoryUse =
     let peakBytes () =
         use me = Process.GetCurrentProcess()
         me.PeakWorkingSet64
+
+    /// <summary>Memory in use on a CUDA device now, by all processes. LibTorch keeps what it has taken, so that at the end
+    /// of a run this is what the run needed.</summary>
+    /// <param name="device">Any; without its driver, and on another kind of device, there is no answer.</param>
+    /// <returns>Bytes, or None.</returns>
+    let deviceBytes (device: torch.Device) : int64 option =
+        if device.``type`` = DeviceType.CUDA then
+            CudaDriver.device (max 0 device.index)
+            |> Option.map (fun one -> one.TotalBytes - one.FreeBytes)
+        else
+            None
+
+    [<DllImport("libc.so.6", EntryPoint = "malloc_trim")>]
+    extern int private trim(unativeint pad)
+
+    /// Gives free memory back to the system and lets `peakBytes` begin anew. Where the system cannot, the peak remains
+    /// that of the process.
+    let internal resetPeak () : unit =
+        GC.Collect()
+        GC.WaitForPendingFinalizers()
+
+        if OperatingSystem.IsLinux() then
+            try
+                trim 0un |> ignore
+                File.WriteAllText("/proc/self/clear_refs", "5")
+            with
+            | :? IOException
+            | :? UnauthorizedAccessException
+            | :? EntryPointNotFoundException -> ()

@@ -49,7 +49,9 @@ module internal Recipe =
         Settings.check settings
         let file = Backbones.resolve backbone
         let sha256 = Weights.sha256 file
-        struct (Weights.load (backboneOptions settings) file, sha256)
+        let options = backboneOptions settings
+        Kernels.choose options.Device options.Precision settings.Deterministic
+        struct (Weights.load options file, sha256)
 
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
     let learner (backbone: VisionTransformer) (settings: RunSettings) : Learner =

@@ -167,6 +167,7 @@ module Results =
                 PhaseSeconds = seconds outcome.PhaseSeconds
                 TaskSeconds = outcome.Tasks |> Array.map (_.Seconds >> seconds)
                 PeakMemoryBytes = MemoryUse.peakBytes ()
+                PeakDeviceBytes = MemoryUse.deviceBytes plan.Backbone.Device
                 Memory =
                     outcome.Tasks
                     |> Array.map (fun task ->
@@ -174,7 +175,7 @@ module Results =
                             TaskStart = task.MemoryBefore
                             TaskEnd = task.MemoryAfter
                         })
-                Environment = (Machine.describe plan.Settings.Device).AsObject()
+                Environment = (Machine.describe plan.Settings.Device plan.Settings.Deterministic).AsObject()
                 StartedUtc = time started
                 FinishedUtc = time DateTime.UtcNow
             }

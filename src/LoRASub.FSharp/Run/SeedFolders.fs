@@ -1,12 +1,19 @@
 namespace LoRASub.Run
 
 open System.IO
+open System.Text.Json.Serialization
 open LoRASub.Files
 open LoRASub.Measure
 open LoRASub.Settings
 
 /// seeds.json.
-type SeedsFile = { Seeds: int64[] }
+type SeedsFile =
+    {
+        Seeds: int64[]
+        /// Of processes that run at once, if the seeds are shared among devices.
+        [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
+        Devices: string[] option
+    }
 
 /// A folder of runs that differ only in their seed: `seeds.json` and, in `seed-N`, a run's folder for each, then
 /// `statistics.json`, whose presence means that all are finished.
@@ -25,13 +32,24 @@ module internal SeedFolders =
     /// Whether the runs of all seeds are finished.
     let isFinished (folder: string) = File.Exists(statisticsPath folder)
 
-    /// The seeds, in the order in which they run.
-    let seeds (folder: string) : int64[] =
-        (Json.load<SeedsFile> "the seeds of a folder of runs" (RunFiles.seeds folder)).Seeds
+    let private load (folder: string) : SeedsFile =
+        Json.load<SeedsFile> "the seeds of a folder of runs" (RunFiles.seeds folder)
 
-    /// Begins such a folder: writes the seeds, and the settings, whose own seed does not count.
-    let start (folder: string) (seeds: int64[]) (settings: RunSettings) =
-        Json.save (RunFiles.seeds folder) { Seeds = seeds }
+    /// The seeds, in the order in which they run.
+    let seeds (folder: string) : int64[] = (load folder).Seeds
+
+    /// The devices that share the seeds; none where they run one after the other in one process.
+    let devices (folder: string) : string[] = defaultArg (load folder).Devices [||]
+
+    /// Begins such a folder: writes seeds and devices, and the settings, whose own seed does not count.
+    let start (folder: string) (seeds: int64[]) (devices: string[]) (settings: RunSettings) =
+        Json.save
+            (RunFiles.seeds folder)
+            {
+                Seeds = seeds
+                Devices = if devices.Length = 0 then None else Some devices
+            }
+
         Json.write (RunFiles.settings folder) (Settings.toJson settings)
 
     /// The runs of the seeds that a folder names; other folders beside them do not count.

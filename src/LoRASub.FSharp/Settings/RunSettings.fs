@@ -93,6 +93,8 @@ type RunSettings =
         CheckpointActivations: bool
         /// cpu or cuda:N.
         Device: string
+        /// Kernels that repeat every bit on a CUDA device; those of a CPU always do.
+        Deterministic: bool
         Threads: int option
         Seed: int64
         /// Tasks to learn before stopping early.
@@ -212,6 +214,7 @@ module Preset =
             Precision = Precision.Float32
             CheckpointActivations = false
             Device = "cpu"
+            Deterministic = false
             Threads = None
             Seed = 1993L
             StopAfter = None

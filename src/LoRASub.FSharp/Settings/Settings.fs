@@ -311,6 +311,7 @@ module Settings =
         choice
             [
                 "float32", Precision.Float32
+                "tf32", Precision.TF32
                 "bfloat16", Precision.BFloat16
                 "float64", Precision.Float64
             ]
@@ -503,6 +504,8 @@ module Settings =
         [
             common "device" "cpu or cuda:N" name
             |> field _.Device (fun v s -> { s with Device = v })
+            row "deterministic" "repeat every bit on a GPU too, with slower kernels" switch
+            |> field _.Deterministic (fun v s -> { s with Deterministic = v })
             // LibTorch starts all threads that it is given, and crashes with too many
             row "threads" "LibTorch threads" (optional (whole 1 1024))
             |> field _.Threads (fun v s -> { s with Threads = v })
