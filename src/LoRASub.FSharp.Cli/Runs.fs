@@ -220,8 +220,7 @@ let private onDevices (shell: Shell) (folder: string) (settings: RunSettings) (m
 
         let seeds = left |> Array.map string |> String.concat ", "
 
-        failwith
-            $"not finished: seed {seeds}; the other seeds are; resume with: lorasub run --resume {folder}"
+        failwith $"not finished: seed {seeds}; resume with: lorasub run --resume {folder}"
 
 let private inFolder
     (shell: Shell)
