@@ -86,8 +86,7 @@ let run (shell: Shell) (jobs: Job[]) : int64[] =
     let tasks =
         jobs
         |> Array.groupBy _.Line
-        |> Array.map (fun (_, mine) ->
-            Task.Factory.StartNew(line mine, TaskCreationOptions.LongRunning))
+        |> Array.map (fun (_, mine) -> Task.Factory.StartNew(line mine, TaskCreationOptions.LongRunning))
 
     let all = Task.WhenAll tasks
 
