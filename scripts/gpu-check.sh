@@ -11,12 +11,13 @@
 # PARTS names the parts to do, of doctor, repeat, ten, bench, peer and batch. Ends with 1 if two runs differ that must be equal.
 set -u
 cd "$(dirname "$0")/.."
-OUT=$(mkdir -p "$1" && cd "$1" && pwd)
+OUT=${1:?usage: scripts/gpu-check.sh OUT [CIFAR]}
+OUT=$(mkdir -p "$OUT" && cd "$OUT" && pwd) || exit 2
 CIFAR=${2:-}
 DEVICE=${DEVICE:-cuda:0}
 PEER=${PEER:-}
 WORK=$(mktemp -d)
-trap 'rm -rf "$WORK"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$WORK"' EXIT
 failed=0
 wants() { [[ " ${PARTS:-doctor repeat ten bench peer batch} " == *" $1 "* ]]; }
 

@@ -9,7 +9,7 @@ open LoRASub.Report
 open Argu
 open LoRASub.Cli.Flags
 
-/// A search for the largest batch, in so many bytes or in the memory that is there.
+/// A search for the largest batch, within a limit in bytes or, without one, in the memory that is free.
 type BatchSearch = { Limit: int64 option }
 
 /// The arguments of `lorasub run`.
@@ -157,20 +157,20 @@ let private devicesOf (flags: ParseResults<RunFlag>) (given: (string * string) l
                 name)
 
     if flags.Contains Devices then
-        let needs rule found fix =
+        let refuse rule found fix =
             Errors.reject "--devices" rule found fix
 
         if devices.IsEmpty then
-            needs "must name devices" "none" "write 0,1"
+            refuse "must name devices" "none" "write 0,1"
 
         if config.Seeds.Length < 2 then
-            needs "shares several seeds" "one" "add --seeds, or use --device"
+            refuse "needs several seeds" "one" "add --seeds, or use --device"
 
         if not (flags.Contains RunFlag.Out) then
-            needs "needs a folder for the results" "none" "add --out DIR"
+            refuse "needs a folder for the results" "none" "add --out DIR"
 
         if List.exists (fst >> (=) "device") given then
-            needs "takes the place of --device" "both" "remove --device"
+            refuse "cannot be combined with --device" "both" "remove --device"
 
     Array.ofList devices
 

@@ -181,15 +181,15 @@ let private check overwrite (config: MergedConfig) (folder: string) =
         |> Array.except replaced
         |> Array.iter RunFolder.check
 
-// Seed i of a series runs on device i, counted round the devices. It is resumed whether or not it was begun: each then
-// has the same results as a run of its own.
+// Seed i of a series runs on device i, counted round the devices, also where other seeds are finished: otherwise two
+// could meet on one device. Each process resumes its seed, begun or not, with the results of a run of its own.
 let private onDevices (shell: Shell) (folder: string) (settings: RunSettings) (more: string list) =
     let devices = SeedFolders.devices folder
-    devices |> Array.iter (Device.parse >> ignore)
 
     let jobs: Series.Job[] =
         [|
             for i, seed in Array.indexed (SeedFolders.seeds folder) do
+                let line = i % devices.Length
                 let mine = SeedFolders.folderOf folder seed
 
                 if not (RunFolder.holdsRun mine) then
@@ -201,17 +201,18 @@ let private onDevices (shell: Shell) (folder: string) (settings: RunSettings) (m
                         (Settings.toJson
                             { settings with
                                 Seed = seed
-                                Device = devices[i % devices.Length]
+                                Device = devices[line]
                             })
 
                 if not (RunFolder.isFinished mine) then
                     {
                         Seed = seed
+                        Line = line
                         Arguments = "run" :: "--resume" :: mine :: more
                     }
         |]
 
-    let left = shell.Interruption.Guard(fun () -> Series.run shell devices.Length jobs)
+    let left = shell.Interruption.Guard(fun () -> Series.run shell jobs)
 
     if left.Length > 0 then
         if shell.Interruption.IsRequested then
@@ -219,8 +220,7 @@ let private onDevices (shell: Shell) (folder: string) (settings: RunSettings) (m
 
         let seeds = left |> Array.map string |> String.concat ", "
 
-        failwith
-            $"not finished: seed {seeds}; the other seeds are; resume with: lorasub run --resume {folder}"
+        failwith $"not finished: seed {seeds}; resume with: lorasub run --resume {folder}"
 
 let private inFolder
     (shell: Shell)
@@ -310,8 +310,11 @@ let private planNotes (config: MergedConfig) (plan: Plan) (header: TensorFileHea
             |> Option.toList
     ]
 
-// The plan of a run. Where devices share its seeds, this process only checks it: the network stays off their memory.
+// The plan of a run. Where devices share its seeds, this process only checks it: the network stays off their memory. The
+// devices are checked here, before --overwrite deletes anything.
 let private planned (devices: string[]) (settings: RunSettings) (load: RunSettings -> Plan) : Plan =
+    devices |> Array.iter (Device.parse >> ignore)
+
     if devices.Length = 0 then
         load settings
     else

@@ -9,12 +9,20 @@ open System.Threading
 open System.Threading.Tasks
 open LoRASub.Core
 
-/// Set for such a process, which saves and stops when its standard input ends: however its parent ends.
+/// Set for such a process. It saves and stops when its standard input ends, which also happens when its parent is killed.
 [<Literal>]
 let StopVariable = "LORASUB_STOP_WITH_INPUT"
 
-/// One process: the seed that it runs, and the arguments of the program.
-type Job = { Seed: int64; Arguments: string list }
+/// One process.
+type Job =
+    {
+        /// The seed that it runs.
+        Seed: int64
+        /// Jobs of one line run one after the other.
+        Line: int
+        /// Of the program.
+        Arguments: string list
+    }
 
 /// This program: `dotnet lorasub.dll`, or an executable of its own.
 let private program () : struct (string * string list) =
@@ -46,10 +54,9 @@ let private start (shell: Shell) (gate: obj) (job: Job) : Process =
     child.BeginErrorReadLine()
     child
 
-/// Runs the jobs in as many lines as there are devices: job i in line i modulo that number, one after the other. Where the
-/// shell is asked to stop, the processes save and end, and no further one is started. Returns the seeds whose process did
-/// not end with 0 or was never started.
-let run (shell: Shell) (lines: int) (jobs: Job[]) : int64[] =
+/// Runs the jobs, all lines at once. If the shell is asked to stop, the processes save and end, and no other is started.
+/// Returns the seeds whose process did not end with 0 or was never started.
+let run (shell: Shell) (jobs: Job[]) : int64[] =
     let gate = obj ()
     let mutable stopping = false
     let running = ResizeArray<Process>()
@@ -78,10 +85,8 @@ let run (shell: Shell) (lines: int) (jobs: Job[]) : int64[] =
 
     let tasks =
         jobs
-        |> Array.indexed
-        |> Array.groupBy (fun (i, _) -> i % lines)
-        |> Array.map (fun (_, mine) ->
-            Task.Factory.StartNew(line (Array.map snd mine), TaskCreationOptions.LongRunning))
+        |> Array.groupBy _.Line
+        |> Array.map (fun (_, mine) -> Task.Factory.StartNew(line mine, TaskCreationOptions.LongRunning))
 
     let all = Task.WhenAll tasks
 

@@ -481,18 +481,20 @@ let tests =
                                 Terminal = None
                                 Interruption = Interruption()
                             }
-                            2
                             [|
                                 {
                                     Seed = 5L
+                                    Line = 0
                                     Arguments = [ "--version" ]
                                 }
                                 {
                                     Seed = 6L
+                                    Line = 1
                                     Arguments = [ "--nothing" ]
                                 }
                                 {
                                     Seed = 7L
+                                    Line = 0
                                     Arguments = [ "--version" ]
                                 }
                             |]

@@ -29,7 +29,7 @@ module Kernels =
     extern nativeint private openLibrary(string name, int mode)
 
     let private find<'D when 'D :> Delegate> (name: string) : 'D option =
-        // RTLD_NOW and RTLD_NOLOAD: the one that this process computes with, wherever it came from
+        // RTLD_NOW and RTLD_NOLOAD: the copy that this process has loaded, from whatever folder
         let library =
             if OperatingSystem.IsLinux() then
                 openLibrary ("libtorch_cpu.so", 2 ||| 4)
@@ -66,7 +66,7 @@ module Kernels =
                 setVariable ("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0) |> ignore
 
             set.Invoke(context, (if wanted then 1uy else 0uy), 0uy)
-            // a help in finding errors, for the time of writing all memory twice
+            // it only helps to find errors, and writes all memory twice
             fill.Invoke(context, 0uy)
         | _ when wanted ->
             Errors.reject
@@ -87,7 +87,7 @@ module Kernels =
     /// <param name="device">On which the network computes.</param>
     /// <param name="precision">The number format of its products.</param>
     /// <param name="deterministic">Whether equal work must give equal bits.</param>
-    /// <exception cref="T:LoRASub.Core.InputException">This LibTorch has no such kernels.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">This LibTorch cannot be asked for repeatable kernels.</exception>
     let choose (device: torch.Device) (precision: Precision) (deterministic: bool) : unit =
         if device.``type`` = DeviceType.CUDA then
             allowTF32 (precision = Precision.TF32)

@@ -10,7 +10,7 @@ type Shrinkage =
     | Fixed of float
     /// ε estimated from the covariance itself (Chen et al. 2010).
     | Oas
-    /// ε = k/(n + k) after n images: as if k more had spread alike in all directions. More images, less shrinkage.
+    /// ε = k/(n + k) after n images, as if k more images varied equally in all directions. More images, less shrinkage.
     | Images of int
 
 /// Linear discriminants over class means and one covariance that all classes share. With Λ its inverse, ḡ the mean of

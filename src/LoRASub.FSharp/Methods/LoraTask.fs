@@ -131,7 +131,7 @@ module LoraTask =
             Head = head
         }
 
-    /// Updates of one side within the projection of their block, or free where there is none. Owned by the caller's
+    /// Confines updates of one side to the projection of their block; without projections they are free. Owned by the caller's
     /// scope.
     let internal within (side: Side) (projections: Projection[]) : Confinement =
         if Array.isEmpty projections then

@@ -31,7 +31,7 @@ module internal Bytes =
 
     /// Such as 512MiB or 1.5GiB.
     let tryParse (text: string) : int64 option =
-        match Regex.Match(text, @"^(\d{1,9}(?:\.\d+)?) ?(MiB|GiB)$") with
+        match Regex.Match(text, @"^([0-9]{1,9}(?:\.[0-9]+)?) ?(MiB|GiB)$") with
         | found when found.Success ->
             let number = Double.Parse(found.Groups[1].Value, CultureInfo.InvariantCulture)
 

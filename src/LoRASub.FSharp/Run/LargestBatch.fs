@@ -49,8 +49,8 @@ module LargestBatch =
             Some(more + max 0L (more - less) * int64 (batch - large) / int64 (large - small))
         | _ -> None
 
-    // The first two tasks, of one batch each: with projection and prototypes, as later ones have. Images repeat where a
-    // task has fewer.
+    // One batch of each of the first two tasks: the second has projections and prototypes, as later ones have. Images
+    // repeat where a task has fewer.
     let private learn (learner: Learner) (plan: Plan) (batch: int) : TaskState =
         let settings =
             { plan.Settings with
@@ -125,7 +125,7 @@ module LargestBatch =
         let fits batch =
             let trial =
                 match expected measured batch with
-                // tried, it would take the memory of others
+                // not tried: it would take memory from other programs
                 | Some bytes when isOver bytes ->
                     {
                         Batch = batch
