@@ -59,8 +59,7 @@ let private filesOf (given: string) : string seq =
     else
         [ given ]
 
-let private number (score: float) =
-    score.ToString("0.####", Globalization.CultureInfo.InvariantCulture)
+let private number = Layout.atMost 4
 
 let private shown (form: Form) (classes: ClassInfo[]) (file: string) (answer: Answer) : string list =
     let name (guess: BestClass) = classes[guess.Row].Name
@@ -105,9 +104,6 @@ let private shown (form: Form) (classes: ClassInfo[]) (file: string) (answer: An
                 |}
         ]
 
-/// The share of images of known classes that may be called unknown where none is given.
-let usualFalseAlarms = 0.05
-
 // Why no image is called unknown.
 let private noThreshold (falseAlarms: float) (kept: KeptLearner) =
     let held = kept.HeldOut |> Array.sumBy (fun one -> int64 one.Images)
@@ -126,7 +122,7 @@ let predict (shell: Shell) (request: Request) : int =
     let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
 
     let calibration =
-        KeptLearner.calibration (defaultArg request.FalseAlarms usualFalseAlarms) kept
+        KeptLearner.calibration (defaultArg request.FalseAlarms Calibration.usualFalseAlarms) kept
 
     match request.FalseAlarms with
     | Some rate when rate > 0.0 && calibration.Threshold.IsNone ->
@@ -182,10 +178,10 @@ let predict (shell: Shell) (request: Request) : int =
 // The lines of a table of accuracies by class.
 let private table (result: EvaluationResult) =
     let width =
-        result.Classes |> Seq.map _.ClassName.Length |> Seq.max |> max 5 |> min 40
+        result.Classes |> Seq.map _.ClassName.Length |> Seq.max |> max 5 |> min 30
 
     let line (name: string) (images: int) (correct: int) (mistake: string) =
-        $"{(Display.fit width name).PadRight width}  {images, 6}  {percentOf correct images, 8}  {mistake}"
+        $"{(Display.fit width name).PadRight width}  {images, 6}  {percentOf correct images, 8}  {Display.fit 28 mistake}"
             .TrimEnd()
 
     [
@@ -201,6 +197,8 @@ let private table (result: EvaluationResult) =
 
         line "all" result.Images result.Correct ""
     ]
+
+let private sentence (text: string) : string list = Layout.wrap Layout.Columns text
 
 /// Prints the accuracy of a learner on a folder with a folder of images for each class, how far its probabilities are to be
 /// trusted, and how it handles unknown classes.
@@ -221,7 +219,8 @@ let evaluate (shell: Shell) (test: Test) : int =
         Display.working (Shell.canvas shell) (fun show ->
             show "predicting"
 
-            Assessment.ofImages test.Rate found.ClassNames (ImageFiles.set images found.Train) kept)
+            let set = ImageFiles.set images found.Train |> advising "fix or remove the file"
+            Assessment.ofImages test.Rate found.ClassNames set kept)
 
     let strangers = found.ClassNames |> Array.except known
 
@@ -242,8 +241,11 @@ let evaluate (shell: Shell) (test: Test) : int =
             match result.FalseAlarms with
             | Some count ->
                 let share = percentOf count result.Answers.Length
-                $"called unknown: {share}%% of the images of known classes (stated: at most {percent test.Rate}%%)"
-            | None when test.Rate > 0.0 -> noThreshold test.Rate kept
+
+                yield!
+                    sentence
+                        $"called unknown: {share}%% of the images of known classes (stated: at most {percent test.Rate}%%)"
+            | None when test.Rate > 0.0 -> yield! sentence (noThreshold test.Rate kept)
             | None -> ()
 
             if strangers.Length > 0 then
@@ -255,7 +257,9 @@ let evaluate (shell: Shell) (test: Test) : int =
                     | Some count -> $"{percentOf count result.Strangers}%% called unknown, "
                     | None -> ""
 
-                $"""{counted result.Strangers "image" "images"} of {counted strangers.Length "class" "classes"} that it does not know ({names}{dots}): {detected}AUROC {result.Auroc.Value.ToString "0.000"}"""
+                yield!
+                    sentence
+                        $"""{counted result.Strangers "image" "images"} of {counted strangers.Length "class" "classes"} that it does not know ({names}{dots}): {detected}AUROC {Layout.fixed' 3 result.Auroc.Value}"""
         ]
 
     0

@@ -297,7 +297,7 @@ let private names =
                     for word in
                         [
                             string (server.Address $"timm/{Name}/resolve/main/model.safetensors")
-                            "states no checksum"
+                            "no checksum of it is published"
                             "Apache-2.0"
                             $"--backbone {Name}"
                         ] do

@@ -672,6 +672,9 @@ let private line' =
             for word in [ "Usage: lorasub COMMAND"; "run"; "evaluate"; "doctor"; "--version" ] do
                 Expect.stringContains bare.Out word "help"
 
+            // the first screen of 80 x 24 holds all of it
+            Expect.isLessThanOrEqual (columns bare.Out) 80 "columns"
+            Expect.isLessThanOrEqual (bare.Out.TrimEnd().Split('\n').Length) 23 "lines"
             Expect.equal (inside [ "--help" ]) bare "the same on request"
             Expect.equal (inside [ "-h" ]).Code 0 "short"
             Expect.equal (inside [ "help" ]) bare "the same as a word, which build.fsx can pass on"
@@ -679,7 +682,12 @@ let private line' =
             for command in
                 [
                     [ "run" ]
+                    [ "learn" ]
+                    [ "predict" ]
                     [ "evaluate" ]
+                    [ "inspect" ]
+                    [ "forget" ]
+                    [ "rename" ]
                     [ "merge" ]
                     [ "diff" ]
                     [ "export" ]
@@ -701,6 +709,25 @@ let private line' =
                 Expect.isLessThanOrEqual (columns help.Out) 80 name
                 Expect.equal (inside ("help" :: command)) help $"help {name}"
                 Expect.equal (inside (command @ [ "-h" ])) help $"{name} -h"
+
+            for command, words in
+                [
+                    "forget", [ "LEARNER"; "CLASS" ]
+                    "rename", [ "LEARNER"; "CLASS"; "NAME" ]
+                    "diff", [ "LEARNER"; "OTHER" ]
+                ] do
+                let help = (inside [ command; "--help" ]).Out
+
+                for word in words do
+                    Expect.isMatch help $"(?m)^  {word} +[a-z]" $"{command}: what {word} is"
+
+            let learn = (inside [ "learn"; "--help" ]).Out
+            Expect.stringContains learn "--skip-broken" "where images may be broken"
+
+            for lists in [ [ "methods" ]; [ "heads" ]; [ "data"; "list" ]; [ "backbone"; "list" ] ] do
+                for line in (inside lists).Out.Split '\n' do
+                    if not (line.Contains "https://") then
+                        Expect.isLessThanOrEqual line.Length 80 line
 
             Expect.equal (inside [ "version" ]) (inside [ "--version" ]) "the version as a word"
 
