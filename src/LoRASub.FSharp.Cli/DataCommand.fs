@@ -63,16 +63,17 @@ let lines (report: DataReport) : string list =
             yield! line "note" (note.ReplaceLineEndings(string ' '))
 
         for problem in Array.truncate Listed report.Problems do
-            yield! line "problem" (problem.ReplaceLineEndings(string ' '))
+            // as errors are: a path is not cut
+            $"problem    {problem.ReplaceLineEndings(string ' ')}"
 
         if report.Problems.Length > Listed then
-            yield! line "problem" $"{report.Problems.Length - Listed} more"
+            $"problem    {report.Problems.Length - Listed} more"
 
         for file in Array.truncate Listed report.Broken do
-            yield! line "broken" $"{file.Path}: {file.Reason}"
+            $"broken     {file.Path}: {file.Reason}"
 
         if report.Broken.Length > Listed then
-            yield! line "broken" $"{report.Broken.Length - Listed} more"
+            $"broken     {report.Broken.Length - Listed} more"
 
         yield! line "known as" $"{known.Title}, {classes known}"
         yield! line "layout" known.Layout

@@ -24,11 +24,7 @@ type Request =
     }
 
 let private requireEmpty (folder: string) =
-    if
-        File.Exists folder
-        || Directory.Exists folder
-           && Seq.length (Directory.EnumerateFileSystemEntries folder) > 0
-    then
+    if File.Exists folder || (entries folder).Length > 0 then
         Errors.reject folder "must be a new or an empty folder" "files" "choose another folder"
 
 /// Writes the classes, and the weights and the adapter where the method's network is a plain one.

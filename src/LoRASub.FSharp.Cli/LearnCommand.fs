@@ -197,13 +197,14 @@ let learn (shell: Shell) (request: Request) : int =
     ImageSet.requireOutside (absolute request.Images) folder
 
     let others =
-        if Directory.Exists folder && not (holdsLearner folder || OpenLesson.exists folder) then
-            // what a command killed before its first save left
-            Directory.GetFileSystemEntries folder
-            |> Array.filter ((<>) (RunFiles.lock' folder))
-            |> Array.length
-        else
+        if holdsLearner folder then
             0
+        else
+            // what a command killed before its first save left
+            let isOurs path =
+                path = RunFiles.lock' folder || OpenLesson.isOne path
+
+            entries folder |> Array.filter (isOurs >> not) |> Array.length
 
     let skipBroken = given "skip-broken" request.Settings = Some "true"
     let all = read shell request skipBroken

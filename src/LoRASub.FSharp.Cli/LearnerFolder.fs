@@ -19,8 +19,26 @@ let absolute (path: string) =
 
     Path.GetFullPath(path, Environment.CurrentDirectory)
 
+/// The names in a folder; none where there is no folder. Rejects one that this user may not read.
+let entries (folder: string) : string[] =
+    try
+        if Directory.Exists folder then
+            Directory.GetFileSystemEntries folder
+        else
+            [||]
+    with
+    | :? IOException
+    | :? UnauthorizedAccessException as e ->
+        Errors.reject
+            folder
+            "must be a folder that this user can read"
+            e.Message
+            "ask its owner to change its permissions, or choose another folder"
+
 let requireLearner (folder: string) =
     if not (holdsLearner folder) then
+        entries folder |> ignore
+
         Errors.reject
             folder
             "must hold a learner"

@@ -45,7 +45,8 @@ type Test =
         LibTorch: string option
     }
 
-let private filesOf (given: string) : string seq =
+// `report` receives what is wrong with a folder.
+let private filesOf (report: string -> unit) (given: string) : string seq =
     if given = "-" then
         Seq.initInfinite (fun _ -> Console.In.ReadLine())
         |> Seq.takeWhile (isNull >> not)
@@ -54,7 +55,8 @@ let private filesOf (given: string) : string seq =
         |> Seq.filter (String.IsNullOrWhiteSpace >> not)
     elif Directory.Exists given then
         let place = ImageListing.place given
-        let struct (files, _, _) = ImageListing.images place place
+        let struct (files, findings, _) = ImageListing.images place place
+        ImageListing.problems findings |> Array.iter report
         files
     else
         [ given ]
@@ -132,10 +134,18 @@ let predict (shell: Shell) (request: Request) : int =
     if request.Form = Form.Csv then
         Shell.say shell [ "file,rank,class,score,probability,known" ]
 
-    let mutable skipped = 0
+    let skipped = ref 0
+
+    let skip (why: string) =
+        skipped.Value <- skipped.Value + 1
+        Shell.complain shell.Error $"lorasub: {why}"
+
     let mutable found = 0
 
-    for files in request.Images |> Seq.collect filesOf |> Seq.chunkBySize batching.BatchSize do
+    for files in
+        request.Images
+        |> Seq.collect (filesOf skip)
+        |> Seq.chunkBySize batching.BatchSize do
         found <- found + files.Length
         let pictures = Array.zeroCreate<Result<Picture, string>> files.Length
 
@@ -147,9 +157,7 @@ let predict (shell: Shell) (request: Request) : int =
                 for file, picture in Array.zip files pictures do
                     match picture with
                     | Ok picture -> file, picture
-                    | Error reason ->
-                        skipped <- skipped + 1
-                        Shell.complain shell.Error $"lorasub: {file} is skipped: {reason}"
+                    | Error reason -> skip $"{file} is skipped: {reason}"
             |]
 
         let set =
@@ -170,10 +178,10 @@ let predict (shell: Shell) (request: Request) : int =
                     yield! shown request.Form kept.Classes file answer
             ]
 
-    if found = 0 then
+    if found = 0 && skipped.Value = 0 then
         Errors.reject (String.concat ", " request.Images) "must hold an image" "none" ""
 
-    if skipped > 0 then 1 else 0
+    min 1 skipped.Value
 
 // The lines of a table of accuracies by class.
 let private table (result: EvaluationResult) =

@@ -92,6 +92,10 @@ let private writeBackbone (path: string) (change: Map<string, torch.Tensor> -> M
         |> Map.toSeq
         |> Safetensors.write path (Map.ofList [ "heads", "2" ]))
 
+/// A text of lines that were wrapped beside their labels, as one line each.
+let unwrapped (text: string) : string =
+    Text.RegularExpressions.Regex.Replace(text, @"\n {11,}(?=\S)", " ")
+
 /// Runs a test in a folder that holds data/ and vit.safetensors.
 let inWorld (test: string -> unit) () =
     let world = Directory.CreateTempSubdirectory("lorasub-cli-").FullName
