@@ -52,7 +52,7 @@ Remove a class from a learner: it is no longer predicted.
 
 Examples:
   lorasub forget shop mug
-  lorasub forget shop -- -odd-name               # after --, nothing is an option
+  lorasub forget shop -- -odd-name               # after --, words are names
 """
     | "rename" :: _ ->
         """rename LEARNER CLASS NAME

@@ -424,11 +424,17 @@ module internal Download =
         and again why pauses =
             match pauses with
             | [] ->
+                let continues =
+                    if file.Length = 0L then
+                        ""
+                    else
+                        $", which continues after {file.Length} bytes"
+
                 Errors.reject
                     (shown address)
                     "must send the whole file"
                     why
-                    $"check the network and run the same command again, which continues after {file.Length} bytes; or {byHand path}"
+                    $"check the network and run the same command again{continues}; or {byHand path}"
             | pause :: pauses ->
                 options.Note $"{why}; trying again in {pause.TotalSeconds} s"
                 Thread.Sleep(pause: TimeSpan)

@@ -180,13 +180,17 @@ module internal LearnTime =
 
                 clock.Elapsed.TotalSeconds)
 
-        // Larger batches are nearer to those of learning, until the time that they would take is no longer small.
+        // Larger batches are nearer to those of learning, as long as the time that they take is small. The first ones are
+        // slow: the runtime has compiled little yet.
         let rec rounds batch spent cost =
             let struct (least, _) = seconds cost work
-            let next = min (4 * batch) (min settings.Batch (count / batches))
-            let wanted = float (batches * next) * (cost.Pass + cost.Training) + cost.Task
+            let left = min most (2.0 + 0.2 * least) - spent - cost.Task
+            let fits = left / (float batches * max 1e-6 (cost.Pass + cost.Training))
 
-            if next <= batch || spent + wanted > min most (2.0 + 0.2 * least) then
+            let next =
+                List.min [ 4 * batch; settings.Batch; count / batches; int (min fits 1e6) ]
+
+            if next < 2 * batch then
                 cost
             else
                 let clock = Stopwatch.StartNew()
@@ -194,9 +198,10 @@ module internal LearnTime =
                 rounds next (spent + clock.Elapsed.TotalSeconds) cost
 
         try
+            let first = max 2 (min 8 (count / 16))
             // warms up
-            round 2 |> ignore
-            let cost = rounds 2 0.0 (round 2)
+            round first |> ignore
+            let cost = rounds first 0.0 (round first)
 
             Some
                 { cost with
