@@ -4,6 +4,7 @@ module LoRASub.Cli.Arguments
 open System
 open LoRASub.Core
 open LoRASub.Native
+open LoRASub.Learn
 open LoRASub.Settings
 open LoRASub.Report
 open Argu
@@ -126,6 +127,12 @@ let private refuseBesideResume (flags: ParseResults<RunFlag>) =
     | [] -> ()
     | name :: _ -> raise (InputException $"--resume cannot be combined with {name}; remove {name}")
 
+// Before a word after `--`, so that Argu takes it for none of its own. No argument of a program can hold this character.
+[<Literal>]
+let private Mark = '\000'
+
+let private unmarked (word: string) = word.TrimStart Mark
+
 /// Words and misspelt options, as the main argument of a command takes both.
 let private words (parser: ArgumentParser) command unknown (given: string list list) : string list =
     let options, words =
@@ -133,7 +140,7 @@ let private words (parser: ArgumentParser) command unknown (given: string list l
         |> List.partition (fun word -> word.StartsWith '-' && word <> "-")
 
     refuseUnknown parser command (unknown @ options)
-    words
+    List.map unmarked words
 
 let private refuseWords (command: string) (needs: string) (words: string list) =
     let given = if words.IsEmpty then "none" else String.concat " " words
@@ -220,7 +227,9 @@ let private learn (flags: ParseResults<LearnFlag>) : Command =
                 Images = images
                 Preset = flags.TryGetResult LearnFlag.Preset
                 Settings = pairs (flags.GetResults LearnFlag.Setting)
-                HoldOut = share "--holdout" (flags.TryGetResult Holdout) |> Option.defaultValue 0.1
+                HoldOut =
+                    share "--holdout" (flags.TryGetResult Holdout)
+                    |> Option.defaultValue Calibration.usualHoldOut
                 More = flags.Contains More
                 Skip = listOf (flags.TryGetResult Skip)
                 Rename = listOf (flags.TryGetResult LearnFlag.Rename) |> List.map renamed
@@ -364,7 +373,7 @@ let private command (results: ParseResults<Flag>) : Command =
                     Changes = changes
                     Rate =
                         share "--false-alarms" (flags.TryGetResult EvaluateFlag.False_Alarms)
-                        |> Option.defaultValue PredictCommand.usualFalseAlarms
+                        |> Option.defaultValue Calibration.usualFalseAlarms
                     LibTorch = libTorch
                 }
         | other -> refuseWords "evaluate" "the folder of a run, or a learner and images" other
@@ -385,7 +394,7 @@ let private command (results: ParseResults<Flag>) : Command =
         | Some(Check check) ->
             refuseUnknown check.Parser "lorasub data check" check.UnrecognizedCliParams
 
-            match check.GetResult(CheckFlag.Name_And_Folder, []) with
+            match check.GetResult(CheckFlag.Name_And_Folder, []) |> List.map unmarked with
             | [ name; folder ] -> Command.DataCheck(name, folder)
             | other ->
                 let given = if other.IsEmpty then "none" else String.concat " " other
@@ -406,7 +415,7 @@ let private command (results: ParseResults<Flag>) : Command =
             refuseUnknown info.Parser "lorasub backbone info" info.UnrecognizedCliParams
 
             match info.TryGetResult File with
-            | Some file -> Command.BackboneInfo file
+            | Some file -> Command.BackboneInfo(unmarked file)
             | None ->
                 raise (InputException "lorasub backbone info needs a file; see lorasub backbone info --help")
         | None -> Command.Help(Help.text false [ "backbone" ])
@@ -446,6 +455,12 @@ let parse (argv: string[]) : Command =
         | [ "version" ] -> [| "--version" |]
         | _ -> argv
 
+    // after the first word that is only `--`, every word is a name
+    let argv, names' =
+        match Array.tryFindIndex ((=) "--") argv with
+        | Some at when at > 0 -> argv[.. at - 1], argv[at + 1 ..] |> Array.map (fun word -> $"{Mark}{word}")
+        | _ -> argv, [||]
+
     // Argu would show the general help for an unknown command with --help
     match Array.tryHead argv with
     | Some first when not (first.StartsWith '-') ->
@@ -471,7 +486,8 @@ let parse (argv: string[]) : Command =
                     Array.ofList (name :: settingsApart name rest)
                 | _ -> argv
 
-            parser.Value.ParseCommandLine(arguments, ignoreUnrecognized = true) |> command
+            parser.Value.ParseCommandLine(Array.append arguments names', ignoreUnrecognized = true)
+            |> command
         with :? ArguParseException as e ->
             // the first line names the error, the rest is the usage
             let error = e.Message.Split('\n')[0]

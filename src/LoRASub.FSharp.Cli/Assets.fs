@@ -62,7 +62,7 @@ let fill (settings: RunSettings) : RunSettings =
         DataPath = Option.map absolute data
         Backbone =
             settings.Backbone
-            |> Option.map Backbones.resolve
+            |> Option.map Backbones.find
             |> orAsset File.Exists "backbone" backbone
             |> Option.map absolute
         Reference = List.map absolute settings.Reference

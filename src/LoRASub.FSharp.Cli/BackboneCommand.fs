@@ -13,7 +13,7 @@ open TorchSharp
 [<Literal>]
 let private Listed = 20
 
-let private line (name: string) (value: string) = $"{name, -12} {value}"
+let private line = Layout.row 13
 
 /// Names under one beginning, where the network is under another, or that differ in a block's number only, as one.
 let private ignored (header: TensorFileHeader) (selection: Weights.Selection) : string list =
@@ -35,10 +35,10 @@ let private ignored (header: TensorFileHeader) (selection: Weights.Selection) : 
 
     [
         for group in List.truncate Listed groups do
-            line "" group
+            yield! line "" group
 
         if groups.Length > Listed then
-            line "" $"{groups.Length - Listed} more"
+            yield! line "" $"{groups.Length - Listed} more"
     ]
 
 let private headsText (card: WeightsCard) (width: int64) =
@@ -80,18 +80,20 @@ let private network (path: string) (header: TensorFileHeader) (selection: Weight
     let parameters = VisionTransformer.leaves vit |> Seq.sumBy _.numel()
 
     [
-        line
-            "network"
-            $"width {vit.Width}, {vit.Blocks.Length} blocks, MLP of {hidden}, {headsText card vit.Width}"
+        yield!
+            line
+                "network"
+                $"width {vit.Width}, {vit.Blocks.Length} blocks, MLP of {hidden}, {headsText card vit.Width}"
 
-        line
-            "images"
-            $"{vit.ImageSize} x {vit.ImageSize} pixels of {vit.Channels} channels in patches of {vit.PatchSize}; {rangeText card}"
+        yield!
+            line
+                "images"
+                $"{vit.ImageSize} x {vit.ImageSize} pixels of {vit.Channels} channels in patches of {vit.PatchSize}; {rangeText card}"
 
-        line "parameters" $"{parameters:N0}"
+        yield! line "parameters" $"{parameters:N0}"
 
         if selection.HasLayerScale then
-            line "" "layer scales are multiplied into the layers before them"
+            yield! line "" "layer scales are multiplied into the layers before them"
     ]
 
 let private numbers (values: float list) =
@@ -103,14 +105,18 @@ let private numbers (values: float list) =
 let list () : string list =
     [
         for family, backbones in Backbones.known |> List.groupBy _.Family do
-            $"{family.Title}: {family.Images}"
-            $"mean {numbers family.Mean}; deviation {numbers family.Deviation}; {family.Licence}"
+            yield! Layout.wrap Layout.Columns $"{family.Title}: {family.Images}"
+
+            yield!
+                Layout.wrap
+                    Layout.Columns
+                    $"mean {numbers family.Mean}; deviation {numbers family.Deviation}; {family.Licence}"
+
             family.Published
             $"""  {"name", -44}pixels  heads       MB"""
 
             for one in backbones do
-                let megabytes =
-                    (float (4L * Backbones.parameters one) / 1e6).ToString("F0", CultureInfo.InvariantCulture)
+                let megabytes = Layout.fixed' 0 (float (4L * Backbones.parameters one) / 1e6)
 
                 $"  {one.Name, -44}{one.ImageSize, 6}{one.Heads, 7}{megabytes, 9}"
 
@@ -120,7 +126,8 @@ let list () : string list =
             ""
 
         "MB: of the network in float32, without a classifier."
-        "Files without an address: " + Backbones.hub "NAME"
+        "Files without an address:"
+        "  " + Backbones.hub "NAME"
         "lorasub backbone get NAME downloads one; docs/backbones.md says more."
     ]
 
@@ -146,21 +153,24 @@ let get (shell: Shell) (name: string) (folder: string option) : int =
 
     let fetched =
         Display.working (Shell.canvas shell) (fun show ->
-            Backbones.get Download.patient target backbone (Display.received show "received"))
+            Backbones.get (Shell.patient shell) target backbone (Display.received show "received"))
 
     Shell.say
         shell
         [
-            line "file" path
-            line "bytes" $"{fetched.Lock.Bytes}"
-            line "SHA-256" fetched.Lock.Sha256
-            line
-                "checked"
-                (match fetched.CheckedBy with
-                 | _ when not fetched.IsNew -> "already there, as its lock describes it"
-                 | [] -> "by its length and its layout: the server states no checksum"
-                 | sources -> "against the checksum of " + String.concat ", " (List.distinct sources))
-            line "licence" $"{backbone.Family.Licence} ({backbone.Family.Published})"
+            yield! line "file" path
+            yield! line "bytes" $"{fetched.Lock.Bytes}"
+            yield! line "SHA-256" fetched.Lock.Sha256
+
+            yield!
+                line
+                    "checked"
+                    (match fetched.CheckedBy with
+                     | _ when not fetched.IsNew -> "already there, as its lock describes it"
+                     | [] -> "by its length and its layout: no checksum of it is published"
+                     | sources -> "against the checksum of " + String.concat ", " (List.distinct sources))
+
+            yield! line "licence" $"{backbone.Family.Licence} ({backbone.Family.Published})"
             ""
             "This backbone can be used: --backbone "
             + (if folder.IsSome then path else backbone.Name)
@@ -171,9 +181,9 @@ let get (shell: Shell) (name: string) (folder: string option) : int =
 /// What a file is: its format, names, network, and the tensors that are not used; 0, or 2 with the problem last where it
 /// cannot be used.
 let info (say: string list -> unit) (given: string) : int =
-    let path = Backbones.resolve given
+    let path = Backbones.find given
     let format = TensorFormats.ofFile path
-    say [ line "file" path; line "format" format.Name ]
+    say (line "file" path @ line "format" format.Name)
 
     try
         let header = format.Header path
@@ -184,7 +194,8 @@ let info (say: string list -> unit) (given: string) : int =
             |> Array.map (fun (dtype, n) -> $"{n} {dtype}")
             |> String.concat ", "
 
-        say [ line "SHA-256" (Weights.sha256 path); line "tensors" types ]
+        let struct (_, sha256) = Backbones.identified path
+        say (line "SHA-256" sha256 @ line "tensors" types)
 
         let selection = Weights.select path (header.Entries |> Seq.map _.Name)
 
@@ -196,12 +207,12 @@ let info (say: string list -> unit) (given: string) : int =
 
         say
             [
-                line "names" (selection.NamingName + prefix)
+                yield! line "names" (selection.NamingName + prefix)
                 yield! network path header selection
-                line "used" $"{selection.Used.Count} of {header.Entries.Length} tensors"
+                yield! line "used" $"{selection.Used.Count} of {header.Entries.Length} tensors"
 
                 if not selection.Ignored.IsEmpty then
-                    line "ignored" (Text.counted selection.Ignored.Length "tensor" "tensors")
+                    yield! line "ignored" (Text.counted selection.Ignored.Length "tensor" "tensors")
                     yield! ignored header selection
 
                 ""
@@ -210,5 +221,5 @@ let info (say: string list -> unit) (given: string) : int =
 
         0
     with :? InputException as e ->
-        say [ line "problem" e.Message ]
+        say (line "problem" e.Message)
         2

@@ -16,12 +16,12 @@ let private classes (known: KnownDataset) =
 let list () : string list =
     [
         for known in Datasets.known do
-            $"{known.Name, -18} {known.Title}, {classes known}"
-            $"""{"", -18} {known.Published}"""
-            $"""{"", -18} {known.Layout}"""
+            yield! Layout.row 19 known.Name $"{known.Title}, {classes known}"
+            yield! Layout.row 19 "" known.Published
+            yield! Layout.row 19 "" known.Layout
 
             if (DataDownloads.tryFind known.Name).IsSome then
-                $"""{"", -18} lorasub data get {known.Name}"""
+                yield! Layout.row 19 "" $"lorasub data get {known.Name}"
     ]
 
 [<Literal>]
@@ -48,17 +48,22 @@ let private subset (report: DataReport) : string list =
 /// The classes and images found, the problems, and where the set is published.
 let lines (report: DataReport) : string list =
     let known = report.Dataset
+    let line = Layout.row 11
 
     [
-        $"data set   {known.Title} ({known.Name}) in {report.Folder}"
+        yield! line "data set" $"{known.Title} ({known.Name}) in {report.Folder}"
 
         if report.ClassNames.Length > 0 then
-            $"found      {report.ClassNames.Length} classes, {report.TrainingImages} training and {report.TestImages} test images"
+            yield!
+                line
+                    "found"
+                    $"{report.ClassNames.Length} classes, {report.TrainingImages} training and {report.TestImages} test images"
 
         for note in report.Notes do
-            $"note       {note.ReplaceLineEndings(string ' ')}"
+            yield! line "note" (note.ReplaceLineEndings(string ' '))
 
         for problem in Array.truncate Listed report.Problems do
+            // as errors are: a path is not cut
             $"problem    {problem.ReplaceLineEndings(string ' ')}"
 
         if report.Problems.Length > Listed then
@@ -70,9 +75,9 @@ let lines (report: DataReport) : string list =
         if report.Broken.Length > Listed then
             $"broken     {report.Broken.Length - Listed} more"
 
-        $"known as   {known.Title}, {classes known}"
-        $"layout     {known.Layout}"
-        $"published  {known.Published}"
+        yield! line "known as" $"{known.Title}, {classes known}"
+        yield! line "layout" known.Layout
+        yield! line "published" known.Published
 
         yield! subset report
 
@@ -122,7 +127,7 @@ let get (shell: Shell) (name: string) (folder: string option) : int =
         shell.Interruption.Message <- "interrupted; the same command continues"
 
         Display.working (Shell.canvas shell) (fun show ->
-            DataDownloads.get Download.patient row target (Display.received show))
+            DataDownloads.get (Shell.patient shell) row target (Display.received show))
 
     let path = DataDownloads.pathOf row target
     let data = Datasets.load name path

@@ -2,7 +2,6 @@
 module LoRASub.Cli.Display
 
 open System
-open System.Globalization
 open System.IO
 open LoRASub.Core
 open LoRASub.Native
@@ -15,14 +14,8 @@ open LoRASub.Run
 open Spectre.Console
 // ---------------------------------------------------------------------------------------------- texts
 
-[<Literal>]
-let private Columns = 80
-
-let private percent (x: float) =
-    (100.0 * x).ToString("F2", CultureInfo.InvariantCulture)
-
-let private number (digits: int) (x: float) =
-    x.ToString($"F{digits}", CultureInfo.InvariantCulture)
+let private percent = Layout.percent 2
+let private number = Layout.fixed'
 
 /// 0:07, 12:34, 1:02:03.
 let duration (seconds: float) =
@@ -280,7 +273,7 @@ let plain (out: TextWriter) (workload: Workload) (plan: Plan) : Show =
         let mutable phase = None
 
         let say (text: string) =
-            out.WriteLine(fit Columns text)
+            out.WriteLine(fit Layout.Columns text)
             out.Flush()
 
         work (fun progress ->
@@ -371,7 +364,7 @@ let live (console: IAnsiConsole) (workload: Workload) (plan: Plan) : Show =
     fun work ->
         let clock = Diagnostics.Stopwatch.StartNew()
         let tasks = workload.Length
-        let width = max 50 (min Columns console.Profile.Width) - 1
+        let width = max 50 (min Layout.Columns console.Profile.Width) - 1
         let mutable view = View.initial
         let mutable began = TimeSpan.Zero
         let mutable drawn = TimeSpan.MinValue

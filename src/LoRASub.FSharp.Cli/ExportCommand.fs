@@ -9,6 +9,7 @@ open LoRASub.Backbone
 open LoRASub.Learn
 open LoRASub.Run
 open TorchSharp
+open LoRASub.Cli.LearnerFolder
 
 /// The arguments.
 type Request =
@@ -23,19 +24,14 @@ type Request =
     }
 
 let private requireEmpty (folder: string) =
-    if
-        File.Exists folder
-        || Directory.Exists folder
-           && Seq.length (Directory.EnumerateFileSystemEntries folder) > 0
-    then
+    if File.Exists folder || (entries folder).Length > 0 then
         Errors.reject folder "must be a new or an empty folder" "files" "choose another folder"
 
 /// Writes the classes, and the weights and the adapter where the method's network is a plain one.
 let export (shell: Shell) (request: Request) : int =
-    let folder, out =
-        LearnerFolder.absolute request.Folder, LearnerFolder.absolute request.Out
+    let folder, out = absolute request.Folder, absolute request.Out
 
-    LearnerFolder.requireLearner folder
+    requireLearner folder
     requireEmpty out
 
     let precision =
@@ -45,10 +41,18 @@ let export (shell: Shell) (request: Request) : int =
 
     // sums of weights and changes are rounded once, when they are written
     let kept =
-        LearnerFolder.openSaved shell request.LibTorch (("precision", "float64") :: request.Settings) folder
+        openSaved shell request.LibTorch (("precision", "float64") :: request.Settings) folder
 
     use _ = Scope.own KeptLearner.leaves kept
     let method = kept.Learner.Method.Info.Name
+
+    if request.Rank.IsSome && not (Export.isAdapted kept) then
+        Errors.reject
+            "--rank"
+            "needs an adapter, which only a learner with changed weights has"
+            $"a learner whose method {method} did not change them"
+            "remove --rank"
+
     let isNew = not (Directory.Exists out)
     WholeFile.makeFolder out
 
@@ -73,7 +77,7 @@ let export (shell: Shell) (request: Request) : int =
         // a method's own classifier has no means
         let files = Directory.GetFiles out |> Array.map Path.GetFileName |> Array.sort
 
-        Shell.say shell [ $"""classes     {String.concat ", " files}: {known}""" ]
+        Shell.say shell (line "classes" $"""{String.concat ", " files}: {known}""")
 
         if Export.isPlain kept then
             let dtype =
@@ -102,13 +106,13 @@ let export (shell: Shell) (request: Request) : int =
 
                 Shell.say
                     shell
-                    [ $"note        no adapter: method {method} left the network as it was loaded" ]
+                    (line "note" $"no adapter: method {method} left the network as it was loaded")
         else
             Shell.say
                 shell
-                [
-                    $"note        no weights: method {method} predicts with adapters beside the MLPs, which no plain Vision Transformer has"
-                ]
+                (line
+                    "note"
+                    $"no weights: method {method} predicts with adapters beside the MLPs, which no plain Vision Transformer has")
 
         if
             kept.Learner.Readouts
@@ -116,9 +120,7 @@ let export (shell: Shell) (request: Request) : int =
         then
             Shell.say
                 shell
-                [
-                    "note        the head also reads the backbone as it was loaded, which is not in these files"
-                ]
+                (line "note" "the head also reads the backbone as it was loaded, which is not in these files")
 
-        Shell.say shell [ $"exported    {folder} to {out}" ]
+        Shell.say shell (line "exported" $"{folder} to {out}")
         0)

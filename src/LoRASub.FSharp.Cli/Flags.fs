@@ -1,8 +1,10 @@
-/// The flags of every command. Those of settings are the rows of `Settings.all`; Argu reads the others.
+/// The flags of every command. Those of settings are the rows of `Settings.all`; Argu reads the others. `Help` says what
+/// the words beside them are.
 module LoRASub.Cli.Flags
 
 open System
 open LoRASub.Core
+open LoRASub.Learn
 open LoRASub.Settings
 open LoRASub.Report
 open Argu
@@ -15,9 +17,13 @@ let SettingFlag = "----setting"
 [<Literal>]
 let private ASetting = "a setting of the library"
 
-[<Literal>]
-let private FalseAlarmsUsage =
-    "share of known images that may be called unknown (default 0.05)"
+// joined, not formatted: see Errors.message
+let private byDefault (share: float) =
+    String.Concat(" (default ", Layout.atMost 4 share, ")")
+
+let private falseAlarmsUsage =
+    "share of known images that may be called unknown"
+    + byDefault Calibration.usualFalseAlarms
 
 [<Literal>]
 let private AnotherLibTorch = "folder of another LibTorch, such as a CUDA build"
@@ -63,9 +69,9 @@ type EvaluateFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Folders _ -> "run or learner; for a learner, a folder of images per class"
+            | Folders _ -> "folders"
             | Setting _ -> ASetting
-            | False_Alarms _ -> FalseAlarmsUsage
+            | False_Alarms _ -> falseAlarmsUsage
             | Libtorch _ -> AnotherLibTorch
 
 /// The options of `lorasub learn`.
@@ -83,10 +89,10 @@ type LearnFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Folders _ -> "learner's folder; folder with a folder of images per class"
+            | Folders _ -> "folders"
             | Setting _ -> ASetting
             | Preset _ -> "recommended, small, large, libcontinual or official"
-            | Holdout _ -> "share that measures and calibrates (default 0.1)"
+            | Holdout _ -> "share that measures and calibrates" + byDefault Calibration.usualHoldOut
             | More -> "also learn the images of known classes"
             | Skip _ -> "folders to leave out, separated by commas"
             | Rename _ -> "other names for classes: FOLDER=NAME, separated by commas"
@@ -105,10 +111,10 @@ type PredictFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Paths _ -> "learner's folder; files, folders, or - for a list on standard input"
+            | Paths _ -> "a folder and images"
             | Setting _ -> ASetting
             | Top _ -> "classes per image, best first (default 1)"
-            | False_Alarms _ -> FalseAlarmsUsage
+            | False_Alarms _ -> falseAlarmsUsage
             | Format _ -> "table, csv or jsonl (default table)"
             | Libtorch _ -> AnotherLibTorch
 
@@ -121,7 +127,7 @@ type LearnerFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Words _ -> "learner's folder, then names of classes"
+            | Words _ -> "a folder and names"
             | Libtorch _ -> AnotherLibTorch
 
 /// The options of `lorasub export`.
@@ -135,7 +141,7 @@ type ExportFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Folders _ -> "learner's folder; new folder for the files"
+            | Folders _ -> "folders"
             | Setting _ -> ASetting
             | Rank _ -> "rank of the adapter (default: smallest without loss)"
             | Libtorch _ -> AnotherLibTorch
@@ -150,7 +156,7 @@ type PairFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | Folders _ -> "folders of two learners"
+            | Folders _ -> "folders"
             | Setting _ -> ASetting
             | Libtorch _ -> AnotherLibTorch
 

@@ -23,6 +23,7 @@ Examples:
         """learn LEARNER IMAGES [OPTIONS]
 Learn the classes of a folder of images; the first time makes the learner.
 IMAGES holds a folder for each class. Afterwards the images are not needed.
+An image that cannot be read ends the command, or is skipped by --skip-broken.
 
 Examples:
   lorasub learn shop photos/january
@@ -51,6 +52,7 @@ Remove a class from a learner: it is no longer predicted.
 
 Examples:
   lorasub forget shop mug
+  lorasub forget shop -- -odd-name               # after --, words are names
 """
     | "rename" :: _ ->
         """rename LEARNER CLASS NAME
@@ -177,13 +179,54 @@ Examples:
     | _ ->
         """COMMAND [OPTIONS]
 Learn new image classes over time without keeping the old images.
-
-Examples:
   lorasub learn shop photos                      # a folder for each class
   lorasub predict shop new.jpg
-  lorasub run --out results                      # an experiment, about a minute
-  lorasub report results
 """
+
+/// What the words of a command are.
+let private operands (path: string list) : (string * string) list =
+    let learner = "LEARNER", "folder of a learner"
+    let name what = "NAME", $"see lorasub {what} list"
+    let cache = "DIR", "folder for the files (default: the cache)"
+
+    match path with
+    | "learn" :: _ ->
+        [
+            "LEARNER", "folder of the learner; other files in it stay as they are"
+            "IMAGES", "folder that holds a folder of images for each class"
+        ]
+    | "predict" :: _ ->
+        [
+            learner
+            "IMAGES", "files, folders with images at any depth, or - for standard input"
+        ]
+    | "evaluate" :: _ ->
+        [
+            learner
+            "IMAGES", "folder that holds a folder of images for each class"
+            "RUN", "folder of a run, made with lorasub run --out"
+        ]
+    | "inspect" :: _ -> [ learner ]
+    | "forget" :: _ -> [ learner; "CLASS", "name of the class, as lorasub inspect shows it" ]
+    | "rename" :: _ ->
+        [
+            learner
+            "CLASS", "name of the class, as lorasub inspect shows it"
+            "NAME", "its new name, which no other class of the learner has"
+        ]
+    | "merge" :: _ ->
+        [
+            "LEARNER", "folder of the learner that is changed"
+            "OTHER", "folder of the learner that is added and stays as it is"
+        ]
+    | "diff" :: _ -> [ learner; "OTHER", "folder of the learner to compare it with" ]
+    | "export" :: _ -> [ learner; "DIR", "new or empty folder for the files" ]
+    | "report" :: _ -> [ "DIR", "folder of a run, made with lorasub run --out; several are compared" ]
+    | [ "data"; "check" ] -> [ name "data"; "DIR", "folder of the data set" ]
+    | [ "data"; "get" ] -> [ name "data"; cache ]
+    | [ "backbone"; "get" ] -> [ name "backbone"; cache ]
+    | [ "backbone"; "info" ] -> [ "FILE", "file of weights, or the name of a downloaded backbone" ]
+    | _ -> []
 
 /// A flag in the help.
 type private Line =
@@ -232,26 +275,10 @@ let private ofSavedSetting (s: Setting) : Line = { ofSetting s with Text = s.Doc
 [<Literal>]
 let private FlagColumn = 20
 
-/// Words in lines of at most `width` characters.
-let private wrap (width: int) (text: string) : string list =
-    let add (lines: string list) (word: string) =
-        match lines with
-        | line :: others when line.Length + 1 + word.Length <= width ->
-            String.Concat(line, " ", word) :: others
-        | _ -> word :: lines
-
-    text.Split ' ' |> Array.fold add [] |> List.rev
-
 /// A flag and its text in lines of 80 columns, after a label.
 let private show (label: string) (line: Line) : string list =
     let before = "".PadRight(label.Length + FlagColumn)
-    let width = 80 - before.Length
-
-    let text =
-        if line.Text.Length <= width then
-            [ line.Text ]
-        else
-            wrap width line.Text
+    let text = Layout.wrap (Layout.Columns - before.Length) line.Text
 
     if line.Flag.Length < FlagColumn - 1 then
         String.Concat(label, line.Flag.PadRight FlagColumn, text.Head)
@@ -271,7 +298,19 @@ let private grouped (lines: Line list) : string list =
 
 /// The help of the command that `path` names, at most 80 columns wide; without `all`, common flags only.
 let text (all: bool) (path: string list) : string =
-    let arguments = parserOf path |> argumentsOf |> List.map ofArgument
+    let arguments =
+        parserOf path
+        |> argumentsOf
+        |> List.filter (fun flag -> not flag.IsMainCommand)
+        |> List.map ofArgument
+
+    let operand (name, meaning) =
+        {
+            Group = ""
+            Flag = name
+            Text = meaning
+            Common = true
+        }
 
     String.concat
         "\n"
@@ -298,13 +337,13 @@ let text (all: bool) (path: string list) : string =
                 let words, flags =
                     arguments |> List.partition (fun line -> not (line.Flag.StartsWith '-'))
 
-                yield! words @ flags @ settings |> List.collect (show "  ")
+                yield!
+                    List.map operand (operands path) @ words @ flags @ settings
+                    |> List.collect (show "  ")
 
                 if isShort then
                     "All options: lorasub learn --help-all"
 
             if path.IsEmpty then
-                "  --help              show this help"
-                ""
                 "Help for a command: lorasub COMMAND --help"
         ]

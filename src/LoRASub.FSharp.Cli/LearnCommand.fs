@@ -57,7 +57,9 @@ let private read (shell: Shell) (request: Request) skipBroken : Named =
     let all =
         {
             Names = found.ClassNames
-            Images = ImageFiles.set (absolute request.Images) files
+            Images =
+                ImageFiles.set (absolute request.Images) files
+                |> advising "fix or remove the file, or pass --skip-broken"
         }
         |> ofClasses (fun name -> not (List.contains name request.Skip))
 
@@ -86,7 +88,7 @@ let private fresh (shell: Shell) (request: Request) : KeptLearner =
             Backbone =
                 Some(
                     given "backbone" request.Settings
-                    |> Option.map Backbones.resolve
+                    |> Option.map Backbones.find
                     |> Option.defaultValue Assets.backbone
                     |> absolute
                 )
@@ -118,6 +120,30 @@ let private refuseLasting (request: Request) =
 // A method's own classifier keeps no sums to add images to.
 let private keepsSums (kept: KeptLearner) =
     not (Learner.isLogits kept.Learner.Head)
+
+// How long it will take, by what a few of the images take.
+let private time (shell: Shell) (request: Request) folder (kept: KeptLearner) (news: Named) (more: Named) =
+    let work = LearnTime.work request.HoldOut news.Images more.Images kept
+    let named = if work.New > 0 then news else more
+
+    let cost =
+        Display.working (Shell.canvas shell) (fun show ->
+            show "measuring"
+            LearnTime.measure work named.Names named.Images kept)
+
+    match cost with
+    | None -> []
+    | Some cost ->
+        let struct (still, adapted) = LearnTime.seconds cost work
+        let least, most = Layout.about still, Layout.about adapted
+        let about = if OpenLesson.exists folder then "at most" else "about"
+
+        line
+            "time"
+            (if least = most then
+                 $"{about} {most}"
+             else
+                 $"{about} {least}, or {most} if the network adapts")
 
 // The learner with new classes and more images of known ones, the decision if one was made, and how many of the images
 // held out it got right before it learned them too.
@@ -170,6 +196,16 @@ let learn (shell: Shell) (request: Request) : int =
 
     ImageSet.requireOutside (absolute request.Images) folder
 
+    let others =
+        if holdsLearner folder then
+            0
+        else
+            // what a command killed before its first save left
+            let isOurs path =
+                path = RunFiles.lock' folder || OpenLesson.isOne path
+
+            entries folder |> Array.filter (isOurs >> not) |> Array.length
+
     let skipBroken = given "skip-broken" request.Settings = Some "true"
     let all = read shell request skipBroken
 
@@ -206,20 +242,31 @@ let learn (shell: Shell) (request: Request) : int =
         Shell.say
             shell
             [
-                $"""learner     {folder}, knows {counted known.Count "class" "classes"}"""
+                yield! line "learner" $"""{folder}, knows {counted known.Count "class" "classes"}"""
+
+                if others > 0 then
+                    yield!
+                        line
+                            "note"
+                            $"""the folder held {counted others "other file" "other files"} and was no learner; they stay as they are"""
+
                 if news.Names.Length > 0 then
-                    $"new         {images news}"
+                    yield! line "new" (images news)
+
                 if more.Names.Length > 0 then
-                    $"more        {images more}"
+                    yield! line "more" (images more)
+
                 if left > 0 then
-                    $"known       {left} left out; add their images with --more"
+                    yield! line "known" $"{left} left out; add their images with --more"
             ]
 
         shell.Interruption.Message <- $"interrupted; nothing was saved in {folder}"
         let clock = Stopwatch.StartNew()
 
         let lesson =
-            shell.Interruption.Guard(fun () -> teach shell request folder before news more)
+            shell.Interruption.Guard(fun () ->
+                Shell.say shell (time shell request folder before news more)
+                teach shell request folder before news more)
 
         let after, accuracy = lesson.After, lesson.Accuracy
         use _ = Scope.own TaskState.leaves after.State
@@ -232,20 +279,28 @@ let learn (shell: Shell) (request: Request) : int =
         Shell.say
             shell
             [
-                match lesson.Decision with
-                | Some text -> $"note        {text}"
-                | None -> ()
+                yield! lesson.Decision |> Option.map (line "note") |> Option.defaultValue []
 
                 let learned = news.Images.Labels.Length + more.Images.Labels.Length
-                $"""learned     {counted learned "image" "images"} in {Display.duration clock.Elapsed.TotalSeconds}; knows {counted after.Classes.Length "class" "classes"}"""
 
-                if accuracy.Total = 0 then
-                    "calibrated  no: no image was held out, so that predictions have scores and no probabilities"
-                else
-                    let images = counted accuracy.Total "held-out image" "held-out images"
-                    $"accuracy    {percentOf accuracy.Correct accuracy.Total}%% of {images}, which it then learned too"
+                yield!
+                    line
+                        "learned"
+                        $"""{counted learned "image" "images"} in {Display.duration clock.Elapsed.TotalSeconds}; knows {counted after.Classes.Length "class" "classes"}"""
 
-                $"saved in    {folder}; the images are no longer needed"
+                yield!
+                    if accuracy.Total = 0 then
+                        line
+                            "calibrated"
+                            "no: no image was held out, so that predictions have scores and no probabilities"
+                    else
+                        let images = counted accuracy.Total "held-out image" "held-out images"
+
+                        line
+                            "accuracy"
+                            $"{percentOf accuracy.Correct accuracy.Total}%% of {images}, which it then learned too"
+
+                yield! line "saved in" $"{folder}; the images are no longer needed"
             ]
 
         0)

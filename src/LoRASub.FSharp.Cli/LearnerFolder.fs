@@ -19,8 +19,26 @@ let absolute (path: string) =
 
     Path.GetFullPath(path, Environment.CurrentDirectory)
 
+/// The names in a folder; none where there is no folder. Rejects one that this user may not read.
+let entries (folder: string) : string[] =
+    try
+        if Directory.Exists folder then
+            Directory.GetFileSystemEntries folder
+        else
+            [||]
+    with
+    | :? IOException
+    | :? UnauthorizedAccessException as e ->
+        Errors.reject
+            folder
+            "must be a folder that this user can read"
+            e.Message
+            "ask its owner to change its permissions, or choose another folder"
+
 let requireLearner (folder: string) =
     if not (holdsLearner folder) then
+        entries folder |> ignore
+
         Errors.reject
             folder
             "must hold a learner"
@@ -50,8 +68,8 @@ let lasting =
         "seed"
     ]
 
-/// The backbone of a saved learner: the file named, or the one that it was made with, or the program's own.
-let backboneOf (given: string option) (saved: SavedLearner) : string =
+/// The backbone of a saved learner and its hash: the file named, or the one that it was made with, or the program's own.
+let backboneOf (given: string option) (saved: SavedLearner) : struct (string * string) =
     let remembered =
         match saved.Record.Settings.TryGetValue "backbone" with
         | true, path -> [ path ]
@@ -61,10 +79,10 @@ let backboneOf (given: string option) (saved: SavedLearner) : string =
         File.Exists path && Weights.sha256 path = saved.Record.BackboneSha256
 
     match given with
-    | Some path -> absolute (Backbones.resolve path)
+    | Some path -> Backbones.identified path
     | None ->
         match remembered @ [ Assets.backbone ] |> List.tryFind isIt with
-        | Some path -> path
+        | Some path -> struct (path, saved.Record.BackboneSha256)
         | None ->
             let place =
                 match remembered with
@@ -95,15 +113,24 @@ let openSaved (shell: Shell) libTorch pairs (folder: string) : KeptLearner =
     Scope.keep KeptLearner.leaves (fun () ->
         let saved = LearnerFile.load folder
 
-        let settings =
-            { change pairs (KeptLearner.savedSettings saved) with
-                Backbone = Some(backboneOf (given "backbone" pairs) saved)
-            }
-
-        KeptLearner.ofSaved settings saved)
+        KeptLearner.ofSaved
+            (change pairs (KeptLearner.savedSettings saved))
+            (backboneOf (given "backbone" pairs) saved)
+            saved)
 
 /// Images with the names of their classes.
 type Named = { Names: string[]; Images: ImageSet }
+
+/// Images whose errors say what to do.
+let advising (advice: string) (images: ImageSet) : ImageSet =
+    { images with
+        Read =
+            fun i ->
+                try
+                    images.Read i
+                with :? InputException as e ->
+                    raise (InputException($"{e.Message}; {advice}", e))
+    }
 
 /// The images of some classes, labelled by place.
 let ofClasses (isChosen: string -> bool) (all: Named) : Named =
@@ -133,7 +160,10 @@ let holding (folder: string) (work: unit -> 'T) : 'T =
             | :? UnauthorizedAccessException -> ()
 
 /// A share in percent, to one decimal.
-let percent (share: float) : string = (100.0 * share).ToString "0.0"
+let percent = Layout.percent 1
+
+/// A line of a learner's command beside its label.
+let line = Layout.row 12
 
 /// Some of all in percent, to one decimal.
 let percentOf (some: int) (all: int) : string = percent (float some / float all)
@@ -156,7 +186,7 @@ let inspect (shell: Shell) (folder: string) : int =
 
     let size =
         if bytes.Exists then
-            (float bytes.Length / 1e6).ToString "0.0"
+            Layout.fixed' 1 (float bytes.Length / 1e6)
         else
             "no"
 
@@ -167,14 +197,29 @@ let inspect (shell: Shell) (folder: string) : int =
     Shell.say
         shell
         [
-            $"learner     {folder}, format {record.Version}, {size} MB"
-            $"""method      {record.Method}, {record.Head} on {setting "embedding" "its embedding"}"""
-            $"""backbone    {setting "backbone" "the file"} with SHA-256 {record.BackboneSha256}"""
-            $"images      {record.ImageSize} px, {record.Channels} channels, black {record.InputRange[0]}, white {record.InputRange[1]}"
-            match defaultArg record.HeldOut [||] |> Array.sumBy (fun one -> int64 one.Images) with
-            | 0L -> "calibrated  no: no image was held out"
-            | held -> $"calibrated  by {held} held-out images"
-            $"""knows       {counted classes.Length "class" "classes"} of {counted groups "group" "groups"}, from {total} images"""
+            yield! line "learner" $"{folder}, format {record.Version}, {size} MB"
+
+            yield!
+                line "method" $"""{record.Method}, {record.Head} on {setting "embedding" "its embedding"}"""
+
+            yield! line "backbone" (setting "backbone" "not remembered")
+            yield! line "  SHA-256" record.BackboneSha256
+
+            yield!
+                line
+                    "images"
+                    $"{record.ImageSize} px, {record.Channels} channels, black {record.InputRange[0]}, white {record.InputRange[1]}"
+
+            yield!
+                match defaultArg record.HeldOut [||] |> Array.sumBy (fun one -> int64 one.Images) with
+                | 0L -> line "calibrated" "no: no image was held out"
+                | held -> line "calibrated" $"by {held} held-out images"
+
+            yield!
+                line
+                    "knows"
+                    $"""{counted classes.Length "class" "classes"} of {counted groups "group" "groups"}, from {total} images"""
+
             ""
             "group  images  class"
             for one in classes do
@@ -207,7 +252,7 @@ let forget (shell: Shell) (folder: string) (name: string) libTorch : int =
     Shell.say
         shell
         [
-            $"forgot      {name}; what it contributed to shared statistics and to the network stays"
+            yield! line "forgot" $"{name}; what it contributed to shared statistics and to the network stays"
         ]
 
     0
@@ -215,5 +260,5 @@ let forget (shell: Shell) (folder: string) (name: string) libTorch : int =
 /// Gives a class of a learner another name.
 let rename (shell: Shell) (folder: string) (name: string) (newName: string) libTorch : int =
     changing shell libTorch folder (KeptLearner.rename name newName)
-    Shell.say shell [ $"renamed     {name} to {newName}" ]
+    Shell.say shell (line "renamed" $"{name} to {newName}")
     0

@@ -9,14 +9,13 @@ open LoRASub.Settings
 let private row (name: string) (lines: string list) =
     match lines with
     | [] -> [ name ]
-    | first :: rest ->
-        $"{name, -22} {first}"
-        :: (rest |> List.map (fun line -> $"""{"", -22} {line}"""))
+    | first :: rest -> Layout.row 23 name first @ List.collect (Layout.row 23 "") rest
 
 /// Name, meaning, source and storage of every method.
 let methods () : string list =
     [
-        "L blocks of width d, rank r, MLP adapters of width h. A head adds what it keeps per class (lorasub heads)."
+        "L blocks of width d, rank r, MLP adapters of width h. A head adds what it keeps"
+        "per class (lorasub heads)."
         ""
 
         yield!

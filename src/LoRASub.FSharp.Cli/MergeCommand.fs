@@ -1,7 +1,6 @@
 /// `lorasub merge` and `lorasub diff`: two learners.
 module LoRASub.Cli.MergeCommand
 
-open System.Globalization
 open LoRASub.Core
 open LoRASub.Learn
 open LoRASub.Run
@@ -33,14 +32,23 @@ let merge (shell: Shell) (into: string) (from: string) settings libTorch : int =
             Shell.say
                 shell
                 [
-                    $"""merged      {from} into {into}: {Text.counted added "class" "classes"} added, {more} known already"""
-                    $"""knows       {Text.counted next.Classes.Length "class" "classes"}, from {next.Classes |> Array.sumBy _.Images} images"""
+                    yield! LearnerFolder.line "merged" $"{from} into {into}"
+
+                    yield!
+                        LearnerFolder.line
+                            "added"
+                            $"""{Text.counted added "class" "classes"}; {more} known already"""
+
+                    yield!
+                        LearnerFolder.line
+                            "knows"
+                            $"""{Text.counted next.Classes.Length "class" "classes"}, from {next.Classes |> Array.sumBy _.Images} images"""
                 ]))
 
     0
 
 let private percent (fraction: float) =
-    (100.0 * fraction).ToString("0.##", CultureInfo.InvariantCulture) + "%"
+    Layout.atMost 2 (100.0 * fraction) + "%"
 
 let private differences (all: Different list) =
     [
@@ -48,7 +56,7 @@ let private differences (all: Different list) =
             let shown text =
                 if text = "" then "-" else Text.cut "..." 200 text
 
-            $"{one.Name.PadRight 11} {shown one.Left} | {shown one.Right}"
+            yield! LearnerFolder.line one.Name $"{shown one.Left} | {shown one.Right}"
     ]
 
 let private about (record: LearnerFormat.Record) =
@@ -75,7 +83,7 @@ let private changes (change: LearnerChange) =
 let diff (shell: Shell) (left: string) (right: string) libTorch : int =
     let left, right = LearnerFolder.absolute left, LearnerFolder.absolute right
     List.iter LearnerFolder.requireLearner [ left; right ]
-    let here, there = LearnerFile.record left, LearnerFile.record right
+    let here, there = LearnerFile.verified left, LearnerFile.verified right
     let found = LearnerDiff.ofRecords here there
 
     let found =
@@ -95,8 +103,8 @@ let diff (shell: Shell) (left: string) (right: string) libTorch : int =
     Shell.say
         shell
         [
-            $"left        {left}: {about here}"
-            $"right       {right}: {about there}"
+            yield! LearnerFolder.line "left" $"{left}: {about here}"
+            yield! LearnerFolder.line "right" $"{right}: {about there}"
             yield! differences (found.Traits @ found.Settings)
             yield! classes "only left  " found.OnlyLeft
             yield! classes "only right " found.OnlyRight

@@ -45,7 +45,8 @@ type Test =
         LibTorch: string option
     }
 
-let private filesOf (given: string) : string seq =
+// `report` receives what is wrong with a folder.
+let private filesOf (report: string -> unit) (given: string) : string seq =
     if given = "-" then
         Seq.initInfinite (fun _ -> Console.In.ReadLine())
         |> Seq.takeWhile (isNull >> not)
@@ -54,13 +55,13 @@ let private filesOf (given: string) : string seq =
         |> Seq.filter (String.IsNullOrWhiteSpace >> not)
     elif Directory.Exists given then
         let place = ImageListing.place given
-        let struct (files, _, _) = ImageListing.images place place
+        let struct (files, findings, _) = ImageListing.images place place
+        ImageListing.problems findings |> Array.iter report
         files
     else
         [ given ]
 
-let private number (score: float) =
-    score.ToString("0.####", Globalization.CultureInfo.InvariantCulture)
+let private number = Layout.atMost 4
 
 let private shown (form: Form) (classes: ClassInfo[]) (file: string) (answer: Answer) : string list =
     let name (guess: BestClass) = classes[guess.Row].Name
@@ -105,9 +106,6 @@ let private shown (form: Form) (classes: ClassInfo[]) (file: string) (answer: An
                 |}
         ]
 
-/// The share of images of known classes that may be called unknown where none is given.
-let usualFalseAlarms = 0.05
-
 // Why no image is called unknown.
 let private noThreshold (falseAlarms: float) (kept: KeptLearner) =
     let held = kept.HeldOut |> Array.sumBy (fun one -> int64 one.Images)
@@ -126,7 +124,7 @@ let predict (shell: Shell) (request: Request) : int =
     let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
 
     let calibration =
-        KeptLearner.calibration (defaultArg request.FalseAlarms usualFalseAlarms) kept
+        KeptLearner.calibration (defaultArg request.FalseAlarms Calibration.usualFalseAlarms) kept
 
     match request.FalseAlarms with
     | Some rate when rate > 0.0 && calibration.Threshold.IsNone ->
@@ -136,10 +134,18 @@ let predict (shell: Shell) (request: Request) : int =
     if request.Form = Form.Csv then
         Shell.say shell [ "file,rank,class,score,probability,known" ]
 
-    let mutable skipped = 0
+    let skipped = ref 0
+
+    let skip (why: string) =
+        skipped.Value <- skipped.Value + 1
+        Shell.complain shell.Error $"lorasub: {why}"
+
     let mutable found = 0
 
-    for files in request.Images |> Seq.collect filesOf |> Seq.chunkBySize batching.BatchSize do
+    for files in
+        request.Images
+        |> Seq.collect (filesOf skip)
+        |> Seq.chunkBySize batching.BatchSize do
         found <- found + files.Length
         let pictures = Array.zeroCreate<Result<Picture, string>> files.Length
 
@@ -151,9 +157,7 @@ let predict (shell: Shell) (request: Request) : int =
                 for file, picture in Array.zip files pictures do
                     match picture with
                     | Ok picture -> file, picture
-                    | Error reason ->
-                        skipped <- skipped + 1
-                        Shell.complain shell.Error $"lorasub: {file} is skipped: {reason}"
+                    | Error reason -> skip $"{file} is skipped: {reason}"
             |]
 
         let set =
@@ -174,18 +178,18 @@ let predict (shell: Shell) (request: Request) : int =
                     yield! shown request.Form kept.Classes file answer
             ]
 
-    if found = 0 then
+    if found = 0 && skipped.Value = 0 then
         Errors.reject (String.concat ", " request.Images) "must hold an image" "none" ""
 
-    if skipped > 0 then 1 else 0
+    min 1 skipped.Value
 
 // The lines of a table of accuracies by class.
 let private table (result: EvaluationResult) =
     let width =
-        result.Classes |> Seq.map _.ClassName.Length |> Seq.max |> max 5 |> min 40
+        result.Classes |> Seq.map _.ClassName.Length |> Seq.max |> max 5 |> min 30
 
     let line (name: string) (images: int) (correct: int) (mistake: string) =
-        $"{(Display.fit width name).PadRight width}  {images, 6}  {percentOf correct images, 8}  {mistake}"
+        $"{(Display.fit width name).PadRight width}  {images, 6}  {percentOf correct images, 8}  {Display.fit 28 mistake}"
             .TrimEnd()
 
     [
@@ -201,6 +205,8 @@ let private table (result: EvaluationResult) =
 
         line "all" result.Images result.Correct ""
     ]
+
+let private sentence (text: string) : string list = Layout.wrap Layout.Columns text
 
 /// Prints the accuracy of a learner on a folder with a folder of images for each class, how far its probabilities are to be
 /// trusted, and how it handles unknown classes.
@@ -221,7 +227,8 @@ let evaluate (shell: Shell) (test: Test) : int =
         Display.working (Shell.canvas shell) (fun show ->
             show "predicting"
 
-            Assessment.ofImages test.Rate found.ClassNames (ImageFiles.set images found.Train) kept)
+            let set = ImageFiles.set images found.Train |> advising "fix or remove the file"
+            Assessment.ofImages test.Rate found.ClassNames set kept)
 
     let strangers = found.ClassNames |> Array.except known
 
@@ -242,8 +249,11 @@ let evaluate (shell: Shell) (test: Test) : int =
             match result.FalseAlarms with
             | Some count ->
                 let share = percentOf count result.Answers.Length
-                $"called unknown: {share}%% of the images of known classes (stated: at most {percent test.Rate}%%)"
-            | None when test.Rate > 0.0 -> noThreshold test.Rate kept
+
+                yield!
+                    sentence
+                        $"called unknown: {share}%% of the images of known classes (stated: at most {percent test.Rate}%%)"
+            | None when test.Rate > 0.0 -> yield! sentence (noThreshold test.Rate kept)
             | None -> ()
 
             if strangers.Length > 0 then
@@ -255,7 +265,9 @@ let evaluate (shell: Shell) (test: Test) : int =
                     | Some count -> $"{percentOf count result.Strangers}%% called unknown, "
                     | None -> ""
 
-                $"""{counted result.Strangers "image" "images"} of {counted strangers.Length "class" "classes"} that it does not know ({names}{dots}): {detected}AUROC {result.Auroc.Value.ToString "0.000"}"""
+                yield!
+                    sentence
+                        $"""{counted result.Strangers "image" "images"} of {counted strangers.Length "class" "classes"} that it does not know ({names}{dots}): {detected}AUROC {Layout.fixed' 3 result.Auroc.Value}"""
         ]
 
     0

@@ -9,8 +9,7 @@ let private size (bytes: int64) =
     if bytes < 1000000L then
         $"{(bytes + 999L) / 1000L} kB"
     else
-        let megabytes =
-            (float bytes / 1e6).ToString("0.0", System.Globalization.CultureInfo.InvariantCulture)
+        let megabytes = Layout.fixed' 1 (float bytes / 1e6)
 
         $"{megabytes} MB"
 

@@ -3,6 +3,7 @@ namespace LoRASub.Cli
 open System
 open System.IO
 open LoRASub.Core
+open LoRASub.Files
 open LoRASub.Native
 open LoRASub.Settings
 open Spectre.Console
@@ -115,7 +116,18 @@ module Shell =
         shell.Terminal |> Option.filter (fun console -> console.Profile.Height >= 10)
 
     let notes (shell: Shell) (some: string seq) =
-        say shell [ for note in some -> $"note: {note}" ]
+        say
+            shell
+            [
+                for note in some do
+                    yield! Layout.row 6 "note:" note
+            ]
+
+    /// Downloads that say what they try.
+    let internal patient (shell: Shell) : DownloadOptions =
+        { Download.patient with
+            Note = fun text -> say shell [ text ]
+        }
 
     let warnings (shell: Shell) (some: string seq) =
         for warning in some do

@@ -6,7 +6,7 @@ open LoRASub.Tests.Probe
 
 let private info path =
     let ended = CliTests.inside [ "backbone"; "info"; path ]
-    ended.Code, ended.Out, ended.Error
+    ended.Code, CliTests.unwrapped ended.Out, ended.Error
 
 let private says file words =
     testCase file (fun () ->

@@ -92,6 +92,10 @@ let private writeBackbone (path: string) (change: Map<string, torch.Tensor> -> M
         |> Map.toSeq
         |> Safetensors.write path (Map.ofList [ "heads", "2" ]))
 
+/// A text of lines that were wrapped beside their labels, as one line each.
+let unwrapped (text: string) : string =
+    Text.RegularExpressions.Regex.Replace(text, @"\n {11,}(?=\S)", " ")
+
 /// Runs a test in a folder that holds data/ and vit.safetensors.
 let inWorld (test: string -> unit) () =
     let world = Directory.CreateTempSubdirectory("lorasub-cli-").FullName
@@ -672,6 +676,9 @@ let private line' =
             for word in [ "Usage: lorasub COMMAND"; "run"; "evaluate"; "doctor"; "--version" ] do
                 Expect.stringContains bare.Out word "help"
 
+            // the first screen of 80 x 24 holds all of it
+            Expect.isLessThanOrEqual (columns bare.Out) 80 "columns"
+            Expect.isLessThanOrEqual (bare.Out.TrimEnd().Split('\n').Length) 23 "lines"
             Expect.equal (inside [ "--help" ]) bare "the same on request"
             Expect.equal (inside [ "-h" ]).Code 0 "short"
             Expect.equal (inside [ "help" ]) bare "the same as a word, which build.fsx can pass on"
@@ -679,7 +686,12 @@ let private line' =
             for command in
                 [
                     [ "run" ]
+                    [ "learn" ]
+                    [ "predict" ]
                     [ "evaluate" ]
+                    [ "inspect" ]
+                    [ "forget" ]
+                    [ "rename" ]
                     [ "merge" ]
                     [ "diff" ]
                     [ "export" ]
@@ -701,6 +713,25 @@ let private line' =
                 Expect.isLessThanOrEqual (columns help.Out) 80 name
                 Expect.equal (inside ("help" :: command)) help $"help {name}"
                 Expect.equal (inside (command @ [ "-h" ])) help $"{name} -h"
+
+            for command, words in
+                [
+                    "forget", [ "LEARNER"; "CLASS" ]
+                    "rename", [ "LEARNER"; "CLASS"; "NAME" ]
+                    "diff", [ "LEARNER"; "OTHER" ]
+                ] do
+                let help = (inside [ command; "--help" ]).Out
+
+                for word in words do
+                    Expect.isMatch help $"(?m)^  {word} +[a-z]" $"{command}: what {word} is"
+
+            let learn = (inside [ "learn"; "--help" ]).Out
+            Expect.stringContains learn "--skip-broken" "where images may be broken"
+
+            for lists in [ [ "methods" ]; [ "heads" ]; [ "data"; "list" ]; [ "backbone"; "list" ] ] do
+                for line in (inside lists).Out.Split '\n' do
+                    if not (line.Contains "https://") then
+                        Expect.isLessThanOrEqual line.Length 80 line
 
             Expect.equal (inside [ "version" ]) (inside [ "--version" ]) "the version as a word"
 
@@ -817,17 +848,21 @@ let private line' =
                 "unknown classes")
 
         testCase "what can be chosen by name is listed" (fun () ->
+            // lines may be wrapped
+            let words (text: string) =
+                (Regex.Escape text).Replace(@"\ ", @"\s+")
+
             let methods = inside [ "methods" ]
             Expect.equal (methods.Code, methods.Error) (0, "") "methods"
 
             for one in Methods.all do
                 Expect.isMatch
                     methods.Out
-                    $"(?m)^{Regex.Escape one.Info.Name} +{Regex.Escape one.Info.Summary}$"
+                    $"(?m)^{Regex.Escape one.Info.Name} +{words one.Info.Summary}$"
                     "name"
 
                 for text in [ one.Info.Source; one.Info.Stores ] do
-                    Expect.stringContains methods.Out text one.Info.Name
+                    Expect.isMatch methods.Out (words text) one.Info.Name
 
             let heads = inside [ "heads" ]
             Expect.equal (heads.Code, heads.Error) (0, "") "heads"
@@ -835,7 +870,7 @@ let private line' =
             for row in Heads.all do
                 Expect.isMatch
                     heads.Out
-                    $"(?m)^{Regex.Escape row.Info.Name} +{Regex.Escape row.Info.Summary}$"
+                    $"(?m)^{Regex.Escape row.Info.Name} +{words row.Info.Summary}$"
                     "name"
 
                 for name, _ in row.Parameters do

@@ -9,7 +9,7 @@ open LoRASub.Tests.Probe
 
 let private run (arguments: string list) =
     let ended = CliTests.inside arguments
-    ended.Code, ended.Out, ended.Error
+    ended.Code, CliTests.unwrapped ended.Out, ended.Error
 
 [<Tests>]
 let tests =

@@ -88,6 +88,31 @@ let tests =
                     getFrom server row folder
                     Expect.hasLength server.Requests 1 "no second download"))
 
+            testCase "two downloads of one set at once" (fun () ->
+                inFolder (fun folder ->
+                    use server = new LoopbackServer(fun _ -> ofFile "\"a\"" cifar.Value)
+                    let row = cifarRow.Value
+
+                    let second =
+                        lazy
+                            (isRefused [ folder; "once at a time"; "wait for it" ] (fun () ->
+                                getFrom server row folder))
+
+                    // while the first receives its file
+                    let first =
+                        { row with
+                            Files =
+                                row.Files
+                                |> List.map (fun file ->
+                                    { file with
+                                        Address = server.Address(Path.GetFileName file.Address.LocalPath)
+                                    })
+                        }
+
+                    DataDownloads.get DownloadTests.quick first folder (fun _ _ _ -> second.Force())
+                    Expect.isTrue second.IsValueCreated "tried"
+                    Expect.isTrue (DataDownloads.isComplete row folder) "the first is complete"))
+
             testCase "files that are read as they are" (fun () ->
                 inFolder (fun folder ->
                     let row = (DataDownloads.tryFind "mnist").Value

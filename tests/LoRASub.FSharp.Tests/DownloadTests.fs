@@ -26,6 +26,7 @@ let internal quick: DownloadOptions =
     {
         Pauses = [ TimeSpan.Zero; TimeSpan.Zero ]
         Patience = TimeSpan.FromSeconds 20.0
+        Note = ignore
     }
 
 let private getWith options expected (server: LoopbackServer) path =
@@ -403,7 +404,7 @@ let private refusals =
                     |> ignore)))
 
         testCase
-            "a file that was damaged since, and one without a lock"
+            "a file that was damaged since"
             (on (fun _ -> ofFile "\"a\"" content) (fun server path ->
                 get server path |> ignore
                 let damaged = Array.copy content
@@ -415,9 +416,38 @@ let private refusals =
 
                 File.WriteAllBytes(path, content[1..])
                 isRefused [ path; "of 300000 bytes"; "found 299999" ] (fun () -> get server path |> ignore)
-                File.Delete(FileLock.path path)
-                isRefused [ path; "must have a lock" ] (fun () -> get server path |> ignore)
                 Expect.hasLength server.Requests 1 "requests"))
+
+        testCase
+            "a file that someone put there by hand"
+            (on (fun _ -> ofFile "\"a\"" content) (fun server path ->
+                File.WriteAllBytes(path, content[1..])
+
+                let known =
+                    { Download.unknown with
+                        Checksums = [ Download.sha256 "its page" (hash content) ]
+                    }
+
+                isRefused [ path; "as its page states"; hash content[1..]; "move it away" ] (fun () ->
+                    getWith quick known server path |> ignore)
+
+                Expect.equal (files path) [ "file" ] "it stays, without a lock"
+                File.WriteAllBytes(path, content)
+                let fetched = getWith quick known server path
+                Expect.equal (fetched.IsNew, fetched.CheckedBy) (true, [ "its page" ]) "checked"
+                isWhole content path
+                Expect.isEmpty server.Requests "requests"))
+
+        testCase
+            "what is tried is said"
+            (on (fun _ _ -> unavailable) (fun server path ->
+                let said = ResizeArray<string>()
+
+                isRefused [ "503"; "browser"; $"save it as {path}" ] (fun () ->
+                    getWith { quick with Note = said.Add } Download.unknown server path |> ignore)
+
+                let again = "503 Service Unavailable; trying again in 0 s"
+                Expect.equal (List.ofSeq said) [ "connecting to 127.0.0.1 ..."; again; again ] "said"))
 
         testCase
             "another file than an older lock describes"

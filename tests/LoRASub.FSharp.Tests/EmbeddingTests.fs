@@ -471,6 +471,15 @@ let tests =
                         Parts = [||]
                     })
 
+            rejects "more parts than there are" [ "embedding"; "at most 36 parts"; "found 10000" ] (fun () ->
+                let vit = build wide.Plain
+
+                Embedding.check
+                    vit
+                    { Embedding.output vit with
+                        Parts = Array.replicate 10000 (Embedding.output vit).Parts[0]
+                    })
+
             for block in [ 0; 4 ] do
                 rejects
                     $"block {block} of three"

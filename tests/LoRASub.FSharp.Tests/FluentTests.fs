@@ -421,8 +421,30 @@ let tests =
                                 (fun () -> classifier.Predict test |> ignore)
                                 (fun () -> classifier.Save folder)
                                 (fun () -> learnGroup classifier [| 0 |])
+                                (fun () -> classifier.ClassNames |> ignore)
+                                (fun () -> classifier.Adaptation |> ignore)
                             ] do
                             Expect.throwsT<ObjectDisposedException> call "disposed")))
+
+            testCase
+                "a learner made with a relative path is found from another folder"
+                (withBackbone (fun folder backbone ->
+                    let before = Environment.CurrentDirectory
+                    let saved = Path.Combine(folder, "saved")
+
+                    let expected =
+                        Environment.CurrentDirectory <- Path.GetDirectoryName backbone
+
+                        try
+                            use classifier = learned (Path.GetFileName backbone) (options ())
+                            classifier.Save saved
+                            classifier.Predict test
+                        finally
+                            Environment.CurrentDirectory <- before
+
+                    Expect.equal (LearnerFile.record saved).Settings["backbone"] backbone "the full path"
+                    use again = ContinualClassifier.Load(saved, backbone, options ())
+                    Expect.equal (again.Predict test) expected "the same"))
 
             testCase
                 "a classifier outlives the scopes in which it was made, taught and asked"

@@ -129,15 +129,15 @@ let tests =
                             writePicture path (plainPicture 10 10 i 0 0)
                             path)
 
-                    let cache = PictureCache 1000L // three pictures of 300 bytes
+                    let cache = PictureCache 1700L // three pictures of 300 + 256 bytes
                     let first = cache.Read paths[0]
                     Expect.isTrue (obj.ReferenceEquals(cache.Read paths[0], first)) "kept"
                     paths |> Array.iter (cache.Read >> ignore)
-                    Expect.equal cache.Held 900L "bytes"
+                    Expect.equal cache.Held 1668L "bytes"
                     Expect.isFalse (obj.ReferenceEquals(cache.Read paths[0], first)) "the oldest has left"
-                    Expect.equal cache.Held 900L "still"
+                    Expect.equal cache.Held 1668L "still"
 
-                    let several = PictureCache 1000L
+                    let several = PictureCache 1700L
 
                     System.Threading.Tasks.Parallel.For(
                         0,
@@ -150,5 +150,5 @@ let tests =
                     )
                     |> ignore
 
-                    Expect.isLessThanOrEqual several.Held 1000L "never more than the limit"))
+                    Expect.isLessThanOrEqual several.Held 1700L "never more than the limit"))
         ]

@@ -141,12 +141,16 @@ let tests =
                 (inShop (fun world ->
                     let january = first world "january" []
                     Expect.stringContains january "new         4 classes, 40 images" "what is learned"
+
+                    Expect.isMatch january "(?m)^time +about [0-9.]+ s" "how long it takes"
+
                     Expect.stringContains january "the network stays frozen" "the decision"
                     Expect.stringContains january "accuracy    100.0% of 4 held-out images" "held out"
                     Directory.Delete(under world "january", true)
                     let february = done' (learning world "february" [])
                     Expect.stringContains february "knows 4 classes" "before"
                     Expect.stringContains february "knows 6 classes" "after"
+                    Expect.isMatch february "(?m)^time +about [0-9.]+ s$" "nothing is open any more"
 
                     photos (under world "test") [ "ant"; "bee"; "cat"; "dog"; "elk"; "fox" ] 3
                     |> ignore
@@ -176,6 +180,84 @@ let tests =
                     Expect.isMatch after "(?m)^ +1 +10 +wasp" "renamed"
                     let now = done' [ "predict"; shop world; file ]
                     Expect.isFalse (now.Contains "elk ") "not predicted any more"))
+
+            testCase
+                "names that look like options, after --"
+                (inShop (fun world ->
+                    first world "january" [ "--method"; "frozen" ] |> ignore
+                    done' [ "rename"; shop world; "bee"; "--"; "--help" ] |> ignore
+                    Expect.isMatch (done' [ "inspect"; "--"; shop world ]) "(?m)^ +1 +10 +--help$" "renamed"
+                    done' [ "rename"; shop world; "--"; "--help"; "-" ] |> ignore
+
+                    refusedIn
+                        world
+                        [ "class '--help'"; "unknown class" ]
+                        [ "forget"; shop world; "--"; "--help" ]
+
+                    refusedIn world [ "class '--'"; "unknown class" ] [ "forget"; shop world; "--"; "--" ]
+                    refusedIn world [ "unknown option '--'" ] [ "--"; "forget"; shop world; "ant" ]
+
+                    refusedIn
+                        world
+                        [ "--epochs must be followed by N" ]
+                        [ "learn"; "x"; "--epochs"; "--"; "5" ]
+
+                    done' [ "forget"; "--"; shop world; "-" ] |> ignore
+                    Expect.isFalse ((done' [ "inspect"; shop world ]).Contains "  -") "forgotten"))
+
+            testCase
+                "a folder of other files becomes a learner's, which is said"
+                (inShop (fun world ->
+                    let notes = under (Directory.CreateDirectory(shop world).FullName) "notes.txt"
+                    File.WriteAllText(notes, "mine")
+                    let said = first world "january" [ "--method"; "frozen" ]
+                    Expect.stringContains said "the folder held 1 other file and was no learner" "said"
+                    Expect.equal (File.ReadAllText notes) "mine" "it stays"
+                    let again = done' (learning world "february" [])
+                    Expect.isFalse (again.Contains "other file") "a learner now"))
+
+            testCase "the time that learning takes is that of its parts" (fun () ->
+                let cost: LearnCost =
+                    {
+                        Pass = 1.0
+                        Training = 10.0
+                        Task = 1000.0
+                        Deploy = 10000.0
+                    }
+
+                let work =
+                    {
+                        New = 100
+                        More = 0
+                        HoldOut = 0.0
+                        Epochs = 2
+                        IsOpen = false
+                    }
+
+                let both seconds = struct (seconds, seconds)
+                Expect.equal (LearnTime.seconds cost work) (both 3100.0) "training"
+                Expect.equal (LearnTime.seconds cost { work with Epochs = 0 }) (both 1100.0) "frozen"
+
+                Expect.equal
+                    (LearnTime.seconds
+                        cost
+                        { work with
+                            New = 0
+                            More = 50
+                            Epochs = 0
+                        })
+                    (both 1050.0)
+                    "more images"
+
+                Expect.equal
+                    (LearnTime.seconds cost { work with HoldOut = 0.1; Epochs = 0 })
+                    (both 12110.0)
+                    "held-out images are predicted and learned"
+
+                Expect.equal
+                    (LearnTime.seconds cost { work with IsOpen = true })
+                    (struct (24100.0, 26100.0))
+                    "a trial")
 
             testCase
                 "predictions as CSV and JSON lines, of files, folders and a list"
@@ -243,7 +325,7 @@ let tests =
 
                     refusedIn
                         world
-                        [ "0.png" ]
+                        [ "0.png"; "fix or remove the file, or pass --skip-broken" ]
                         (learning world "january" [ "--backbone"; under world "vit.safetensors" ])
 
                     let learned =
@@ -327,8 +409,22 @@ let tests =
                         Expect.contains (diff.Split('\n', StringSplitOptions.TrimEntries)) line "difference"
 
                     Expect.stringContains (done' [ "diff"; branch; branch ]) "no difference" "itself"
+
+                    let damaged = Directory.CreateDirectory(under world "damaged").FullName
+
+                    for file in [ "learner.json"; "learner.safetensors" ] do
+                        File.Copy(under branch file, under damaged file)
+
+                    let tensors = under damaged "learner.safetensors"
+                    let bytes = File.ReadAllBytes tensors
+                    bytes[bytes.Length - 1] <- bytes[bytes.Length - 1] ^^^ 1uy
+                    File.WriteAllBytes(tensors, bytes)
+
+                    for pair in [ [ branch; damaged ]; [ damaged; branch ]; [ damaged; damaged ] ] do
+                        refusedIn world [ tensors; "must have the SHA-256"; "backup" ] ("diff" :: pair)
+
                     let merged = done' [ "merge"; shop world; branch ]
-                    Expect.stringContains merged "2 classes added, 0 known already" "what was done"
+                    Expect.stringContains merged "added       2 classes; 0 known already" "what was done"
                     Expect.stringContains merged "knows       6 classes, from 60 images" "what it knows"
                     let inspected = done' [ "inspect"; shop world ]
                     Expect.isMatch inspected "(?m)^ +1 +10 +dog" "its own"
@@ -391,6 +487,13 @@ let tests =
                     let said = done' [ "export"; under world "still"; out "a" ]
                     Expect.equal (files "a") plain "files"
                     Expect.stringContains said "no adapter: method frozen" "said so"
+
+                    for ask, name in [ [ "--rank"; "1" ], "still"; [ "--rank"; "9" ], "still" ] do
+                        refusedIn
+                            world
+                            [ "--rank: needs an adapter"; "method frozen"; "remove --rank" ]
+                            ([ "export"; under world name; out "x" ] @ ask)
+
                     Expect.stringContains said "classes.csv" "classes"
 
                     learnAs "moved" "sequential"

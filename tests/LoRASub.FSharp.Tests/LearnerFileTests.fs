@@ -77,6 +77,18 @@ let private damages: (string * string list * (string -> Plan -> TaskState -> uni
         [ "learner.json"; "saved learner" ],
         json (fun folder -> File.WriteAllText(LearnerFile.jsonPath folder, "[]"))
         "another version", [ "learner.json"; "version 1 to 2"; "version 3" ], json (set "version" "3")
+        "a version in words",
+        [
+            "learner.json, version"
+            "a whole number from 1 to 2"
+            "found \"x\""
+            "backup"
+        ],
+        json (set "version" "\"x\"")
+        "half a version", [ "learner.json, version"; "found 1.5" ], json (set "version" "1.5")
+        "a long name of a method",
+        [ "learner.json"; "must be one of"; "zzz..." ],
+        json (set "method" ("\"" + String('z', 10000) + "\""))
         "a changed tensor byte",
         [ "learner.safetensors"; "SHA-256" ],
         json (fun folder ->

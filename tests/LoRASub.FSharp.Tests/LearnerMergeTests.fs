@@ -307,5 +307,50 @@ let tests =
                     Expect.equal
                         [ for a, b in named.Renamed -> a.Name, b.Name ]
                         [ "cat", "lynx" ]
-                        "renamed alone"))
+                        "renamed alone"
+
+                    let swapped =
+                        left
+                        |> KeptLearner.rename "cat" "lynx"
+                        |> KeptLearner.rename "ant" "cat"
+                        |> KeptLearner.rename "lynx" "ant"
+
+                    KeptLearner.save (place "swapped") swapped
+                    let swapped = LearnerDiff.ofRecords (record "left") (record "swapped")
+
+                    Expect.equal
+                        (set [ for a, b in swapped.Renamed -> a.Name, b.Name ])
+                        (set [ "cat", "ant"; "ant", "cat" ])
+                        "two names that changed places"
+
+                    Expect.isFalse swapped.IsEmpty "a difference"))
+
+            testCase
+                "of two classes of the same images, one is another's new name"
+                (inScope (fun folder ->
+                    let settings = settingsOf folder "nearest-mean"
+                    let ants = part [| "ant" |] (fun _ -> true)
+                    let count = ants.Labels.Length
+
+                    let twice =
+                        { ImageSet.select (Array.init (2 * count) (fun i -> i % count)) ants with
+                            Labels = Array.init (2 * count) (fun i -> i / count)
+                        }
+
+                    let learn names images =
+                        (Lesson.learn 0.0 names images ignore (KeptLearner.create settings)).After
+
+                    let place name = Path.Combine(folder, name)
+                    KeptLearner.save (place "left") (learn [| "ant"; "bee" |] twice)
+                    KeptLearner.save (place "right") (learn [| "wasp" |] ants)
+                    let load name = LearnerFile.load (place name)
+                    let left, right = load "left", load "right"
+
+                    let found =
+                        LearnerDiff.ofRecords left.Record right.Record
+                        |> LearnerDiff.ofTensors left right
+
+                    Expect.equal [ for a, b in found.Renamed -> a.Name, b.Name ] [ "ant", "wasp" ] "renamed"
+                    Expect.equal [ for one in found.OnlyLeft -> one.Name ] [ "bee" ] "the other"
+                    Expect.isEmpty found.OnlyRight "none"))
         ]

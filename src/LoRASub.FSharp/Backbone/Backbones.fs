@@ -312,13 +312,8 @@ module Backbones =
         ensureCard ()
         fetched
 
-    /// <summary>The file of a backbone that is given by its path or by its name.</summary>
-    /// <param name="given">The path of a file, or the name of one of `known` that was downloaded with
-    /// `lorasub backbone get`. A file comes before a name.</param>
-    /// <returns>The path of the file; what is neither is returned as it is, so that its reader rejects it.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The named backbone was not downloaded, its file is not the one that
-    /// was downloaded, or the text is close to a name.</exception>
-    let resolve (given: string) : string =
+    /// `resolve` without a look at the file.
+    let internal find (given: string) : string =
         if String.IsNullOrWhiteSpace given || Path.Exists given then
             given
         else
@@ -333,7 +328,6 @@ module Backbones =
                         $"no file {path}"
                         $"run: lorasub backbone get {given}"
 
-                FileLock.check path
                 path
             | None when given.IndexOfAny [| '/'; '\\' |] < 0 ->
                 match meant given with
@@ -345,3 +339,24 @@ module Backbones =
                         "neither"
                         meant
             | None -> given
+
+    /// The file of `find` by its full path, and its SHA-256. Reads the file once. Rejects as `resolve` and `Weights.sha256`.
+    let internal identified (given: string) : struct (string * string) =
+        let found = find given
+        let sha256 = Weights.sha256 found
+        FileLock.require found sha256
+        struct (Path.GetFullPath found, sha256)
+
+    /// <summary>The file of a backbone that is given by its path or by its name.</summary>
+    /// <param name="given">The path of a file, or the name of one of `known` that was downloaded with
+    /// `lorasub backbone get`. A file comes before a name.</param>
+    /// <returns>The path of the file; what is neither is returned as it is, so that its reader rejects it.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">The named backbone was not downloaded, its file is not the one that
+    /// was downloaded, or the text is close to a name.</exception>
+    let resolve (given: string) : string =
+        let found = find given
+
+        if found <> given then
+            FileLock.check found
+
+        found

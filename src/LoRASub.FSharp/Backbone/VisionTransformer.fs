@@ -511,6 +511,13 @@ module VisionTransformer =
         if Array.isEmpty parts then
             Errors.reject "embedding" "must have at least one part" "none" ""
 
+        // each kind of tokens, with and without the norm, of the network as it is and as it was
+        let most = 12 * depth
+
+        if parts.Length > most then
+            let rule = $"must have at most {most} parts, for {depth} blocks"
+            Errors.reject "embedding" rule $"{parts.Length}" ""
+
         for part in parts do
             if part.Block < 1 || part.Block > depth then
                 Errors.reject

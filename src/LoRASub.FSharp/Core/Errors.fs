@@ -19,6 +19,20 @@ module Errors =
 
     /// "subject: rule; found received; fix". `subject` is the file, tensor or setting; `fix` may be empty.
     let internal message (subject: string) (rule: string) (received: string) (fix: string) : string =
+        // a damaged file may hold a text of any length
+        let rule, received = Text.cut "..." 1000 rule, Text.cut "..." 500 received
+
+        // the system's messages are sentences
+        let received =
+            if
+                fix <> ""
+                && received.EndsWith '.'
+                && not (received.EndsWith("..", StringComparison.Ordinal))
+            then
+                received.Substring(0, received.Length - 1)
+            else
+                received
+
         let fix = if fix = "" then "" else "; " + fix
         // joined, not formatted: F#'s formatting takes 20 ms when it is first used, a tenth of a refused command
         String.Concat [| subject; ": "; rule; "; found "; received; fix |]

@@ -121,7 +121,8 @@ type internal PictureCache(limit: int64) =
     let ages = Queue<string>()
     let mutable held = 0L
 
-    let size (picture: Picture) = picture.Pixels.LongLength
+    // with what a dictionary and a queue hold of it
+    let size (picture: Picture) = picture.Pixels.LongLength + 256L
 
     let keep (path: string) (picture: Picture) =
         lock ages (fun () ->

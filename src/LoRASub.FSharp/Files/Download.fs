@@ -34,6 +34,8 @@ type internal DownloadOptions =
         Pauses: TimeSpan list
         /// For an answer, and for the next bytes.
         Patience: TimeSpan
+        /// Receives what is tried, and why it is tried again.
+        Note: string -> unit
     }
 
 /// Files from the network: resumed where they stopped, checked against what the server states, and seen under their
@@ -46,6 +48,7 @@ module internal Download =
         {
             Pauses = [ for seconds in [ 1.0; 2.0; 4.0; 8.0 ] -> TimeSpan.FromSeconds seconds ]
             Patience = TimeSpan.FromSeconds 60.0
+            Note = ignore
         }
 
     let unknown: FileClaims = { Bytes = None; Checksums = [] }
@@ -293,16 +296,19 @@ module internal Download =
     let private statusOf (response: HttpResponseMessage) =
         Text.cut "..." 80 $"{int response.StatusCode} {response.ReasonPhrase}"
 
-    let private refuse (address: Uri) (response: HttpResponseMessage) =
+    /// What to do where the file cannot be had from here.
+    let private byHand (path: string) =
+        $"download it with a browser, save it as {path}, and run the same command again"
+
+    let private refuse (address: Uri) (path: string) (response: HttpResponseMessage) =
         let advice =
             match response.StatusCode with
             | HttpStatusCode.Unauthorized
-            | HttpStatusCode.Forbidden ->
-                "it needs a login or an accepted licence: download it with a browser"
+            | HttpStatusCode.Forbidden -> $"it needs a login or an accepted licence: {byHand path}"
             | HttpStatusCode.NotFound
             | HttpStatusCode.Gone ->
-                "the file is no longer there; look for its new address on its publisher's page"
-            | _ -> "download it with a browser"
+                $"the file is no longer there: look for its new address on its publisher's page, and {byHand path}"
+            | _ -> byHand path
 
         Errors.reject (shown address) "must answer with the file" (statusOf response) advice
 
@@ -391,7 +397,7 @@ module internal Download =
 
                 body (length response.Content.Headers.ContentLength)
             | status when isPassing status -> Error(statusOf response)
-            | _ -> refuse address response
+            | _ -> refuse address path response
         with
         | :? HttpIOException as e when e.HttpRequestError = HttpRequestError.ResponseEnded ->
             Error $"the connection ended after {file.Length} bytes"
@@ -403,6 +409,7 @@ module internal Download =
     let private persist
         options
         (address: Uri)
+        (path: string)
         (file: FileStream)
         (attempt: unit -> Result<FileClaims, string>)
         =
@@ -417,32 +424,38 @@ module internal Download =
         and again why pauses =
             match pauses with
             | [] ->
+                let continues =
+                    if file.Length = 0L then
+                        ""
+                    else
+                        $", which continues after {file.Length} bytes"
+
                 Errors.reject
                     (shown address)
                     "must send the whole file"
                     why
-                    $"check the network and run the same command again, which continues after {file.Length} bytes"
+                    $"check the network and run the same command again{continues}; or {byHand path}"
             | pause :: pauses ->
+                options.Note $"{why}; trying again in {pause.TotalSeconds} s"
                 Thread.Sleep(pause: TimeSpan)
                 next pauses
 
+        options.Note $"connecting to {address.Host} ..."
         next options.Pauses
 
-    /// The SHA-256 of a complete file. Rejects, and removes, one that is not as it was announced.
-    let private verified (path: string) (claims: FileClaims) (file: FileStream) : string =
+    /// The SHA-256 of a complete file. Rejects one that is not as it was announced, with the advice that `remove` gives.
+    let private verified
+        (path: string)
+        (claims: FileClaims)
+        (remove: unit -> string)
+        (file: FileStream)
+        : string =
         let hash algorithm =
             file.Position <- 0L
             Convert.ToHexStringLower(CryptographicOperations.HashData(algorithm, file))
 
         let refuse rule received =
-            // nothing of it is kept
-            file.SetLength 0L
-
-            Errors.reject
-                path
-                rule
-                received
-                "the download was removed; run the same command again; if this repeats, the published file has changed"
+            Errors.reject path rule received (remove ())
 
         match claims.Bytes with
         | Some bytes when file.Length <> bytes -> refuse $"must have {bytes} bytes" $"{file.Length}"
@@ -468,14 +481,29 @@ module internal Download =
     type Fetched =
         {
             Lock: FileLock
-            /// Whether bytes were received for it now.
+            /// Whether its lock was written now.
             IsNew: bool
             /// Who stated a checksum that it has; empty where nobody did.
             CheckedBy: string list
         }
 
-    /// Downloads a file that is not there, and writes its lock; one that is there is compared with its lock. `accept`
-    /// gets the complete file under another name, and rejects what it should not be. Rejects an unsafe address, an
+    // Takes a file that someone else has put there.
+    let private adopt (path: string) (claims: FileClaims) (accept: string -> unit) : struct (int64 * string) =
+        try
+            use file = File.OpenRead path
+
+            let hash =
+                verified path claims (fun () -> "move it away, and download it again") file
+
+            accept path
+            struct (file.Length, hash)
+        with
+        | :? IOException
+        | :? UnauthorizedAccessException as e -> Errors.reject path "must be readable" e.Message ""
+
+    /// Downloads a file that is not there, and writes its lock. One that is there is compared with its lock; without one it
+    /// was put there by hand, and gets a lock if it is as it should be. `accept` gets the complete file, a download under
+    /// another name, and rejects what it should not be. Rejects an unsafe address, an
     /// answer that is not the file, a file that is not as announced by the server, `expected` or an older lock, and a
     /// full disk. What was received remains where a later call continues.
     let file
@@ -488,25 +516,38 @@ module internal Download =
         onProgress
         =
         requireSafe None address
-        let lock = FileLock.tryRead path
 
-        if File.Exists path then
+        let lockOf bytes sha256 : FileLock =
+            {
+                Name = name
+                Address = string address
+                Bytes = bytes
+                Sha256 = sha256
+                Date = DateTime.UtcNow.ToString("yyyy-MM-ddTHH:mm:ssZ", CultureInfo.InvariantCulture)
+            }
+
+        let checkedBy (claims: FileClaims) = claims.Checksums |> List.map _.Source
+
+        match File.Exists path, FileLock.tryRead path with
+        | true, Some lock ->
             FileLock.check path
 
-            match lock with
-            | Some lock ->
-                {
-                    Lock = lock
-                    IsNew = false
-                    CheckedBy = [ FileLock.path path ]
-                }
-            | None ->
-                Errors.reject
-                    path
-                    "must have a lock, as a downloaded file has"
-                    $"no file {FileLock.path path}"
-                    "move it away"
-        else
+            {
+                Lock = lock
+                IsNew = false
+                CheckedBy = [ FileLock.path path ]
+            }
+        | true, None ->
+            let struct (bytes, hash) = adopt path expected accept
+            let lock = lockOf bytes hash
+            Json.save (FileLock.path path) lock
+
+            {
+                Lock = lock
+                IsNew = true
+                CheckedBy = checkedBy expected
+            }
+        | false, lock ->
             let expected =
                 match lock with
                 | Some lock ->
@@ -533,10 +574,16 @@ module internal Download =
                             "run the same command again"
 
                     let claims =
-                        persist options address part (fun () ->
+                        persist options address path part (fun () ->
                             attempt options client expected address path part onProgress)
 
-                    let hash = verified path claims part
+                    let remove () =
+                        // nothing of it is kept
+                        part.SetLength 0L
+
+                        "the download was removed; run the same command again; if this repeats, the published file has changed"
+
+                    let hash = verified path claims remove part
                     part.Flush true
                     struct (claims, part.Length, hash)
                 finally
@@ -544,16 +591,7 @@ module internal Download =
                         WholeFile.discard (partPath path)
                         WholeFile.discard (statePath path)
 
-            let lock =
-                lock
-                |> Option.defaultWith (fun () ->
-                    {
-                        Name = name
-                        Address = string address
-                        Bytes = bytes
-                        Sha256 = hash
-                        Date = DateTime.UtcNow.ToString("yyyy-MM-ddTHH:mm:ssZ", CultureInfo.InvariantCulture)
-                    })
+            let lock = lock |> Option.defaultWith (fun () -> lockOf bytes hash)
 
             let discard () =
                 WholeFile.discard (partPath path)
@@ -573,5 +611,5 @@ module internal Download =
             {
                 Lock = lock
                 IsNew = true
-                CheckedBy = claims.Checksums |> List.map _.Source
+                CheckedBy = checkedBy claims
             }

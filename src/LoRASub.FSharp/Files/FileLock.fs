@@ -36,24 +36,31 @@ module internal FileLock =
         else
             None
 
+    let private refuse (file: string) (what: string) (found: string) =
+        Errors.reject
+            file
+            $"must be the file that {path file} describes, {what}"
+            found
+            "delete it and download it again"
+
+    /// Rejects a file whose hash is not the one that its lock states; one without a lock is accepted.
+    let require (file: string) (sha256: string) : unit =
+        match tryRead file with
+        | Some lock when lock.Sha256 <> sha256 -> refuse file $"with the SHA-256 {lock.Sha256}" sha256
+        | _ -> ()
+
     /// Rejects a file that is not the one that its lock describes; one without a lock is accepted.
     let check (file: string) : unit =
         match tryRead file with
         | None -> ()
         | Some lock ->
-            let rule = $"must be the file that {path file} describes"
-            let advice = "delete it and download it again"
-
             try
                 use stream = File.OpenRead file
 
                 if stream.Length <> lock.Bytes then
-                    Errors.reject file $"{rule}, of {lock.Bytes} bytes" $"{stream.Length}" advice
+                    refuse file $"of {lock.Bytes} bytes" $"{stream.Length}"
 
-                let sha256 = Convert.ToHexStringLower(SHA256.HashData stream)
-
-                if sha256 <> lock.Sha256 then
-                    Errors.reject file $"{rule}, with the SHA-256 {lock.Sha256}" sha256 advice
+                require file (Convert.ToHexStringLower(SHA256.HashData stream))
             with
             | :? IOException
             | :? UnauthorizedAccessException as e -> Errors.reject file "must be readable" e.Message ""

@@ -139,6 +139,18 @@ module internal Json =
         else
             e.Message
 
+    // JsonElement's message names the kinds that it wants and has.
+    let private kinds (e: InvalidOperationException) =
+        let found = Regex.Match(e.Message, "type '(\\w+)'.* type '(\\w+)'")
+
+        if found.Success then
+            let kind (i: int) =
+                found.Groups[i].Value.ToLowerInvariant()
+
+            $"a value of the kind {kind 2} in place of {kind 1}"
+        else
+            e.Message
+
     /// A parser's error for the writer of the text: without the position, and without advice to the
     /// program's own programmer.
     let reason (e: JsonException) : string =
@@ -188,9 +200,10 @@ module internal Json =
             let subject = if text.IndexOf 10uy >= 0 then place subject e else subject
             Errors.reject subject "must be JSON" (if text.IsEmpty then "no text" else reason e) ""
         // what JsonElement throws for a missing member or a value of another kind
-        | :? KeyNotFoundException
-        | :? InvalidOperationException
-        | :? FormatException as e -> Errors.reject subject $"must be {what}" e.Message ""
+        | :? KeyNotFoundException ->
+            Errors.reject subject $"must be {what}" "an object that lacks a member" ""
+        | :? InvalidOperationException as e -> Errors.reject subject $"must be {what}" (kinds e) ""
+        | :? FormatException -> Errors.reject subject $"must be {what}" "a number that does not fit" ""
 
     /// The bytes of a file. Rejects one that is missing or unreadable; `what` names its purpose.
     let bytes (what: string) (path: string) : byte[] =
@@ -201,7 +214,8 @@ module internal Json =
             File.ReadAllBytes path
         with
         | :? IOException
-        | :? UnauthorizedAccessException as e -> Errors.reject path "must be readable" e.Message ""
+        | :? UnauthorizedAccessException as e ->
+            Errors.reject path "must be readable" e.Message "change its permissions"
 
     /// Reads a file. Rejects as `bytes` and `parse`.
     let read (what: string) (path: string) (read: JsonElement -> 'T) : 'T =

@@ -39,9 +39,9 @@ type ClassifierOptions() =
     /// Passes over the images of each new group of classes.
     member val Epochs = 5 with get, set
     /// The share of each new class's images that calibrates probabilities, in [0, 1). The classifier learns them afterwards.
-    member val HoldOut = 0.1 with get, set
+    member val HoldOut = Calibration.usualHoldOut with get, set
     /// The share of images of known classes that may be called unknown, in [0, 1). 0 calls none unknown.
-    member val FalseAlarms = 0.05 with get, set
+    member val FalseAlarms = Calibration.usualFalseAlarms with get, set
     /// Images per step.
     member val BatchSize = 128 with get, set
     /// Rank of the low-rank pairs.
@@ -97,7 +97,7 @@ type ClassifierOptions() =
         let epsilon = preset.NormEpsilon
 
         { preset with
-            Backbone = Some(Backbones.resolve backbone)
+            Backbone = Some(Backbones.find backbone)
             Epochs = this.Epochs
             Batch = this.BatchSize
             Heads = positive this.Heads

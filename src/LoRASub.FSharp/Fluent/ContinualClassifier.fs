@@ -228,25 +228,29 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
             let set = cancelled cancellation images
             let read = ref 0
 
-            let report () =
-                let before = Interlocked.Increment read - 1
-
-                if not (isNull progress) && before % now.Kept.Settings.Batch = 0 then
+            let report images' =
+                if not (isNull progress) then
                     progress.Report
                         {
                             Phase = Phase.name Phase.Predict
-                            Done = before
+                            Done = images'
                             Total = images.Count
                             Loss = nan
                         }
 
             let read i =
-                report ()
+                let before = Interlocked.Increment read - 1
+
+                if before % now.Kept.Settings.Batch = 0 then
+                    report before
+
                 set.Read i
 
             let predicted =
                 now.Best(falseAlarms, 1, { set with Read = read }, everywhere images)
                 |> Array.map (fun answer -> answer.Best[0].Row)
+
+            report images.Count
 
             EvaluationResult.ofRows
                 (now.Kept.Classes |> Array.map _.Name)
@@ -305,7 +309,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
         let saved = LearnerFile.load folder
 
         let settings = KeptLearner.settingsOf saved (options.ToSettings backbone)
-        new ContinualClassifier(KeptLearner.ofSaved settings saved, options)
+        new ContinualClassifier(KeptLearner.ofSaved settings (Recipe.identified backbone) saved, options)
 
     /// <summary>`Load` with default options.</summary>
     /// <param name="folder">The folder that it was saved in.</param>
@@ -318,12 +322,12 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
     /// <summary>Names of the classes that it knows, in the order learned.</summary>
     member _.ClassNames: IReadOnlyList<string> =
-        current.Kept.Classes |> Array.map _.Name :> _
+        withCurrent (fun now -> now.Kept.Classes |> Array.map _.Name :> _)
 
     /// <summary>Why the network was or was not adapted to the first group of classes. Null before the first group, and for
     /// presets that do not decide.</summary>
     [<MaybeNull>]
-    member _.Adaptation: string = Option.toObj current.Adaptation
+    member _.Adaptation: string = withCurrent (fun now -> Option.toObj now.Adaptation)
 
     /// <summary>Learns a group of new classes. The images are not kept. If it throws, the classifier stays
     /// as it was.</summary>
@@ -494,7 +498,8 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
 
     /// <summary>`Evaluate` on another thread.</summary>
     /// <param name="images">With the names of their classes, which the classifier must know.</param>
-    /// <param name="progress">Called now and then with the number of images read; null for none.</param>
+    /// <param name="progress">Called now and then with the number of images read, and at the end with all of them; null for
+    /// none.</param>
     /// <param name="cancellationToken">Noticed between images.</param>
     /// <returns>A task of the counts.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">In the task: as `Evaluate`.</exception>

@@ -88,6 +88,20 @@ module Adaptation =
                             best.eq(batch.Labels).cpu().data<bool>().ToArray())
             |])
 
+    let private byLabel (positions: int[]) (set: ImageSet) =
+        positions |> Array.groupBy (fun i -> set.Labels[i]) |> Map.ofArray
+
+    /// Whether images are enough for a trial: four classes, and five images of each.
+    let internal isPossible (positions: int[]) (classes: int[]) (set: ImageSet) : bool =
+        let byLabel = byLabel positions set
+
+        let isEnough label =
+            match Map.tryFind label byLabel with
+            | Some mine -> mine.Length >= heldOutEvery
+            | None -> false
+
+        classes.Length >= 4 && Array.forall isEnough classes
+
     /// <summary>Compares a learner that adapts its network to the first task with one that does not, on that task's
     /// training images alone. The cost is about half of learning the task.</summary>
     /// <param name="frozen">Of a method that does not train; borrowed.</param>
@@ -111,16 +125,11 @@ module Adaptation =
         key
         onEvent
         : AdaptationTrial option =
-        let byLabel = positions |> Array.groupBy (fun i -> set.Labels[i]) |> Map.ofArray
-
-        let isTooSmall label =
-            match Map.tryFind label byLabel with
-            | Some mine -> mine.Length < heldOutEvery
-            | None -> true
-
-        if classes.Length < 4 || Array.exists isTooSmall classes then
+        if not (isPossible positions classes set) then
             None
         else
+            let byLabel = byLabel positions set
+
             let pick isHeldOut labels =
                 labels
                 |> Array.collect (fun label ->

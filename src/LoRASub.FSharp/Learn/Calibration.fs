@@ -32,6 +32,14 @@ type Calibration =
 [<RequireQualifiedAccess>]
 module Calibration =
 
+    /// The share of each class's images that is held out unless another is given.
+    [<Literal>]
+    let internal usualHoldOut = 0.1
+
+    /// The share of images of known classes that may be called unknown unless another is given.
+    [<Literal>]
+    let internal usualFalseAlarms = 0.05
+
     /// Rejects a share that is not in [0, 1).
     let internal requireShare (name: string) (share: float) : unit =
         if not (share >= 0.0 && share < 1.0) then

@@ -132,16 +132,12 @@ module LearnerFile =
         if not ([ tensorPath folder; nextPath folder ] |> List.exists File.Exists) then
             lost folder
 
-    // The tensors that learner.json names by their hash.
-    let private tensorsOf (folder: string) (sha256: string) : TensorFile =
+    // What `read` gives of the tensors that learner.json names by their hash.
+    let private tensorsOf (folder: string) (sha256: string) (read: string -> 'T option) : 'T =
         let path = tensorPath folder
 
-        match
-            [ path; nextPath folder ]
-            |> List.filter File.Exists
-            |> List.tryPick (Safetensors.readHashed sha256)
-        with
-        | Some file -> file
+        match [ path; nextPath folder ] |> List.filter File.Exists |> List.tryPick read with
+        | Some found -> found
         | None when File.Exists path ->
             let rule = $"must have the SHA-256 {sha256} that learner.json gives"
             Errors.reject path rule (DataFile.sha256 path) "restore the folder from a backup"
@@ -158,10 +154,32 @@ module LearnerFile =
         let struct (record, _) = checkedRecord (jsonPath folder)
         record
 
+    // The folder may come to hold another learner between two of its files.
+    let private steady (read: unit -> 'T) : 'T =
+        let rec attempt left =
+            try
+                read ()
+            with :? InputException when left > 0 ->
+                attempt (left - 1)
+
+        attempt 4
+
+    /// `record` of a learner whose tensors are the ones that it names. Reads them, but loads no native library. Rejects
+    /// files as `load`.
+    let internal verified (folder: string) : LearnerFormat.Record =
+        steady (fun () ->
+            let record = record folder
+            let sha256 = record.TensorsSha256
+
+            tensorsOf folder sha256 (fun path -> if DataFile.sha256 path = sha256 then Some() else None)
+
+            record)
+
     let private loadOnce (folder: string) : SavedLearner =
         let path = jsonPath folder
         let struct (record, isOld) = checkedRecord path
-        let file = tensorsOf folder record.TensorsSha256
+        let sha256 = record.TensorsSha256
+        let file = tensorsOf folder sha256 (Safetensors.readHashed sha256)
 
         {
             Record = record
@@ -179,15 +197,7 @@ module LearnerFile =
     /// <returns>The record and its tensors, which belong to the caller's scope.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">A file is missing, damaged or of another version, or the
     /// two are not of one save.</exception>
-    let load (folder: string) : SavedLearner =
-        let rec attempt left =
-            try
-                loadOnce folder
-            with :? InputException when left > 0 ->
-                // the folder may have come to hold another learner between two of its files
-                attempt (left - 1)
-
-        attempt 4
+    let load (folder: string) : SavedLearner = steady (fun () -> loadOnce folder)
 
     /// <summary>Checks that a backbone is the one that the learner was trained on.</summary>
     /// <param name="saved">The learner.</param>

@@ -91,7 +91,19 @@ module internal LearnerJson =
         let bytes = Json.bytes Purpose path
 
         Json.parse Purpose path (ReadOnlyMemory bytes) (fun root ->
-            let version = (root.GetProperty "version").GetInt64()
+            let version =
+                match root.TryGetProperty "version" with
+                | true, stated when stated.ValueKind = JsonValueKind.Number && fst (stated.TryGetInt64()) ->
+                    stated.GetInt64()
+                | found, stated ->
+                    Errors.reject
+                        $"{path}, version"
+                        $"must be a whole number from 1 to {LearnerRecord.Version}"
+                        (if found then
+                             Text.cut ".." 40 (stated.GetRawText())
+                         else
+                             "none")
+                        "restore the file from a backup"
 
             if version < 1L || version > int64 LearnerRecord.Version then
                 Errors.reject

@@ -25,6 +25,12 @@ module Export =
     let isPlain (kept: KeptLearner) : bool =
         Scope.run (fun () -> Array.isEmpty (adapters kept).Mlp)
 
+    /// Whether the weights of a learner's network differ from its backbone's: only then there is an adapter.
+    let internal isAdapted (kept: KeptLearner) : bool =
+        isPlain kept
+        && Scope.run (fun () ->
+            not (List.isEmpty (MergedWeights.change (adapters kept) kept.Learner.Backbone)))
+
     let private checkPlain (kept: KeptLearner) =
         if not (isPlain kept) then
             Errors.reject

@@ -58,16 +58,16 @@ module KeptLearner =
 
     let private opened
         settings
+        (struct (file, sha256): struct (string * string))
         (heldOut: HeldOut[])
         (build: VisionTransformer -> struct (Learner * TaskState))
         : KeptLearner =
         Scope.keep leaves (fun () ->
-            let struct (backbone, sha256) = Recipe.openBackbone settings settings.Backbone.Value
-
-            let struct (learner, state) = build backbone
+            let struct (learner, state) = build (Recipe.loadBackbone settings file)
 
             {
-                Settings = settings
+                // the learner is saved with it, and may be opened in another folder
+                Settings = { settings with Backbone = Some file }
                 BackboneSha256 = sha256
                 Learner = learner
                 State = state
@@ -80,7 +80,7 @@ module KeptLearner =
     /// <exception cref="T:LoRASub.Core.InputException">A setting is out of range, or the file is not a Vision
     /// Transformer.</exception>
     let create (settings: RunSettings) : KeptLearner =
-        opened settings [||] (fun backbone ->
+        opened settings (Recipe.identified settings.Backbone.Value) [||] (fun backbone ->
             let learner = Recipe.learner backbone settings
             struct (learner, Learner.start learner (Rng.ofSeed settings.Seed)))
 
@@ -116,12 +116,12 @@ module KeptLearner =
         with :? InputException as e ->
             raise (InputException($"{saved.Path}: {e.Message}", e))
 
-    /// The learner of a file over the backbone that the settings name. Owned by the caller.
-    let internal ofSaved (settings: RunSettings) (saved: SavedLearner) : KeptLearner =
-        let backbone = settings.Backbone.Value
-        LearnerFile.checkBackbone saved (Recipe.backboneSha256 backbone) backbone
+    /// The learner of a file over its backbone, as `Recipe.identified` gives it. Owned by the caller.
+    let internal ofSaved (settings: RunSettings) (backbone: struct (string * string)) (saved: SavedLearner) =
+        let struct (file, sha256) = backbone
+        LearnerFile.checkBackbone saved sha256 file
 
-        opened settings (defaultArg saved.Record.HeldOut [||]) (fun vit ->
+        opened settings backbone (defaultArg saved.Record.HeldOut [||]) (fun vit ->
             let learner = LearnerFile.learner vit settings.Method saved
             struct (learner, LearnerFile.restore learner saved))
 
@@ -135,11 +135,7 @@ module KeptLearner =
         Scope.keep leaves (fun () ->
             let saved = LearnerFile.load folder
 
-            ofSaved
-                { savedSettings saved with
-                    Backbone = Some backbone
-                }
-                saved)
+            ofSaved (savedSettings saved) (Recipe.identified backbone) saved)
 
     /// Another learner of a file, over the backbone of one that is open; its state is owned by the caller. Rejects one of
     /// another backbone or another way to see images.

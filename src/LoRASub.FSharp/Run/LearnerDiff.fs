@@ -123,26 +123,26 @@ module LearnerDiff =
                 "norm-epsilon"
             ]
 
-    // Classes that each learner has alone but under another name become renamed ones.
+    // Classes that each learner has alone but under another name become renamed ones, one with one: of several that are
+    // the same, the first.
     let private rename (isSame: SavedClass -> SavedClass -> bool) (found: LearnerDiff) : LearnerDiff =
-        let pairs =
-            found.OnlyLeft
-            |> Array.choose (fun one ->
-                found.OnlyRight
-                |> Array.tryFind (isSame one)
-                |> Option.map (fun other -> one, other))
+        let step (found: LearnerDiff) (one: SavedClass) =
+            match found.OnlyRight |> Array.tryFind (isSame one) with
+            | None -> found
+            | Some other ->
+                { found with
+                    OnlyLeft = Array.except [ one ] found.OnlyLeft
+                    OnlyRight = Array.except [ other ] found.OnlyRight
+                    Renamed = Array.append found.Renamed [| one, other |]
+                }
 
-        { found with
-            OnlyLeft = Array.except (Array.map fst pairs) found.OnlyLeft
-            OnlyRight = Array.except (Array.map snd pairs) found.OnlyRight
-            Renamed = Array.append found.Renamed pairs
-        }
+        Array.fold step found found.OnlyLeft
 
     /// <summary>Compares what learner.json says of two learners.</summary>
     /// <param name="left">Of the first.</param>
     /// <param name="right">Of the second.</param>
-    /// <returns>What differs. Classes are matched by name. A class of another name is known as the same one where the
-    /// learners share their tensors; `ofTensors` finds it in other learners.</returns>
+    /// <returns>What differs. Classes are matched by name; in learners of the same tensors by their rows, which shows those
+    /// with another name. `ofTensors` finds these in other learners.</returns>
     let ofRecords (left: LearnerFormat.Record) (right: LearnerFormat.Record) : LearnerDiff =
         let names =
             Seq.append left.Settings.Keys right.Settings.Keys
@@ -153,32 +153,29 @@ module LearnerDiff =
         let settings record =
             names |> List.map (fun name -> name, setting name "" record)
 
-        let only (mine: SavedClass[]) (theirs: SavedClass[]) =
-            let known = theirs |> Array.map _.Name |> Set.ofArray
-            mine |> Array.filter (fun one -> not (known.Contains one.Name))
-
         let here, there = left.State.Classes, right.State.Classes
-
-        let counts =
-            here
-            |> Array.choose (fun one ->
-                there
-                |> Array.tryFind (fun other -> other.Name = one.Name && other.Images <> one.Images)
-                |> Option.map (fun other -> one, other))
-
         let sameTensors = left.TensorsSha256 = right.TensorsSha256
+
+        let pairs =
+            if sameTensors && here.Length = there.Length then
+                Array.zip here there
+            else
+                let named = there |> Array.map (fun one -> one.Name, one) |> Map.ofArray
+
+                here
+                |> Array.choose (fun one ->
+                    Map.tryFind one.Name named |> Option.map (fun other -> one, other))
 
         {
             Traits = between (traits left) (traits right)
             Settings = between (settings left) (settings right)
-            OnlyLeft = only here there
-            OnlyRight = only there here
-            Renamed = [||]
-            Counts = counts
+            OnlyLeft = Array.except (Array.map fst pairs) here
+            OnlyRight = Array.except (Array.map snd pairs) there
+            Renamed = pairs |> Array.filter (fun (one, other) -> one.Name <> other.Name)
+            Counts = pairs |> Array.filter (fun (one, other) -> one.Images <> other.Images)
             SameTensors = sameTensors
             Change = None
         }
-        |> rename (fun one other -> sameTensors && one.Id = other.Id)
 
     // ‖a − b‖ over the larger norm; 0 for zeros.
     let private relative (a: torch.Tensor) (b: torch.Tensor) : float =
@@ -239,7 +236,8 @@ module LearnerDiff =
             let isSame (one: SavedClass) (other: SavedClass) =
                 match Map.tryFind one.Name ofLeft, Map.tryFind other.Name ofRight with
                 | Some a, Some b when a.shape = b.shape ->
-                    one.Images = other.Images && relative a b < rounding
+                    // no image, no mean
+                    one.Images > 0L && one.Images = other.Images && relative a b < rounding
                 | _ -> false
 
             let here, there = ofMethod left, ofMethod right

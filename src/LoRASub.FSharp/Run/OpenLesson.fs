@@ -2,6 +2,7 @@ namespace LoRASub.Run
 
 open System
 open System.IO
+open System.IO.Enumeration
 open System.Security.Cryptography
 open System.Text
 open LoRASub.Core
@@ -30,9 +31,16 @@ module internal OpenLesson =
     [<Literal>]
     let private Version = "2"
 
+    [<Literal>]
+    let private Pattern = "lesson-*.safetensors"
+
+    /// Whether a path is one of a lesson.
+    let isOne (path: string) : bool =
+        FileSystemName.MatchesSimpleExpression(Pattern.AsSpan(), (Path.GetFileName path).AsSpan())
+
     let private files (folder: string) =
         if Directory.Exists folder then
-            Directory.GetFiles(folder, "lesson-*.safetensors")
+            Directory.GetFiles(folder, Pattern)
         else
             [||]
 

@@ -29,7 +29,7 @@ module internal Recipe =
     /// `isGiven` knows the names of the settings given. Rejects a file or card that is damaged.
     let fitted (isGiven: string -> bool) (settings: RunSettings) : RunSettings =
         let card =
-            Weights.card (TensorFormats.header (Backbones.resolve settings.Backbone.Value))
+            Weights.card (TensorFormats.header (Backbones.find settings.Backbone.Value))
 
         let stated name (value: 'T option) now =
             if isGiven name then now else defaultArg value now
@@ -39,19 +39,21 @@ module internal Recipe =
             NormEpsilon = stated "norm-epsilon" (card.NormEpsilon |> Option.map _.Value) settings.NormEpsilon
         }
 
-    /// SHA-256 of a backbone's file, which is given by its path or its name.
-    let backboneSha256 (backbone: string) : string =
-        Weights.sha256 (Backbones.resolve backbone)
+    /// As `Backbones.identified`.
+    let identified (backbone: string) : struct (string * string) = Backbones.identified backbone
 
-    /// The network of a path or a name, and its file's SHA-256. Owned by the caller. Rejects what `Backbones.resolve` and
-    /// `Weights.load` reject.
-    let openBackbone (settings: RunSettings) (backbone: string) : struct (VisionTransformer * string) =
+    /// The network of a file, owned by the caller. Rejects what `Settings.check` and `Weights.load` reject.
+    let loadBackbone (settings: RunSettings) (file: string) : VisionTransformer =
         Settings.check settings
-        let file = Backbones.resolve backbone
-        let sha256 = Weights.sha256 file
         let options = backboneOptions settings
         Kernels.choose options.Device options.Precision settings.Deterministic
-        struct (Weights.load options file, sha256)
+        Weights.load options file
+
+    /// The network of a path or a name, and its file's SHA-256. Owned by the caller. Rejects what `Backbones.identified` and
+    /// `loadBackbone` reject.
+    let openBackbone (settings: RunSettings) (backbone: string) : struct (VisionTransformer * string) =
+        let struct (file, sha256) = identified backbone
+        struct (loadBackbone settings file, sha256)
 
     /// The learner that settings name, over a backbone, which it borrows. Rejects settings that do not fit it.
     let learner (backbone: VisionTransformer) (settings: RunSettings) : Learner =

@@ -21,12 +21,19 @@ module RunFolder =
     /// <returns>Whether it has a summary.</returns>
     let isFinished (folder: string) = File.Exists(RunFiles.summary folder)
 
+    let private refuseLocked (folder: string) (e: exn) =
+        Errors.reject
+            folder
+            "must be writable"
+            e.Message
+            "ask its owner to change its permissions, or choose another folder"
+
     let private writable (folder: string) (work: unit -> 'T) : 'T =
         try
             work ()
         with
         | :? IOException
-        | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
+        | :? UnauthorizedAccessException as e -> refuseLocked folder e
 
     let private refuse (folder: string) (what: string) =
         Errors.reject
@@ -126,8 +133,8 @@ module RunFolder =
         with
         | :? IOException as e when WholeFile.isLocked e ->
             Errors.reject folder "must not be in use" "another process runs in it" "wait for it, or end it"
-        | :? IOException as e -> Errors.reject folder "must be writable" e.Message ""
-        | :? UnauthorizedAccessException as e -> Errors.reject folder "must be writable" e.Message ""
+        | :? IOException
+        | :? UnauthorizedAccessException as e -> refuseLocked folder e
 
     /// Removes what a run has left in a folder, and nothing else: to be called while the folder is held. Killed at any
     /// moment, it leaves a run that can be resumed or replaced.
