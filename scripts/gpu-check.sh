@@ -7,7 +7,7 @@
 # OUT gets summary.txt, a log for each part, and gpu.json, which `-t Bench gpu` files. CIFAR is a folder of CIFAR-100's
 # binary files, such as a cut of it; without one that part is left out. LORASUB_LIBTORCH names the LibTorch (an installed
 # PyTorch's otherwise), PEER a Python program that times the same step in PyTorch. DEVICE=cpu tries the script itself, with
-# EPOCHS and more OPTIONS of the runs.
+# EPOCHS, more OPTIONS of the runs and a memory LIMIT.
 # PARTS names the parts to do, of doctor, repeat, ten, bench, peer and batch. Ends with 1 if two runs differ that must be equal.
 set -u
 cd "$(dirname "$0")/.."
@@ -132,7 +132,7 @@ if wants peer && [ -n "$PEER" ]; then
 fi
 
 if wants batch; then
-    part batch 60 $PROGRAM run --device "$DEVICE" --largest-batch "${LIMIT:-4GiB}"
+    part batch 60 $PROGRAM run --device "$DEVICE" --largest-batch ${LIMIT:-}
     tail -1 "$OUT/batch.txt" | tee -a "$OUT/summary.txt"
 fi
 

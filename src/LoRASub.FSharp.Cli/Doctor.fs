@@ -202,7 +202,7 @@ let private gpuSpeeds () =
                 |> List.reduce (fun best next -> if snd next > 1.2 * snd best then next else best)
                 |> fst
 
-            Fact($"cuda:{n}", $"{shown} TFLOP/s: use --device cuda:{n} --precision {choice}")
+            Fact($"cuda:{n}", $"{shown} TFLOP/s: fastest with --device cuda:{n} --precision {choice}")
     ]
 
 let private speeds () =

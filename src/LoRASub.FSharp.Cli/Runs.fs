@@ -206,7 +206,7 @@ let private onDevices (shell: Shell) (folder: string) (settings: RunSettings) (m
 
                 if not (RunFolder.isFinished mine) then
                     {
-                        Seed = seed
+                        Series.Job.Seed = seed
                         Line = line
                         Arguments = "run" :: "--resume" :: mine :: more
                     }
@@ -225,16 +225,15 @@ let private onDevices (shell: Shell) (folder: string) (settings: RunSettings) (m
 let private inFolder
     (shell: Shell)
     (command: Arguments.RunCommand)
-    plan
+    (plan: Plan)
     inputs
     (config: MergedConfig)
     folder
     =
-    let overwrite, plan: bool * Plan = command.Overwrite, plan
     use _ = RunFolder.hold folder
-    check overwrite config folder
+    check command.Overwrite config folder
 
-    if overwrite then
+    if command.Overwrite then
         SeedFolders.clear folder
     else
         // a run was killed before its settings were saved
@@ -328,6 +327,7 @@ let private largestBatch (shell: Shell) (plan: Plan) (limit: int64 option) =
             match trial.Bytes with
             | Some bytes when trial.Ran -> Bytes.text bytes
             | Some bytes -> $"would take about {Bytes.text bytes}"
+            | None when trial.Fits -> ""
             | None -> "out of memory"
 
         let verdict = if trial.Fits then "fits" else "does not fit"

@@ -200,7 +200,7 @@ module LoRASubDrs =
             Deltas = _.Deltas
             ObservedSign = if settings.Subtraction then -1.0 else 1.0
             Prepare = fun observing -> struct (observing.Trained, projections settings observing)
-            Confine = fun projections side -> LoraTask.within side projections
+            Confine = LoraTask.within
             Loss = fun state -> loss settings state.Prototypes
             Merge =
                 fun deltas training ->

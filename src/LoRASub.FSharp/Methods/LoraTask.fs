@@ -97,8 +97,9 @@ type internal LoraRules<'State, 'S> =
         ObservedSign: float
         /// What is trained, and the projections of its updates.
         Prepare: LoraObserving<'State> -> struct (LoraTask * Projection[])
-        /// What happens to the updates of one side of all pairs, given what `Prepare` did; the head's are free.
-        Confine: Projection[] -> Side -> Confinement
+        /// What happens to the updates of one side of all pairs, given the projections of `Prepare`, [blocks, d, d], if
+        /// any; the head's are free.
+        Confine: torch.Tensor option -> Side -> Confinement
         /// Loss and predictions [n] of the task's head on features [n, d], with positions in the task as labels [n].
         Loss: 'State -> Linear -> torch.Tensor -> torch.Tensor -> struct (torch.Tensor * torch.Tensor)
         /// The next state, from its deltas.
@@ -131,13 +132,11 @@ module LoraTask =
             Head = head
         }
 
-    /// Confines updates of one side to the projection of their block; without projections they are free. Owned by the caller's
-    /// scope.
-    let internal within (side: Side) (projections: Projection[]) : Confinement =
-        if Array.isEmpty projections then
-            Confinement.Free
-        else
-            Confinement.Within(side, torch.stack (projections |> Array.map _.Matrix))
+    /// Confines updates of one side to the projection of their block; without projections they are free.
+    let internal within (projections: torch.Tensor option) (side: Side) : Confinement =
+        match projections with
+        | Some matrices -> Confinement.Within(side, matrices)
+        | None -> Confinement.Free
 
     /// The tensors of the deltas of every block.
     let internal deltas: Tree<LayerDelta[]> =
@@ -255,10 +254,16 @@ module LoraTask =
             })
 
     // One for each leaf of what is trained.
-    let private confinements (rules: LoraRules<'State, 'S>) (trained: LoraTask) projections =
+    let private confinements (rules: LoraRules<'State, 'S>) (trained: LoraTask) (projections: Projection[]) =
+        let matrices =
+            if Array.isEmpty projections then
+                None
+            else
+                Some(torch.stack (projections |> Array.map _.Matrix))
+
         [|
-            rules.Confine projections Side.Right // A reads from the retained space
-            rules.Confine projections Side.Left // B writes into it
+            rules.Confine matrices Side.Right // A reads from the retained space
+            rules.Confine matrices Side.Left // B writes into it
 
             for _ in Linear.leaves trained.Head do
                 Confinement.Free

@@ -93,7 +93,7 @@ module NullSpaceLora =
             Confine =
                 fun spaces side ->
                     match side with
-                    | Side.Right -> LoraTask.within side spaces
+                    | Side.Right -> LoraTask.within spaces side
                     | Side.Left -> Confinement.Free
             Loss = fun _ -> LoraTask.crossEntropy
             Merge = fun deltas training -> { training.State with Deltas = deltas }

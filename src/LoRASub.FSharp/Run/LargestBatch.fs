@@ -11,7 +11,7 @@ open TorchSharp
 type BatchTrial =
     {
         Batch: int
-        /// Used at the peak, or expected where `Ran` is false; None where memory ran out.
+        /// Used at the peak, or expected where `Ran` is false; None where memory ran out or the device does not say.
         Bytes: int64 option
         Ran: bool
         Fits: bool
@@ -97,14 +97,23 @@ module LargestBatch =
 
     /// <summary>Finds the largest batch by learning two tasks of one batch each, again and again.</summary>
     /// <param name="plan">Borrowed. Its batch size does not count.</param>
-    /// <param name="limit">Bytes that may be used: by this process on a CPU, by all processes on a CUDA device. None for
-    /// three quarters of the main memory that is left, or all memory of the device.</param>
+    /// <param name="limit">Bytes that this process may use on a CPU. None for three quarters of the memory that is left, or
+    /// for all memory of a CUDA device.</param>
     /// <param name="report">Called after each batch.</param>
     /// <returns>The batch; at most the images of the largest task, and 0 where not even one image fits.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">As `TaskLoop.learn`.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">A limit for a CUDA device, or as `TaskLoop.learn`.</exception>
     let find (plan: Plan) (limit: int64 option) (report: BatchTrial -> unit) : int =
         let learner = Plan.learner plan
         let onCpu = plan.Backbone.Device.``type`` <> DeviceType.CUDA
+
+        // LibTorch keeps what it has taken of a device, so that a smaller batch after a larger one would seem as large
+        if limit.IsSome && not onCpu then
+            Errors.reject
+                "memory limit of the largest batch"
+                "must be left out on a GPU, whose memory is the limit"
+                $"{Bytes.text limit.Value}"
+                ""
+
         let limit = if limit.IsNone && onCpu then usual () else limit
         let isOver bytes = limit |> Option.exists ((>) bytes)
         let mutable measured = []
@@ -115,12 +124,15 @@ module LargestBatch =
             try
                 Scope.run (fun () -> learn learner plan batch |> ignore)
 
-                if onCpu then
-                    Some(MemoryUse.peakBytes ())
-                else
-                    MemoryUse.deviceBytes plan.Backbone.Device
+                let bytes =
+                    if onCpu then
+                        Some(MemoryUse.peakBytes ())
+                    else
+                        MemoryUse.deviceBytes plan.Backbone.Device
+
+                struct (true, bytes)
             with e when e :? MemoryException || (NativeError.ofException e).IsSome ->
-                None
+                struct (false, None)
 
         let fits batch =
             let trial =
@@ -134,14 +146,14 @@ module LargestBatch =
                         Fits = false
                     }
                 | _ ->
-                    let bytes = attempt batch
+                    let struct (learned, bytes) = attempt batch
                     bytes |> Option.iter (fun bytes -> measured <- (batch, bytes) :: measured)
 
                     {
                         Batch = batch
                         Bytes = bytes
                         Ran = true
-                        Fits = bytes |> Option.exists (isOver >> not)
+                        Fits = learned && not (Option.exists isOver bytes)
                     }
 
             report trial
