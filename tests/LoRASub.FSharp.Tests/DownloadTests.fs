@@ -381,7 +381,7 @@ let private refusals =
                             Patience = TimeSpan.FromMilliseconds 200.0
                         }
 
-                    isRefused [ "no answer for 0.2 seconds"; "continues" ] (fun () ->
+                    isRefused [ "no answer for 0.2 seconds"; "run the same command again" ] (fun () ->
                         getWith impatient Download.unknown server path |> ignore)
 
                     Expect.hasLength server.Requests 3 "tries"))
