@@ -207,8 +207,8 @@ let private onDevices (shell: Shell) (folder: string) (settings: RunSettings) (m
                 if not (RunFolder.isFinished mine) then
                     {
                         Series.Job.Seed = seed
-                        Line = line
-                        Arguments = "run" :: "--resume" :: mine :: more
+                        Series.Job.Line = line
+                        Series.Job.Arguments = "run" :: "--resume" :: mine :: more
                     }
         |]
 
