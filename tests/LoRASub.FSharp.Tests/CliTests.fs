@@ -1077,7 +1077,7 @@ let private runs =
                         "last accuracy "
                         "forgetting "
                     ] do
-                    Expect.stringContains ended.Out word "output"))
+                    Expect.stringContains (unwrapped ended.Out) word "output"))
 
         testCase
             "settings that contradict the weights are warned of once, and saved as a note"
@@ -1271,7 +1271,7 @@ let private runs =
                 endsWithCursor ended
 
                 for word in [ "task 1/2"; "% on 5 classes so far (new classes "; "last accuracy" ] do
-                    Expect.stringContains ended.Out word "output"
+                    Expect.stringContains (unwrapped ended.Out) word "output"
 
                 let again = insideOn terminal [ "evaluate"; under world "out" ]
                 Expect.equal again.Code 0 "evaluate"
@@ -1330,7 +1330,7 @@ let private runs =
                         "gives heads 12; the backbone's 2 is used"
                         "task 3/3"
                     ] do
-                    Expect.stringContains ended.Out word "output"
+                    Expect.stringContains (unwrapped ended.Out) word "output"
 
                 let saved = RunFolder.settings (under world "out")
                 Expect.equal (saved.Seed, saved.Method.Rank, saved.InitialClasses) (3L, 4, Some 4) "settings"
