@@ -94,7 +94,7 @@ let private writeBackbone (path: string) (change: Map<string, torch.Tensor> -> M
 
 /// A text of lines that were wrapped beside their labels, as one line each.
 let unwrapped (text: string) : string =
-    Text.RegularExpressions.Regex.Replace(text, @"\n {11,}(?=\S)", " ")
+    Text.RegularExpressions.Regex.Replace(text, @"\n {6,}(?=\S)", " ")
 
 /// Runs a test in a folder that holds data/ and vit.safetensors.
 let inWorld (test: string -> unit) () =

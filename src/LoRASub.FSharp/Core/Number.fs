@@ -4,7 +4,8 @@ open System
 open TorchSharp
 
 /// Numbers for LibTorch. TorchSharp reads a scalar's handle and lets go of the scalar, so that its finalizer may free the
-/// number while LibTorch still reads it: seldom, and only under load. Each thread therefore keeps its last scalars.
+/// number while LibTorch still reads it: seldom, and only under load. Each thread therefore keeps its last scalars. `add` and
+/// `sub` make one of their own for a factor that is not given.
 [<AbstractClass; Sealed>]
 type internal Number private () =
     [<ThreadStatic; DefaultValue>]
