@@ -61,10 +61,11 @@ let methods: Row list =
 let heads: Row list =
     [
         "heads",
-        "cosine-lda:0.03@class-token,lda@class-token,ridge@class-token,rda@class-token,fecam@class-token,cosine-lda:0.003@last-blocks,cosine-lda@rich"
+        "cosine-lda:0.03@class-token,lda@class-token,ridge@class-token,rda@class-token,fecam@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@spread,cosine-lda@all-blocks,cosine-lda@moments"
         "heads-more",
-        "lda:0.03@class-token,rp-ridge@class-token,nearest-mean@rich,lda@rich,ridge@rich,cosine-lda@rich"
-        "heads-large", $"{ranPac},rp-cosine-lda:10000@class-token,rp-ridge:8192@rich,rp-cosine-lda:8192@rich"
+        "lda:0.03@class-token,rp-ridge@class-token,nearest-mean@moments,lda@moments,ridge@moments"
+        "heads-large",
+        $"{ranPac},rp-cosine-lda:10000@class-token,rp-ridge:8192@moments,rp-cosine-lda:8192@moments"
     ]
     |> List.map (fun (name, heads) -> row name $"--method frozen --heads {heads}")
 
@@ -105,7 +106,7 @@ let ablations: Row list =
                 ] ->
                 row
                     $"ablation-{order}-{name}"
-                    $"{fast} --heads lda@rich,{cosineLda} --recompute --class-order {order}{settings}"
+                    $"{fast} --heads lda@all-blocks,{cosineLda} --recompute --class-order {order}{settings}"
     ]
 
 /// Without the upper bound, which learns all classes as one task.

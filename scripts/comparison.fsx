@@ -30,7 +30,7 @@ type Grid =
     }
 
 let published, cosineLda, ranPac =
-    "nearest-mean@class-token", "cosine-lda@rich", "rp-ridge:10000@class-token"
+    "nearest-mean@class-token", "cosine-lda@all-blocks", "rp-ridge:10000@class-token"
 
 /// The finished runs of a row, one for each seed.
 type Found = { Name: string; Runs: RunData[] }
@@ -286,12 +286,15 @@ let private stepTable (found: Found list) =
                     "cosine rule", "lda:0.03@class-token", "cosine-lda:0.03@class-token"
                     "tokens of three blocks", "cosine-lda:0.03@class-token", "cosine-lda:0.003@last-blocks"
                     "tokens of all blocks", "cosine-lda:0.003@last-blocks", cosineLda
-                    "random features", cosineLda, "rp-cosine-lda:8192@rich"
-                    "more tokens without covariance", published, "nearest-mean@rich"
-                    "more tokens for RanPAC's head", ranPac, "rp-ridge:8192@rich"
+                    "spread of the patches", cosineLda, "cosine-lda@moments"
+                    "random features", "cosine-lda@moments", "rp-cosine-lda:8192@moments"
+                    "more tokens without covariance", published, "nearest-mean@moments"
+                    "more tokens for RanPAC's head", ranPac, "rp-ridge:8192@moments"
                     "cosine rule for RanPAC's features", ranPac, "rp-cosine-lda:10000@class-token"
-                    "cosine rule, both with more tokens", "rp-ridge:8192@rich", "rp-cosine-lda:8192@rich"
-                    $"RanPAC's head to `{cosineLda}`", ranPac, cosineLda
+                    "cosine rule, both with more tokens",
+                    "rp-ridge:8192@moments",
+                    "rp-cosine-lda:8192@moments"
+                    "RanPAC's head to cosine LDA", ranPac, "cosine-lda@moments"
                 ] do
                 match heads.TryFind before, heads.TryFind after with
                 | Some beforeRow, Some row ->
@@ -521,7 +524,11 @@ let figure (title: string) (found: Found list) : string option =
             $"""<text x="{n (width / 2.0)}" y="{n (height - 8.0)}" text-anchor="middle">size of the head in a saved learner</text>"""
             $"""<text transform="rotate(-90)" x="{n (-height / 2.0)}" y="14" text-anchor="middle">last accuracy in %%</text>"""
             for point, px, from, long, labelY in placed do
-                let colour = if point.Head = cosineLda then "#c0392b" else "#2c5f8a"
+                let colour =
+                    if point.Head = "cosine-lda@moments" then
+                        "#c0392b"
+                    else
+                        "#2c5f8a"
 
                 let at =
                     if from > px then

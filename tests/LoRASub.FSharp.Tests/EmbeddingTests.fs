@@ -18,7 +18,7 @@ let private property name law = propertyOf 40 "Embedding" name law
 let private everyPart (c: Network) : EmbeddingPart[] =
     [|
         for block in 1 .. c.Depth do
-            for tokens in [ Tokens.Class; Tokens.PatchMean; Tokens.PatchQuadrants ] do
+            for tokens in [ Tokens.Class; Tokens.PatchMean; Tokens.PatchSpread; Tokens.PatchQuadrants ] do
                 if tokens <> Tokens.PatchQuadrants || c.Side % 2 = 0 then
                     for norm in [ false; true ] do
                         {
@@ -49,6 +49,8 @@ let private embeddings (c: Network) vit : Embedding list =
     [
         Embedding.output vit
         Embedding.lastBlocks vit
+        Embedding.spread vit
+        Embedding.moments vit
 
         if c.Side % 2 = 0 then
             Embedding.allBlocks vit
@@ -321,6 +323,38 @@ let tests =
                 ]
                 (Embedding.named "all-blocks")
 
+            gives
+                "spread: of the last four, class token of the last two"
+                5
+                3
+                [
+                    for block in 2..5 do
+                        block, Tokens.PatchSpread, block = 5
+                    4, Tokens.Class, false
+                    5, Tokens.Class, true
+                ]
+                (Embedding.named "spread")
+
+            gives
+                "spread: of one block, that one"
+                1
+                3
+                [ 1, Tokens.PatchSpread, true; 1, Tokens.Class, true ]
+                (Embedding.named "spread")
+
+            gives
+                "moments: mean and spread of every block, class token of the last three"
+                4
+                3
+                [
+                    for block in 1..4 do
+                        block, Tokens.PatchMean, block = 4
+                        block, Tokens.PatchSpread, block = 4
+                    for block in 2..4 do
+                        block, Tokens.Class, block = 4
+                ]
+                (Embedding.named "moments")
+
             testCase "every name gives an embedding of six blocks in its published width" (fun () ->
                 Scope.run (fun () ->
                     let vit = build { wide with Depth = 6 }.Plain
@@ -328,7 +362,10 @@ let tests =
                     let width name =
                         Embedding.width vit (Embedding.named name vit) / vit.Width
 
-                    Expect.equal (List.map width Embedding.names) [ 1L; 6L; 15L; 15L ] "widths in d"))
+                    Expect.equal
+                        (List.map width Embedding.names)
+                        [ 1L; 6L; 15L; 6L; 15L; 15L ]
+                        "widths in d"))
 
             propertyOf 12 "Embedding" "embeddings of one pass ≡ one at a time" (fun (c: Network) ->
                 let vit = build c.Plain
@@ -418,10 +455,10 @@ let tests =
 
                     Seq.append tokens (Seq.concat views))
 
-            testCase "rich is the richest that fits 5,000 columns and the grid" (fun () ->
+            testCase "rich is the richest that fits 5,000 columns" (fun () ->
                 Scope.run (fun () ->
-                    let rich side columns =
-                        let vit = build { wide with Side = side }.Plain
+                    let rich columns =
+                        let vit = build wide.Plain
 
                         let vit =
                             { vit with
@@ -430,15 +467,14 @@ let tests =
 
                         let found = Embedding.named "rich" vit
 
-                        [ "class-token"; "last-blocks"; "all-blocks" ]
+                        [ "class-token"; "spread"; "moments" ]
                         |> List.filter (fun name -> Embedding.named name vit = found)
 
-                    // of three blocks: 9, 6 and 1 times the width
-                    Expect.equal (rich 4 555L) [ "all-blocks" ] "4,995 columns"
-                    Expect.equal (rich 4 556L) [ "last-blocks" ] "5,004 columns"
-                    Expect.equal (rich 4 833L) [ "last-blocks" ] "4,998 columns"
-                    Expect.equal (rich 4 834L) [ "class-token" ] "5,004 columns"
-                    Expect.equal (rich 3 555L) [ "last-blocks" ] "quadrants need an even side"))
+                    // of three blocks: 9, 5 and 1 times the width
+                    Expect.equal (rich 555L) [ "moments" ] "4,995 columns"
+                    Expect.equal (rich 556L) [ "spread" ] "5,004 columns"
+                    Expect.equal (rich 1000L) [ "spread" ] "5,000 columns"
+                    Expect.equal (rich 1001L) [ "class-token" ] "5,005 columns"))
 
             for name in [ "flip"; "frozen+"; "+flip"; "frozen+flip"; "rich+flip+flip"; "Rich"; "" ] do
                 rejects $"the name '{name}'" [ "embedding"; "class-token"; $"'{name}'" ] (fun () ->
@@ -456,7 +492,7 @@ let tests =
                 "an unknown name"
                 [
                     "embedding"
-                    "class-token, last-blocks, all-blocks, rich"
+                    "class-token, last-blocks, all-blocks, spread, moments, rich"
                     "'all-block'"
                     "all-blocks?"
                 ]
@@ -471,7 +507,7 @@ let tests =
                         Parts = [||]
                     })
 
-            rejects "more parts than there are" [ "embedding"; "at most 36 parts"; "found 10000" ] (fun () ->
+            rejects "more parts than there are" [ "embedding"; "at most 48 parts"; "found 10000" ] (fun () ->
                 let vit = build wide.Plain
 
                 Embedding.check

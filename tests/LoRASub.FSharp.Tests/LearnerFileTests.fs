@@ -243,7 +243,12 @@ let tests =
                     let embedding: Embedding =
                         {
                             Frozen = [| part 1 Tokens.Class false |]
-                            Parts = [| part 1 Tokens.PatchMean false; part 2 Tokens.PatchQuadrants true |]
+                            Parts =
+                                [|
+                                    part 1 Tokens.PatchMean false
+                                    part 1 Tokens.PatchSpread false
+                                    part 2 Tokens.PatchQuadrants true
+                                |]
                             Standardise = true
                             Flip = true
                         }

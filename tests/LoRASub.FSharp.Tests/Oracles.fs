@@ -466,6 +466,16 @@ let part (vit: PlainVit) (outputs: float[,] list) (part: EmbeddingPart) : float[
     match part.Tokens with
     | Tokens.Class -> tokens[0, *]
     | Tokens.PatchMean -> mean (square 0 0 side)
+    | Tokens.PatchSpread ->
+        let all = square 0 0 side
+
+        Array.mapi
+            (fun j m ->
+                let squares =
+                    all |> List.averageBy (fun (y, x) -> (tokens[1 + y * side + x, j] - m) ** 2.0)
+
+                sqrt (squares + 1e-6))
+            (mean all)
     | Tokens.PatchQuadrants ->
         let half = side / 2
 

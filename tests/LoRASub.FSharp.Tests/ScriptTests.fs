@@ -198,19 +198,22 @@ let tests =
                     let frozen = [ 200; 120; 160; 80; 240; 160 ] // 960 of 2,400
                     let nearest = "nearest-mean@class-token", [ for _ in 1..6 -> 100 ]
 
-                    writeRun (run "method-frozen") [] [ nearest; "cosine-lda@rich", frozen ]
+                    writeRun (run "method-frozen") [] [ nearest; "cosine-lda@all-blocks", frozen ]
 
                     // 1, 2, … 6 points more: 3.5 on average, and 2.571·√(3.5/6) = 1.96 to either side
                     writeRun
                         (run "method-lora-sub-drs")
                         []
-                        [ nearest; "cosine-lda@rich", frozen |> List.mapi (fun i n -> n + 4 * (i + 1)) ]
+                        [
+                            nearest
+                            "cosine-lda@all-blocks", frozen |> List.mapi (fun i n -> n + 4 * (i + 1))
+                        ]
 
                     // another class order: the tasks are not the same
                     writeRun
                         (run "method-null-space")
                         [ "class-order", "seed1993" ]
-                        [ nearest; "cosine-lda@rich", List.rev frozen ]
+                        [ nearest; "cosine-lda@all-blocks", List.rev frozen ]
 
                     let page = Path.Combine(folder, "page.md")
 

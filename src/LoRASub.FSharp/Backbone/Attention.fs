@@ -48,7 +48,7 @@ module Linear =
             let through (weight: torch.Tensor) (x: torch.Tensor) =
                 torch.nn.functional.linear (x, weight.``to`` x.dtype)
 
-            y.add (x |> through pair.A |> through pair.B)
+            y.plus (x |> through pair.A |> through pair.B)
 
 /// Multi-head self-attention whose fused weight carries low-rank deltas.
 [<RequireQualifiedAccess>]

@@ -84,6 +84,55 @@ module Embedding =
             Flip = false
         }
 
+    // the final norm is trained for tokens of the last block
+    let private normed (vit: VisionTransformer) (block: int) (tokens: Tokens) =
+        { part block tokens with
+            FinalNorm = (block = vit.Blocks.Length)
+        }
+
+    /// <summary>Mean and spread of the patch tokens of every block, and the class token of the last three, standardised.
+    /// Those of the last block after the final norm.</summary>
+    /// <param name="vit">The backbone.</param>
+    /// <returns>An embedding of (2 · depth + 3) · d columns, fewer where there are fewer than three blocks.</returns>
+    let moments (vit: VisionTransformer) : Embedding =
+        let depth = vit.Blocks.Length
+
+        {
+            Frozen = [||]
+            Parts =
+                [|
+                    for block in 1..depth do
+                        normed vit block Tokens.PatchMean
+                        normed vit block Tokens.PatchSpread
+
+                    for block in max 1 (depth - 2) .. depth do
+                        normed vit block Tokens.Class
+                |]
+            Standardise = true
+            Flip = false
+        }
+
+    /// <summary>Spread of the patch tokens of the last four blocks, and the class token of the last two, standardised. Those
+    /// of the last block after the final norm.</summary>
+    /// <param name="vit">The backbone.</param>
+    /// <returns>An embedding of 6d columns, fewer where there are fewer than four blocks.</returns>
+    let spread (vit: VisionTransformer) : Embedding =
+        let depth = vit.Blocks.Length
+
+        {
+            Frozen = [||]
+            Parts =
+                [|
+                    for block in max 1 (depth - 3) .. depth do
+                        normed vit block Tokens.PatchSpread
+
+                    for block in max 1 (depth - 1) .. depth do
+                        normed vit block Tokens.Class
+                |]
+            Standardise = true
+            Flip = false
+        }
+
     /// <summary>Puts the frozen network's tokens before the adapted ones. The frozen half cannot drift.</summary>
     /// <param name="embedding">Of the adapted network alone.</param>
     /// <returns>An embedding of twice as many columns, which costs a second pass.</returns>
@@ -96,7 +145,8 @@ module Embedding =
     let private pieces (part: EmbeddingPart) =
         match part.Tokens with
         | Tokens.Class
-        | Tokens.PatchMean -> 1L
+        | Tokens.PatchMean
+        | Tokens.PatchSpread -> 1L
         | Tokens.PatchQuadrants -> 4L
 
     /// <summary>Every part, in the order of the columns.</summary>
@@ -115,17 +165,11 @@ module Embedding =
     // a head of second moments keeps the square of this in memory
     let private widest = 5000L
 
-    /// <summary>The richest of `allBlocks`, `lastBlocks` and `output` that has at most 5,000 columns and that the patch
-    /// grid allows.</summary>
+    /// <summary>The richest of `moments`, `spread` and `output` that has at most 5,000 columns.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding.</returns>
     let rich (vit: VisionTransformer) : Embedding =
-        [
-            if vit.GridSide % 2 = 0 then
-                allBlocks vit
-
-            lastBlocks vit
-        ]
+        [ moments vit; spread vit ]
         |> List.tryFind (fun embedding -> width vit embedding <= widest)
         |> Option.defaultWith (fun () -> output vit)
 
@@ -136,7 +180,13 @@ module Embedding =
             "all-blocks",
             "class and mean patch token of all blocks; the last one's patches by quadrant",
             allBlocks
-            "rich", "the richest of these that has at most 5,000 columns", rich
+            "spread",
+            "spread of the patch tokens of the last four blocks, class token of the last two",
+            spread
+            "moments",
+            "mean and spread of the patch tokens of all blocks, class token of the last three",
+            moments
+            "rich", "moments, or spread where that has more than 5,000 columns", rich
         ]
 
     /// The embeddings that have a name.

@@ -194,4 +194,4 @@ module Lora =
                 let delta = delta lora[site]
                 Shape.expect subject [ for n in merged.shape -> Axis.Is n ] delta
                 Shape.expectLike subject merged delta
-                merged.add delta))
+                merged.plus delta))

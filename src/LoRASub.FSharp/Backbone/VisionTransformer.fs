@@ -61,6 +61,8 @@ type Tokens =
     | Class
     /// The mean of the patches' tokens: d columns.
     | PatchMean
+    /// The standard deviation over the patches' tokens: d columns.
+    | PatchSpread
     /// The means of the four quarters of the patch grid, row by row: 4d columns.
     | PatchQuadrants
 
@@ -257,7 +259,7 @@ module VisionTransformer =
         let tokens = Product.linear kernel (Option.toObj vit.PatchEmbedding.Bias) patches // [B, tokens, d]
 
         let classToken = vit.ClassToken.expand (batch, 1L, -1L)
-        torch.cat([| classToken; tokens |], 1L).add vit.Positions // [B, 1 + tokens, d]
+        torch.cat([| classToken; tokens |], 1L).plus vit.Positions // [B, 1 + tokens, d]
 
     // What one block runs with: of the adapters, and the fused weight with the pairs' deltas.
     type private Layer =
@@ -353,7 +355,7 @@ module VisionTransformer =
 
         let hidden = normalise block.Norm2 x |> through Site.Fc1 |> torch.nn.functional.gelu
 
-        let output = x.add (through Site.Fc2 hidden)
+        let output = x.plus (through Site.Fc2 hidden)
 
         match layer.Parallel with
         | None -> output
@@ -383,7 +385,7 @@ module VisionTransformer =
             | All -> Attention.forward, x
 
         attend (int64 vit.Heads) qkv (effective block layer Site.Projection) layer.Pairs input
-        |> x.add
+        |> x.plus
         |> runMlp block layer
 
     let private runWhole (vit: VisionTransformer) rows i layer (x: torch.Tensor) =
@@ -425,6 +427,9 @@ module VisionTransformer =
         else
             images.split each
 
+    // of a variance
+    let private spreadEpsilon = 1e-6
+
     // One part of the tokens x [b, N, d] that leave its block, in the master format: [b, d], or [b, 4d] for quadrants. Of
     // the class token, x may hold nothing else.
     let private read (vit: VisionTransformer) (part: EmbeddingPart) (x: torch.Tensor) : torch.Tensor =
@@ -450,6 +455,11 @@ module VisionTransformer =
                 .``to``
                 master
         | Tokens.PatchMean -> (patches ()).mean([| 1L |], false, Nullable master)
+        | Tokens.PatchSpread ->
+            let patches = (patches ()).``to`` master
+            let apart = patches.sub (patches.mean ([| 1L |], true))
+            // equal patches have no spread, and a root of 0 no gradient
+            apart.mul(apart).mean([| 1L |]).plus(Number.Of spreadEpsilon).sqrt()
         | Tokens.PatchQuadrants ->
             let batch, half, d = x.shape[0], int64 vit.GridSide / 2L, vit.Width
             let quarters = (patches ()).reshape [| batch; 2L; half; 2L; half; d |]
@@ -512,7 +522,7 @@ module VisionTransformer =
             Errors.reject "embedding" "must have at least one part" "none" ""
 
         // each kind of tokens, with and without the norm, of the network as it is and as it was
-        let most = 12 * depth
+        let most = 16 * depth
 
         if parts.Length > most then
             let rule = $"must have at most {most} parts, for {depth} blocks"

@@ -22,10 +22,10 @@ module internal Fused =
         let standardise (epsilon: float) (x: torch.Tensor) =
             let centred = x.sub (x.mean ([| -1L |], true))
             let variance = centred.mul(centred).mean([| -1L |], true)
-            centred.mul (variance.add(number epsilon).rsqrt())
+            centred.mul (variance.plus(number epsilon).rsqrt())
 
         let layerNorm (weight: torch.Tensor) (bias: torch.Tensor) (epsilon: float) (x: torch.Tensor) =
-            (standardise epsilon x).mul(weight).add bias
+            (standardise epsilon x).mul(weight).plus bias
 
         let attention (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) =
             let scale = number (1.0 / sqrt (float q.shape[3]))
@@ -95,7 +95,13 @@ module internal Fused =
         let last = x.shape[1] - 1L
 
         let positions =
-            torch.arange (Number.Of x.shape[1], dtype = torch.ScalarType.Int64, device = x.device)
+            torch.arange (
+                Number.Of 0L,
+                Number.Of x.shape[1],
+                Number.Of 1L,
+                dtype = torch.ScalarType.Int64,
+                device = x.device
+            )
 
         let isLarger = x.ne (x.amin ([| 1L |], keepdim = true))
         // a row of NaN has no smallest

@@ -68,7 +68,7 @@ module Rng =
             let numbers =
                 torch.rand (shape, dtype = dtype, device = torch.CPU, generator = generator)
 
-            numbers.mul_(Number.Of(high - low)).add_(Number.Of low))
+            numbers.mul_(Number.Of(high - low)).plus_(Number.Of low))
 
     /// <summary>Standard normal numbers. The same key gives the same numbers on every device.</summary>
     /// <param name="shape">Sizes of the result.</param>

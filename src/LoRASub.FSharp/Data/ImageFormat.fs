@@ -53,5 +53,5 @@ module internal ImageFormat =
                 .``to``(device)
                 .``to``(torch.ScalarType.Float32)
                 .mul_(Number.Of((format.High - format.Low) / 255.0))
-                .add_(Number.Of format.Low, Number.Of 1)
+                .plus_(Number.Of format.Low)
                 .``to``(dtype))

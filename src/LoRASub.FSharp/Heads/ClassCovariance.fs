@@ -34,7 +34,7 @@ module ClassCovariance =
 
                 torch
                     .stack(Array.init (int means.shape[0]) (int64 >> distances), 1L)
-                    .add(offsets)
+                    .plus(offsets)
                     .mul(Number.Of -0.5))
 
         Scorer.create [| means; white; offsets |] score
@@ -52,7 +52,7 @@ module ClassCovariance =
                 (one.Scatters.``to`` torch.ScalarType.Float64).sum(0L).div(Number.Of(float images))
 
             let mixed =
-                (covariances one).mul(Number.Of beta).add(pooled.mul (Number.Of(1.0 - beta)))
+                (covariances one).mul(Number.Of beta).plus(pooled.mul (Number.Of(1.0 - beta)))
 
             // a class without spread of its own takes the shared covariance, so that determinants stay comparable
             let spread = (Symmetric.traces mixed).gt(Number.Of 0.0)

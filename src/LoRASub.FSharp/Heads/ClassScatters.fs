@@ -107,7 +107,7 @@ module ClassScatters =
                 mine.t().mm mine
 
             let gained =
-                torch.stack(Array.init (int present.shape[0]) (int64 >> ofClass)).add(squares between)
+                torch.stack(Array.init (int present.shape[0]) (int64 >> ofClass)).plus(squares between)
 
             {
                 Classes = classes
@@ -126,7 +126,7 @@ module ClassScatters =
 
             {
                 Classes = classes
-                Scatters = left.Scatters.add(right.Scatters).add between
+                Scatters = left.Scatters.plus(right.Scatters).plus between
             })
 
     /// <summary>After a map of drift: means through the map, each scatter PᵀSP plus the residual of each of its
@@ -141,5 +141,5 @@ module ClassScatters =
 
             {
                 Classes = DriftMap.sums map one.Classes
-                Scatters = moved.add (map.Residual.mul counts)
+                Scatters = moved.plus (map.Residual.mul counts)
             })

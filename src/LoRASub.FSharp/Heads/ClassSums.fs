@@ -23,8 +23,8 @@ type ClassSums =
         Shape.expectLike "class sums to add" left.Sums right.Sums
 
         {
-            Sums = left.Sums.add right.Sums
-            Counts = left.Counts.add right.Counts
+            Sums = left.Sums.plus right.Sums
+            Counts = left.Counts.plus right.Counts
         }
 
 /// Sums of embeddings per class: what a head of class means is made of.

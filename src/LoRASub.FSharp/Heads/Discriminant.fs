@@ -71,7 +71,8 @@ module Discriminant =
                     // the plain score tells unknown images better than the cosine
                     Support =
                         fun scores ->
-                            Scope.noGrad Leaves.tensor (fun () -> (scores.mul(norms).add bias).amax [| 1L |])
+                            Scope.noGrad Leaves.tensor (fun () ->
+                                (scores.mul(norms).plus bias).amax [| 1L |])
                 }
             else
                 scorerOf plain bias)

@@ -37,7 +37,7 @@ module DriftMap =
             let counts = sums.Counts.``to``(sums.Sums.dtype).unsqueeze 1L
 
             {
-                Sums = (sums.Sums.sub (counts.mul map.Before)).mm(map.Map).add(counts.mul map.After)
+                Sums = (sums.Sums.sub (counts.mul map.Before)).mm(map.Map).plus(counts.mul map.After)
                 Counts = sums.Counts.clone ()
             })
 
@@ -72,7 +72,7 @@ module DriftMap =
             let ridge = (kernel.trace().div(Number.Of(float width))).clamp_min(Number.Of 1e-12)
 
             let identity = torch.eye (images, dtype = kernel.dtype, device = kernel.device)
-            let factor = torch.linalg.cholesky (kernel.add (identity.mul ridge))
+            let factor = torch.linalg.cholesky (kernel.plus (identity.mul ridge))
             let inverse = torch.cholesky_inverse factor
             let dual = inverse.mm moved // [n, D]
             let leftOut = dual.div (inverse.diagonal().unsqueeze 1L)
@@ -81,7 +81,7 @@ module DriftMap =
             let residual = if explains then leftOut else moved
             let eye = torch.eye (width, dtype = kernel.dtype, device = kernel.device)
 
-            let map = if explains then eye.add (centred.t().mm dual) else eye
+            let map = if explains then eye.plus (centred.t().mm dual) else eye
 
             let narrow (t: torch.Tensor) = t.``to`` before.dtype
 

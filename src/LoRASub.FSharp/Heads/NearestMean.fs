@@ -27,14 +27,13 @@ module NearestMean =
                 Shape.expectLike "features" units embeddings
 
                 Scope.noGrad Leaves.tensor (fun () ->
-                    let f =
-                        embeddings.div (embeddings.norm(1, keepdim = true).add(Number.Of 1e-8, Number.Of 1))
+                    let f = embeddings.div (embeddings.norm(1, keepdim = true).plus(Number.Of 1e-8))
 
                     // |f|² + |p|² − 2fp: one product for all classes
                     let distances =
-                        (squares f).unsqueeze(1L).add(lengths).sub(f.mm(units.t ()).mul(Number.Of 2.0))
+                        (squares f).unsqueeze(1L).plus(lengths).sub(f.mm(units.t ()).mul(Number.Of 2.0))
 
-                    distances.mul(Number.Of -0.5).add(Number.Of 1.0, Number.Of 1))
+                    distances.mul(Number.Of -0.5).plus(Number.Of 1.0))
 
             Scorer.create [| units; lengths |] score)
 

@@ -79,7 +79,7 @@ module PooledMoments =
 
         let some (n: torch.Tensor) = n.clamp_min (Number.Of 1.0)
         let n, m = count left, count right
-        let weight = n.mul(m).div(some (n.add m)).sqrt()
+        let weight = n.mul(m).div(some (n.plus m)).sqrt()
         (right.Sums.div(some m).sub(left.Sums.div (some n))).mul weight
 
     /// Rows whose squares are what a batch adds to the scatter, and the row of each in `present`: deviations from the
@@ -132,7 +132,7 @@ module PooledMoments =
 
             {
                 Classes = classes
-                Scatter = left.Scatter.add(right.Scatter).addmm(between.t (), between)
+                Scatter = left.Scatter.plus(right.Scatter).addmm(between.t (), between)
                 Images = left.Images + right.Images
             })
 
@@ -148,7 +148,7 @@ module PooledMoments =
 
             {
                 Classes = DriftMap.sums map moments.Classes
-                Scatter = moved.add residual
+                Scatter = moved.plus residual
                 Images = moments.Images
             })
 

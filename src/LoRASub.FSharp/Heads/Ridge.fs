@@ -17,7 +17,7 @@ module Ridge =
             let gram = (wide moments.Scatter).addmm(rows.t (), rows)
             let mean = gram.diagonal().mean().item<float>()
             let ridge = if mean > 0.0 then lambda * mean else 1.0
-            gram.diagonal().add_(Number.Of ridge) |> ignore
+            gram.diagonal().plus_(Number.Of ridge) |> ignore
             let factor = Symmetric.cholesky "Gram matrix" gram
 
             let weights =

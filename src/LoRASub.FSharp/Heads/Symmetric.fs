@@ -58,7 +58,7 @@ module internal Symmetric =
 
     /// The lower triangles in both places. Owned by the caller's scope.
     let mirror (matrix: torch.Tensor) : torch.Tensor =
-        matrix.tril().add(matrix.tril(-1L).transpose(-2L, -1L))
+        matrix.tril().plus(matrix.tril(-1L).transpose(-2L, -1L))
 
     // In float64: for the factor of a covariance, whose small eigenvalues matter.
     let private wide (t: torch.Tensor) =
@@ -78,7 +78,7 @@ module internal Symmetric =
             torch.where (mean.gt (Number.Of 0.0), mean.mul (Number.Of epsilon), torch.ones_like mean)
 
         result.mul_ (Number.Of(1.0 - epsilon)) |> ignore
-        diagonal.add_ ridge |> ignore
+        diagonal.plus_ ridge |> ignore
         result
 
     /// The ε that minimises the expected squared error of a normal covariance (oracle approximating shrinkage, Chen et

@@ -467,7 +467,7 @@ module Learner =
                     scores
 
                 let sum =
-                    views |> Array.map ofView |> Array.reduce (fun sum scores -> sum.add scores)
+                    views |> Array.map ofView |> Array.reduce (fun sum scores -> sum.plus scores)
 
                 sum.div (Number.Of(float views.Length))
 

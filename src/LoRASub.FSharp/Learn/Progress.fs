@@ -169,8 +169,8 @@ module Tally =
     /// <returns>Owned by the caller's scope.</returns>
     let add (batch: Batch) (report: StepReport) (tally: Tally) : Tally =
         {
-            Loss = tally.Loss.add report.Loss
-            Correct = tally.Correct.add report.Correct
+            Loss = tally.Loss.plus report.Loss
+            Correct = tally.Correct.plus report.Correct
             Images = tally.Images + batch.Labels.shape[0]
             Steps = tally.Steps + 1
         }

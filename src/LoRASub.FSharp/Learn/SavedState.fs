@@ -39,7 +39,7 @@ type SavedPart =
     {
         /// Counted from 1.
         Block: int
-        /// class, patch-mean or patch-quadrants.
+        /// class, patch-mean, patch-spread or patch-quadrants.
         Tokens: string
         /// Whether the tokens pass the network's final norm first.
         FinalNorm: bool
@@ -77,6 +77,7 @@ module internal SavedEmbedding =
         [
             "class", Tokens.Class
             "patch-mean", Tokens.PatchMean
+            "patch-spread", Tokens.PatchSpread
             "patch-quadrants", Tokens.PatchQuadrants
         ]
 

@@ -27,9 +27,9 @@ type ClassMoments =
         Shape.expectLike "class moments to add" left.Sums right.Sums
 
         {
-            Sums = left.Sums.add right.Sums
-            Squares = left.Squares.add right.Squares
-            Counts = left.Counts.add right.Counts
+            Sums = left.Sums.plus right.Sums
+            Squares = left.Squares.plus right.Squares
+            Counts = left.Counts.plus right.Counts
         }
 
 /// Class moments: sums over batches, then means and spreads.
@@ -143,7 +143,7 @@ module ClassMoments =
             let square = moments.Squares.div (column moments.Counts)
             let variance = square.sub ((mean.mul mean).sum -1L)
             // the difference of two nearly equal numbers, each a sum over the images in any order
-            let share = (column moments.Counts).mul(Number.Of 4e-16).add(Number.Of 1e-13)
+            let share = (column moments.Counts).mul(Number.Of 4e-16).plus(Number.Of 1e-13)
 
             let rounding = square.mul share
             torch.where(variance.gt rounding, variance, torch.zeros_like variance).sqrt())

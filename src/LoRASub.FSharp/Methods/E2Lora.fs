@@ -279,7 +279,7 @@ module E2Lora =
                     let lost =
                         distillation settings.Temperature teacher.Value (Linear.forward old features)
 
-                    struct (crossEntropy.add (lost.mul (Number.Of settings.Distillation)), logits)
+                    struct (crossEntropy.plus (lost.mul (Number.Of settings.Distillation)), logits)
                 else
                     struct (crossEntropy, logits)
 

@@ -211,7 +211,7 @@ module Ease =
                             (CosineClassifier.unit features).mm(weights.t ()))
                         networks
                         weights
-                    |> Array.reduce (fun sum part -> sum.add part))
+                    |> Array.reduce (fun sum part -> sum.plus part))
 
             let owned =
                 [|

@@ -146,7 +146,7 @@ module LoRASubDrs =
                 let triplet =
                     AugmentedTriplet.loss settings.Margin settings.NormOrder prototypes local unit
 
-                crossEntropy.add (triplet.mul (Number.Of settings.TripletWeight))
+                crossEntropy.plus (triplet.mul (Number.Of settings.TripletWeight))
             else
                 crossEntropy
 

@@ -59,7 +59,7 @@ module StepReport =
     let internal ofTask (task: LearningTask) loss (labels: torch.Tensor) (predictions: torch.Tensor) =
         {
             Loss = loss
-            Predictions = predictions.add (Number.Of(int64 task.FirstClass))
+            Predictions = predictions.plus (Number.Of(int64 task.FirstClass))
             Correct = predictions.eq(labels).sum()
         }
 

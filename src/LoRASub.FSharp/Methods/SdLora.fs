@@ -301,7 +301,7 @@ module SdLora =
                                 site,
                                 state.Tasks
                                 |> Array.mapi (part block site)
-                                |> Array.reduce (fun a b -> a.add b)
+                                |> Array.reduce (fun a b -> a.plus b)
                     ]))
 
     let private adapters vit state : Adapters =

@@ -29,7 +29,7 @@ module internal OpenLesson =
 
     // Of the tensors of methods in training.
     [<Literal>]
-    let private Version = "2"
+    let private Version = "3"
 
     [<Literal>]
     let private Pattern = "lesson-*.safetensors"

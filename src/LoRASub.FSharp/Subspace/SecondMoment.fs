@@ -35,7 +35,7 @@ type SecondMoment =
 
             Scope.noGrad (fun m -> Seq.singleton m.Moment) (fun () ->
                 {
-                    Moment = (weighted left).add(weighted right)
+                    Moment = (weighted left).plus(weighted right)
                     Count = total
                 })
 

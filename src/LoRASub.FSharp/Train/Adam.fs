@@ -138,7 +138,7 @@ module Adam =
                 let rate =
                     learningRate * sqrt (1.0 - options.Beta2 ** s) / (1.0 - options.Beta1 ** s)
 
-                mu[i].div(spread.sqrt().add_(number options.Epsilon)).mul_(number -rate)
+                mu[i].div(spread.sqrt().plus_(number options.Epsilon)).mul_(number -rate)
 
             let updates =
                 gradients |> Array.mapi (fun i gradient -> Option.map (one i) gradient)

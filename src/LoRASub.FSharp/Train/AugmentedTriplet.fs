@@ -13,7 +13,7 @@ module AugmentedTriplet =
     // Rows are unit vectors: |a|² + |b|² − 2ab, clamped under the root where its slope is infinite.
     let private pairwise (rows: torch.Tensor) =
         let squares = rows.pow(number 2.0).sum(1L, keepdim = true) // [n, 1]
-        let squared = squares.add(squares.t ()).sub(rows.mm(rows.t ()).mul(number 2.0))
+        let squared = squares.plus(squares.t ()).sub(rows.mm(rows.t ()).mul(number 2.0))
         (Fused.atLeast 1e-12 squared).sqrt() // [n, n]
 
     /// <summary>The mean over i of max(0, d⁺ᵢ − d⁻ᵢ + margin). d⁺ᵢ is the largest distance to the same class;
@@ -58,7 +58,7 @@ module AugmentedTriplet =
             let accompanied = other.any(1L).unsqueeze 1L // [n, 1]
 
             let fallback =
-                hardestPositive.add(number margin).unsqueeze(1L).masked_fill(accompanied, near)
+                hardestPositive.plus(number margin).unsqueeze(1L).masked_fill(accompanied, near)
 
             let toPrototypes =
                 if prototypes.shape[0] = 0L then
@@ -73,4 +73,4 @@ module AugmentedTriplet =
 
             let hardestNegative = torch.cat(candidates, 1L).amin [| 1L |] // [n]
             // the published ranking loss clamps: unlike relu, its slope at exactly 0 is 1
-            (Fused.atLeast 0.0 (hardestPositive.sub(hardestNegative).add(number margin))).mean())
+            (Fused.atLeast 0.0 (hardestPositive.sub(hardestNegative).plus(number margin))).mean())

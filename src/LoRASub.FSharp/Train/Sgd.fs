@@ -57,7 +57,7 @@ module Sgd =
                 velocity[i] <-
                     state.Velocity[i]
                         .mul(number options.Momentum)
-                        .add_(gradient)
+                        .plus_(gradient)
                         .add_(parameters[i], number options.WeightDecay)
 
                 velocity[i].mul(number -learningRate)

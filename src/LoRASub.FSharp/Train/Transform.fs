@@ -141,7 +141,7 @@ module Transform =
                 Array.map2
                     (fun (parameter: torch.Tensor) update ->
                         match update with
-                        | Some(u: torch.Tensor) -> parameter.add u
+                        | Some(u: torch.Tensor) -> parameter.plus u
                         | None -> parameter)
                     parameters
                     updates
