@@ -31,6 +31,38 @@ type private Run =
         Accuracy: float option
     }
 
+/// Runs in turns, and by name the largest resident memory of the process in each, in bytes. Before each run the allocator
+/// gives back what it kept of other contestants' tensors: between shapes that differ so much it finds little use for it.
+let private inTurns
+    rounds
+    (contestants: (string * (unit -> Run)) list)
+    : (string * Run[]) list * (string * int64[]) list =
+    let results =
+        contestants
+        |> List.map (fun (name, run) ->
+            name,
+            fun () ->
+                MemoryUse.resetPeak ()
+                let result = run ()
+                struct (result, MemoryUse.peakBytes ()))
+        |> Measure.inTurns rounds
+
+    results
+    |> List.map (fun (name, runs) -> name, runs |> Array.map (fun struct (run, _) -> run)),
+    results
+    |> List.map (fun (name, runs) -> name, runs |> Array.map (fun struct (_, peak) -> peak))
+
+let private memoryTable (rounds: int) (peaks: (string * int64[]) list) : Table =
+    {
+        Caption = "Largest resident memory in each round, MB"
+        Columns = "contestant" :: [ for round in 1..rounds -> string round ]
+        Rows =
+            [
+                for name, bytes in peaks ->
+                    Cell.Text name :: [ for b in bytes -> Cell.Number(Math.Round(float b / 1e6)) ]
+            ]
+    }
+
 // ---------------------------------------------------------------- the run
 
 /// The first `count` images of a set for each task, in the set's order.
@@ -436,7 +468,7 @@ let private measure (options: Options) : Findings =
 
         let singleBound, halfBound = ready single, ready half
 
-        let results =
+        let results, peaks =
             inTurns
                 options.Rounds
                 [
@@ -468,6 +500,7 @@ let private measure (options: Options) : Findings =
                         "literal", "ours"
                         "literal", "ours bf16"
                     ]
+                @ [ memoryTable options.Rounds peaks ]
             Targets =
                 [
                     Target.atMost "total, ours / bound, float32" 1.5 "x" (total ("ours", "bound"))
@@ -489,7 +522,7 @@ let private measurePeers (options: Options) : Findings =
             let peers =
                 [ "vectorised"; "published" ] |> List.map (fun code -> $"peer {code}", code)
 
-            let results =
+            let results, _ =
                 inTurns
                     options.Rounds
                     [

@@ -1138,7 +1138,7 @@ let private runs =
                             "frozen"
                         ]
 
-                Expect.equal held.Heads.Value[0].Head "cosine-lda:30-images@spread" "the preset"
+                Expect.equal held.Heads.Value[0].Head "cosine-lda:100-images@spread" "the preset"
 
                 Expect.equal
                     (held.CorrectAndTotal |> Array.map (Array.map _.Total))

@@ -174,7 +174,7 @@ let tests =
                 let expected =
                     [
                         "recommended", alone "cosine-lda:100-images" "rich"
-                        "small", alone "cosine-lda:30-images" "spread"
+                        "small", alone "cosine-lda:100-images" "spread"
                         "large", alone "rp-cosine-lda:8192" "rich+flip"
                         "libcontinual",
                         { Preset.quick Variant.LibContinual with

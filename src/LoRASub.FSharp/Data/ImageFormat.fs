@@ -32,6 +32,17 @@ module internal ImageFormat =
 
         format
 
+    /// To a GPU from pinned memory, so that the host does not wait for the steps before.
+    let private copied (device: torch.Device) (t: torch.Tensor) : torch.Tensor =
+        if device.``type`` = DeviceType.CUDA && t.device_type = DeviceType.CPU then
+            t.pin_memory().``to``(device, non_blocking = true)
+        else
+            t.``to`` device
+
+    /// Labels on a device, likewise. Owned by the caller.
+    let labels (device: torch.Device) (labels: int64[]) : torch.Tensor =
+        Scope.noGrad Leaves.tensor (fun () -> copied device (torch.tensor labels))
+
     /// Images uint8 [n, Channels, Size, Size] as network input of the same shape on a device: pixel/255·(High − Low) +
     /// Low, in float32 up to the final `dtype`. Borrows; owned by the caller.
     let toInput
@@ -49,8 +60,7 @@ module internal ImageFormat =
 
         Scope.noGrad Leaves.tensor (fun () ->
             // in place, for the floats are made here
-            images
-                .``to``(device)
+            (copied device images)
                 .``to``(torch.ScalarType.Float32)
                 .mul_(Number.Of((format.High - format.Low) / 255.0))
                 .plus_(Number.Of format.Low)

@@ -384,7 +384,7 @@ module TaskStream =
                 Scope.noGrad Batch.leaves (fun () ->
                     {
                         Images = input ()
-                        Labels = torch.tensor(labels).``to`` options.Device
+                        Labels = ImageFormat.labels options.Device labels
                     }))
 
     /// One epoch over some images of a set, which are of one task: shuffled, and augmented, as the key decides; the last

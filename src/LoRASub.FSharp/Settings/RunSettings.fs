@@ -298,7 +298,7 @@ module Preset =
             "recommended",
             "cosine LDA on tokens of as many blocks as fit in 5,000 columns; adapts to the first task if that helps",
             only "cosine-lda:100-images" "rich"
-            "small", "the same on the last four blocks", only "cosine-lda:30-images" "spread"
+            "small", "the same on the last four blocks", only "cosine-lda:100-images" "spread"
             "large",
             "the same on 8,192 random features, of each image and its mirror image",
             only "rp-cosine-lda:8192" "rich+flip"
