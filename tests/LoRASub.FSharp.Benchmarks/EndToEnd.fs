@@ -82,6 +82,8 @@ let settings (tasks: int) (epochs: int) : RunSettings =
         Augmentation = Augmentation.None
         Seeding = Seeding.Once
         Drift = false
+        // the others train and classify as published
+        OtherHeads = []
     }
 
 /// A run on so many training and test images of each task, at most; borrows the network.

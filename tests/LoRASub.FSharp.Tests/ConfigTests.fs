@@ -175,7 +175,7 @@ let tests =
                     [
                         "recommended", alone "cosine-lda:100-images" "rich"
                         "small", alone "cosine-lda:100-images" "spread"
-                        "large", alone "rp-cosine-lda:8192" "rich+flip"
+                        "large", alone "cosine-lda:100-images" "richest"
                         "libcontinual",
                         { Preset.quick Variant.LibContinual with
                             OtherHeads = []

@@ -18,7 +18,15 @@ let private property name law = propertyOf 40 "Embedding" name law
 let private everyPart (c: Network) : EmbeddingPart[] =
     [|
         for block in 1 .. c.Depth do
-            for tokens in [ Tokens.Class; Tokens.PatchMean; Tokens.PatchSpread; Tokens.PatchQuadrants ] do
+            for tokens in
+                [
+                    Tokens.Class
+                    Tokens.PatchMean
+                    Tokens.PatchSpread
+                    Tokens.PatchCentre
+                    Tokens.PatchChange
+                    Tokens.PatchQuadrants
+                ] do
                 if tokens <> Tokens.PatchQuadrants || c.Side % 2 = 0 then
                     for norm in [ false; true ] do
                         {
@@ -51,6 +59,7 @@ let private embeddings (c: Network) vit : Embedding list =
         Embedding.lastBlocks vit
         Embedding.spread vit
         Embedding.moments vit
+        Embedding.full vit
 
         if c.Side % 2 = 0 then
             Embedding.allBlocks vit
@@ -355,6 +364,22 @@ let tests =
                 ]
                 (Embedding.named "moments")
 
+            gives
+                "full: moments, middle patches and changes"
+                2
+                3
+                [
+                    for block in 1..2 do
+                        block, Tokens.PatchMean, block = 2
+                        block, Tokens.PatchSpread, block = 2
+                    for block in 1..2 do
+                        block, Tokens.Class, block = 2
+                    for block in 1..2 do
+                        block, Tokens.PatchCentre, block = 2
+                        block, Tokens.PatchChange, block = 2
+                ]
+                (Embedding.named "full")
+
             testCase "every name gives an embedding of six blocks in its published width" (fun () ->
                 Scope.run (fun () ->
                     let vit = build { wide with Depth = 6 }.Plain
@@ -364,7 +389,7 @@ let tests =
 
                     Expect.equal
                         (List.map width Embedding.names)
-                        [ 1L; 6L; 15L; 6L; 15L; 15L ]
+                        [ 1L; 6L; 15L; 6L; 15L; 27L; 15L; 27L ]
                         "widths in d"))
 
             propertyOf 12 "Embedding" "embeddings of one pass ≡ one at a time" (fun (c: Network) ->
@@ -455,9 +480,9 @@ let tests =
 
                     Seq.append tokens (Seq.concat views))
 
-            testCase "rich is the richest that fits 5,000 columns" (fun () ->
+            testCase "rich fits 5,000 columns, richest 10,500" (fun () ->
                 Scope.run (fun () ->
-                    let rich columns =
+                    let found name columns =
                         let vit = build wide.Plain
 
                         let vit =
@@ -465,16 +490,22 @@ let tests =
                                 ClassToken = torch.empty ([| 1L; 1L; columns |], device = torch.META)
                             }
 
-                        let found = Embedding.named "rich" vit
+                        let found = Embedding.named name vit
 
-                        [ "class-token"; "spread"; "moments" ]
+                        [ "class-token"; "spread"; "moments"; "full" ]
                         |> List.filter (fun name -> Embedding.named name vit = found)
 
-                    // of three blocks: 9, 5 and 1 times the width
+                    let rich, richest = found "rich", found "richest"
+
+                    // of three blocks: 15, 9, 5 and 1 times the width
                     Expect.equal (rich 555L) [ "moments" ] "4,995 columns"
                     Expect.equal (rich 556L) [ "spread" ] "5,004 columns"
                     Expect.equal (rich 1000L) [ "spread" ] "5,000 columns"
-                    Expect.equal (rich 1001L) [ "class-token" ] "5,005 columns"))
+                    Expect.equal (rich 1001L) [ "class-token" ] "5,005 columns"
+                    Expect.equal (richest 700L) [ "full" ] "10,500 columns"
+                    Expect.equal (richest 701L) [ "moments" ] "10,515 columns"
+                    Expect.equal (richest 1167L) [ "spread" ] "10,503 columns"
+                    Expect.equal (richest 2101L) [ "class-token" ] "10,505 columns"))
 
             for name in [ "flip"; "frozen+"; "+flip"; "frozen+flip"; "rich+flip+flip"; "Rich"; "" ] do
                 rejects $"the name '{name}'" [ "embedding"; "class-token"; $"'{name}'" ] (fun () ->
@@ -492,7 +523,7 @@ let tests =
                 "an unknown name"
                 [
                     "embedding"
-                    "class-token, last-blocks, all-blocks, spread, moments, rich"
+                    "class-token, last-blocks, all-blocks, spread, moments, full, rich, richest"
                     "'all-block'"
                     "all-blocks?"
                 ]
@@ -507,7 +538,7 @@ let tests =
                         Parts = [||]
                     })
 
-            rejects "more parts than there are" [ "embedding"; "at most 48 parts"; "found 10000" ] (fun () ->
+            rejects "more parts than there are" [ "embedding"; "at most 72 parts"; "found 10000" ] (fun () ->
                 let vit = build wide.Plain
 
                 Embedding.check

@@ -247,6 +247,8 @@ let tests =
                                 [|
                                     part 1 Tokens.PatchMean false
                                     part 1 Tokens.PatchSpread false
+                                    part 1 Tokens.PatchCentre true
+                                    part 2 Tokens.PatchChange false
                                     part 2 Tokens.PatchQuadrants true
                                 |]
                             Standardise = true

@@ -476,6 +476,30 @@ let part (vit: PlainVit) (outputs: float[,] list) (part: EmbeddingPart) : float[
 
                 sqrt (squares + 1e-6))
             (mean all)
+    | Tokens.PatchCentre ->
+        let edge = side / 4
+        mean (square edge edge (side - 2 * edge))
+    | Tokens.PatchChange ->
+        let token (y, x) j = tokens[1 + y * side + x, j]
+
+        let meanSquare pairs j =
+            match pairs with
+            | [] -> 0.0
+            | _ -> pairs |> List.averageBy (fun (a, b) -> (token b j - token a j) ** 2.0)
+
+        let all = square 0 0 side
+
+        let across =
+            all
+            |> List.filter (fun (_, x) -> x + 1 < side)
+            |> List.map (fun (y, x) -> (y, x), (y, x + 1))
+
+        let down =
+            all
+            |> List.filter (fun (y, _) -> y + 1 < side)
+            |> List.map (fun (y, x) -> (y, x), (y + 1, x))
+
+        Array.init (length2 tokens) (fun j -> sqrt (meanSquare across j + meanSquare down j + 1e-6))
     | Tokens.PatchQuadrants ->
         let half = side / 2
 

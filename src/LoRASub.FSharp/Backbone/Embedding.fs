@@ -133,6 +133,22 @@ module Embedding =
             Flip = false
         }
 
+    /// <summary>`moments`, and in every block the mean of the middle patches and the change from patch to
+    /// patch.</summary>
+    /// <param name="vit">The backbone.</param>
+    /// <returns>An embedding of (4 · depth + 3) · d columns, fewer where there are fewer than three blocks.</returns>
+    let full (vit: VisionTransformer) : Embedding =
+        { moments vit with
+            Parts =
+                [|
+                    yield! (moments vit).Parts
+
+                    for block in 1 .. vit.Blocks.Length do
+                        normed vit block Tokens.PatchCentre
+                        normed vit block Tokens.PatchChange
+                |]
+        }
+
     /// <summary>Puts the frozen network's tokens before the adapted ones. The frozen half cannot drift.</summary>
     /// <param name="embedding">Of the adapted network alone.</param>
     /// <returns>An embedding of twice as many columns, which costs a second pass.</returns>
@@ -146,7 +162,9 @@ module Embedding =
         match part.Tokens with
         | Tokens.Class
         | Tokens.PatchMean
-        | Tokens.PatchSpread -> 1L
+        | Tokens.PatchSpread
+        | Tokens.PatchCentre
+        | Tokens.PatchChange -> 1L
         | Tokens.PatchQuadrants -> 4L
 
     /// <summary>Every part, in the order of the columns.</summary>
@@ -162,16 +180,27 @@ module Embedding =
     let width (vit: VisionTransformer) (embedding: Embedding) : int64 =
         vit.Width * Array.sumBy pieces (parts embedding)
 
-    // a head of second moments keeps the square of this in memory
-    let private widest = 5000L
+    // a head of second moments keeps the square of the columns in memory
+    let private within
+        (columns: int64)
+        (choices: (VisionTransformer -> Embedding) list)
+        (vit: VisionTransformer)
+        =
+        choices
+        |> List.map (fun embedding -> embedding vit)
+        |> List.tryFind (fun embedding -> width vit embedding <= columns)
+        |> Option.defaultWith (fun () -> output vit)
 
     /// <summary>The richest of `moments`, `spread` and `output` that has at most 5,000 columns.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding.</returns>
-    let rich (vit: VisionTransformer) : Embedding =
-        [ moments vit; spread vit ]
-        |> List.tryFind (fun embedding -> width vit embedding <= widest)
-        |> Option.defaultWith (fun () -> output vit)
+    let rich (vit: VisionTransformer) : Embedding = within 5000L [ moments; spread ] vit
+
+    /// <summary>The richest of `full`, `moments`, `spread` and `output` that has at most 10,500 columns.</summary>
+    /// <param name="vit">The backbone.</param>
+    /// <returns>An embedding.</returns>
+    let richest (vit: VisionTransformer) : Embedding =
+        within 10500L [ full; moments; spread ] vit
 
     let private table =
         [
@@ -186,7 +215,11 @@ module Embedding =
             "moments",
             "mean and spread of the patch tokens of all blocks, class token of the last three",
             moments
+            "full",
+            "moments, with the mean of the middle patches and the change from patch to patch of all blocks",
+            full
             "rich", "moments, or spread where that has more than 5,000 columns", rich
+            "richest", "the richest of full, moments and spread that has at most 10,500 columns", richest
         ]
 
     /// The embeddings that have a name.

@@ -63,6 +63,10 @@ type Tokens =
     | PatchMean
     /// The standard deviation over the patches' tokens: d columns.
     | PatchSpread
+    /// The mean of the patches in the middle half of the grid's rows and columns: d columns.
+    | PatchCentre
+    /// The root mean square of the change from a patch's token to the next one's, across and down: d columns.
+    | PatchChange
     /// The means of the four quarters of the patch grid, row by row: 4d columns.
     | PatchQuadrants
 
@@ -427,8 +431,8 @@ module VisionTransformer =
         else
             images.split each
 
-    // of a variance
-    let private spreadEpsilon = 1e-6
+    // Equal patches have no spread and no change, and a root of 0 no gradient.
+    let private root (square: torch.Tensor) = square.plus(Number.Of 1e-6).sqrt()
 
     // One part of the tokens x [b, N, d] that leave its block, in the master format: [b, d], or [b, 4d] for quadrants. Of
     // the class token, x may hold nothing else.
@@ -444,6 +448,12 @@ module VisionTransformer =
             else
                 patches
 
+        let side = int64 vit.GridSide
+
+        // [b, side, side, d]
+        let grid () =
+            (patches ()).reshape [| x.shape[0]; side; side; vit.Width |]
+
         match part.Tokens with
         | Tokens.Class ->
             let token = x.select (1L, 0L)
@@ -458,10 +468,29 @@ module VisionTransformer =
         | Tokens.PatchSpread ->
             let patches = (patches ()).``to`` master
             let apart = patches.sub (patches.mean ([| 1L |], true))
-            // equal patches have no spread, and a root of 0 no gradient
-            apart.mul(apart).mean([| 1L |]).plus(Number.Of spreadEpsilon).sqrt()
+            root (apart.mul(apart).mean [| 1L |])
+        | Tokens.PatchCentre ->
+            let edge = side / 4L
+            let middle = side - 2L * edge
+
+            (grid ())
+                .narrow(1L, edge, middle)
+                .narrow(2L, edge, middle)
+                .mean([| 1L; 2L |], false, Nullable master)
+        | Tokens.PatchChange ->
+            let grid = (grid ()).``to`` master
+
+            let square along =
+                let next = grid.narrow(along, 1L, side - 1L).sub(grid.narrow (along, 0L, side - 1L))
+                next.mul(next).mean [| 1L; 2L |]
+
+            // a single patch has no next one
+            if side = 1L then
+                root (grid.mul(Number.Of 0.0).mean [| 1L; 2L |])
+            else
+                root ((square 1L).plus(square 2L))
         | Tokens.PatchQuadrants ->
-            let batch, half, d = x.shape[0], int64 vit.GridSide / 2L, vit.Width
+            let batch, half, d = x.shape[0], side / 2L, vit.Width
             let quarters = (patches ()).reshape [| batch; 2L; half; 2L; half; d |]
             quarters.mean([| 2L; 4L |], false, Nullable master).reshape(batch, 4L * d)
 
@@ -522,7 +551,7 @@ module VisionTransformer =
             Errors.reject "embedding" "must have at least one part" "none" ""
 
         // each kind of tokens, with and without the norm, of the network as it is and as it was
-        let most = 16 * depth
+        let most = 24 * depth
 
         if parts.Length > most then
             let rule = $"must have at most {most} parts, for {depth} blocks"

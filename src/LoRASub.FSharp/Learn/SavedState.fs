@@ -39,7 +39,7 @@ type SavedPart =
     {
         /// Counted from 1.
         Block: int
-        /// class, patch-mean, patch-spread or patch-quadrants.
+        /// class, patch-mean, patch-spread, patch-centre, patch-change or patch-quadrants.
         Tokens: string
         /// Whether the tokens pass the network's final norm first.
         FinalNorm: bool
@@ -78,6 +78,8 @@ module internal SavedEmbedding =
             "class", Tokens.Class
             "patch-mean", Tokens.PatchMean
             "patch-spread", Tokens.PatchSpread
+            "patch-centre", Tokens.PatchCentre
+            "patch-change", Tokens.PatchChange
             "patch-quadrants", Tokens.PatchQuadrants
         ]
 

@@ -300,8 +300,8 @@ module Preset =
             only "cosine-lda:100-images" "rich"
             "small", "the same on the last four blocks", only "cosine-lda:100-images" "spread"
             "large",
-            "the same on 8,192 random features, of each image and its mirror image",
-            only "rp-cosine-lda:8192" "rich+flip"
+            "the same on as many tokens as fit in 10,500 columns",
+            only "cosine-lda:100-images" "richest"
             "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual"; "heads", "none" ]
             "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official"; "heads", "none" ]
         ]
