@@ -27,16 +27,19 @@ module Discriminant =
             let centre = means.mean [| 0L |]
             let apart = means.sub(centre).t() // [d, c]
 
-            let covariance = moments.Scatter.div (Number.Of(float (max 1L moments.Images)))
-
-            let epsilon =
-                match shrinkage with
-                | Shrinkage.Fixed epsilon -> epsilon
-                | Shrinkage.Oas -> Symmetric.oas moments.Images (covariance.``to`` torch.ScalarType.Float64)
-                | Shrinkage.Images prior -> float prior / float (moments.Images + int64 prior)
-
+            // a covariance may fill much of the memory: only its factor outlives this
             let factor =
-                Symmetric.cholesky "shared covariance" (Symmetric.shrink epsilon covariance)
+                Scope.keep Leaves.tensor (fun () ->
+                    let covariance = moments.Scatter.div (Number.Of(float (max 1L moments.Images)))
+
+                    let epsilon =
+                        match shrinkage with
+                        | Shrinkage.Fixed epsilon -> epsilon
+                        | Shrinkage.Oas ->
+                            Symmetric.oas moments.Images (covariance.``to`` torch.ScalarType.Float64)
+                        | Shrinkage.Images prior -> float prior / float (moments.Images + int64 prior)
+
+                    Symmetric.cholesky "shared covariance" (Symmetric.shrink epsilon covariance))
 
             let weights = torch.cholesky_solve (apart, factor)
             let squares = apart.mul(weights).sum 0L // squared Mahalanobis norms

@@ -13,12 +13,21 @@ module Ridge =
             let sums = moments.Classes
             PooledMoments.means sums |> ignore // each class has an image
             let wide (t: torch.Tensor) = t.``to`` torch.ScalarType.Float64
-            let rows = (wide sums.Sums).div(wide(sums.Counts).sqrt().unsqueeze 1L)
-            let gram = (wide moments.Scatter).addmm(rows.t (), rows)
-            let mean = gram.diagonal().mean().item<float>()
-            let ridge = if mean > 0.0 then lambda * mean else 1.0
-            gram.diagonal().plus_(Number.Of ridge) |> ignore
-            let factor = Symmetric.cholesky "Gram matrix" gram
+
+            // a Gram matrix may fill much of the memory: only its factor outlives this
+            let factor =
+                Scope.keep Leaves.tensor (fun () ->
+                    let rows = (wide sums.Sums).div(wide(sums.Counts).sqrt().unsqueeze 1L)
+
+                    let gram =
+                        moments.Scatter
+                            .``to``(torch.ScalarType.Float64, copy = true)
+                            .addmm_(rows.t (), rows)
+
+                    let mean = gram.diagonal().mean().item<float>()
+                    let ridge = if mean > 0.0 then lambda * mean else 1.0
+                    gram.diagonal().plus_(Number.Of ridge) |> ignore
+                    Symmetric.cholesky "Gram matrix" gram)
 
             let weights =
                 torch.cholesky_solve((wide sums.Sums).t(), factor).``to`` moments.Scatter.dtype

@@ -135,9 +135,9 @@ module NativeBackend =
     [<DllImport("libc.so.6", EntryPoint = "mallopt")>]
     extern int private setAllocator(int parameter, int value)
 
-    /// Keeps freed activations with the process: glibc gives blocks of megabytes back to the system at once, and
-    /// a training step that takes them again pays for each page. Whoever sets the allocator by its environment variables
-    /// is left alone.
+    /// Keeps freed activations with the process: glibc gives blocks of megabytes back to the system at once, and a
+    /// training step that takes them again pays for each page. Larger ones, such as covariances of many columns, would leave
+    /// holes that nothing else fits. Whoever sets the allocator by its environment variables is left alone.
     let private keepFreedMemory () =
         let own =
             Environment.GetEnvironmentVariables().Keys
@@ -151,7 +151,7 @@ module NativeBackend =
             let trimThreshold, topPad, mmapThreshold = -1, -2, -3
 
             // 0 where a glibc takes no such threshold: alone, the others would do harm
-            if setAllocator (mmapThreshold, 1 <<< 30) <> 0 then
+            if setAllocator (mmapThreshold, 1 <<< 28) <> 0 then
                 setAllocator (trimThreshold, Int32.MaxValue) |> ignore
                 setAllocator (topPad, 64 <<< 20) |> ignore
 
