@@ -25,7 +25,11 @@ let private orAsset exists flag path given =
     | Some _ -> given
     | None when exists path -> Some path
     | None ->
-        Errors.reject path "must be beside the program" "nothing" $"reinstall the program or pass --{flag}"
+        Errors.reject
+            path
+            "must be in the program's folder"
+            "nothing"
+            $"reinstall the program or pass --{flag}"
 
 // saved settings must name the same file from any folder
 let private absolute (path: string) =

@@ -128,7 +128,7 @@ let list () : string list =
         "MB: of the network in float32, without a classifier."
         "Files without an address:"
         "  " + Backbones.hub "NAME"
-        "lorasub backbone get NAME downloads one; docs/backbones.md says more."
+        "lorasub backbone get NAME downloads one. Details: docs/backbones.md."
     ]
 
 /// Downloads a published backbone into a folder, or into the cache.
@@ -167,7 +167,7 @@ let get (shell: Shell) (name: string) (folder: string option) : int =
                     "checked"
                     (match fetched.CheckedBy with
                      | _ when not fetched.IsNew -> "already there, as its lock describes it"
-                     | [] -> "by its length and its layout: no checksum of it is published"
+                     | [] -> "by its length and layout only: no checksum of it is published"
                      | sources -> "against the checksum of " + String.concat ", " (List.distinct sources))
 
             yield! line "licence" $"{backbone.Family.Licence} ({backbone.Family.Published})"

@@ -55,7 +55,7 @@ type RunFlag =
             | Resume _ -> "resume the run in this folder"
             | Overwrite -> "replace an existing run in the --out folder"
             | Dry_Run -> "print the settings and their sources, then stop"
-            | Largest_Batch _ -> "find the largest --batch in LIMIT, such as 8GiB, then stop"
+            | Largest_Batch _ -> "find the largest --batch that fits in LIMIT, such as 8GiB, then stop"
             | Libtorch _ -> AnotherLibTorch
 
 /// The options of `lorasub evaluate`: settings that may differ from those of the run, and more.
@@ -92,7 +92,9 @@ type LearnFlag =
             | Folders _ -> "folders"
             | Setting _ -> ASetting
             | Preset _ -> "recommended, small, large, libcontinual or official"
-            | Holdout _ -> "share that measures and calibrates" + byDefault Calibration.usualHoldOut
+            | Holdout _ ->
+                "share of images held out to measure and calibrate"
+                + byDefault Calibration.usualHoldOut
             | More -> "also learn the images of known classes"
             | Skip _ -> "folders to leave out, separated by commas"
             | Rename _ -> "other names for classes: FOLDER=NAME, separated by commas"
@@ -191,7 +193,7 @@ type DataFlag =
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
-            | List -> "list the data sets with their sources and files"
+            | List -> "list the data sets, their sources and files"
             | Get _ -> "download a data set"
             | Check _ -> "validate a data set folder"
 
@@ -220,7 +222,7 @@ type ListFlag =
     | [<CliPrefix(CliPrefix.None)>] List
 
     interface IArgParserTemplate with
-        member _.Usage = "print the list, as without it"
+        member _.Usage = "print the list; the word may be left out"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type ReportFlag =

@@ -21,9 +21,9 @@ Examples:
 """
     | "learn" :: _ ->
         """learn LEARNER IMAGES [OPTIONS]
-Learn the classes of a folder of images; the first time makes the learner.
-IMAGES holds a folder for each class. Afterwards the images are not needed.
-An image that cannot be read ends the command, or is skipped by --skip-broken.
+Learn the classes of a folder of images. The first call creates the learner.
+IMAGES has one folder per class. The images are not needed afterwards.
+An unreadable image stops the command, unless --skip-broken is given.
 
 Examples:
   lorasub learn shop photos/january
@@ -33,7 +33,7 @@ Examples:
     | "predict" :: _ ->
         """predict LEARNER IMAGES... [OPTIONS]
 Name the class of images: files, folders, or - for a list on standard input.
-Files that cannot be read are skipped; then the exit code is 1.
+Unreadable files are skipped, and the exit code is then 1.
 
 Examples:
   lorasub predict shop new.jpg
@@ -78,8 +78,8 @@ Examples:
 """
     | "export" :: _ ->
         """export LEARNER DIR [OPTIONS]
-Write what a learner knows for other programs: weights.safetensors (timm's
-names), adapter/ (LoRA for PEFT), classes.csv and class-means.npy.
+Write a learner for other programs: weights.safetensors (timm's names),
+adapter/ (LoRA for PEFT), classes.csv and class-means.npy.
 
 Examples:
   lorasub export shop files
@@ -87,9 +87,9 @@ Examples:
 """
     | "evaluate" :: _ ->
         """evaluate LEARNER IMAGES [OPTIONS], or evaluate RUN [OPTIONS]
-Measure a learner on a folder with a folder of images per class: accuracy,
-calibration, and unknown classes. Or test the learner of a run again and compare
-with the saved accuracy.
+Measure a learner on test images, one folder per class: accuracy, calibration
+and unknown classes. Or score the learner of a run again and compare with the
+saved scores.
 
 Examples:
   lorasub evaluate shop photos/test
@@ -112,7 +112,7 @@ Examples:
 """
     | "methods" :: _ ->
         """methods [COMMAND]
-List the methods with what they store.
+List the methods and what they store.
 
 Examples:
   lorasub methods
@@ -134,8 +134,8 @@ Examples:
 """
     | "data" :: "get" :: _ ->
         """data get NAME [DIR]
-Download a data set, check it, and unpack it. A second call continues an
-interrupted one.
+Download a data set, check it, and unpack it. If interrupted, repeat the command
+to continue.
 
 Examples:
   lorasub data get cifar100                      # into the cache
@@ -160,8 +160,8 @@ Examples:
 """
     | "backbone" :: "get" :: _ ->
         """backbone get NAME [DIR]
-Download a published backbone and check it. A second call continues an
-interrupted one. Afterwards --backbone NAME works in every command.
+Download a published backbone and check it. If interrupted, repeat the command
+to continue. Afterwards --backbone NAME works in every command.
 
 Examples:
   lorasub backbone get vit_base_patch16_224.augreg_in21k
@@ -193,7 +193,7 @@ let private operands (path: string list) : (string * string) list =
     | "learn" :: _ ->
         [
             "LEARNER", "folder of the learner; other files in it stay as they are"
-            "IMAGES", "folder that holds a folder of images for each class"
+            "IMAGES", "folder with one folder of images per class"
         ]
     | "predict" :: _ ->
         [
@@ -203,7 +203,7 @@ let private operands (path: string list) : (string * string) list =
     | "evaluate" :: _ ->
         [
             learner
-            "IMAGES", "folder that holds a folder of images for each class"
+            "IMAGES", "folder with one folder of images per class"
             "RUN", "folder of a run, made with lorasub run --out"
         ]
     | "inspect" :: _ -> [ learner ]
@@ -212,12 +212,12 @@ let private operands (path: string list) : (string * string) list =
         [
             learner
             "CLASS", "name of the class, as lorasub inspect shows it"
-            "NAME", "its new name, which no other class of the learner has"
+            "NAME", "its new name, not used by another class of the learner"
         ]
     | "merge" :: _ ->
         [
-            "LEARNER", "folder of the learner that is changed"
-            "OTHER", "folder of the learner that is added and stays as it is"
+            "LEARNER", "folder of the learner to change"
+            "OTHER", "folder of the learner to add; it is not changed"
         ]
     | "diff" :: _ -> [ learner; "OTHER", "folder of the learner to compare it with" ]
     | "export" :: _ -> [ learner; "DIR", "new or empty folder for the files" ]

@@ -248,7 +248,7 @@ let learn (shell: Shell) (request: Request) : int =
                     yield!
                         line
                             "note"
-                            $"""the folder held {counted others "other file" "other files"} and was no learner; they stay as they are"""
+                            $"""the folder was not a learner; its {counted others "other file" "other files"} will not be changed"""
 
                 if news.Names.Length > 0 then
                     yield! line "new" (images news)
@@ -292,7 +292,7 @@ let learn (shell: Shell) (request: Request) : int =
                     if accuracy.Total = 0 then
                         line
                             "calibrated"
-                            "no: no image was held out, so that predictions have scores and no probabilities"
+                            "no: no images were held out, so predictions have scores but no probabilities"
                     else
                         let images = counted accuracy.Total "held-out image" "held-out images"
 

@@ -15,7 +15,7 @@ let holdsLearner folder =
 
 let absolute (path: string) =
     if path = "" then
-        Errors.reject "a path" "must not be empty" "an empty argument" "is a variable of the shell unset?"
+        Errors.reject "a path" "must not be empty" "an empty argument" "is a shell variable unset?"
 
     Path.GetFullPath(path, Environment.CurrentDirectory)
 
@@ -50,8 +50,8 @@ let requireOwn (folder: string) =
     if RunFolder.holdsRun folder then
         Errors.reject
             folder
-            "must hold a learner of its own"
-            "a run, whose learner may not change"
+            "must be a learner made by lorasub learn"
+            "a run"
             "copy learner.json and learner.safetensors to another folder"
 
 /// What decides how a learner sees, which does not change later.
@@ -212,7 +212,7 @@ let inspect (shell: Shell) (folder: string) : int =
 
             yield!
                 match defaultArg record.HeldOut [||] |> Array.sumBy (fun one -> int64 one.Images) with
-                | 0L -> line "calibrated" "no: no image was held out"
+                | 0L -> line "calibrated" "no: no images were held out"
                 | held -> line "calibrated" $"by {held} held-out images"
 
             yield!

@@ -37,7 +37,7 @@ let merge (shell: Shell) (into: string) (from: string) settings libTorch : int =
                     yield!
                         LearnerFolder.line
                             "added"
-                            $"""{Text.counted added "class" "classes"}; {more} known already"""
+                            $"""{Text.counted added "class" "classes"}; {more} already known"""
 
                     yield!
                         LearnerFolder.line
@@ -76,7 +76,7 @@ let private changes (change: LearnerChange) =
                 "network     the same"
 
         if change.Unlike > 0 then
-            $"""network     {Text.counted change.Unlike "tensor" "tensors"} of another shape or in one only"""
+            $"""network     {Text.counted change.Unlike "tensor" "tensors"} with another shape or in one learner only"""
     ]
 
 /// Prints what differs between two learners. Loads tensors, and LibTorch, only where they are not the same.

@@ -244,7 +244,7 @@ let evaluate (shell: Shell) (test: Test) : int =
             ""
             match result.CalibrationError with
             | Some error -> $"probabilities are off by {percent error} points on average"
-            | None -> "no probabilities: no image was held out when it learned"
+            | None -> "no probabilities: no images were held out during learning"
 
             match result.FalseAlarms with
             | Some count ->

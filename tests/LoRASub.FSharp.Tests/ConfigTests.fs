@@ -468,7 +468,7 @@ let tests =
                 Expect.equal
                     (warning None [] [ "mean", "0.485,0.456,0.406"; "std", "0.229,0.224,0.225" ])
                     (Some
-                        "input-range 0,1 differs from -1.986,2.4392, which the weights were trained with; --input-range -1.986,2.4392 comes nearest to the weights, whose channels have ranges of their own")
+                        "input-range 0,1 differs from -1.986,2.4392, which the weights were trained with; --input-range -1.986,2.4392 is the closest single range; the weights have one per channel")
                     "channels of their own")
 
             testCase "a value on the command line is refused under its flag" (fun () ->

@@ -211,7 +211,7 @@ let tests =
                     let notes = under (Directory.CreateDirectory(shop world).FullName) "notes.txt"
                     File.WriteAllText(notes, "mine")
                     let said = first world "january" [ "--method"; "frozen" ]
-                    Expect.stringContains said "the folder held 1 other file and was no learner" "said"
+                    Expect.stringContains said "the folder was not a learner; its 1 other file" "said"
                     Expect.equal (File.ReadAllText notes) "mine" "it stays"
                     let again = done' (learning world "february" [])
                     Expect.isFalse (again.Contains "other file") "a learner now"))
@@ -424,7 +424,7 @@ let tests =
                         refusedIn world [ tensors; "must have the SHA-256"; "backup" ] ("diff" :: pair)
 
                     let merged = done' [ "merge"; shop world; branch ]
-                    Expect.stringContains merged "added       2 classes; 0 known already" "what was done"
+                    Expect.stringContains merged "added       2 classes; 0 already known" "what was done"
                     Expect.stringContains merged "knows       6 classes, from 60 images" "what it knows"
                     let inspected = done' [ "inspect"; shop world ]
                     Expect.isMatch inspected "(?m)^ +1 +10 +dog" "its own"

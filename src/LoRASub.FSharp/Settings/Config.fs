@@ -358,7 +358,7 @@ module Config =
         let follows =
             match found, card.InputRange with
             | ("input-range", _, _) :: _, Some stated when stated.Value.Length > 1 ->
-                "comes nearest to the weights, whose channels have ranges of their own"
+                "is the closest single range; the weights have one per channel"
             | [ _ ], _ -> "follows the weights"
             | _ -> "follow the weights"
 

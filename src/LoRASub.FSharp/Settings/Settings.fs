@@ -416,7 +416,7 @@ module Settings =
             |> field _.Head (fun v s -> { s with Head = v })
             row
                 "embedding"
-                "tokens that the head sees; see lorasub heads"
+                "tokens that the head reads; see lorasub heads"
                 (checked' (Embedding.named >> ignore))
             |> field _.Embedding (fun v s -> { s with Embedding = v })
             row "heads" "more heads to score in the same run: HEAD or HEAD@EMBEDDING" (names checkReadout)
@@ -504,7 +504,7 @@ module Settings =
         [
             common "device" "cpu or cuda:N" name
             |> field _.Device (fun v s -> { s with Device = v })
-            row "deterministic" "repeat every bit on a GPU too, with slower kernels" switch
+            row "deterministic" "make GPU runs repeat bit for bit, with slower kernels" switch
             |> field _.Deterministic (fun v s -> { s with Deterministic = v })
             // LibTorch starts all threads that it is given, and crashes with too many
             row "threads" "LibTorch threads" (optional (whole 1 1024))
