@@ -64,6 +64,7 @@ let heads: Row list =
         "cosine-lda:0.03@class-token,lda@class-token,ridge@class-token,rda@class-token,fecam@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@spread,cosine-lda@all-blocks,cosine-lda@moments"
         "heads-more",
         "lda:0.03@class-token,rp-ridge@class-token,nearest-mean@moments,lda@moments,ridge@moments"
+        "heads-full", "cosine-lda@full"
         "heads-large",
         $"{ranPac},rp-cosine-lda:10000@class-token,rp-ridge:8192@moments,rp-cosine-lda:8192@moments"
     ]

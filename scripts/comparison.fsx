@@ -287,6 +287,7 @@ let private stepTable (found: Found list) =
                     "tokens of three blocks", "cosine-lda:0.03@class-token", "cosine-lda:0.003@last-blocks"
                     "tokens of all blocks", "cosine-lda:0.003@last-blocks", cosineLda
                     "spread of the patches", cosineLda, "cosine-lda@moments"
+                    "middle and change of the patches", "cosine-lda@moments", "cosine-lda@full"
                     "random features", "cosine-lda@moments", "rp-cosine-lda:8192@moments"
                     "more tokens without covariance", published, "nearest-mean@moments"
                     "more tokens for RanPAC's head", ranPac, "rp-ridge:8192@moments"
@@ -387,8 +388,11 @@ let private driftTable (found: Found list) =
                         line.Recomputed |> Option.map (fixedPoint 1) |> Option.defaultValue none
                         recovered
                         yield!
-                            (match frozen.TryFind line.Head with
-                             | Some other -> [ last other line.Head; gain row line.Head other line.Head ]
+                            // the frozen network's tokens twice are as good as once
+                            (let still = line.Head.Replace("@frozen+", "@")
+
+                             match frozen.TryFind still with
+                             | Some other -> [ last other still; gain row line.Head other still ]
                              | None -> [ none; none ])
                     ]
         ]

@@ -65,6 +65,12 @@ let tests =
                         Expect.equal (same.Adapted, same.Error) (same.Frozen, 0.0) "scores"
                         Expect.isFalse same.Helps "no gain"))
 
+            testCase "a trial reads at most 500 images of a class" (fun () ->
+                let labels = Array.append (Array.replicate 1200 0) (Array.replicate 7 1)
+                let set = ImageSet.ofBytes "many" labels 1 1 1 (Array.zeroCreate 1207)
+                Expect.equal (Adaptation.images (Array.init 1207 id) set) 507 "500 and 7"
+                Expect.equal (Adaptation.images [| 0; 1; 1206 |] set) 3 "all of a few")
+
             testCase "the same seed gives the same trial" (fun () ->
                 Scope.run (fun () ->
                     let plan = auto 4 10

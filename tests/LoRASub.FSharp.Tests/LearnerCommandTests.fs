@@ -231,7 +231,7 @@ let tests =
                         More = 0
                         HoldOut = 0.0
                         Epochs = 2
-                        IsOpen = false
+                        Trial = 0
                     }
 
                 let both seconds = struct (seconds, seconds)
@@ -255,9 +255,14 @@ let tests =
                     "held-out images are predicted and learned"
 
                 Expect.equal
-                    (LearnTime.seconds cost { work with IsOpen = true })
+                    (LearnTime.seconds cost { work with Trial = 100 })
                     (struct (24100.0, 26100.0))
-                    "a trial")
+                    "a trial"
+
+                Expect.equal
+                    (LearnTime.seconds cost { work with Trial = 50 })
+                    (struct (23600.0, 25600.0))
+                    "a trial of half the images")
 
             testCase
                 "predictions as CSV and JSON lines, of files, folders and a list"

@@ -88,8 +88,21 @@ module Adaptation =
                             best.eq(batch.Labels).cpu().data<bool>().ToArray())
             |])
 
+    // Images of a class that a trial reads: more would settle little that these do not.
+    let private most = 500
+
+    // Evenly spaced, where a class has more.
     let private byLabel (positions: int[]) (set: ImageSet) =
-        positions |> Array.groupBy (fun i -> set.Labels[i]) |> Map.ofArray
+        positions
+        |> Array.groupBy (fun i -> set.Labels[i])
+        |> Array.map (fun (label, mine) ->
+            let count = min most mine.Length
+            label, Array.init count (fun i -> mine[int (int64 i * int64 mine.Length / int64 count)]))
+        |> Map.ofArray
+
+    /// The number of images that a trial reads.
+    let internal images (positions: int[]) (set: ImageSet) : int =
+        byLabel positions set |> Map.values |> Seq.sumBy Array.length
 
     /// Whether images are enough for a trial: four classes, and five images of each.
     let internal isPossible (positions: int[]) (classes: int[]) (set: ImageSet) : bool =
@@ -103,7 +116,7 @@ module Adaptation =
         classes.Length >= 4 && Array.forall isEnough classes
 
     /// <summary>Compares a learner that adapts its network to the first task with one that does not, on that task's
-    /// training images alone. The cost is about half of learning the task.</summary>
+    /// training images alone, at most 500 of each class. The cost is about half of learning these.</summary>
     /// <param name="frozen">Of a method that does not train; borrowed.</param>
     /// <param name="adapting">With the same head and embedding. The head must not be `logits`. Borrowed.</param>
     /// <param name="options">How the task will be learned.</param>

@@ -31,8 +31,8 @@ type internal LearnWork =
         HoldOut: float
         /// 0 where the network does not adapt.
         Epochs: int
-        /// Whether a trial decides first if the network adapts.
-        IsOpen: bool
+        /// Images of the trial that decides first if the network adapts; 0 where that is decided.
+        Trial: int
     }
 
 /// How long learning will take.
@@ -41,8 +41,8 @@ module internal LearnTime =
 
     /// Seconds if the network stays frozen where that is open, and if it adapts.
     let seconds (cost: LearnCost) (work: LearnWork) : struct (float * float) =
-        let trained share =
-            share * float work.New * float work.Epochs * cost.Training
+        let trained images =
+            images * float work.Epochs * cost.Training
 
         let held = work.HoldOut * float (work.New + work.More)
 
@@ -55,24 +55,28 @@ module internal LearnTime =
 
         let kept = 1.0 - work.HoldOut
 
-        if work.IsOpen then
-            // both networks see every image, and one of them adapts to four fifths of half of the classes
-            let trial =
-                2.0 * (kept * float work.New * cost.Pass + cost.Deploy + cost.Task)
-                + trained (0.4 * kept)
+        let learned = trained (kept * float work.New)
 
-            struct (passes + trial, passes + trial + trained kept)
+        if work.Trial > 0 then
+            // both networks see every image, and one of them adapts to four fifths of half of the classes
+            let tried = kept * float work.Trial
+
+            let trial =
+                2.0 * (tried * cost.Pass + cost.Deploy + cost.Task) + trained (0.4 * tried)
+
+            struct (passes + trial, passes + trial + learned)
         else
-            struct (passes + trained kept, passes + trained kept)
+            struct (passes + learned, passes + learned)
 
     /// What a lesson of new classes, and of more images of known ones, has to do.
     let work (holdOut: float) (news: ImageSet) (more: ImageSet) (kept: KeptLearner) : LearnWork =
         let labels = Array.distinct news.Labels
         let task = ImageTask.nextTask (labels |> Array.map string) kept.State
 
+        let positions = Array.init news.Labels.Length id
+
         let isOpen =
-            kept.Settings.IsUndecided
-            && Adaptation.isPossible (Array.init news.Labels.Length id) labels news
+            kept.Settings.IsUndecided && Adaptation.isPossible positions labels news
 
         let adapts =
             kept.Learner.Method.Trains task && (isOpen || not kept.Settings.IsUndecided)
@@ -82,7 +86,7 @@ module internal LearnTime =
             More = more.Labels.Length
             HoldOut = if Learner.isLogits kept.Learner.Head then 0.0 else holdOut
             Epochs = if adapts then kept.Settings.Epochs else 0
-            IsOpen = isOpen
+            Trial = if isOpen then Adaptation.images positions news else 0
         }
 
     // Batches of a measurement.
@@ -205,7 +209,11 @@ module internal LearnTime =
 
             Some
                 { cost with
-                    Deploy = if work.IsOpen || work.HoldOut > 0.0 then deploy () else 0.0
+                    Deploy =
+                        if work.Trial > 0 || work.HoldOut > 0.0 then
+                            deploy ()
+                        else
+                            0.0
                 }
         with :? InputException ->
             None
