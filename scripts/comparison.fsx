@@ -466,7 +466,7 @@ let private taskTable (found: Found list) =
                     ]
         ]
 
-/// Accuracy of the frozen network's heads against their size, as an SVG.
+/// Accuracy of the frozen network's heads against their size, as an SVG. Named are those that no smaller one beats.
 let figure (title: string) (found: Found list) : string option =
     let points = frozenHeads found |> List.map fst
 
@@ -504,7 +504,12 @@ let figure (title: string) (found: Found list) : string option =
 
             (point, px, from, long, List.max (y point.Last :: below)) :: placed
 
-        let placed = points |> List.rev |> List.fold place []
+        let isBest (point: HeadLine) =
+            points
+            |> List.forall (fun other ->
+                other.Last < point.Last || other.Bytes > point.Bytes || other.Head = point.Head)
+
+        let placed = points |> List.filter isBest |> List.rev |> List.fold place []
 
         [
             $"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {n width} {n height}" font-family="sans-serif" font-size="12">"""
@@ -527,6 +532,8 @@ let figure (title: string) (found: Found list) : string option =
                 $"""<text x="{n (left - 8.0)}" y="{n (at + 4.0)}" text-anchor="end">{value}</text>"""
             $"""<text x="{n (width / 2.0)}" y="{n (height - 8.0)}" text-anchor="middle">size of the head in a saved learner</text>"""
             $"""<text transform="rotate(-90)" x="{n (-height / 2.0)}" y="14" text-anchor="middle">last accuracy in %%</text>"""
+            for point in points |> List.filter (isBest >> not) do
+                $"""<circle cx="{n (x (float point.Bytes))}" cy="{n (y point.Last)}" r="4" fill="#a9b7c4"/>"""
             for point, px, from, long, labelY in placed do
                 let colour =
                     if point.Head = "cosine-lda@moments" then
@@ -541,6 +548,7 @@ let figure (title: string) (found: Found list) : string option =
                         $"x=\"{n (from + long)}\" text-anchor=\"end\""
 
                 $"""<circle cx="{n px}" cy="{n (y point.Last)}" r="4" fill="{colour}"/>"""
+
                 $"""<text {at} y="{n (labelY + 4.0)}" fill="{colour}">{point.Head}</text>"""
             "</svg>"
             ""
@@ -594,6 +602,8 @@ let page (grids: (Grid * Found list) list) : string =
 
                 if (figure grid.Title found).IsSome then
                     $"![Accuracy against size](comparison-{grid.Folder}.svg)"
+                    ""
+                    "Named are the heads that no smaller one beats."
                     ""
 
                 yield!
