@@ -65,6 +65,9 @@ let tests =
 
                     Expect.isEmpty (filesIn folder) "files"))
 
+            testCase "refuses to take the place of a device" (fun () ->
+                refused [ "/dev/page.html"; "a device" ] (fun () -> WholeFile.writeText "/dev/page.html" "x"))
+
             testCase "refuses a folder that does not exist" (fun () ->
                 inFolder (fun folder ->
                     let path = Path.Combine(folder, "no", "a.txt")

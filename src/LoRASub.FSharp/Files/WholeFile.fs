@@ -98,7 +98,7 @@ module internal WholeFile =
 
     /// Writes what `fill` puts into the stream as the whole of a file, over an older one. When `fill` or the disk
     /// fails, the target is as before and nothing else is left. Removes what killed processes left in the folder.
-    /// Rejects a target that is a folder, and a folder that does not exist or cannot be written.
+    /// Rejects a target that is a folder or a device, and a folder that does not exist or cannot be written.
     let write (path: string) (fill: Stream -> unit) : unit =
         if String.IsNullOrWhiteSpace path then
             Errors.reject "file to write" "must have a name" "an empty one" ""
@@ -109,6 +109,10 @@ module internal WholeFile =
             Errors.reject path "must be a file" "a folder" "add a file name"
 
         let folder = Path.GetDirectoryName target
+
+        // the new file would take the place of the device
+        if folder = "/dev" then
+            Errors.reject path "must be a file" "a device" "choose a file outside /dev"
 
         if not (Directory.Exists folder) then
             Errors.reject path "must be in a folder that exists" $"no folder '{folder}'" "make it first"
