@@ -657,7 +657,7 @@ let tests =
 
                     Expect.stringContains
                         ended.Error
-                        "starts again: it was of other images, classes or settings"
+                        "starts again: it was of other images, classes, settings or threads"
                         "said"
 
                     Expect.isEmpty (lessons ()) "none waits"))

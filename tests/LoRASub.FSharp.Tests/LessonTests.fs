@@ -132,7 +132,7 @@ let tests =
 
                     let notes = ResizeArray()
                     learn world None notes others |> ignore
-                    Expect.exists notes _.Contains("other images, classes or settings") "said"))
+                    Expect.exists notes _.Contains("other images, classes, settings or threads") "said"))
 
             testCase
                 "a lesson is saved in place of the last one"

@@ -127,7 +127,7 @@ module internal OpenLesson =
                 match Safetensors.readHashed stated path with
                 | None -> Error $"{path} is damaged"
                 | Some file when Map.tryFind "identity" file.Metadata <> Some identity ->
-                    Error "it was of other images, classes or settings"
+                    Error "it was of other images, classes, settings or threads"
                 | Some file ->
                     Ok
                         {
