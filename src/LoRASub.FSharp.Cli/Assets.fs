@@ -32,8 +32,7 @@ let private orAsset exists flag path given =
             $"reinstall the program or pass --{flag}"
 
 // saved settings must name the same file from any folder
-let private absolute (path: string) =
-    Path.GetFullPath(path, Environment.CurrentDirectory)
+let private absolute (path: string) = Path.GetFullPath path
 
 /// The settings with a downloaded data set where none is named.
 let downloaded (settings: RunSettings) : RunSettings =

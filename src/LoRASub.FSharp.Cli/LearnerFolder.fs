@@ -17,7 +17,7 @@ let absolute (path: string) =
     if path = "" then
         Errors.reject "a path" "must not be empty" "an empty argument" "is a shell variable unset?"
 
-    Path.GetFullPath(path, Environment.CurrentDirectory)
+    Path.GetFullPath path
 
 /// The names in a folder; none where there is no folder. Rejects one that this user may not read.
 let entries (folder: string) : string[] =

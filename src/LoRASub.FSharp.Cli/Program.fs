@@ -139,6 +139,11 @@ let start (shell: Shell) (argv: string[]) : int =
 
         match e with
         | :? OperationCanceledException when shell.Interruption.IsRequested -> shell.Interruption.Code
+            | None when e :? FileNotFoundException && not (Directory.Exists ".") ->
+                InputException(
+                    "the current folder: must exist; found a deleted one; change to another folder",
+                    e
+                )
         | :? InputException -> 2
         | _ -> 1
 

@@ -560,5 +560,12 @@ module NativeBackend =
     /// the process keep the memory that it frees, unless MALLOC_MMAP_THRESHOLD_ or another setting of glibc's
     /// allocator is given.</summary>
     /// <returns>How they were loaded.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The libraries are absent or do not load.</exception>
-    let ensureLoaded () : NativeLoad = lock gate (fun () -> state.Force())
+    /// <exception cref="T:LoRASub.Core.InputException">The libraries are absent or do not load, or the current folder
+    /// was deleted.</exception>
+    let ensureLoaded () : NativeLoad =
+        lock gate (fun () ->
+            // MKL would end the process
+            if not (state.IsValueCreated || Directory.Exists ".") then
+                Errors.reject "the current folder" "must exist" "a deleted one" "change to another folder"
+
+            state.Force())
