@@ -49,11 +49,19 @@ let private evaluate (shell: Shell) folder (changes: (string * string) list) lib
         Shell.complain shell.Error $"lorasub: the scores differ from the saved scores in {folder}"
         1
 
-// Whether a command saves its results in a folder and can do without standard output.
+// Whether a command saves its results and can do without standard output.
 let private isSaved (command: Arguments.Command) =
     match command with
     | Arguments.Command.Run run -> run.Out.IsSome && not run.DryRun
-    | Arguments.Command.Resume _ -> true
+    | Arguments.Command.Resume _
+    | Arguments.Command.Learn _
+    | Arguments.Command.Forget _
+    | Arguments.Command.Rename _
+    | Arguments.Command.Merge _
+    | Arguments.Command.Export _
+    | Arguments.Command.Report _
+    | Arguments.Command.DataGet _
+    | Arguments.Command.BackboneGet _ -> true
     | _ -> false
 
 let private carryOut (shell: Shell) (command: Arguments.Command) : int =
@@ -105,7 +113,7 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
     | Arguments.Command.Doctor libTorch -> Doctor.run shell.Out libTorch
 
 /// Runs the command of `argv` and returns its exit code: 0 done, 1 failed, 2 invalid arguments or input. If standard
-/// output cannot be written, a run with a folder continues; other commands fail.
+/// output cannot be written, commands that save their results continue; others fail.
 let start (shell: Shell) (argv: string[]) : int =
     let shell = Shell.visible shell
 
@@ -130,6 +138,11 @@ let start (shell: Shell) (argv: string[]) : int =
         let e =
             match NativeError.ofException e with
             | Some shortage -> NativeError.memory "" "" shortage e
+            | None when e :? FileNotFoundException && not (Directory.Exists ".") ->
+                InputException(
+                    "the current folder: must exist; found a deleted one; change to another folder",
+                    e
+                )
             | None -> e
 
         if Environment.GetEnvironmentVariable "LORASUB_DEBUG" = "1" then
@@ -139,11 +152,6 @@ let start (shell: Shell) (argv: string[]) : int =
 
         match e with
         | :? OperationCanceledException when shell.Interruption.IsRequested -> shell.Interruption.Code
-            | None when e :? FileNotFoundException && not (Directory.Exists ".") ->
-                InputException(
-                    "the current folder: must exist; found a deleted one; change to another folder",
-                    e
-                )
         | :? InputException -> 2
         | _ -> 1
 

@@ -622,6 +622,33 @@ let tests =
                     Expect.stringContains ended.Error "another process" "in use"))
 
             testCase
+                "a change that is saved is done, though nothing can be printed"
+                (inShop (fun world ->
+                    first world "january" [ "--method"; "frozen" ] |> ignore
+                    use error = new StringWriter()
+
+                    let unprinted arguments =
+                        use full =
+                            { new StringWriter() with
+                                override _.WriteLine(_: string) : unit =
+                                    raise (IOException "No space left on device")
+                            }
+
+                        Program.start
+                            {
+                                Out = full
+                                Error = error
+                                Terminal = None
+                                Interruption = Interruption()
+                            }
+                            (Array.ofList arguments)
+
+                    Expect.equal (unprinted [ "forget"; shop world; "ant" ]) 0 "forgotten"
+                    Expect.equal (unprinted [ "inspect"; shop world ]) 1 "nothing else comes of it"
+                    Expect.stringContains (string error) "No space left on device" "said"
+                    Expect.isFalse ((done' [ "inspect"; shop world ]).Contains " ant") "forgotten"))
+
+            testCase
                 "an interruption leaves the learner as it was"
                 (inShop (fun world ->
                     first world "january" [ "--method"; "sequential" ] |> ignore
