@@ -170,11 +170,11 @@ let percentOf (some: int) (all: int) : string = percent (float some / float all)
 
 let counted = Text.counted
 
-/// Prints what a learner is and knows. Loads no native library.
+/// Prints what a learner is and knows, if its files are whole. Loads no native library.
 let inspect (shell: Shell) (folder: string) : int =
     let folder = absolute folder
     requireLearner folder
-    let record = LearnerFile.record folder
+    let record = LearnerFile.verified folder
     let classes = record.State.Classes
 
     let setting name otherwise =
@@ -190,7 +190,6 @@ let inspect (shell: Shell) (folder: string) : int =
         else
             "no"
 
-    LearnerFile.requireTensors folder
     let total = classes |> Array.sumBy _.Images
     let groups = record.State.FinishedTasks
 
@@ -213,6 +212,7 @@ let inspect (shell: Shell) (folder: string) : int =
             yield!
                 match defaultArg record.HeldOut [||] |> Array.sumBy (fun one -> int64 one.Images) with
                 | 0L -> line "calibrated" "no: no images were held out"
+                | 1L -> line "calibrated" "by 1 held-out image"
                 | held -> line "calibrated" $"by {held} held-out images"
 
             yield!

@@ -127,11 +127,6 @@ module LearnerFile =
             "no such file"
             "restore the folder from a backup"
 
-    /// Rejects a folder without tensors; does not read them.
-    let internal requireTensors (folder: string) =
-        if not ([ tensorPath folder; nextPath folder ] |> List.exists File.Exists) then
-            lost folder
-
     // What `read` gives of the tensors that learner.json names by their hash.
     let private tensorsOf (folder: string) (sha256: string) (read: string -> 'T option) : 'T =
         let path = tensorPath folder
