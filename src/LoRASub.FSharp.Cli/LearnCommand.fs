@@ -260,6 +260,9 @@ let learn (shell: Shell) (request: Request) : int =
                     yield! line "known" $"{left} left out; add their images with --more"
             ]
 
+        // rather than after hours of training
+        WholeFile.probe (LearnerFile.jsonPath folder) folder
+
         shell.Interruption.Message <- $"interrupted; nothing was saved in {folder}"
         let clock = Stopwatch.StartNew()
 
