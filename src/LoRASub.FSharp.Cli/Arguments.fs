@@ -53,8 +53,13 @@ type Command =
     | Learn of LearnCommand.Request
     | Predict of PredictCommand.Request
     | Inspect of folder: string
-    | Forget of folder: string * name: string * libTorch: string option
-    | Rename of folder: string * name: string * newName: string * libTorch: string option
+    | Forget of folder: string * name: string * settings: (string * string) list * libTorch: string option
+    | Rename of
+        folder: string *
+        name: string *
+        newName: string *
+        settings: (string * string) list *
+        libTorch: string option
     | Merge of into: string * from: string * settings: (string * string) list * libTorch: string option
     | Diff of left: string * right: string * libTorch: string option
     | Export of ExportCommand.Request
@@ -274,11 +279,12 @@ let private predict (flags: ParseResults<PredictFlag>) : Command =
 let private ofLearner (name: string) (flags: ParseResults<LearnerFlag>) : Command =
     let command = "lorasub " + name
     let libTorch = flags.TryGetResult LearnerFlag.Libtorch
+    let settings = pairs (flags.GetResults LearnerFlag.Setting)
 
     match name, words flags.Parser command flags.UnrecognizedCliParams (flags.GetResults Words) with
     | "inspect", [ folder ] -> Command.Inspect folder
-    | "forget", [ folder; one ] -> Command.Forget(folder, one, libTorch)
-    | "rename", [ folder; one; newName ] -> Command.Rename(folder, one, newName, libTorch)
+    | "forget", [ folder; one ] -> Command.Forget(folder, one, settings, libTorch)
+    | "rename", [ folder; one; newName ] -> Command.Rename(folder, one, newName, settings, libTorch)
     | "inspect", other -> refuseWords name "a learner's folder" other
     | "forget", other -> refuseWords name "a learner's folder and a class" other
     | _, other -> refuseWords name "a learner's folder, a class and its new name" other

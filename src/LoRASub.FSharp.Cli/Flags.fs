@@ -124,12 +124,14 @@ type PredictFlag =
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type LearnerFlag =
     | [<MainCommand>] Words of LEARNER_NAMES: string list
+    | [<CustomCommandLine(SettingFlag)>] Setting of NAME: string * VALUE: string
     | [<Unique>] Libtorch of DIR: string
 
     interface IArgParserTemplate with
         member flag.Usage =
             match flag with
             | Words _ -> "a folder and names"
+            | Setting _ -> ""
             | Libtorch _ -> AnotherLibTorch
 
 /// The options of `lorasub export`.
@@ -308,6 +310,8 @@ let settingsOf (command: string) : Setting list =
     | "evaluate" ->
         let names = [ "data-path"; "backbone"; "batch"; "device"; "threads" ]
         Settings.all |> List.filter (fun s -> List.contains s.Name names)
+    | "forget"
+    | "rename"
     | "merge"
     | "export" ->
         let names = [ "backbone"; "device"; "threads" ]

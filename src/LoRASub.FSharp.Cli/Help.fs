@@ -47,7 +47,7 @@ Examples:
   lorasub inspect shop
 """
     | "forget" :: _ ->
-        """forget LEARNER CLASS
+        """forget LEARNER CLASS [OPTIONS]
 Remove a class from a learner: it is no longer predicted.
 
 Examples:
@@ -55,7 +55,7 @@ Examples:
   lorasub forget shop -- -odd-name               # after --, words are names
 """
     | "rename" :: _ ->
-        """rename LEARNER CLASS NAME
+        """rename LEARNER CLASS NAME [OPTIONS]
 Give a class another name.
 
 Examples:

@@ -229,13 +229,13 @@ let inspect (shell: Shell) (folder: string) : int =
     0
 
 // Loads a learner, changes it and saves it.
-let private changing (shell: Shell) libTorch (folder: string) (work: KeptLearner -> KeptLearner) =
+let private changing (shell: Shell) settings libTorch (folder: string) (work: KeptLearner -> KeptLearner) =
     let folder = absolute folder
     requireLearner folder
     requireOwn folder
 
     holding folder (fun () ->
-        let kept = openSaved shell libTorch [] folder
+        let kept = openSaved shell libTorch settings folder
         use _ = Scope.own KeptLearner.leaves kept
 
         Scope.run (fun () ->
@@ -246,8 +246,8 @@ let private changing (shell: Shell) libTorch (folder: string) (work: KeptLearner
                 shell.Interruption.Message <- $"interrupted after {folder} was saved: the change is made")))
 
 /// Removes a class from a learner.
-let forget (shell: Shell) (folder: string) (name: string) libTorch : int =
-    changing shell libTorch folder (KeptLearner.forget name)
+let forget (shell: Shell) (folder: string) (name: string) settings libTorch : int =
+    changing shell settings libTorch folder (KeptLearner.forget name)
 
     Shell.say
         shell
@@ -258,7 +258,7 @@ let forget (shell: Shell) (folder: string) (name: string) libTorch : int =
     0
 
 /// Gives a class of a learner another name.
-let rename (shell: Shell) (folder: string) (name: string) (newName: string) libTorch : int =
-    changing shell libTorch folder (KeptLearner.rename name newName)
+let rename (shell: Shell) (folder: string) (name: string) (newName: string) settings libTorch : int =
+    changing shell settings libTorch folder (KeptLearner.rename name newName)
     Shell.say shell (line "renamed" $"{name} to {newName}")
     0

@@ -86,9 +86,10 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
     | Arguments.Command.Learn request -> LearnCommand.learn shell request
     | Arguments.Command.Predict request -> PredictCommand.predict shell request
     | Arguments.Command.Inspect folder -> LearnerFolder.inspect shell folder
-    | Arguments.Command.Forget(folder, name, libTorch) -> LearnerFolder.forget shell folder name libTorch
-    | Arguments.Command.Rename(folder, name, newName, libTorch) ->
-        LearnerFolder.rename shell folder name newName libTorch
+    | Arguments.Command.Forget(folder, name, settings, libTorch) ->
+        LearnerFolder.forget shell folder name settings libTorch
+    | Arguments.Command.Rename(folder, name, newName, settings, libTorch) ->
+        LearnerFolder.rename shell folder name newName settings libTorch
     | Arguments.Command.Merge(into, from, settings, libTorch) ->
         MergeCommand.merge shell into from settings libTorch
     | Arguments.Command.Diff(left, right, libTorch) -> MergeCommand.diff shell left right libTorch
