@@ -5,6 +5,7 @@ open System
 open System.Diagnostics
 open System.IO
 open LoRASub.Core
+open LoRASub.Files
 open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Learn
@@ -62,6 +63,21 @@ let private read (shell: Shell) (request: Request) skipBroken : Named =
                 |> advising "fix or remove the file, or pass --skip-broken"
         }
         |> ofClasses (fun name -> not (List.contains name request.Skip))
+
+    if all.Names.Length = 0 then
+        Errors.reject "--skip" "must leave a folder to learn" $"every folder of {request.Images}" ""
+
+    let labels = Set.ofArray all.Images.Labels
+
+    // all of its images were broken
+    match all.Names |> Array.indexed |> Array.tryFind (fst >> labels.Contains >> not) with
+    | Some(_, name) ->
+        Errors.reject
+            $"class '{name}'"
+            "must hold an image that can be read"
+            "none"
+            "fix its images, or leave it out with --skip"
+    | None -> ()
 
     let names =
         all.Names

@@ -333,6 +333,17 @@ let tests =
                         [ "0.png"; "fix or remove the file, or pass --skip-broken" ]
                         (learning world "january" [ "--backbone"; under world "vit.safetensors" ])
 
+                    Directory.CreateDirectory(under world "may/yak") |> ignore
+                    File.WriteAllText(under world "may/yak/0.png", "no image")
+
+                    refusedIn
+                        world
+                        [ "class 'yak'"; "an image that can be read"; "--skip" ]
+                        (learning
+                            world
+                            "may"
+                            [ "--backbone"; under world "vit.safetensors"; "--skip-broken" ])
+
                     let learned =
                         inside (
                             learning
@@ -569,6 +580,7 @@ let tests =
                     refusedIn world [ "--holdout"; "'1'" ] (learn [ "--holdout"; "1" ])
                     refusedIn world [ "--rename"; "FOLDER=NAME" ] (learn [ "--rename"; "elk" ])
                     refusedIn world [ "class 'wolf'"; "no such folder" ] (learn [ "--skip"; "wolf" ])
+                    refusedIn world [ "--skip"; "every folder" ] (learn [ "--skip"; "elk,fox" ])
 
                     refusedIn
                         world
@@ -613,6 +625,15 @@ let tests =
                             under world "moved.safetensors"
                         ]
                     |> ignore
+
+                    done' [ "forget"; shop world; "dog"; "--backbone"; under world "moved.safetensors" ]
+                    |> ignore
+
+                    let tensors = LearnerFile.tensorPath (shop world)
+                    let whole = File.ReadAllBytes tensors
+                    File.WriteAllBytes(tensors, Array.append whole [| 0uy |])
+                    refusedIn world [ "learner.safetensors"; "SHA-256"; "backup" ] [ "inspect"; shop world ]
+                    File.WriteAllBytes(tensors, whole)
 
                     use _ = RunFolder.hold (shop world)
 
