@@ -32,6 +32,9 @@ type Grid =
 let published, cosineLda, ranPac =
     "nearest-mean@class-token", "cosine-lda@all-blocks", "rp-ridge:10000@class-token"
 
+/// The head of the preset `recommended`, at a fixed ε.
+let recommended = "cosine-lda@moments"
+
 /// The finished runs of a row, one for each seed.
 type Found = { Name: string; Runs: RunData[] }
 
@@ -295,7 +298,7 @@ let private stepTable (found: Found list) =
                     "cosine rule, both with more tokens",
                     "rp-ridge:8192@moments",
                     "rp-cosine-lda:8192@moments"
-                    "RanPAC's head to cosine LDA", ranPac, "cosine-lda@moments"
+                    "RanPAC's head to cosine LDA", ranPac, recommended
                 ] do
                 match heads.TryFind before, heads.TryFind after with
                 | Some beforeRow, Some row ->
@@ -466,7 +469,7 @@ let private taskTable (found: Found list) =
                     ]
         ]
 
-/// Accuracy of the frozen network's heads against their size, as an SVG. Named are those that no smaller one beats.
+/// Accuracy of the frozen network's heads against their size, as an SVG. Named are those that no smaller one beats, and the recommended one.
 let figure (title: string) (found: Found list) : string option =
     let points = frozenHeads found |> List.map fst
 
@@ -507,7 +510,10 @@ let figure (title: string) (found: Found list) : string option =
         let isBest (point: HeadLine) =
             points
             |> List.forall (fun other ->
-                other.Last < point.Last || other.Bytes > point.Bytes || other.Head = point.Head)
+                other.Last < point.Last
+                || other.Bytes > point.Bytes
+                || (other.Last = point.Last && other.Bytes = point.Bytes))
+            || point.Head = recommended
 
         let placed = points |> List.filter isBest |> List.rev |> List.fold place []
 
@@ -535,11 +541,7 @@ let figure (title: string) (found: Found list) : string option =
             for point in points |> List.filter (isBest >> not) do
                 $"""<circle cx="{n (x (float point.Bytes))}" cy="{n (y point.Last)}" r="4" fill="#a9b7c4"/>"""
             for point, px, from, long, labelY in placed do
-                let colour =
-                    if point.Head = "cosine-lda@moments" then
-                        "#c0392b"
-                    else
-                        "#2c5f8a"
+                let colour = if point.Head = recommended then "#c0392b" else "#2c5f8a"
 
                 let at =
                     if from > px then
@@ -603,7 +605,7 @@ let page (grids: (Grid * Found list) list) : string =
                 if (figure grid.Title found).IsSome then
                     $"![Accuracy against size](comparison-{grid.Folder}.svg)"
                     ""
-                    "Named are the heads that no smaller one beats."
+                    "Named are the heads that no smaller one beats, and in red the recommended one, at a fixed ε."
                     ""
 
                 yield!

@@ -37,6 +37,18 @@ let private trial (plan: Plan) frozen adapting (set: ImageSet) =
         (Rng.ofSeed 1L)
         ignore
 
+/// The set, and the positions that are read of it.
+let private spy (set: ImageSet) =
+    let read = ConcurrentBag<int>()
+
+    { set with
+        Read =
+            fun i ->
+                read.Add i
+                set.Read i
+    },
+    read
+
 let private example: AdaptationTrial =
     {
         Classes = 2
@@ -66,10 +78,18 @@ let tests =
                         Expect.isFalse same.Helps "no gain"))
 
             testCase "a trial reads at most 500 images of a class" (fun () ->
-                let labels = Array.append (Array.replicate 1200 0) (Array.replicate 7 1)
-                let set = ImageSet.ofBytes "many" labels 1 1 1 (Array.zeroCreate 1207)
-                Expect.equal (Adaptation.images (Array.init 1207 id) set) 507 "500 and 7"
-                Expect.equal (Adaptation.images [| 0; 1; 1206 |] set) 3 "all of a few")
+                Scope.run (fun () ->
+                    let plan = auto 4 505
+                    let spied, read = spy plan.Stream.Dataset.Train
+                    let frozen = under plan Frozen.info.Name
+                    trial plan frozen frozen spied |> ignore
+                    let positions = read |> Seq.distinct |> Seq.toArray
+                    Expect.hasLength positions 2000 "of 2,020"
+
+                    Expect.equal
+                        (Adaptation.images (TaskStream.trainIndices plan.Stream plan.Stream.Tasks[0]) spied)
+                        2000
+                        "the number that the estimate of time counts"))
 
             testCase "the same seed gives the same trial" (fun () ->
                 Scope.run (fun () ->
@@ -93,16 +113,7 @@ let tests =
                             Stream = TaskStream.create plan.Stream.Dataset ClassOrder.Natural 2 (Some 4)
                         }
 
-                    let set, read = plan.Stream.Dataset.Train, ConcurrentBag<int>()
-
-                    let spied =
-                        { set with
-                            Read =
-                                fun i ->
-                                    read.Add i
-                                    set.Read i
-                        }
-
+                    let spied, read = spy plan.Stream.Dataset.Train
                     let frozen = under plan Frozen.info.Name
                     trial plan frozen frozen spied |> ignore
 

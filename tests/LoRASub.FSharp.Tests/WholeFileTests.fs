@@ -66,7 +66,8 @@ let tests =
                     Expect.isEmpty (filesIn folder) "files"))
 
             testCase "refuses to take the place of a device" (fun () ->
-                refused [ "/dev/page.html"; "a device" ] (fun () -> WholeFile.writeText "/dev/page.html" "x"))
+                refused [ "/dev/page.html"; "must not be in /dev" ] (fun () ->
+                    WholeFile.writeText "/dev/page.html" "x"))
 
             testCase "refuses a folder that does not exist" (fun () ->
                 inFolder (fun folder ->

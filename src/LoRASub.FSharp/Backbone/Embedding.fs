@@ -191,12 +191,12 @@ module Embedding =
         |> List.tryFind (fun embedding -> width vit embedding <= columns)
         |> Option.defaultWith (fun () -> output vit)
 
-    /// <summary>The richest of `moments`, `spread` and `output` that has at most 5,000 columns.</summary>
+    /// <summary>The first of `moments`, `spread` and `output` that has at most 5,000 columns.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding.</returns>
     let rich (vit: VisionTransformer) : Embedding = within 5000L [ moments; spread ] vit
 
-    /// <summary>The richest of `full`, `moments`, `spread` and `output` that has at most 10,500 columns.</summary>
+    /// <summary>The first of `full`, `moments`, `spread` and `output` that has at most 10,500 columns.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding.</returns>
     let richest (vit: VisionTransformer) : Embedding =
@@ -218,8 +218,10 @@ module Embedding =
             "full",
             "moments, with the mean of the middle patches and the change from patch to patch of all blocks",
             full
-            "rich", "moments, or spread where that has more than 5,000 columns", rich
-            "richest", "the richest of full, moments and spread that has at most 10,500 columns", richest
+            "rich", "the first of moments, spread and class-token with at most 5,000 columns", rich
+            "richest",
+            "the first of full, moments, spread and class-token with at most 10,500 columns",
+            richest
         ]
 
     /// The embeddings that have a name.

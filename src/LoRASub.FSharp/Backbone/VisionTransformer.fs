@@ -63,7 +63,7 @@ type Tokens =
     | PatchMean
     /// The standard deviation over the patches' tokens: d columns.
     | PatchSpread
-    /// The mean of the patches in the middle half of the grid's rows and columns: d columns.
+    /// The mean of the middle patches, without a quarter of the rows and columns, rounded down, at each edge: d columns.
     | PatchCentre
     /// The root mean square of the change from a patch's token to the next one's, across and down: d columns.
     | PatchChange

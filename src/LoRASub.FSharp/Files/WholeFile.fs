@@ -112,7 +112,7 @@ module internal WholeFile =
 
         // the new file would take the place of the device
         if folder = "/dev" then
-            Errors.reject path "must be a file" "a device" "choose a file outside /dev"
+            Errors.reject path "must not be in /dev" "a path in it" "choose another folder"
 
         if not (Directory.Exists folder) then
             Errors.reject path "must be in a folder that exists" $"no folder '{folder}'" "make it first"

@@ -136,7 +136,7 @@ module NativeBackend =
     extern int private setAllocator(int parameter, int value)
 
     /// Keeps freed activations with the process: glibc gives blocks of megabytes back to the system at once, and a
-    /// training step that takes them again pays for each page. Larger ones, such as covariances of many columns, would leave
+    /// training step that takes them again pays for each page. Blocks above 256 MiB, such as covariances of 8,192 columns, would leave
     /// holes that nothing else fits. Whoever sets the allocator by its environment variables is left alone.
     let private keepFreedMemory () =
         let own =

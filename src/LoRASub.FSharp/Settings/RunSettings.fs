@@ -296,7 +296,7 @@ module Preset =
 
         [
             "recommended",
-            "cosine LDA on tokens of as many blocks as fit in 5,000 columns; adapts to the first task if that helps",
+            "cosine LDA on means and spreads of the tokens of all blocks; adapts to the first task if that helps",
             only "cosine-lda:100-images" "rich"
             "small", "the same on the last four blocks", only "cosine-lda:100-images" "spread"
             "large",
