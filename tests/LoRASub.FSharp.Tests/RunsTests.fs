@@ -818,10 +818,14 @@ let tests =
                     Expect.equal unsaved.Code 1 "results that are neither saved nor shown"
                     Expect.equal (withRoom 10 false [ "data"; "list" ]).Code 1 "a list"
 
+                    let report = under world "r.html"
+
                     Expect.equal
-                        (withRoom 10 false [ "report"; out; "--out"; under world "r.html" ]).Code
-                        1
-                        "a report"))
+                        (withRoom 10 false [ "report"; out; "--out"; report ]).Code
+                        0
+                        "a report, which is saved"
+
+                    Expect.isTrue (File.Exists report) "it is"))
 
             testCase
                 "a run is saved when its terminal goes away"
