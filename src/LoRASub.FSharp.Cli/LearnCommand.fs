@@ -255,8 +255,7 @@ let learn (shell: Shell) (request: Request) : int =
         let images (named: Named) =
             $"""{counted named.Names.Length "class" "classes"}, {counted named.Images.Labels.Length "image" "images"}"""
 
-        Shell.say
-            shell
+        let plan =
             [
                 yield! line "learner" $"""{folder}, knows {counted known.Count "class" "classes"}"""
 
@@ -284,6 +283,7 @@ let learn (shell: Shell) (request: Request) : int =
 
         let lesson =
             shell.Interruption.Guard(fun () ->
+                Shell.say shell plan
                 Shell.say shell (time shell request folder before news more)
                 teach shell request folder before news more)
 
