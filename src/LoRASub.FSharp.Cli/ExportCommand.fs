@@ -87,7 +87,7 @@ let export (shell: Shell) (request: Request) : int =
                     torch.ScalarType.Float32
 
             Export.weights dtype (Path.Combine(out, "weights.safetensors")) kept
-            Shell.say shell [ "weights     weights.safetensors: the adapted network in timm's names" ]
+            Shell.say shell [ "weights     weights.safetensors: the network in timm's names" ]
             let adapter = Path.Combine(out, "adapter")
             WholeFile.makeFolder adapter
 

@@ -109,9 +109,8 @@ let private linear (s: Sizes) times (rows: int64) (inputs: int64) (outputs: int6
 let private toInputs (s: Sizes) times (rows: int64) (outputs: int64) (inputs: int64) =
     network s Layout.Plain times rows outputs inputs
 
-// in float32 at least, for a processor is slow with small matrices of bfloat16
 let private perHead (s: Sizes) layout times (m: int64) (k: int64) (n: int64) =
-    { master s layout times m k n with
+    { network s layout times m k n with
         Count = s.Images * s.Heads
     }
 
@@ -292,10 +291,25 @@ let private forms (p: Product) : struct (torch.Tensor[] * (unit -> unit) list) =
             let stored = random p.K p.N
             stored, stored.alias().DetachFromDisposeScope()
 
-    let fresh (product: unit -> torch.Tensor) () = (product ()).Dispose()
+    // views on the way to a result would keep its memory until they are collected
+    let fresh (product: unit -> torch.Tensor) () = Scope.run (product >> ignore)
 
     if p.Count > 1L then
-        struct ([| left; leftView; right; rightView |], [ fresh (fun () -> leftView.bmm rightView) ])
+        // many processors are slow with small matrices of bfloat16
+        let wide (t: torch.Tensor) =
+            if p.Dtype = torch.bfloat16 then
+                [ (t.``to`` torch.float32).DetachFromDisposeScope() ]
+            else
+                []
+
+        let wideLeft, wideRight = wide leftView, wide rightView
+
+        struct ([| left; leftView; right; rightView; yield! wideLeft; yield! wideRight |],
+                [
+                    fresh (fun () -> leftView.bmm rightView)
+                    for left, right in List.zip wideLeft wideRight do
+                        fresh (fun () -> left.bmm right)
+                ])
     else
         let result = random p.M p.N
         // oneDNN turns the operands of its other passes itself

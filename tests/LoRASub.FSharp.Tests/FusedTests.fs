@@ -83,7 +83,7 @@ let tests =
                             |> Array.map _.``to``(torch.float64)
                             |> fun ps -> Fused.attention ps[0] ps[1] ps[2]
 
-                        let found = Fused.attention inputs[0] inputs[1] inputs[2]
+                        let found = Fused.attentionBy ProductRoute.Blas inputs[0] inputs[1] inputs[2]
                         Expect.equal found.dtype torch.bfloat16 "type"
                         // half a unit in the last of 8 binary digits, and float32's own error; a GPU rounds the weights too
                         let error = found.``to``(torch.float64).sub(exact).abs()
@@ -93,6 +93,28 @@ let tests =
                         Expect.isTrue
                             (error.le(allowed.add (Scalar.op_Implicit slack)).all().item<bool>())
                             "error")
+
+                property
+                    "Fused"
+                    "attention in bfloat16 by batched products: value and gradients of float64, but for roundings"
+                    (fun (draw: Draw) ->
+                        let inputs =
+                            Array.init 3 (fun i ->
+                                (normal [| 2L; 2L; 9L; 4L |] (int64 draw.Seed + int64 i)).``to``
+                                    torch.bfloat16)
+
+                        let attend route (ps: torch.Tensor[]) =
+                            (Fused.attentionBy route ps[0] ps[1] ps[2]).``to`` torch.float64
+
+                        let exact =
+                            both (attend ProductRoute.Blas) (inputs |> Array.map _.``to``(torch.float64))
+
+                        let found = both (attend ProductRoute.OneDnn) inputs
+
+                        for expected, found in List.zip exact found do
+                            let error = found.``to``(torch.float64).sub(expected).norm().item<float>()
+                            // each step keeps 8 binary digits
+                            Expect.isLessThan error (0.1 * expected.norm().item<float>()) "error")
 
             property
                 "Fused"

@@ -37,6 +37,14 @@ module Embedding =
                 part block Tokens.PatchMean
         |]
 
+    let private standardised (parts: EmbeddingPart[]) : Embedding =
+        {
+            Frozen = [||]
+            Parts = parts
+            Standardise = true
+            Flip = false
+        }
+
     /// <summary>The class token of the last block after the final norm, as `VisionTransformer.features`.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding of d columns.</returns>
@@ -55,12 +63,7 @@ module Embedding =
     let lastBlocks (vit: VisionTransformer) : Embedding =
         let depth = vit.Blocks.Length
 
-        {
-            Frozen = [||]
-            Parts = ofBlocks [ max 1 (depth - 2) .. depth ]
-            Standardise = true
-            Flip = false
-        }
+        ofBlocks [ max 1 (depth - 2) .. depth ] |> standardised
 
     /// <summary>Class and mean patch token of every block, standardised. The last block gives the quadrants of its patches
     /// after the final norm instead of their mean.</summary>
@@ -69,20 +72,15 @@ module Embedding =
     let allBlocks (vit: VisionTransformer) : Embedding =
         let depth = vit.Blocks.Length
 
-        {
-            Frozen = [||]
-            Parts =
-                [|
-                    yield! ofBlocks [ 1 .. depth - 1 ]
-                    part depth Tokens.Class
+        standardised
+            [|
+                yield! ofBlocks [ 1 .. depth - 1 ]
+                part depth Tokens.Class
 
-                    { part depth Tokens.PatchQuadrants with
-                        FinalNorm = true
-                    }
-                |]
-            Standardise = true
-            Flip = false
-        }
+                { part depth Tokens.PatchQuadrants with
+                    FinalNorm = true
+                }
+            |]
 
     // the final norm is trained for tokens of the last block
     let private normed (vit: VisionTransformer) (block: int) (tokens: Tokens) =
@@ -97,20 +95,15 @@ module Embedding =
     let moments (vit: VisionTransformer) : Embedding =
         let depth = vit.Blocks.Length
 
-        {
-            Frozen = [||]
-            Parts =
-                [|
-                    for block in 1..depth do
-                        normed vit block Tokens.PatchMean
-                        normed vit block Tokens.PatchSpread
+        standardised
+            [|
+                for block in 1..depth do
+                    normed vit block Tokens.PatchMean
+                    normed vit block Tokens.PatchSpread
 
-                    for block in max 1 (depth - 2) .. depth do
-                        normed vit block Tokens.Class
-                |]
-            Standardise = true
-            Flip = false
-        }
+                for block in max 1 (depth - 2) .. depth do
+                    normed vit block Tokens.Class
+            |]
 
     /// <summary>Spread of the patch tokens of the last four blocks, and the class token of the last two, standardised. Those
     /// of the last block after the final norm.</summary>
@@ -119,19 +112,14 @@ module Embedding =
     let spread (vit: VisionTransformer) : Embedding =
         let depth = vit.Blocks.Length
 
-        {
-            Frozen = [||]
-            Parts =
-                [|
-                    for block in max 1 (depth - 3) .. depth do
-                        normed vit block Tokens.PatchSpread
+        standardised
+            [|
+                for block in max 1 (depth - 3) .. depth do
+                    normed vit block Tokens.PatchSpread
 
-                    for block in max 1 (depth - 1) .. depth do
-                        normed vit block Tokens.Class
-                |]
-            Standardise = true
-            Flip = false
-        }
+                for block in max 1 (depth - 1) .. depth do
+                    normed vit block Tokens.Class
+            |]
 
     /// <summary>`moments`, and in every block the mean of the middle patches and the change from patch to
     /// patch.</summary>

@@ -61,7 +61,8 @@ type internal PairGradient() =
             null
             for i in 0 .. pairs.Length - 1 do
                 orNull (Map.tryFind i dA)
-                orNull (Map.tryFind i inner |> Option.map ((part i).t().mm)) // [outputs, r]
+                // with the few rows on the left, which the products are faster with
+                orNull (Map.tryFind i inner |> Option.map (fun inner -> inner.t().mm(part i).t())) // [outputs, r]
         |]
 
 /// Low-rank pairs in training on rows of a frozen weight.

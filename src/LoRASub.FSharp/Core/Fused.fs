@@ -66,21 +66,32 @@ module internal Fused =
         else
             Composed.parts count x
 
-    /// softmax(q·kᵀ/√d)·v over [B, h, N, d], in float32 inside where bfloat16 is on a CPU.
-    let attention (q: torch.Tensor) (k: torch.Tensor) (v: torch.Tensor) : torch.Tensor =
+    /// softmax(q·kᵀ/√d)·v over [B, h, N, d], in bfloat16 on a CPU by the given route: LibTorch's fused kernel calls
+    /// oneDNN anew for every head of every image, and its backward pass takes 2 to 5 times as long as that in float32.
+    let attentionBy
+        (route: ProductRoute)
+        (q: torch.Tensor)
+        (k: torch.Tensor)
+        (v: torch.Tensor)
+        : torch.Tensor =
+        let attend q k v =
+            torch.nn.functional.scaled_dot_product_attention (q, k, v)
+
         if not (isFused q) then
             Composed.attention q k v
+        elif q.dtype <> torch.ScalarType.BFloat16 || q.device.``type`` <> DeviceType.CPU then
+            attend q k v
+        // Processors of this route are fast in bfloat16. N² weights of 2 bytes take no more memory than q, k and v in
+        // float32.
+        elif route = ProductRoute.OneDnn && k.shape[2] <= 6L * k.shape[3] then
+            let scale = number (1.0 / sqrt (float q.shape[3]))
+            q.mul(scale).matmul(k.transpose (-2L, -1L)).softmax(-1L).matmul v
         else
-            let attend q k v =
-                torch.nn.functional.scaled_dot_product_attention (q, k, v)
+            let wide (t: torch.Tensor) = t.``to`` torch.ScalarType.Float32
+            (attend (wide q) (wide k) (wide v)).``to`` q.dtype
 
-            // LibTorch's kernel for the CPU calls oneDNN anew for every head of every image in bfloat16: its backward
-            // pass takes 2 to 5 times as long as that in float32
-            if q.dtype = torch.ScalarType.BFloat16 && q.device.``type`` = DeviceType.CPU then
-                let wide (t: torch.Tensor) = t.``to`` torch.ScalarType.Float32
-                (attend (wide q) (wide k) (wide v)).``to`` q.dtype
-            else
-                attend q k v
+    /// `attentionBy` the route of this machine.
+    let attention q k v = attentionBy (Product.route ()) q k v
 
     /// Distances between the rows of two matrices in a norm, [n, d] and [c, d] -> [n, c].
     let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) : torch.Tensor =

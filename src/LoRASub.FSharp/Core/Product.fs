@@ -5,7 +5,7 @@ open System.Runtime.Intrinsics.X86
 open System.Text
 open TorchSharp
 
-/// The part of LibTorch that multiplies float32 matrices on the CPU.
+/// The part of LibTorch that multiplies float32 matrices on the CPU, and how attention is computed in bfloat16.
 [<RequireQualifiedAccess>]
 type internal ProductRoute =
     /// Its BLAS, which is MKL in the packages: the fastest kernels on Intel's processors, and only those for AVX2 on
