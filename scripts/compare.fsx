@@ -45,7 +45,7 @@ let runs = option "runs" (Path.Combine(root, "artifacts", "compare"))
 let row name settings = { Name = name; Settings = settings }
 
 /// A method with the published head, cosine LDA and its own.
-let methodSettings (name: string) =
+let methodSettings (cosineLda: string) (name: string) =
     let heads = cosineLda :: Option.toList (ownHead name) |> String.concat ","
     // the upper bound at the rate that suits it best
     let rate = if name = "joint" then "--lr 3e-3 " else ""
@@ -54,7 +54,7 @@ let methodSettings (name: string) =
 let methods: Row list =
     [
         for name in Methods.names do
-            row $"method-{name}" $"{methodSettings name} --recompute"
+            row $"method-{name}" $"{methodSettings cosineLda name} --recompute"
         row "method-official" $"--variant official --heads {cosineLda} --recompute"
     ]
 
@@ -113,9 +113,9 @@ let ablations: Row list =
 /// Without the upper bound, which learns all classes as one task.
 let longer: Row list =
     [
-        for tasks in [ 20; 50 ] do
+        for tasks in taskCounts do
             for name in Methods.names |> List.except [ "joint" ] ->
-                row $"tasks-{tasks}-{name}" $"{methodSettings name} --tasks {tasks}"
+                row $"tasks-{tasks}-{name}" $"{methodSettings recommended name} --epochs 1 --tasks {tasks}"
     ]
 
 let grids: Grid list =
@@ -129,7 +129,7 @@ let grids: Grid list =
                 Rows =
                     [
                         for name in [ LoRASubDrs.info.Name; Frozen.info.Name ] ->
-                            row $"method-{name}" (methodSettings name)
+                            row $"method-{name}" (methodSettings cosineLda name)
                     ]
             }
         else
@@ -275,13 +275,15 @@ let target =
 
 let all = grids |> List.map (fun grid -> grid, finished grid)
 
+let text = page (if File.Exists target then File.ReadAllText target else "") all
+
 for grid, found in all do
     figure grid.Title found
     |> Option.iter (writeWhole (Path.Combine(Path.GetDirectoryName target, $"comparison-{grid.Folder}.svg")))
 
-writeWhole target (page all)
+writeWhole target text
 
 if isQuick then
-    printfn "%s" (page all)
+    printfn "%s" text
 
 eprintfn $"{target} is written"

@@ -172,11 +172,29 @@ let private table (header: string list) (rows: string list list) : string list =
             ""
         ]
 
-let private section title (text: string) (lines: string list) =
-    if lines.IsEmpty then
-        []
-    else
-        [ $"### {title}"; ""; text; ""; yield! lines ]
+/// The sections of a page: their lines after the heading, by the headings of the grid and of the section.
+let sections (page: string) : Map<string * string, string list> =
+    let add (kept, grid, title) (line: string) =
+        if line.StartsWith "## " then
+            kept, line.Substring 3, ""
+        elif line.StartsWith "### " then
+            kept, grid, line.Substring 4
+        else
+            let key = grid, title
+            Map.add key (line :: (Map.tryFind key kept |> Option.defaultValue [])) kept, grid, title
+
+    let kept, _, _ = page.Split '\n' |> Array.fold add (Map.empty, "", "")
+    kept |> Map.map (fun _ lines -> List.rev lines)
+
+/// A section with its table, or as it was where no run of it is here.
+let private section (kept: Map<string * string, string list>) grid title (text: string) (table: string list) =
+    let lines =
+        if table.IsEmpty then
+            kept |> Map.tryFind (grid.Title, title) |> Option.defaultValue []
+        else
+            [ ""; text; ""; yield! table ]
+
+    if lines.IsEmpty then [] else $"### {title}" :: lines
 
 let private methodTables (found: Found list) =
     let rows = rowsOf found "method-"
@@ -436,33 +454,32 @@ let private ablationTable (found: Found list) =
                     ]
         ]
 
+/// In each number of tasks.
+let taskCounts = [ 10; 20; 50 ]
+
 let private taskTable (found: Found list) =
-    let at tasks method =
-        if tasks = 10 then
-            find found $"method-{method}"
-        else
-            find found $"tasks-{tasks}-{method}"
+    let at tasks method = find found $"tasks-{tasks}-{method}"
 
     let rows =
         Methods.names
-        |> List.filter (fun name -> (at 20 name).IsSome || (at 50 name).IsSome)
+        |> List.filter (fun name -> taskCounts |> List.exists (fun tasks -> (at tasks name).IsSome))
 
     table
         [
             "method"
             "head"
             for measure in [ "last"; "average" ] do
-                for tasks in [ 10; 20; 50 ] do
+                for tasks in taskCounts do
                     $"{measure}, {tasks} tasks"
         ]
         [
             for name in rows do
-                for head in published :: cosineLda :: Option.toList (ownHead name) ->
+                for head in published :: recommended :: Option.toList (ownHead name) ->
                     [
                         $"`{name}`"
                         $"`{head}`"
                         for value in [ (fun (line: HeadLine) -> line.Last); _.Average ] do
-                            for tasks in [ 10; 20; 50 ] do
+                            for tasks in taskCounts do
                                 match at tasks name with
                                 | Some row -> cell (value >> Some) row head
                                 | None -> none
@@ -567,8 +584,10 @@ let private machine (found: Found list) =
     |> Seq.distinct
     |> String.concat "; "
 
-/// The page of several grids with their finished runs.
-let page (grids: (Grid * Found list) list) : string =
+/// The page of several grids with their finished runs; a section without any stays as it was.
+let page (previous: string) (grids: (Grid * Found list) list) : string =
+    let kept = sections previous
+
     [
         "# Comparison"
         ""
@@ -576,66 +595,85 @@ let page (grids: (Grid * Found list) list) : string =
         "over all classes after the last task, on test images that chose no setting here. `dotnet fsi build.fsx -t Compare --cifar DIR`"
         "writes this page from the runs that are finished; `lorasub report artifacts/compare/cifar100/*` shows them with curves and"
         "matrices. `…-t Compare --only NAME --cifar DIR` runs the rows of one table, whose names begin with `method`, `heads`, `preset`,"
-        "`drift`, `ablation` or `tasks`."
+        "`drift`, `ablation` or `tasks`. A table without finished runs stays as it is."
         ""
         "± is half of a 95 % interval: over seeds where there are several, else over the tasks of one run, each with its own classes,"
         "always of paired differences. Without ± there is one run, and a difference below a point means nothing. Several runs share"
         "a machine, so seconds compare roughly; factorising a covariance counts to the test."
         ""
         for grid, found in grids do
-            if not found.IsEmpty then
+            let section title prefixes text table =
+                let rows =
+                    found
+                    |> List.filter (fun row ->
+                        prefixes |> List.exists (fun (p: string) -> row.Name.StartsWith p))
+
+                section kept grid title $"{text} On {machine rows}." table
+
+            let sections =
+                [
+                    yield!
+                        section
+                            "Methods"
+                            [ "method" ]
+                            ($"Each with the published nearest means, `{cosineLda}`, and the classifier of its paper (RanPAC: ridge regression on 10,000 random features). The share is that of `{cosineLda}`, of the way from the frozen network's nearest means to `joint`, which sees all classes at once. "
+                             + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of the rivals' papers, 3e-3 for `joint`, and else those of LoRA-Sub-DRS, as are the other settings.")
+                            (methodTables found)
+
+                    yield!
+                        section
+                            "Heads over the frozen network"
+                            [ "heads" ]
+                            "No training: one pass over each image. Such a head ends at the same accuracy in every class order and number of tasks. In the figure, the heads that no smaller one beats have a name, and the recommended one, at a fixed ε, is red."
+                            [
+                                yield! headTable found
+
+                                if (figure grid.Title found).IsSome then
+                                    $"![Accuracy against size](comparison-{grid.Folder}.svg)"
+                                    ""
+                            ]
+
+                    yield!
+                        section
+                            "Where the gain comes from"
+                            [ "heads" ]
+                            "Frozen network, one change at a time. The order of the steps matters: each counts what those before it left."
+                            (stepTable found)
+
+                    yield!
+                        section
+                            "Presets"
+                            [ "preset" ]
+                            "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. `published` is LoRA-Sub-DRS with nearest means alone; RanPAC's head is ridge regression on 10,000 random features of the frozen class token, its best setting here."
+                            (presetTable found)
+
+                    yield!
+                        section
+                            "When the network moves"
+                            [ "drift" ]
+                            $"LoRA-Sub-DRS at ten times the published rate (`{fast}`), and null-space LoRA, in two class orders. Stale: heads keep the sums of older networks. Followed: sums pass through the fitted map, where a head allows it. Recovered: that gain as a share of what recomputing gains, where that is at least half a point."
+                            (driftTable found)
+
+                    yield!
+                        section
+                            "Ablations of LoRA-Sub-DRS"
+                            [ "ablation" ]
+                            $"At `{fast}`, so that there is drift to prevent. `unscaled` projects without dividing by the root of the rank. `no-projection-slow` has the rate divided by √192 in all tasks, the first as well: the step that the published projection takes on average. Loss is that of the last epoch, mean over later tasks. One seed."
+                            (ablationTable found)
+
+                    yield!
+                        section
+                            "More tasks"
+                            [ "tasks" ]
+                            $"The same classes in 10, 20 and 50 tasks, at one epoch per task, without the upper bound `joint`, which has one task. `{recommended}` is the head of `recommended` at a fixed ε."
+                            (taskTable found)
+                ]
+
+            if not sections.IsEmpty then
                 $"## {grid.Title}"
                 ""
-                $"Every run: `lorasub run {grid.Protocol} --seed {grid.Seed}`, on {machine found}."
+                $"Every run: `lorasub run {grid.Protocol} --seed {grid.Seed}`."
                 ""
-
-                yield!
-                    section
-                        "Methods"
-                        ($"Each with the published nearest means, `{cosineLda}`, and the classifier of its paper (RanPAC: ridge regression on 10,000 random features). The share is that of `{cosineLda}`, of the way from the frozen network's nearest means to `joint`, which sees all classes at once. "
-                         + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of the rivals' papers, 3e-3 for `joint`, and else those of LoRA-Sub-DRS, as are the other settings.")
-                        (methodTables found)
-
-                yield!
-                    section
-                        "Heads over the frozen network"
-                        "No training: one pass over each image. Such a head ends at the same accuracy in every class order and number of tasks."
-                        (headTable found)
-
-                if (figure grid.Title found).IsSome then
-                    $"![Accuracy against size](comparison-{grid.Folder}.svg)"
-                    ""
-                    "Named are the heads that no smaller one beats, and in red the recommended one, at a fixed ε."
-                    ""
-
-                yield!
-                    section
-                        "Where the gain comes from"
-                        "Frozen network, one change at a time. The order of the steps matters: each counts what those before it left."
-                        (stepTable found)
-
-                yield!
-                    section
-                        "Presets"
-                        "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. `published` is LoRA-Sub-DRS with nearest means alone; RanPAC's head is ridge regression on 10,000 random features of the frozen class token, its best setting here."
-                        (presetTable found)
-
-                yield!
-                    section
-                        "When the network moves"
-                        $"LoRA-Sub-DRS at ten times the published rate (`{fast}`), and null-space LoRA, in two class orders. Stale: heads keep the sums of older networks. Followed: sums pass through the fitted map, where a head allows it. Recovered: that gain as a share of what recomputing gains, where that is at least half a point."
-                        (driftTable found)
-
-                yield!
-                    section
-                        "Ablations of LoRA-Sub-DRS"
-                        $"At `{fast}`, so that there is drift to prevent. `unscaled` projects without dividing by the root of the rank. `no-projection-slow` has the rate divided by √192 in all tasks, the first as well: the step that the published projection takes on average. Loss is that of the last epoch, mean over later tasks. One seed."
-                        (ablationTable found)
-
-                yield!
-                    section
-                        "More tasks"
-                        "The same classes in 10, 20 and 50 tasks, at the same number of epochs per task."
-                        (taskTable found)
+                yield! sections
     ]
     |> String.concat "\n"
