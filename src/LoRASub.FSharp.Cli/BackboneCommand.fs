@@ -214,10 +214,14 @@ let info (say: string list -> unit) (given: string) : int =
                 if not selection.Ignored.IsEmpty then
                     yield! line "ignored" (Text.counted selection.Ignored.Length "tensor" "tensors")
                     yield! ignored header selection
-
-                ""
-                "This backbone can be used: --backbone " + given
             ]
+
+        // a damaged tensor shows only when it is read
+        NativeBackend.ensureLoaded () |> ignore
+
+        Scope.run (fun () -> format.ReadOnly selection.Used.Contains path |> ignore)
+
+        say [ ""; "This backbone can be used: --backbone " + given ]
 
         0
     with :? InputException as e ->

@@ -342,7 +342,8 @@ let tests =
                 let vit = build c.Plain
                 let a = VisionTransformer.frozen vit
                 Array.iter2 (identical "weights") (bare vit).Qkv a.Qkv
-                identical "features" (features (bare vit) vit c.Batch) (features a vit c.Batch))
+                // where the same weights lie in memory may decide the last digit of a product
+                closeTensors "features" (features (bare vit) vit c.Batch) (features a vit c.Batch))
 
             property "merged weights ≡ pairs beside the weights, at every site" (fun (c: Network) ->
                 let vit = build c.Plain

@@ -1,5 +1,6 @@
 module LoRASub.Tests.BackboneCommandTests
 
+open System
 open System.IO
 open Expecto
 open LoRASub.Tests.Probe
@@ -53,6 +54,22 @@ let tests =
                 ]
             says "timm-bfloat16.pth" [ "30 BFloat16" ]
             says "dinov2.pth" [ "layer scales are multiplied"; "mask_token [1, 8]: token of masked training" ]
+
+            testCase "a flipped bit among the numbers is found" (fun () ->
+                inFolder (fun folder ->
+                    let bytes = File.ReadAllBytes(TensorFormatsTests.fixture "timm.pth")
+                    // the first tensor of the file after its header, which is cls_token
+                    let plain = File.ReadAllBytes(TensorFormatsTests.fixture "timm.safetensors")
+                    let first = 8 + int (BitConverter.ToInt64(plain, 0))
+                    let place = bytes.AsSpan().IndexOf(ReadOnlySpan(plain, first, 32))
+                    Expect.isGreaterThan place 0 "where it is"
+                    bytes[place] <- bytes[place] ^^^ 1uy
+                    let path = Path.Combine(folder, "w.pth")
+                    File.WriteAllBytes(path, bytes)
+                    let code, out, error = info path
+                    Expect.equal (code, error) (2, "") "ended"
+                    Expect.stringContains out "the file is damaged" "reason"
+                    Expect.isFalse (out.Contains "can be used") "its use"))
 
             testCase "what cannot be used ends with 2 and the reason" (fun () ->
                 let code, out, error = info (TensorFormatsTests.fixture "features.safetensors")

@@ -40,10 +40,11 @@ type internal PairGradient() =
                 let ranks = asking |> Array.map (fun i -> pairs[i].A.shape[0])
                 Map.ofSeq (Seq.zip asking ((product asking).split(ranks, axis)))
 
+        // with the few rows on the left, which products are faster with
         let inner =
-            together 1L (fun i -> pairs[i].B) (fun asking ->
+            together 0L (fun i -> pairs[i].B) (fun asking ->
                 let a = torch.cat([| for i in asking -> pairs[i].A |]).``to`` x.dtype // [Σr, inputs]
-                x.mm (a.t ())) // [R, Σr]
+                a.mm (x.t ())) // [Σr, R]
 
         let dA =
             together 0L (fun i -> pairs[i].A) (fun asking ->
@@ -61,8 +62,7 @@ type internal PairGradient() =
             null
             for i in 0 .. pairs.Length - 1 do
                 orNull (Map.tryFind i dA)
-                // with the few rows on the left, which the products are faster with
-                orNull (Map.tryFind i inner |> Option.map (fun inner -> inner.t().mm(part i).t())) // [outputs, r]
+                orNull (Map.tryFind i inner |> Option.map (fun inner -> inner.mm(part i).t())) // [outputs, r]
         |]
 
 /// Low-rank pairs in training on rows of a frozen weight.
