@@ -602,20 +602,16 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
         "a machine, so seconds compare roughly; factorising a covariance counts to the test."
         ""
         for grid, found in grids do
-            let section title prefixes text table =
-                let rows =
-                    found
-                    |> List.filter (fun row ->
-                        prefixes |> List.exists (fun (p: string) -> row.Name.StartsWith p))
-
+            let section title prefix text table =
+                let rows = rowsOf found prefix |> List.map snd
                 section kept grid title $"{text} On {machine rows}." table
 
-            let sections =
+            let filled =
                 [
                     yield!
                         section
                             "Methods"
-                            [ "method" ]
+                            "method"
                             ($"Each with the published nearest means, `{cosineLda}`, and the classifier of its paper (RanPAC: ridge regression on 10,000 random features). The share is that of `{cosineLda}`, of the way from the frozen network's nearest means to `joint`, which sees all classes at once. "
                              + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of the rivals' papers, 3e-3 for `joint`, and else those of LoRA-Sub-DRS, as are the other settings.")
                             (methodTables found)
@@ -623,7 +619,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                     yield!
                         section
                             "Heads over the frozen network"
-                            [ "heads" ]
+                            "heads"
                             "No training: one pass over each image. Such a head ends at the same accuracy in every class order and number of tasks. In the figure, the heads that no smaller one beats have a name, and the recommended one, at a fixed ε, is red."
                             [
                                 yield! headTable found
@@ -636,44 +632,44 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                     yield!
                         section
                             "Where the gain comes from"
-                            [ "heads" ]
+                            "heads"
                             "Frozen network, one change at a time. The order of the steps matters: each counts what those before it left."
                             (stepTable found)
 
                     yield!
                         section
                             "Presets"
-                            [ "preset" ]
+                            "preset"
                             "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. `published` is LoRA-Sub-DRS with nearest means alone; RanPAC's head is ridge regression on 10,000 random features of the frozen class token, its best setting here."
                             (presetTable found)
 
                     yield!
                         section
                             "When the network moves"
-                            [ "drift" ]
+                            "drift"
                             $"LoRA-Sub-DRS at ten times the published rate (`{fast}`), and null-space LoRA, in two class orders. Stale: heads keep the sums of older networks. Followed: sums pass through the fitted map, where a head allows it. Recovered: that gain as a share of what recomputing gains, where that is at least half a point."
                             (driftTable found)
 
                     yield!
                         section
                             "Ablations of LoRA-Sub-DRS"
-                            [ "ablation" ]
+                            "ablation"
                             $"At `{fast}`, so that there is drift to prevent. `unscaled` projects without dividing by the root of the rank. `no-projection-slow` has the rate divided by √192 in all tasks, the first as well: the step that the published projection takes on average. Loss is that of the last epoch, mean over later tasks. One seed."
                             (ablationTable found)
 
                     yield!
                         section
                             "More tasks"
-                            [ "tasks" ]
+                            "tasks"
                             $"The same classes in 10, 20 and 50 tasks, at one epoch per task, without the upper bound `joint`, which has one task. `{recommended}` is the head of `recommended` at a fixed ε."
                             (taskTable found)
                 ]
 
-            if not sections.IsEmpty then
+            if not filled.IsEmpty then
                 $"## {grid.Title}"
                 ""
                 $"Every run: `lorasub run {grid.Protocol} --seed {grid.Seed}`."
                 ""
-                yield! sections
+                yield! filled
     ]
     |> String.concat "\n"
