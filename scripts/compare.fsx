@@ -61,10 +61,10 @@ let methods: Row list =
 let heads: Row list =
     [
         "heads",
-        "cosine-lda:0.03@class-token,lda@class-token,ridge@class-token,rda@class-token,fecam@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@spread,cosine-lda@all-blocks,cosine-lda@moments"
+        "cosine-lda:0.03@class-token,lda@class-token,ridge@class-token,rda@class-token,fecam@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@spread,cosine-lda@all-blocks,cosine-lda@moments,cosine-lda:ratio@moments"
         "heads-more",
         "lda:0.03@class-token,rp-ridge@class-token,nearest-mean@moments,lda@moments,ridge@moments"
-        "heads-full", "cosine-lda@full"
+        "heads-full", "cosine-lda@full,cosine-lda:ratio@full"
         "heads-large",
         $"{ranPac},rp-cosine-lda:10000@class-token,rp-ridge:8192@moments,rp-cosine-lda:8192@moments"
     ]

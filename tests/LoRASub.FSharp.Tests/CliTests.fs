@@ -1111,7 +1111,7 @@ let private runs =
 
                 Expect.equal
                     (heads |> Array.map _.Head)
-                    [| "nearest-mean@class-token"; "cosine-lda:100-images@rich" |]
+                    [| "nearest-mean@class-token"; "cosine-lda:ratio@rich" |]
                     "heads of a usual run"
 
                 Expect.equal heads[0].CorrectAndTotal summary.CorrectAndTotal "the head that predicts"
@@ -1138,7 +1138,7 @@ let private runs =
                             "frozen"
                         ]
 
-                Expect.equal held.Heads.Value[0].Head "cosine-lda:100-images@spread" "the preset"
+                Expect.equal held.Heads.Value[0].Head "cosine-lda:ratio@spread" "the preset"
 
                 Expect.equal
                     (held.CorrectAndTotal |> Array.map (Array.map _.Total))

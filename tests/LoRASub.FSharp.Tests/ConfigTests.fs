@@ -173,9 +173,9 @@ let tests =
 
                 let expected =
                     [
-                        "recommended", alone "cosine-lda:100-images" "rich"
-                        "small", alone "cosine-lda:100-images" "spread"
-                        "large", alone "cosine-lda:100-images" "richest"
+                        "recommended", alone "cosine-lda:ratio" "rich"
+                        "small", alone "cosine-lda:ratio" "spread"
+                        "large", alone "cosine-lda:ratio" "richest"
                         "libcontinual",
                         { Preset.quick Variant.LibContinual with
                             OtherHeads = []
@@ -237,7 +237,7 @@ let tests =
 
                 Expect.equal
                     (settings "heads: 12").OtherHeads
-                    [ "cosine-lda:100-images@rich" ]
+                    [ "cosine-lda:ratio@rich" ]
                     "the default heads"
 
                 Expect.equal

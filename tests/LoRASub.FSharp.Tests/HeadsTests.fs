@@ -233,6 +233,11 @@ let private discriminants =
             agree (score epsilon false c) (scores (Discriminant.lda (Shrinkage.Images 7)) c)
             agree (score epsilon true c) (scores (Discriminant.cosine (Shrinkage.Images 7)) c))
 
+        law "shrinkage by the ratio of images to columns" (fun c ->
+            let epsilon = 1.0 / (1.0 + (5.0 * float c.Images / float c.Width) ** 1.5)
+            agree (score epsilon false c) (scores (Discriminant.lda Shrinkage.Ratio) c)
+            agree (score epsilon true c) (scores (Discriminant.cosine Shrinkage.Ratio) c))
+
         law "the support of cosine-lda is the best score of lda" (fun c ->
             let support (head: Head<PooledMoments>) =
                 let scorer = head.Scores(state head c)
@@ -480,7 +485,7 @@ let private names =
         for name, words in
             [
                 "cosine-lad", [ "did you mean cosine-lda" ]
-                "cosine-lda:2", [ "(0, 1]"; "oas"; "300-images"; "'2'" ]
+                "cosine-lda:2", [ "(0, 1]"; "ratio"; "oas"; "300-images"; "'2'" ]
                 "cosine-lda:0-images", [ "300-images"; "'0-images'" ]
                 "cosine-lda:1.5-images", [ "300-images" ]
                 "cosine-lda:300-image", [ "300-images" ]

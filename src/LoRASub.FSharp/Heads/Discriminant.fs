@@ -12,6 +12,8 @@ type Shrinkage =
     | Oas
     /// ε = k/(n + k) after n images, as if k more images varied equally in all directions. More images, less shrinkage.
     | Images of int
+    /// ε = 1/(1 + (5n/d)^1.5) after n images of d columns: with few images for each column, nearly the identity.
+    | Ratio
 
 /// Linear discriminants over class means and one covariance that all classes share. With Λ its inverse, ḡ the mean of
 /// the class means and w = Λ(μ − ḡ), the plain score is wᵀ(x − ḡ) − ½wᵀ(μ − ḡ): streaming LDA (Hayes &amp; Kanan 2020)
@@ -38,6 +40,8 @@ module Discriminant =
                         | Shrinkage.Oas ->
                             Symmetric.oas moments.Images (covariance.``to`` torch.ScalarType.Float64)
                         | Shrinkage.Images prior -> float prior / float (moments.Images + int64 prior)
+                        | Shrinkage.Ratio ->
+                            1.0 / (1.0 + (5.0 * float moments.Images / float covariance.shape[0]) ** 1.5)
 
                     Symmetric.cholesky "shared covariance" (Symmetric.shrink epsilon covariance))
 

@@ -66,9 +66,10 @@ module Heads =
     let private shrinkage name (text: string) =
         match text, text.Split '-' with
         | "oas", _ -> Shrinkage.Oas
+        | "ratio", _ -> Shrinkage.Ratio
         | _, [| Whole images; "images" |] -> Shrinkage.Images images
         | Share x, _ -> Shrinkage.Fixed x
-        | _ -> reject name "a number in (0, 1], oas, or a number of images such as 300-images" text
+        | _ -> reject name "a number in (0, 1], ratio, oas, or a number of images such as 300-images" text
 
     let private features name =
         function

@@ -146,7 +146,7 @@ module Preset =
 
     /// The head and embedding that are scored beside those of the published method.
     [<Literal>]
-    let internal recommended = "cosine-lda:100-images@rich"
+    let internal recommended = "cosine-lda:ratio@rich"
 
     /// <summary>CIFAR-100 in 10 tasks: 20 epochs, head rate 2e-3, margin 1, λ 0.05.</summary>
     /// <param name="variant">The published code whose defaults apply.</param>
@@ -297,11 +297,9 @@ module Preset =
         [
             "recommended",
             "cosine LDA on means and spreads of the tokens of all blocks; adapts to the first task if that helps",
-            only "cosine-lda:100-images" "rich"
-            "small", "the same on the last four blocks", only "cosine-lda:100-images" "spread"
-            "large",
-            "the same on as many tokens as fit in 10,500 columns",
-            only "cosine-lda:100-images" "richest"
+            only "cosine-lda:ratio" "rich"
+            "small", "the same on the last four blocks", only "cosine-lda:ratio" "spread"
+            "large", "the same on as many tokens as fit in 10,500 columns", only "cosine-lda:ratio" "richest"
             "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual"; "heads", "none" ]
             "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official"; "heads", "none" ]
         ]
