@@ -234,7 +234,7 @@ let private discriminants =
             agree (score epsilon true c) (scores (Discriminant.cosine (Shrinkage.Images 7)) c))
 
         law "shrinkage by the ratio of images to columns" (fun c ->
-            let epsilon = 1.0 / (1.0 + (5.0 * float c.Images / float c.Width) ** 1.5)
+            let epsilon = 1.0 / (1.0 + (4.0 * float c.Images / float c.Width) ** 1.5)
             agree (score epsilon false c) (scores (Discriminant.lda Shrinkage.Ratio) c)
             agree (score epsilon true c) (scores (Discriminant.cosine Shrinkage.Ratio) c))
 

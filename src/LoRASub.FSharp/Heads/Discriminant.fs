@@ -12,7 +12,7 @@ type Shrinkage =
     | Oas
     /// ε = k/(n + k) after n images, as if k more images varied equally in all directions. More images, less shrinkage.
     | Images of int
-    /// ε = 1/(1 + (5n/d)^1.5) after n images of d columns: with few images for each column, nearly the identity.
+    /// ε = 1/(1 + (4n/d)^1.5) after n images of d columns: with few images for each column, nearly the identity.
     | Ratio
 
 /// Linear discriminants over class means and one covariance that all classes share. With Λ its inverse, ḡ the mean of
@@ -41,7 +41,7 @@ module Discriminant =
                             Symmetric.oas moments.Images (covariance.``to`` torch.ScalarType.Float64)
                         | Shrinkage.Images prior -> float prior / float (moments.Images + int64 prior)
                         | Shrinkage.Ratio ->
-                            1.0 / (1.0 + (5.0 * float moments.Images / float covariance.shape[0]) ** 1.5)
+                            1.0 / (1.0 + (4.0 * float moments.Images / float covariance.shape[0]) ** 1.5)
 
                     Symmetric.cholesky "shared covariance" (Symmetric.shrink epsilon covariance))
 
