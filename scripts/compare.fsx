@@ -45,7 +45,7 @@ let runs = option "runs" (Path.Combine(root, "artifacts", "compare"))
 let row name settings = { Name = name; Settings = settings }
 
 /// A method with the published head, cosine LDA and its own.
-let methodSettings (cosineLda: string) (name: string) =
+let methodSettings (name: string) =
     let heads = cosineLda :: Option.toList (ownHead name) |> String.concat ","
     // the upper bound at the rate that suits it best
     let rate = if name = "joint" then "--lr 3e-3 " else ""
@@ -54,7 +54,7 @@ let methodSettings (cosineLda: string) (name: string) =
 let methods: Row list =
     [
         for name in Methods.names do
-            row $"method-{name}" $"{methodSettings cosineLda name} --recompute"
+            row $"method-{name}" $"{methodSettings name} --recompute"
         row "method-official" $"--variant official --heads {cosineLda} --recompute"
     ]
 
@@ -114,8 +114,9 @@ let ablations: Row list =
 let longer: Row list =
     [
         for tasks in taskCounts do
-            for name in Methods.names |> List.except [ "joint" ] ->
-                row $"tasks-{tasks}-{name}" $"{methodSettings recommended name} --epochs 1 --tasks {tasks}"
+            for name in Methods.names |> List.except [ "joint" ] do
+                let own = defaultArg (ownHead name) "none"
+                row $"tasks-{tasks}-{name}" $"--method {name} --heads {own} --epochs 1 --tasks {tasks}"
     ]
 
 let grids: Grid list =
@@ -129,7 +130,7 @@ let grids: Grid list =
                 Rows =
                     [
                         for name in [ LoRASubDrs.info.Name; Frozen.info.Name ] ->
-                            row $"method-{name}" (methodSettings cosineLda name)
+                            row $"method-{name}" (methodSettings name)
                     ]
             }
         else

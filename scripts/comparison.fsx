@@ -475,7 +475,7 @@ let private taskTable (found: Found list) =
         ]
         [
             for name in rows do
-                for head in published :: recommended :: Option.toList (ownHead name) ->
+                for head in published :: Option.toList (ownHead name) ->
                     [
                         $"`{name}`"
                         $"`{head}`"
@@ -662,7 +662,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                         section
                             "More tasks"
                             "tasks"
-                            $"The same classes in 10, 20 and 50 tasks, at one epoch per task, without the upper bound `joint`, which has one task. `{recommended}` is the head of `recommended`."
+                            $"The same classes in 10, 20 and 50 tasks, at one epoch per task, with the published nearest means and the classifier of each paper. `joint` has one task."
                             (taskTable found)
                 ]
 

@@ -308,7 +308,7 @@ let settingsOf (command: string) : Setting list =
     match command with
     | "run" -> Settings.all
     | "evaluate" ->
-        let names = [ "data-path"; "backbone"; "batch"; "device"; "threads" ]
+        let names = [ "data-path"; "skip-broken"; "backbone"; "batch"; "device"; "threads" ]
         Settings.all |> List.filter (fun s -> List.contains s.Name names)
     | "forget"
     | "rename"

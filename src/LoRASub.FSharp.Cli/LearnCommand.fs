@@ -34,35 +34,15 @@ type Request =
         LibTorch: string option
     }
 
-let private read (shell: Shell) (request: Request) skipBroken : Named =
-    let found = FileScan.require (ImageFolder.all (absolute request.Images))
-    Shell.notes shell found.Notes
+let private read (shell: Shell) (request: Request) : Named =
+    let found = labelled shell request.Settings request.Images
 
     for folder in request.Skip @ List.map fst request.Rename do
-        if not (Array.contains folder found.ClassNames) then
-            let advice = Errors.didYouMean (List.ofArray found.ClassNames) folder
+        if not (Array.contains folder found.Names) then
+            let advice = Errors.didYouMean (List.ofArray found.Names) folder
             Errors.reject $"class '{folder}'" $"must be a folder of {request.Images}" "no such folder" advice
 
-    let files =
-        if skipBroken then
-            let broken = ImageFiles.verify (found.Train |> Array.map _.Path)
-
-            for file in broken do
-                Shell.warnings shell [ $"{file.Path} is skipped: {file.Reason}" ]
-
-            let isBroken = broken |> Array.map _.Path |> Set.ofArray
-            found.Train |> Array.filter (fun file -> not (isBroken.Contains file.Path))
-        else
-            found.Train
-
-    let all =
-        {
-            Names = found.ClassNames
-            Images =
-                ImageFiles.set (absolute request.Images) files
-                |> advising "fix or remove the file, or pass --skip-broken"
-        }
-        |> ofClasses (fun name -> not (List.contains name request.Skip))
+    let all = ofClasses (fun name -> not (List.contains name request.Skip)) found
 
     if all.Names.Length = 0 then
         Errors.reject "--skip" "must leave a folder to learn" $"every folder of {request.Images}" ""
@@ -222,8 +202,7 @@ let learn (shell: Shell) (request: Request) : int =
 
             entries folder |> Array.filter (isOurs >> not) |> Array.length
 
-    let skipBroken = given "skip-broken" request.Settings = Some "true"
-    let all = read shell request skipBroken
+    let all = read shell request
 
     holding folder (fun () ->
         let before =

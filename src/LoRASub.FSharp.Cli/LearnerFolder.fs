@@ -121,8 +121,8 @@ let openSaved (shell: Shell) libTorch pairs (folder: string) : KeptLearner =
 /// Images with the names of their classes.
 type Named = { Names: string[]; Images: ImageSet }
 
-/// Images whose errors say what to do.
-let advising (advice: string) (images: ImageSet) : ImageSet =
+// Images whose errors say what to do.
+let private advising (advice: string) (images: ImageSet) : ImageSet =
     { images with
         Read =
             fun i ->
@@ -130,6 +130,32 @@ let advising (advice: string) (images: ImageSet) : ImageSet =
                     images.Read i
                 with :? InputException as e ->
                     raise (InputException($"{e.Message}; {advice}", e))
+    }
+
+/// The images of a folder with a folder for each class. If settings say so, those that cannot be decoded are reported
+/// and left out.
+let labelled (shell: Shell) settings (folder: string) : Named =
+    let folder = absolute folder
+    let found = FileScan.require (ImageFolder.all folder)
+    Shell.notes shell found.Notes
+
+    let files =
+        if given "skip-broken" settings = Some "true" then
+            let broken = ImageFiles.verify (found.Train |> Array.map _.Path)
+
+            for file in broken do
+                Shell.warnings shell [ $"{file.Path} is skipped: {file.Reason}" ]
+
+            let isBroken = broken |> Array.map _.Path |> Set.ofArray
+            found.Train |> Array.filter (fun file -> not (isBroken.Contains file.Path))
+        else
+            found.Train
+
+    {
+        Names = found.ClassNames
+        Images =
+            ImageFiles.set folder files
+            |> advising "fix or remove the file, or pass --skip-broken"
     }
 
 /// The images of some classes, labelled by place.

@@ -211,26 +211,21 @@ let private sentence (text: string) : string list = Layout.wrap Layout.Columns t
 /// Prints the accuracy of a learner on a folder with a folder of images for each class, how far its probabilities are to be
 /// trusted, and how it handles unknown classes.
 let evaluate (shell: Shell) (test: Test) : int =
-    let images = absolute test.Labelled
-    let found = FileScan.require (ImageFolder.all images)
-    Shell.notes shell found.Notes
-
+    let found = labelled shell test.Changes test.Labelled
     let kept = openSaved shell test.LibTorch test.Changes (absolute test.Learner)
 
     use _ = Scope.own KeptLearner.leaves kept
     let known = kept.Classes |> Array.map _.Name
 
-    if not (found.ClassNames |> Array.exists (fun name -> Array.contains name known)) then
+    if not (found.Names |> Array.exists (fun name -> Array.contains name known)) then
         Errors.reject test.Labelled "must hold a class that the learner knows" "none" "see lorasub inspect"
 
     let result =
         Display.working (Shell.canvas shell) (fun show ->
             show "predicting"
+            Assessment.ofImages test.Rate found.Names found.Images kept)
 
-            let set = ImageFiles.set images found.Train |> advising "fix or remove the file"
-            Assessment.ofImages test.Rate found.ClassNames set kept)
-
-    let strangers = found.ClassNames |> Array.except known
+    let strangers = found.Names |> Array.except known
 
     Shell.say
         shell

@@ -3,6 +3,7 @@ module LoRASub.Tests.LearnerCommandTests
 open System
 open System.IO
 open System.Text.Json
+open System.Text.RegularExpressions
 open LoRASub.Core
 open LoRASub.Data
 open LoRASub.Learn
@@ -324,7 +325,7 @@ let tests =
                         Console.SetIn input))
 
             testCase
-                "files that are no images are skipped when predicting, and refused or skipped when learning"
+                "files that are no images are skipped when predicting, and else refused or skipped"
                 (inShop (fun world ->
                     File.WriteAllText(under world "january/ant/0.png", "no image")
 
@@ -362,7 +363,14 @@ let tests =
                     Expect.equal predicted.Code 1 "some are missing"
                     Expect.stringContains predicted.Error "0.png is skipped" "no image"
                     Expect.stringContains predicted.Error "nowhere.png is skipped" "no file"
-                    Expect.hasLength (predicted.Out.Trim().Split '\n') 10 "the others"))
+                    Expect.hasLength (predicted.Out.Trim().Split '\n') 10 "the others"
+
+                    let evaluating = [ "evaluate"; shop world; under world "january" ]
+                    refusedIn world [ "0.png"; "--skip-broken" ] evaluating
+                    let evaluated = inside (evaluating @ [ "--skip-broken" ])
+                    Expect.equal evaluated.Code 0 "evaluated"
+                    Expect.stringContains evaluated.Error "0.png is skipped" "said"
+                    Expect.isTrue (Regex.IsMatch(evaluated.Out, @"(?m)^all +40 ")) evaluated.Out))
 
             testCase
                 "known classes are left out, or learned from more images"
