@@ -61,10 +61,10 @@ let methods: Row list =
 let heads: Row list =
     [
         "heads",
-        "cosine-lda:0.03@class-token,lda@class-token,ridge@class-token,rda@class-token,fecam@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@spread,cosine-lda@all-blocks,cosine-lda@moments,cosine-lda:ratio@moments"
+        "cosine-lda:0.03@class-token,lda@class-token,ridge@class-token,rda@class-token,fecam@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@spread,cosine-lda@all-blocks,cosine-lda@moments"
         "heads-more",
         "lda:0.03@class-token,rp-ridge@class-token,nearest-mean@moments,lda@moments,ridge@moments"
-        "heads-full", "cosine-lda@full,cosine-lda:ratio@full"
+        "heads-full", "cosine-lda@full"
         "heads-large",
         $"{ranPac},rp-cosine-lda:10000@class-token,rp-ridge:8192@moments,rp-cosine-lda:8192@moments"
     ]
@@ -116,7 +116,10 @@ let longer: Row list =
         for tasks in taskCounts do
             for name in Methods.names |> List.except [ "joint" ] do
                 let own = defaultArg (ownHead name) "none"
-                row $"tasks-{tasks}-{name}" $"--method {name} --heads {own} --epochs 1 --tasks {tasks}"
+
+                row
+                    $"tasks-{tasks}-{name}"
+                    $"--data-path FEW --precision bfloat16 --method {name} --heads {own} --epochs 1 --tasks {tasks}"
     ]
 
 let grids: Grid list =
@@ -169,6 +172,30 @@ let folderOf (grid: Grid) (row: Row) (seed: string) =
 let isFinished folder =
     File.Exists(Path.Combine(folder, "summary.json"))
 
+/// Whole, as several of these may run at a time.
+let writeWhole (path: string) (bytes: byte[]) =
+    let next = $"{path}.{Environment.ProcessId}"
+    File.WriteAllBytes(next, bytes)
+    File.Move(next, path, overwrite = true)
+
+/// The first 50 training and 20 test images of each class of the CIFAR-100 folder, for many tests of many tasks.
+let few =
+    lazy
+        let target = Path.Combine(runs, "few")
+        Directory.CreateDirectory target |> ignore
+
+        for name in [ "coarse_label_names.txt"; "fine_label_names.txt" ] do
+            writeWhole (Path.Combine(target, name)) (File.ReadAllBytes(Path.Combine(given["cifar"], name)))
+
+        for name, each in [ "train.bin", 50; "test.bin", 20 ] do
+            File.ReadAllBytes(Path.Combine(given["cifar"], name))
+            |> Array.chunkBySize 3074 // coarse label, fine label, 3 planes of 32 x 32
+            |> Array.groupBy (fun record -> record[1])
+            |> Array.collect (fun (_, records) -> Array.truncate each records |> Array.concat)
+            |> fun bytes -> writeWhole (Path.Combine(target, name)) bytes
+
+        target
+
 /// Options with their values.
 let rec private groups (words: string list) : string list list =
     match words with
@@ -185,7 +212,11 @@ let settingsOf (grid: Grid) (row: Row) : string list =
     |> List.distinctBy (fun option -> option.Head.Split('=')[0])
     |> List.rev
     |> List.concat
-    |> List.map (fun word -> if word = "DIR" then given["cifar"] else word)
+    |> List.map (fun word ->
+        match word with
+        | "DIR" -> given["cifar"]
+        | "FEW" -> few.Value
+        | _ -> word)
 
 let run (grid: Grid) (row: Row) (seed: string) =
     let folder = folderOf grid row seed
@@ -258,12 +289,6 @@ let finished (grid: Grid) : Found list =
                 }
     ]
 
-/// Whole, as several of these may run at a time.
-let writeWhole (path: string) (text: string) =
-    let next = $"{path}.{Environment.ProcessId}"
-    File.WriteAllText(next, text)
-    File.Move(next, path, overwrite = true)
-
 let target =
     Path.GetFullPath(
         option
@@ -280,9 +305,12 @@ let text = page (if File.Exists target then File.ReadAllText target else "") all
 
 for grid, found in all do
     figure grid.Title found
-    |> Option.iter (writeWhole (Path.Combine(Path.GetDirectoryName target, $"comparison-{grid.Folder}.svg")))
+    |> Option.iter (
+        writeWhole (Path.Combine(Path.GetDirectoryName target, $"comparison-{grid.Folder}.svg"))
+        << Text.Encoding.UTF8.GetBytes
+    )
 
-writeWhole target text
+writeWhole target (Text.Encoding.UTF8.GetBytes text)
 
 if isQuick then
     printfn "%s" text
