@@ -402,7 +402,14 @@ let tests =
                     // its pairs are in float32
                     Expect.isLessThan (difference expected (numbers adapted)) 1e-5 "backbone and adapter"))
 
-            for head in [ "nearest-mean"; "cosine-lda"; "cosine-lda:0.2"; "cosine-lda:30-images" ] do
+            for head in
+                [
+                    "nearest-mean"
+                    "cosine-lda"
+                    "cosine-lda:0.2"
+                    "cosine-lda:30-images"
+                    "cosine-lda:ratio"
+                ] do
                 testCase
                     $"the program in docs/formats.md classifies as {head} does, and finds damage"
                     (withLearner (fun settings -> { settings with Head = head }) (fun folder kept ->
