@@ -74,6 +74,9 @@ let presets: Row list =
     [
         for name in [ "recommended"; "small"; "large" ] do
             row $"preset-{name}" $"--preset {name}"
+        row
+            "preset-ranpac-head"
+            ("--method frozen --heads none --head " + ranPac.Replace("@", " --embedding "))
         row "preset-published" "--heads none"
     ]
 
@@ -119,7 +122,7 @@ let longer: Row list =
 
                 row
                     $"tasks-{tasks}-{name}"
-                    $"--data-path FEW --precision bfloat16 --method {name} --heads {own} --epochs 1 --tasks {tasks}"
+                    $"--data-path FEW --method {name} --heads {own} --epochs 1 --tasks {tasks}"
     ]
 
 let grids: Grid list =

@@ -333,7 +333,7 @@ let private presetTable (found: Found list) =
             "method"
             "last"
             "over `published`"
-            "over RanPAC's head"
+            "over `ranpac-head`"
             "average"
             "forgetting"
             "seconds to learn"
@@ -347,7 +347,7 @@ let private presetTable (found: Found list) =
 
                 let over other baseHead =
                     match other with
-                    | Some other when name <> "published" -> gain row head other baseHead
+                    | Some other when head <> baseHead -> gain row head other baseHead
                     | _ -> none
 
                 [
@@ -355,7 +355,7 @@ let private presetTable (found: Found list) =
                     $"`{row.Runs[0].Method}`"
                     last row head
                     over published' published
-                    over (find found "heads-large") ranPac
+                    over (find found "preset-ranpac-head") ranPac
                     cell (_.Average >> Some) row head
                     cell _.Forgetting row head
                     fixedPoint 0 (learning row)
@@ -640,7 +640,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                         section
                             "Presets"
                             "preset"
-                            "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. `published` is LoRA-Sub-DRS with nearest means alone; RanPAC's head is ridge regression on 10,000 random features of the frozen class token, its best setting here."
+                            "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. `published` is LoRA-Sub-DRS with nearest means alone; `ranpac-head` is ridge regression on 10,000 random features of the frozen class token, its best setting here."
                             (presetTable found)
 
                     yield!
@@ -661,7 +661,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                         section
                             "More tasks"
                             "tasks"
-                            "The same classes in 10, 20 and 50 tasks, with the published nearest means and the classifier of each paper, from the first 50 training images of each class in bfloat16 at one epoch per task, tested on the first 20 test images of each class. `joint` has one task."
+                            "The same classes in 10, 20 and 50 tasks, with the published nearest means and the classifier of each paper, from the first 50 training images of each class at one epoch per task, tested on the first 20 test images of each class. `joint` has one task."
                             (taskTable found)
                 ]
 
