@@ -11,6 +11,7 @@ open LoRASub.Core
 open LoRASub.Native
 open LoRASub.Files
 open LoRASub.Data
+open LoRASub.Run
 open TorchSharp
 
 /// The result of one check.
@@ -36,15 +37,7 @@ let private program () =
     ]
 
 let private machine () =
-    // .NET does not report the bfloat16 instructions; Linux lists them
-    let flags =
-        if File.Exists "/proc/cpuinfo" then
-            File.ReadLines "/proc/cpuinfo"
-            |> Seq.tryFind _.StartsWith("flags")
-            |> Option.map (_.Split(' ') >> Set.ofArray)
-            |> Option.defaultValue Set.empty
-        else
-            Set.empty
+    let flags = Machine.instructions ()
 
     let sets =
         [

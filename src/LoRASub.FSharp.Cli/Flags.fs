@@ -238,8 +238,8 @@ type ReportFlag =
             match flag with
             | Folders _ -> "run folders (from run --out), compared if several"
             | Out _ -> "HTML file to write (default: report.html)"
-            | Figures _ -> "folder for figures: SVG and PNG"
-            | Tables _ -> "folder for tables: report.md and tables.tex"
+            | Figures _ -> "folder for figures, SVG and PNG; older files are replaced"
+            | Tables _ -> "folder for report.md and tables.tex; older files are replaced"
 
 [<HelpFlags("--help", "-h"); HelpDescription "show this help">]
 type Flag =

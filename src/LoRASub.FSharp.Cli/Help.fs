@@ -268,8 +268,12 @@ let private ofSetting (s: Setting) : Line =
         Common = s.Common
     }
 
-/// As commands of a saved learner or run show it, where the defaults are the saved ones.
-let private ofSavedSetting (s: Setting) : Line = { ofSetting s with Text = s.Doc }
+/// As commands of a saved learner or run show it, where the defaults are the saved ones. The text of a switch says what
+/// its flag does.
+let private ofSavedSetting (s: Setting) : Line =
+    match s.Kind with
+    | SettingKind.Switch -> ofSetting s
+    | _ -> { ofSetting s with Text = s.Doc }
 
 /// Longer flags have their text on the next line.
 [<Literal>]

@@ -217,6 +217,20 @@ let learn (shell: Shell) (request: Request) : int =
         let more = all |> ofClasses (fun name -> request.More && known.Contains name)
         let left = all.Names.Length - news.Names.Length - more.Names.Length
 
+        for name in news.Names do
+            // some file systems write the name of the same folder in another way
+            match
+                known
+                |> Seq.tryFind (fun one -> ImageFolder.canonical one = ImageFolder.canonical name)
+            with
+            | Some one ->
+                Errors.reject
+                    $"class '{name}'"
+                    "must differ from every known class by more than case or Unicode normalisation"
+                    $"'{one}'"
+                    $"for the same class, pass --rename \"{name}={one}\"; else rename the folder"
+            | None -> ()
+
         if news.Names.Length = 0 && more.Names.Length = 0 then
             Errors.reject
                 request.Images

@@ -244,7 +244,7 @@ let inspect (shell: Shell) (folder: string) : int =
             yield!
                 line
                     "knows"
-                    $"""{counted classes.Length "class" "classes"} of {counted groups "group" "groups"}, from {total} images"""
+                    $"""{counted classes.Length "class" "classes"} of {counted groups "group" "groups"}, from {counted (int total) "image" "images"}"""
 
             ""
             "group  images  class"

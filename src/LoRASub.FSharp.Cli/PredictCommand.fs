@@ -53,7 +53,7 @@ let private filesOf (report: string -> unit) (given: string) : string seq =
         // find -print0
         |> Seq.collect _.Split('\000')
         |> Seq.filter (String.IsNullOrWhiteSpace >> not)
-    elif Directory.Exists given then
+    elif Directory.Exists(absolute given) then
         let place = ImageListing.place given
         let struct (files, findings, _) = ImageListing.images place place
         ImageListing.problems findings |> Array.iter report

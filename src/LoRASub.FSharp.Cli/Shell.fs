@@ -6,6 +6,7 @@ open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Native
 open LoRASub.Settings
+open LoRASub.Run
 open Spectre.Console
 open TorchSharp
 
@@ -140,6 +141,13 @@ module Shell =
 
         if settings.Precision = Precision.TF32 && settings.Device = "cpu" then
             notes shell [ "a CPU has no TF32: products are in float32" ]
+
+        if
+            settings.Precision = Precision.BFloat16
+            && settings.Device = "cpu"
+            && Machine.lacksBfloat16 (Machine.instructions ())
+        then
+            notes shell [ "this processor has no bfloat16 instructions, so float32 is faster" ]
 
         Product.route () |> ignore // rejects a wrong setting before anything is made
         Option.iter torch.set_num_threads settings.Threads

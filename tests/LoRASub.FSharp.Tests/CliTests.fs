@@ -727,6 +727,8 @@ let private line' =
 
             let learn = (inside [ "learn"; "--help" ]).Out
             Expect.stringContains learn "--skip-broken" "where images may be broken"
+            let all = (inside [ "learn"; "--help-all" ]).Out
+            Expect.isMatch all @"(?m)^  --no-triplet +do not add" "what the flag does"
 
             for lists in [ [ "methods" ]; [ "heads" ]; [ "data"; "list" ]; [ "backbone"; "list" ] ] do
                 for line in (inside lists).Out.Split '\n' do

@@ -73,12 +73,12 @@ let tests =
                             for i in 0..3 do
                                 Layouts.image data $"{split}/{name}/{i}.png" label (split = "Train")
 
-                    File.WriteAllText(Path.Combine(data, "Train", "a", "x.gif"), "")
+                    File.WriteAllText(Path.Combine(data, "Train", "a", "x.tga"), "")
 
                     let notes =
                         [
                             "training images are read from Train/, test images from Test/"
-                            "left out by their extensions: .gif"
+                            "left out by their extensions: .tga"
                         ]
 
                     let out = Path.Combine(folder, "run")

@@ -40,6 +40,14 @@ let private badInputs: BadInput list =
                     ClassNames = [||]
                 }
             |> ignore
+        "a class without a name",
+        [ "toy"; "not blank" ],
+        fun _ ->
+            Dataset.validate
+                { dataset [| 0 |] [| 0 |] with
+                    ClassNames = [| "a"; " " |]
+                }
+            |> ignore
         "bytes for fewer images",
         [ "memory"; "3 images of 1 x 2 x 2 need 12"; "11" ],
         fun _ -> ImageSet.ofBytes "memory" [| 0; 0; 0 |] 1 2 2 (Array.zeroCreate 11) |> ignore

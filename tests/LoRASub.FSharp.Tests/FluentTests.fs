@@ -134,11 +134,11 @@ let tests =
                     Expect.sequenceEqual pets.ClassNames [| "cat"; "dog" |] "folders"
                     Expect.sequenceEqual pets.Labels [| 0; 0; 0; 0; 1; 1; 1; 1 |] "labels"
                     Expect.isEmpty pets.Notes "nothing left out"
-                    File.WriteAllText(Path.Combine(folder, "pets", "cat", "a.gif"), "")
+                    File.WriteAllText(Path.Combine(folder, "pets", "cat", "a.tga"), "")
 
                     Expect.stringContains
                         (Seq.exactlyOne (Images.FromFolder(Path.Combine(folder, "pets"))).Notes)
-                        ".gif"
+                        ".tga"
                         "left out"
 
                     let changed = options ()
@@ -490,6 +490,9 @@ let tests =
                                 [ "class 'colour 1'"; "must be new" ],
                                 [| "colour 1"; "colour 2" |],
                                 Images.OfClasses(train, [| 1; 2 |])
+                                [ "class ' '"; "not blank" ],
+                                [| " "; "colour 2" |],
+                                Images.OfClasses(train, [| 2; 3 |])
                                 [ "class 'twice'"; "must be new" ],
                                 [| "twice"; "twice" |],
                                 Images.OfClasses(train, [| 2; 3 |])

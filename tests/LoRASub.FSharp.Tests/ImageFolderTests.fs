@@ -51,9 +51,9 @@ let private badInputs: BadInput list =
             Directory.CreateDirectory(Path.Combine(folder, "dog")) |> ignore
             scan folder |> ignore
         row
-            "a class of GIFs"
-            [ "cat/1.jpg"; "dog/1.gif"; "dog/2.GIF"; "dog/a.txt" ]
-            [ "dog"; "at least one image"; "only other files: .gif (2), .txt" ]
+            "a class of films"
+            [ "cat/1.jpg"; "dog/1.mp4"; "dog/2.MP4"; "dog/a.txt" ]
+            [ "dog"; "at least one image"; "only other files: .mp4 (2), .txt" ]
         row
             "archives that are still packed"
             [ "n01.tar"; "n02.tar"; "readme.txt" ]
@@ -70,6 +70,7 @@ let private badInputs: BadInput list =
             "classes that differ by Unicode normalisation"
             [ "caf\u00E9/1.jpg"; "cafe\u0301/1.jpg" ]
             [ "differ only by Unicode normalisation" ]
+        row "a class without a name" [ "cat/1.jpg"; " /1.jpg" ] [ "a name that is not blank"; "' '" ]
         row
             "a test class without training images"
             [ "train/a/1.jpg"; "train/b/1.jpg"; "test/a/1.jpg"; "test/c/1.jpg" ]
@@ -297,6 +298,8 @@ let tests =
                                 "a/5.gif"
                                 "a/6.gif"
                                 "a/list"
+                                "a/1.tga"
+                                "a/2.tga"
                                 "b/1.jpg"
                                 "b/2.jpg"
                                 "loose.jpg"
@@ -304,13 +307,17 @@ let tests =
                             ]
 
                         let found = scan folder
-                        Expect.equal (found.Train.Length + found.Test.Length) 6 "JPEG under three endings"
+
+                        Expect.equal
+                            (found.Train.Length + found.Test.Length)
+                            8
+                            "JPEG under three endings, and GIF"
 
                         Expect.equal
                             found.Notes
                             [|
-                                "left out by their extensions: .gif (2), no extension"
-                                "read as JPEG, although torchvision's ImageFolder leaves them out: .jfif (2), .jpe"
+                                "left out by their extensions: .tga (2), no extension"
+                                "read, although torchvision's ImageFolder leaves them out: .gif (2), .jfif (2), .jpe"
                                 "left out, as images outside the class folders: loose.jpg"
                             |]
                             "said"))

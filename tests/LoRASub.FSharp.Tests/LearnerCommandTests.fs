@@ -393,6 +393,27 @@ let tests =
                         Expect.isMatch inspected $"(?m)^ +[12] +{images} +{name}$" name))
 
             testCase
+                "a name that differs from a known one only by case or normalisation is refused"
+                (inShop (fun world ->
+                    first world "january" [ "--rename"; "bee=caf\u00E9" ] |> ignore
+
+                    for name, known in [ "Ant", "ant"; "cafe\u0301", "caf\u00E9" ] do
+                        let more = Path.Combine(world, "more", name)
+                        Directory.CreateDirectory more |> ignore
+                        File.Copy(under world "february/elk/1.png", Path.Combine(more, "1.png"))
+
+                        refusedIn
+                            world
+                            [ $"class '{name}'"; $"'{known}'"; $"--rename \"{name}={known}\"" ]
+                            (learning world "more" [])
+
+                        let renamed =
+                            done' (learning world "more" [ "--more"; "--rename"; $"{name}={known}" ])
+
+                        Expect.stringContains renamed "more        1 class, 1 image" "the same class"
+                        Directory.Delete(more, true)))
+
+            testCase
                 "a method's own classifier learns all images at once, and no more of them"
                 (inShop (fun world ->
                     let said =

@@ -357,6 +357,30 @@ let tests =
                     Expect.isFalse (Directory.Exists(under world "out")) "nothing is written"))
 
             testCase
+                "bfloat16 is said to be slow where the processor has none"
+                (inWorld (fun world ->
+                    for lacking, instructions in
+                        [
+                            true, "fma avx2 avx512f"
+                            false, "avx2 avx512f avx512_bf16"
+                            false, "avx2 amx_bf16 amx_tile"
+                            false, ""
+                        ] do
+                        instructions.Split(' ', StringSplitOptions.RemoveEmptyEntries)
+                        |> Set.ofArray
+                        |> Machine.lacksBfloat16
+                        |> fun found -> Expect.equal found lacking instructions
+
+                    let ended = inside (five world [ "--device"; "cpu"; "--precision"; "bfloat16" ])
+
+                    good ended
+
+                    Expect.equal
+                        (ended.Out.Contains "note: this processor has no bfloat16")
+                        (Machine.lacksBfloat16 (Machine.instructions ()))
+                        ended.Out))
+
+            testCase
                 "TF32 and repeatable kernels change nothing on a CPU, which is said"
                 (inWorld (fun world ->
                     let out, plain = under world "out", under world "plain"

@@ -370,11 +370,14 @@ module Dataset =
     /// <summary>Checks a data set.</summary>
     /// <param name="dataset">The data set.</param>
     /// <returns>The data set itself.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">It has no class, an empty split, a label that names no class,
+    /// <exception cref="T:LoRASub.Core.InputException">It has no class or a blank name, an empty split, a label that names no class,
     /// or an answer too few or too many.</exception>
     let validate (dataset: Dataset) : Dataset =
         if Array.isEmpty dataset.ClassNames then
             Errors.reject dataset.Name "must have at least one class" "none" ""
+
+        if Array.exists String.IsNullOrWhiteSpace dataset.ClassNames then
+            Errors.reject dataset.Name "must have class names that are not blank" "a blank name" ""
 
         for split, set in [ "training", dataset.Train; "test", dataset.Test ] do
             if Array.isEmpty set.Labels then

@@ -28,11 +28,11 @@ module ImageFile =
     [<Literal>]
     let private HeadBytes = 512
 
-    /// Extensions of JPEG files, in lower case, that torchvision's ImageFolder leaves out.
-    let internal unusualExtensions = set [ ".jfif"; ".jpe" ]
+    /// Extensions, in lower case, of images that are read here and that torchvision's ImageFolder leaves out.
+    let internal unusualExtensions = set [ ".jfif"; ".jpe"; ".gif" ]
 
-    /// What the folder readers take for an image, in lower case: torchvision's list and two more extensions of JPEG
-    /// files. Of these, TIFF and the portable maps are not read, but reported as broken.
+    /// What the folder readers take for an image, in lower case: torchvision's list and `unusualExtensions`.
+    /// Of these, TIFF and the portable maps are not read, but reported as broken.
     let internal extensions =
         set [ ".jpg"; ".jpeg"; ".png"; ".bmp"; ".webp"; ".tif"; ".tiff"; ".ppm"; ".pgm" ]
         |> Set.union unusualExtensions

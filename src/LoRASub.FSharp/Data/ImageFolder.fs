@@ -40,9 +40,20 @@ module internal ImageFolder =
             (name.Normalize NormalizationForm.FormC)
 
     /// Names that some file systems cannot hold apart are one.
-    let private canonical (name: string) = (composed name).ToLowerInvariant()
+    let internal canonical (name: string) = (composed name).ToLowerInvariant()
 
-    let private sameNames (folder: string) (names: string[]) : Finding[] =
+    let private nameProblems (folder: string) (names: string[]) : Finding[] =
+        let blank =
+            names
+            |> Array.filter String.IsNullOrWhiteSpace
+            |> Array.map (fun name ->
+                Errors.message
+                    folder
+                    "each class must have a name that is not blank"
+                    $"the folder '{name}'"
+                    "rename it"
+                |> Finding.Problem)
+
         names
         |> Array.groupBy canonical
         |> Array.filter (fun (_, same) -> same.Length > 1)
@@ -59,6 +70,7 @@ module internal ImageFolder =
                 $"'{same[0]}' and '{same[1]}', {kind}"
                 "rename or merge one of the folders"
             |> Finding.Problem)
+        |> Array.append blank
 
     type private ClassFolder =
         {
@@ -121,7 +133,7 @@ module internal ImageFolder =
         struct (classes,
                 [|
                     yield! ImageListing.around listing
-                    yield! sameNames folder.Path (names listing)
+                    yield! nameProblems folder.Path (names listing)
                     for one in classes do
                         yield! one.Findings
                 |])

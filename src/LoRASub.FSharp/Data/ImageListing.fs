@@ -346,7 +346,7 @@ module internal ImageListing =
             yield! some leftOut (fun names -> $"left out by their extensions: {counted names}")
             yield!
                 some unusual (fun names ->
-                    $"read as JPEG, although torchvision's ImageFolder leaves them out: {counted names}")
+                    $"read, although torchvision's ImageFolder leaves them out: {counted names}")
             yield! some loose (fun paths -> $"left out, as images outside the class folders: {such paths}")
             yield! some followed (fun paths -> $"links are followed: {such paths}")
             yield! some notFollowed (fun paths -> $"links that lead back are not followed: {such paths}")

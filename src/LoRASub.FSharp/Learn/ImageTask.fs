@@ -1,5 +1,6 @@
 namespace LoRASub.Learn
 
+open System
 open System.Collections.Generic
 open LoRASub.Core
 open LoRASub.Native
@@ -102,6 +103,10 @@ module ImageTask =
             Errors.reject "new classes" "must be at least one" "none" ""
 
         let known = state.Classes |> Array.map _.Name
+
+        for name in names do
+            if String.IsNullOrWhiteSpace name then
+                Errors.reject $"class '{name}'" "must have a name that is not blank" "a blank name" ""
 
         for name, count in Array.countBy id (Array.append known names) do
             if count > 1 then

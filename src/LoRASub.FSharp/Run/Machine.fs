@@ -16,17 +16,30 @@ module internal Machine =
 
     let private version (assembly: Assembly) = assembly.GetName().Version.ToString 3
 
+    // What follows the colon of the first line of this name.
+    let private reported (name: string) : string option =
+        if File.Exists "/proc/cpuinfo" then
+            File.ReadLines "/proc/cpuinfo"
+            |> Seq.tryFind _.StartsWith(name)
+            |> Option.map (fun line -> line.Substring(line.IndexOf ':' + 1).Trim())
+        else
+            None
+
     /// The processor's name, if the system reports it.
     let processor () : string =
-        let line =
-            if File.Exists "/proc/cpuinfo" then
-                File.ReadLines "/proc/cpuinfo" |> Seq.tryFind _.StartsWith("model name")
-            else
-                None
+        reported "model name"
+        |> Option.defaultValue (string RuntimeInformation.ProcessArchitecture)
 
-        match line with
-        | Some text -> text.Substring(text.IndexOf ':' + 1).Trim()
-        | None -> string RuntimeInformation.ProcessArchitecture
+    /// The instructions that Linux lists; .NET does not report those for bfloat16.
+    let instructions () : Set<string> =
+        reported "flags"
+        |> Option.map (_.Split(' ') >> Set.ofArray)
+        |> Option.defaultValue Set.empty
+
+    /// Whether a processor with these instructions computes bfloat16 by others; none are known where the system lists none.
+    let lacksBfloat16 (instructions: Set<string>) : bool =
+        not instructions.IsEmpty
+        && [ "avx512_bf16"; "amx_bf16" ] |> List.forall (instructions.Contains >> not)
 
     /// Program, libraries and machine, as in resources.json. LibTorch must be loaded.
     let describe (device: string) (deterministic: bool) : JsonNode =
