@@ -181,23 +181,25 @@ let writeWhole (path: string) (bytes: byte[]) =
     File.WriteAllBytes(next, bytes)
     File.Move(next, path, overwrite = true)
 
+/// Where `writeFew` puts its images.
+let few = Path.Combine(runs, "few")
+
 /// The first 50 training and 20 test images of each class of the CIFAR-100 folder, for many tests of many tasks.
-let few =
-    lazy
-        let target = Path.Combine(runs, "few")
-        Directory.CreateDirectory target |> ignore
+let writeFew () =
+    Directory.CreateDirectory few |> ignore
 
-        for name in [ "coarse_label_names.txt"; "fine_label_names.txt" ] do
-            writeWhole (Path.Combine(target, name)) (File.ReadAllBytes(Path.Combine(given["cifar"], name)))
+    let given name =
+        File.ReadAllBytes(Path.Combine(given["cifar"], name))
 
-        for name, each in [ "train.bin", 50; "test.bin", 20 ] do
-            File.ReadAllBytes(Path.Combine(given["cifar"], name))
-            |> Array.chunkBySize 3074 // coarse label, fine label, 3 planes of 32 x 32
-            |> Array.groupBy (fun record -> record[1])
-            |> Array.collect (fun (_, records) -> Array.truncate each records |> Array.concat)
-            |> fun bytes -> writeWhole (Path.Combine(target, name)) bytes
+    for name in [ "coarse_label_names.txt"; "fine_label_names.txt" ] do
+        writeWhole (Path.Combine(few, name)) (given name)
 
-        target
+    for name, each in [ "train.bin", 50; "test.bin", 20 ] do
+        given name
+        |> Array.chunkBySize 3074 // coarse label, fine label, 3 planes of 32 x 32
+        |> Array.groupBy (fun record -> record[1])
+        |> Array.collect (fun (_, records) -> Array.truncate each records |> Array.concat)
+        |> writeWhole (Path.Combine(few, name))
 
 /// Options with their values.
 let rec private groups (words: string list) : string list list =
@@ -218,7 +220,7 @@ let settingsOf (grid: Grid) (row: Row) : string list =
     |> List.map (fun word ->
         match word with
         | "DIR" -> given["cifar"]
-        | "FEW" -> few.Value
+        | "FEW" -> few
         | _ -> word)
 
 let run (grid: Grid) (row: Row) (seed: string) =
@@ -230,6 +232,9 @@ let run (grid: Grid) (row: Row) (seed: string) =
                 [ "--resume"; folder ]
             else
                 settingsOf grid row @ [ "--seed"; seed; "--out"; folder ]
+
+        if List.contains few (settingsOf grid row) then
+            writeFew ()
 
         eprintfn "%s %s" (DateTime.Now.ToString "HH:mm:ss") (Path.GetRelativePath(runs, folder))
         let info = ProcessStartInfo("dotnet", program :: "run" :: arguments)
