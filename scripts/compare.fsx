@@ -121,7 +121,7 @@ let longer: Row list =
                 let own = defaultArg (ownHead name) "none"
 
                 row
-                    $"tasks-{tasks}-{name}"
+                    $"few-{tasks}-{name}"
                     $"--data-path FEW --method {name} --heads {own} --epochs 1 --tasks {tasks}"
     ]
 

@@ -458,7 +458,7 @@ let private ablationTable (found: Found list) =
 let taskCounts = [ 10; 20; 50 ]
 
 let private taskTable (found: Found list) =
-    let at tasks method = find found $"tasks-{tasks}-{method}"
+    let at tasks method = find found $"few-{tasks}-{method}"
 
     let rows =
         Methods.names
@@ -595,7 +595,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
         "over all classes after the last task, on test images that chose no setting here. `dotnet fsi build.fsx -t Compare --cifar DIR`"
         "writes this page from the runs that are finished; `lorasub report artifacts/compare/cifar100/*` shows them with curves and"
         "matrices. `…-t Compare --only NAME --cifar DIR` runs the rows of one table, whose names begin with `method`, `heads`, `preset`,"
-        "`drift`, `ablation` or `tasks`. A table without finished runs stays as it is."
+        "`drift`, `ablation` or `few`. A table without finished runs stays as it is."
         ""
         "± is half of a 95 % interval: over seeds where there are several, else over the tasks of one run, each with its own classes,"
         "always of paired differences. Without ± there is one run, and a difference below a point means nothing. Several runs share"
@@ -640,7 +640,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                         section
                             "Presets"
                             "preset"
-                            "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. `published` is LoRA-Sub-DRS with nearest means alone; `ranpac-head` is ridge regression on 10,000 random features of the frozen class token, its best setting here."
+                            "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. Two rows are no presets: `published` is LoRA-Sub-DRS with nearest means alone; `ranpac-head` is ridge regression on 10,000 random features of the frozen class token, its best setting here."
                             (presetTable found)
 
                     yield!
@@ -660,7 +660,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                     yield!
                         section
                             "More tasks"
-                            "tasks"
+                            "few"
                             "The same classes in 10, 20 and 50 tasks, with the published nearest means and the classifier of each paper, from the first 50 training images of each class at one epoch per task, tested on the first 20 test images of each class. `joint` has one task."
                             (taskTable found)
                 ]

@@ -89,7 +89,8 @@ Examples:
         """evaluate LEARNER IMAGES [OPTIONS], or evaluate RUN [OPTIONS]
 Measure a learner on test images, one folder per class: accuracy, calibration
 and unknown classes. Or score the learner of a run again and compare with the
-saved scores.
+saved scores. An unreadable image stops the command, unless --skip-broken is
+given.
 
 Examples:
   lorasub evaluate shop photos/test

@@ -224,11 +224,17 @@ let learn (shell: Shell) (request: Request) : int =
                 |> Seq.tryFind (fun one -> ImageFolder.canonical one = ImageFolder.canonical name)
             with
             | Some one ->
+                let folder =
+                    request.Rename
+                    |> List.tryFind (snd >> (=) name)
+                    |> Option.map fst
+                    |> Option.defaultValue name
+
                 Errors.reject
                     $"class '{name}'"
                     "must differ from every known class by more than case or Unicode normalisation"
                     $"'{one}'"
-                    $"for the same class, pass --rename \"{name}={one}\"; else rename the folder"
+                    $"for the same class, pass --more --rename \"{folder}={one}\"; else give it another name"
             | None -> ()
 
         if news.Names.Length = 0 && more.Names.Length = 0 then

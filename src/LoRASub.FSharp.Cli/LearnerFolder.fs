@@ -151,6 +151,9 @@ let labelled (shell: Shell) settings (folder: string) : Named =
         else
             found.Train
 
+    if files.Length = 0 then
+        Errors.reject folder "must hold an image that can be read" "none" "fix its images"
+
     {
         Names = found.ClassNames
         Images =

@@ -212,6 +212,12 @@ let private sentence (text: string) : string list = Layout.wrap Layout.Columns t
 /// trusted, and how it handles unknown classes.
 let evaluate (shell: Shell) (test: Test) : int =
     let found = labelled shell test.Changes test.Labelled
+    let labels = Set.ofArray found.Images.Labels
+    // without classes whose images are all broken
+    let found =
+        found
+        |> ofClasses (fun name -> labels.Contains(Array.IndexOf(found.Names, name)))
+
     let kept = openSaved shell test.LibTorch test.Changes (absolute test.Learner)
 
     use _ = Scope.own KeptLearner.leaves kept

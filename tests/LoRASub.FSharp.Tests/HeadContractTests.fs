@@ -211,6 +211,7 @@ let tests =
                 | name -> contract (Heads.find name)
 
             contract (Heads.find "cosine-lda:oas")
+            contract (Heads.find "cosine-lda:ratio")
 
             contract (Head.hide ToyHead.head)
         ]

@@ -325,7 +325,7 @@ let tests =
                         Console.SetIn input))
 
             testCase
-                "files that are no images are skipped when predicting, and else refused or skipped"
+                "files that are not images are skipped when predicting, and else refused, or skipped on request"
                 (inShop (fun world ->
                     File.WriteAllText(under world "january/ant/0.png", "no image")
 
@@ -334,6 +334,7 @@ let tests =
                         [ "0.png"; "fix or remove the file, or pass --skip-broken" ]
                         (learning world "january" [ "--backbone"; under world "vit.safetensors" ])
 
+                    photos (under world "may") [ "elk" ] 1 |> ignore
                     Directory.CreateDirectory(under world "may/yak") |> ignore
                     File.WriteAllText(under world "may/yak/0.png", "no image")
 
@@ -370,7 +371,19 @@ let tests =
                     let evaluated = inside (evaluating @ [ "--skip-broken" ])
                     Expect.equal evaluated.Code 0 "evaluated"
                     Expect.stringContains evaluated.Error "0.png is skipped" "said"
-                    Expect.isTrue (Regex.IsMatch(evaluated.Out, @"(?m)^all +40 ")) evaluated.Out))
+                    Expect.isTrue (Regex.IsMatch(evaluated.Out, @"(?m)^all +40 ")) evaluated.Out
+
+                    // of the class that the learner does not know, no image is left
+                    Directory.Move(under world "may/yak", under world "january/yak")
+                    let evaluated = inside (evaluating @ [ "--skip-broken" ])
+                    Expect.equal evaluated.Code 0 evaluated.Error
+                    Expect.isFalse (evaluated.Out.Contains "AUROC") evaluated.Out
+                    File.WriteAllText(under world "may/elk/1.png", "no image")
+
+                    refusedIn
+                        world
+                        [ "an image that can be read" ]
+                        [ "evaluate"; shop world; under world "may"; "--skip-broken" ]))
 
             testCase
                 "known classes are left out, or learned from more images"
@@ -404,7 +417,7 @@ let tests =
 
                         refusedIn
                             world
-                            [ $"class '{name}'"; $"'{known}'"; $"--rename \"{name}={known}\"" ]
+                            [ $"class '{name}'"; $"'{known}'"; $"--more --rename \"{name}={known}\"" ]
                             (learning world "more" [])
 
                         let renamed =

@@ -12,7 +12,8 @@ type Shrinkage =
     | Oas
     /// ε = k/(n + k) after n images, as if k more images varied equally in all directions. More images, less shrinkage.
     | Images of int
-    /// ε = 1/(1 + (4n/d)^1.5) after n images of d columns: with few images for each column, nearly the identity.
+    /// ε = 1/(1 + (4n/d)^1.5) after n images of d columns: with few images for each column, nearly a multiple of the
+    /// identity.
     | Ratio
 
 /// Linear discriminants over class means and one covariance that all classes share. With Λ its inverse, ḡ the mean of

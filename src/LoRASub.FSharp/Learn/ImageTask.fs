@@ -124,7 +124,7 @@ module ImageTask =
             if not (present.Contains label) then
                 Errors.reject $"class '{name}'" "needs at least one image" $"none in {images.Source}" ""
 
-    /// Rejects names that are known or there twice, labels out of range, and a class without images.
+    /// Rejects names that are blank, known or there twice, labels out of range, and a class without images.
     let internal check (names: string[]) (images: ImageSet) (state: TaskState) =
         checkNames state names
         checkImages names images

@@ -36,7 +36,7 @@ module internal Machine =
         |> Option.map (_.Split(' ') >> Set.ofArray)
         |> Option.defaultValue Set.empty
 
-    /// Whether a processor with these instructions computes bfloat16 by others; none are known where the system lists none.
+    /// Whether a list of instructions has none for bfloat16; false for an empty list, where nothing is known.
     let lacksBfloat16 (instructions: Set<string>) : bool =
         not instructions.IsEmpty
         && [ "avx512_bf16"; "amx_bf16" ] |> List.forall (instructions.Contains >> not)
