@@ -90,7 +90,8 @@ let private attend
     (l: LayerLora)
     (x: torch.Tensor)
     : torch.Tensor =
-    let weight = Attention.withPairs qkv.Weight.dtype l qkv.Weight
+    let weight = (Attention.withPairs qkv.Weight.dtype [| l |] [| qkv.Weight |])[0]
+
     forward (int64 heads) { qkv with Weight = weight } projection l x
 
 let private run (c: Layer) (qkv: Linear) l =
@@ -224,7 +225,7 @@ let tests =
                     let projected = projection.Weight.add (Lora.delta l[Site.Projection])
 
                     let struct (_, full) =
-                        [| Attention.withPairs float64 l qkv.Weight; projected |]
+                        [| (Attention.withPairs float64 [| l |] [| qkv.Weight |])[0]; projected |]
                         |> Grad.valueAndGrad (fun p ->
                             scalar (
                                 Attention.forward
@@ -327,6 +328,34 @@ let tests =
                 Attention.forward (int64 c.Heads) qkv (layer c.Projection) Map.empty x |> ignore
                 Array.iter2 (identical "argument") before all)
 
+            property "each block's pairs reach its own fused weight, where it has any" (fun (c: Layer) ->
+                let sites =
+                    [|
+                        []
+                        [ Site.Value ]
+                        [ Site.Query; Site.Key ]
+                        [ Site.Key; Site.Projection ]
+                    |]
+
+                let pairs = sites |> Array.map (fun sites -> lora (c.LoraOn sites))
+
+                let weights =
+                    sites
+                    |> Array.mapi (fun i _ -> tensor (normalMatrix (c.Seed + 50 + i) (3 * c.Width) c.Width))
+
+                let before = weights |> Array.map _.clone()
+                let merged = Attention.withPairs float64 pairs weights
+                Array.iter2 (identical "weight") before weights
+
+                for i in 0 .. sites.Length - 1 do
+                    let delta = pairs[i] |> Map.map (fun _ -> Lora.delta)
+                    let expected = withDelta 1.0 delta weights[i]
+                    closeMatrix $"block {i}" (matrix expected) merged[i])
+
+            rejects "pairs for another number of blocks" [ "LoRA pairs"; "2"; "found 1" ] (fun () ->
+                let weight = torch.zeros (6L, 2L)
+                Attention.withPairs torch.float32 [| Map.empty |] [| weight; weight |] |> ignore)
+
             testCase "a zero delta gives a copy, not the weight itself" (fun () ->
                 Scope.run (fun () ->
                     let w = tensor (normalMatrix 1 12 4)
@@ -354,10 +383,10 @@ let tests =
                         }
 
                     let merged =
-                        Attention.withPairs
+                        (Attention.withPairs
                             bfloat16
-                            (Map.ofList [ Site.Key, pair; Site.Value, pair ])
-                            weight
+                            [| Map.ofList [ Site.Key, pair; Site.Value, pair ] |]
+                            [| weight |])[0]
 
                     let next = 1.0 + 1.0 / 128.0
                     let expected first = if first < d then 1.0 else next

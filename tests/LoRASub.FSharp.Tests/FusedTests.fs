@@ -141,19 +141,6 @@ let tests =
                         [| 1L |]
                         "a position")
 
-            property "Fused" "composed parts ≡ the kernel, in value and gradient" (fun (draw: Draw) ->
-                let inputs = [| normal [| 2L; 3L; 12L |] (int64 draw.Seed) |]
-
-                for count in [ 2L; 3L ] do
-                    let joined parts (ps: torch.Tensor[]) : torch.Tensor =
-                        let all: torch.Tensor[] = parts count ps[0]
-
-                        torch.stack (
-                            all |> Array.mapi (fun i t -> t.mul (Scalar.op_Implicit (float (i + 1))))
-                        )
-
-                    same "parts" (joined Fused.parts) (joined Fused.Composed.parts) inputs)
-
             property "Fused" "composed distances ≡ the kernel, in value and gradient" (fun (draw: Draw) ->
                 let inputs =
                     [|

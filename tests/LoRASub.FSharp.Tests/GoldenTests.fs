@@ -167,7 +167,7 @@ let private attention (f: Fixture) =
     let forward sign delta lora x =
         let weight = Attention.withDelta sign torch.float64 delta qkv.Weight
 
-        let merged = Attention.withPairs torch.float64 lora weight
+        let merged = (Attention.withPairs torch.float64 [| lora |] [| weight |])[0]
 
         Attention.forward heads { qkv with Weight = merged } projection lora x
 

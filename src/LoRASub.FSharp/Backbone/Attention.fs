@@ -94,21 +94,48 @@ module Attention =
 
             sum.``to`` dtype)
 
-    /// <summary>The fused weight with B·A of pairs in training on its rows, summed in the weight's type and rounded
-    /// once: a weight of few digits would swallow the first steps.</summary>
+    /// <summary>The fused weight of each block with B·A of its pairs in training on its rows, summed in the weight's type
+    /// and rounded once: a weight of few digits would swallow the first steps.</summary>
     /// <param name="dtype">The type of the result.</param>
-    /// <param name="lora">Those on query, key and value are used; borrowed.</param>
-    /// <param name="qkv">[3d, d], borrowed.</param>
-    /// <returns>[3d, d], owned by the caller, without a gradient.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">A weight or a pair of another shape, type or device.</exception>
-    let withPairs (dtype: torch.ScalarType) (lora: LayerLora) (qkv: torch.Tensor) : torch.Tensor =
-        Scope.noGrad Leaves.tensor (fun () ->
-            let deltas =
-                lora
-                |> Map.filter (fun site _ -> List.contains site Site.fused)
-                |> Map.map (fun _ -> Lora.delta)
+    /// <param name="lora">Per block; those on query, key and value are used. Borrowed.</param>
+    /// <param name="qkv">[3d, d] per block, at least one, borrowed.</param>
+    /// <returns>[3d, d] per block, owned by the caller, without a gradient.</returns>
+    /// <exception cref="T:LoRASub.Core.InputException">Another number of blocks, or a weight or a pair of another shape,
+    /// type or device.</exception>
+    let withPairs (dtype: torch.ScalarType) (lora: LayerLora[]) (qkv: torch.Tensor[]) : torch.Tensor[] =
+        if qkv.Length = 0 || lora.Length <> qkv.Length then
+            Errors.reject
+                "LoRA pairs"
+                $"must be at least 1, one per qkv weight of {qkv.Length}"
+                $"{lora.Length}"
+                ""
 
-            withDelta 1.0 dtype deltas qkv)
+        Scope.noGrad Leaves.tensors (fun () ->
+            let first = qkv[0]
+            let d = first.shape[1]
+
+            for weight in qkv do
+                Shape.expect "qkv weight" [ Axis.Is(3L * d); Axis.Is d ] weight
+                Shape.expectLike "qkv weight" first weight
+
+            // all blocks at once: a small network waits for the host, which pays for each operation
+            let sums = torch.stack qkv // [blocks, 3d, d]
+
+            for row, site in List.indexed Site.fused do
+                let deltaOf (pairs: LayerLora) =
+                    match Map.tryFind site pairs with
+                    | None -> torch.zeros ([| d; d |], dtype = first.dtype, device = first.device)
+                    | Some pair ->
+                        let delta, name = Lora.delta pair, $"{Site.name site} delta"
+                        Shape.expect name [ Axis.Is d; Axis.Is d ] delta
+                        Shape.expectLike name first delta
+                        delta
+
+                if lora |> Array.exists _.ContainsKey(site) then
+                    let deltas = torch.stack (Array.map deltaOf lora)
+                    sums.narrow(1L, int64 row * d, d).add_ deltas |> ignore
+
+            sums.``to``(dtype).unbind 0L)
 
     let private checkInput (heads: int64) (qkv: Linear) (x: torch.Tensor) =
         let d = qkv.Weight.shape[1]
@@ -134,21 +161,16 @@ module Attention =
 
         LowRank.train pairs x (Linear.forward layer x)
 
-    // q [B, M, d], k and v [B, N, d] -> [B, M, d]
-    let private mix
-        (heads: int64)
-        (projection: Linear)
-        (lora: LayerLora)
-        (q: torch.Tensor)
-        (k: torch.Tensor)
-        (v: torch.Tensor)
-        =
-        let split (t: torch.Tensor) =
-            t.view(t.shape[0], t.shape[1], heads, t.shape[2] / heads).transpose(1L, 2L) // [B, h, N, d/h]
+    // [B, N, count·d] -> count views [B, h, N, d/h]
+    let private split (count: int64) (heads: int64) (t: torch.Tensor) : torch.Tensor[] =
+        t.view(t.shape[0], t.shape[1], count, heads, t.shape[2] / (count * heads)).unbind(2L)
+        |> Array.map _.transpose(1L, 2L)
 
-        let mixed = Fused.attention (split q) (split k) (split v)
+    // q [B, h, M, d/h], k and v [B, h, N, d/h] -> [B, M, d]
+    let private mix (projection: Linear) (lora: LayerLora) (q: torch.Tensor) k v =
+        let mixed = (Fused.attention q k v).transpose(1L, 2L) // [B, M, h, d/h]
 
-        mixed.transpose(1L, 2L).reshape q.shape
+        mixed.flatten (2L, 3L)
         |> Linear.forwardWith (Map.tryFind Site.Projection lora) projection
 
     /// <summary>Attention over tokens.</summary>
@@ -162,8 +184,8 @@ module Attention =
     /// <exception cref="T:LoRASub.Core.InputException">Heads that do not divide d, or tokens of another width.</exception>
     let forward (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora) (x: torch.Tensor) =
         checkInput heads qkv x
-        let parts = Fused.parts 3L (project Site.fused qkv lora x) // 3 × [B, N, d]
-        mix heads projection lora parts[0] parts[1] parts[2]
+        let parts = split 3L heads (project Site.fused qkv lora x)
+        mix projection lora parts[0] parts[1] parts[2]
 
     /// <summary>`forward` for the first token only, from the keys and values of all.</summary>
     /// <param name="heads">As for `forward`, and so the other parameters.</param>
@@ -176,9 +198,7 @@ module Attention =
     let forwardFirst (heads: int64) (qkv: Linear) (projection: Linear) (lora: LayerLora) (x: torch.Tensor) =
         checkInput heads qkv x
         let d = qkv.Weight.shape[1]
-        let q = project [ Site.Query ] (rows 0L d qkv) lora (x.narrow (1L, 0L, 1L))
-
-        let parts =
-            Fused.parts 2L (project [ Site.Key; Site.Value ] (rows d (2L * d) qkv) lora x) // 2 × [B, N, d]
-
-        mix heads projection lora q parts[0] parts[1]
+        let first = project [ Site.Query ] (rows 0L d qkv) lora (x.narrow (1L, 0L, 1L))
+        let rest = project [ Site.Key; Site.Value ] (rows d (2L * d) qkv) lora x
+        let parts = split 2L heads rest
+        mix projection lora (Array.head (split 1L heads first)) parts[0] parts[1]

@@ -21,48 +21,53 @@ type internal PairGradient() =
         let flat (t: torch.Tensor) = t.reshape (-1L, Array.last t.shape)
         let x, g = flat saved[0], flat gradient // [R, inputs], [R, outputs of all rows]
 
-        let pairs =
+        let a, b =
             saved[1..]
             |> Array.chunkBySize 2
-            |> Array.map (fun p -> {| A = p[0]; B = p[1] |})
+            |> Array.map (fun p -> p[0], p[1])
+            |> Array.unzip
 
-        let part i =
-            g.narrow (1L, rows[i], pairs[i].B.shape[0]) // [R, outputs]
+        let like (other: torch.Tensor) (t: torch.Tensor) =
+            if t.dtype = other.dtype then t else t.``to`` other.dtype
 
-        // one product for all pairs whose leaf is trained, split by their ranks
-        let together axis (leaf: int -> torch.Tensor) (product: int[] -> torch.Tensor) =
+        let parts =
+            Array.map2 (fun row (b: torch.Tensor) -> g.narrow (1L, row, b.shape[0])) rows b // [R, outputs] each
+
+        // one product for all pairs whose leaf is trained, split by their ranks; null for the others
+        let together (leaves: torch.Tensor[]) (product: int[] -> torch.Tensor) : torch.Tensor[] =
             let asking =
-                [| 0 .. pairs.Length - 1 |] |> Array.filter (fun i -> (leaf i).requires_grad)
+                [| 0 .. leaves.Length - 1 |] |> Array.filter (fun i -> leaves[i].requires_grad)
 
-            if Array.isEmpty asking then
-                Map.empty
-            else
-                let ranks = asking |> Array.map (fun i -> pairs[i].A.shape[0])
-                Map.ofSeq (Seq.zip asking ((product asking).split(ranks, axis)))
+            let found = Array.create leaves.Length null
+
+            if not (Array.isEmpty asking) then
+                let ranks = asking |> Array.map (fun i -> a[i].shape[0])
+                Array.iter2 (fun i part -> found[i] <- part) asking ((product asking).split(ranks, 0L))
+
+            found
 
         // with the few rows on the left, which products are faster with
         let inner =
-            together 0L (fun i -> pairs[i].B) (fun asking ->
-                let a = torch.cat([| for i in asking -> pairs[i].A |]).``to`` x.dtype // [Σr, inputs]
+            together b (fun asking ->
+                let a = torch.cat ([| for i in asking -> a[i] |], 0L) |> like x // [Σr, inputs]
                 a.mm (x.t ())) // [Σr, R]
 
         let dA =
-            together 0L (fun i -> pairs[i].A) (fun asking ->
-                let back = [| for i in asking -> (part i).mm(pairs[i].B.``to`` x.dtype) |] // [R, r] each
+            together a (fun asking ->
+                let back = [| for i in asking -> parts[i].mm(like x b[i]) |] // [R, r] each
                 torch.cat(back, 1L).t().mm x) // [Σr, inputs]
-
-        let orNull (t: torch.Tensor option) =
-            match t with
-            | Some t -> t.``to`` saved[1].dtype
-            | None -> null
 
         [|
             null
             gradient
             null
-            for i in 0 .. pairs.Length - 1 do
-                orNull (Map.tryFind i dA)
-                orNull (Map.tryFind i inner |> Option.map (fun inner -> inner.mm(part i).t())) // [outputs, r]
+            for i in 0 .. a.Length - 1 do
+                if isNull dA[i] then null else like a[i] dA[i]
+                // [outputs, r]
+                if isNull inner[i] then
+                    null
+                else
+                    like b[i] (inner[i].mm(parts[i]).t())
         |]
 
 /// Low-rank pairs in training on rows of a frozen weight.

@@ -315,8 +315,17 @@ module VisionTransformer =
             if count <> 0 && count <> depth then
                 Errors.reject subject $"must be 0 or {depth}, one per block" $"{count}" ""
 
+        let fused =
+            if
+                adapters.Lora
+                |> Array.exists (fun pairs -> Site.fused |> List.exists pairs.ContainsKey)
+            then
+                Attention.withPairs dtype adapters.Lora adapters.Qkv
+            else
+                adapters.Qkv |> Array.map _.``to``(dtype)
+
         Array.mapi2
-            (fun i (block: Block) qkv ->
+            (fun i (block: Block) fused ->
                 let pairs = adapters.Lora |> Array.tryItem i |> Option.defaultValue Map.empty
                 let others = adapters.Weights |> Array.tryItem i |> Option.defaultValue Map.empty
                 let mlp = Array.tryItem i adapters.Mlp
@@ -332,17 +341,13 @@ module VisionTransformer =
                 mlp |> Option.iter (MlpAdapter.check vit.Width vit.ClassToken)
 
                 {
-                    Fused =
-                        if Site.fused |> List.exists pairs.ContainsKey then
-                            Attention.withPairs dtype pairs qkv
-                        else
-                            qkv.``to`` dtype
+                    Fused = fused
                     Others = others
                     Pairs = pairs
                     Parallel = mlp
                 })
             vit.Blocks
-            adapters.Qkv
+            fused
 
     // A layer with its effective weight.
     let private effective (block: Block) (layer: Layer) (site: Site) : Linear =

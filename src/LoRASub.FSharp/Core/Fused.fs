@@ -32,11 +32,6 @@ module internal Fused =
             let weights = torch.einsum("bhnd,bhmd->bhnm", q, k).mul(scale).softmax -1L
             torch.einsum ("bhnm,bhmd->bhnd", weights, v)
 
-        let parts (count: int64) (x: torch.Tensor) =
-            let axis = x.dim () - 1L
-            let width = x.shape[int axis] / count
-            Array.init (int count) (fun i -> x.narrow (axis, int64 i * width, width))
-
         let distances (order: float) (left: torch.Tensor) (right: torch.Tensor) =
             left.unsqueeze(1L).sub(right.unsqueeze 0L).norm(2, p = float32 order)
 
@@ -58,13 +53,6 @@ module internal Fused =
             torch.nn.functional.layer_norm (x, [| x.shape[x.shape.Length - 1] |], weight, bias, epsilon)
         else
             Composed.layerNorm weight bias epsilon x
-
-    /// Equal parts of the last axis, as views; one kernel joins their gradients.
-    let parts (count: int64) (x: torch.Tensor) : torch.Tensor[] =
-        if isFused x then
-            x.chunk (count, dim = -1L)
-        else
-            Composed.parts count x
 
     /// softmax(q·kᵀ/√d)·v over [B, h, N, d], in bfloat16 on a CPU by the given route: LibTorch's fused kernel calls
     /// oneDNN anew for every head of every image, and its backward pass takes 2 to 5 times as long as that in float32.
