@@ -122,7 +122,7 @@ let longer: Row list =
 
                 row
                     $"few-{tasks}-{name}"
-                    $"--data-path FEW --method {name} --heads {own} --epochs 1 --tasks {tasks}"
+                    $"--data-path FEW --method {name} --heads {own} --epochs 1 --tasks {tasks} --interim-tests 1"
     ]
 
 let grids: Grid list =

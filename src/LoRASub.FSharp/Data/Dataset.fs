@@ -285,6 +285,15 @@ module ImageSet =
             Read = fun i -> set.Read positions[i]
         }
 
+    /// The first images of each label, at most so many.
+    let internal firstOfEach (each: int) (set: ImageSet) : ImageSet =
+        let positions =
+            Array.indexed set.Labels
+            |> Array.groupBy snd
+            |> Array.collect (fun (_, found) -> found |> Array.truncate each |> Array.map fst)
+
+        select (Array.sort positions) set
+
     /// <summary>The images with some labels.</summary>
     /// <param name="labels">The first becomes label 0, the next label 1, and so on.</param>
     /// <param name="set">Borrowed.</param>

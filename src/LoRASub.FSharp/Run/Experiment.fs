@@ -49,9 +49,14 @@ module Experiment =
             let context = Plan.taskContext learner plan (PhaseClock()) state task
             (TaskLoop.learn context state None).State)
 
-    // A class mean needs images that no training saw.
-    let private canMeasureDrift (plan: Plan) =
-        Set.isSubset (Set.ofArray plan.Stream.Order) (Set.ofArray plan.Stream.Dataset.Test.Labels)
+    // A class mean needs images that no training saw, the same after each task.
+    let private whyNoDrift (plan: Plan) : string option =
+        if plan.Settings.InterimTests.IsSome then
+            Some "interim-tests leaves out test images"
+        elif Set.isSubset (Set.ofArray plan.Stream.Order) (Set.ofArray plan.Stream.Dataset.Test.Labels) then
+            None
+        else
+            Some "a class has no test image"
 
     /// The run before its first task. Owned by the caller.
     let internal start (learner: Learner) (plan: Plan) : RunState =
@@ -59,7 +64,7 @@ module Experiment =
             State = Learner.start learner (Rng.ofSeed plan.Settings.Seed)
             Tasks = [||]
             Drift =
-                if plan.Settings.Drift && canMeasureDrift plan then
+                if plan.Settings.Drift && (whyNoDrift plan).IsNone then
                     Some(Drift.none plan.Backbone.Blocks.Length plan.Backbone.Width)
                 else
                     None
@@ -172,8 +177,9 @@ module Experiment =
             yield! plan.Stream.Dataset.Notes |> Array.map Notice
             yield! Plan.heldRates plan |> Array.map Notice
 
-            if plan.Settings.Drift && run.Drift.IsNone then
-                Notice "drift is not measured: a class has no test image"
+            match whyNoDrift plan with
+            | Some why when plan.Settings.Drift -> Notice $"drift is not measured: {why}"
+            | _ -> ()
         |]
 
     /// Resumes a run from its state, of which it takes ownership: learns the remaining tasks and scores each state on
@@ -186,9 +192,7 @@ module Experiment =
         (onCheckpoint: OnCheckpoint)
         (from: RunState)
         : Outcome =
-        let tasks =
-            plan.Stream.Tasks
-            |> Array.truncate (defaultArg plan.Settings.StopAfter Int32.MaxValue)
+        let tasks = Plan.tasks plan
 
         if plan.Settings.IsUndecided then
             Errors.reject

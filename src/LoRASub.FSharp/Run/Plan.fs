@@ -137,6 +137,25 @@ module Plan =
     let learner (plan: Plan) : Learner =
         Recipe.learner plan.Backbone plan.Settings
 
+    /// The tasks that a run learns.
+    let internal tasks (plan: Plan) : LearningTask[] =
+        plan.Stream.Tasks
+        |> Array.truncate (defaultArg plan.Settings.StopAfter plan.Stream.Tasks.Length)
+
+    /// The plan with the test images that count after a task: before the last one, those of the settings' `InterimTests`.
+    let internal testedAfter (task: LearningTask) (plan: Plan) : Plan =
+        match plan.Settings.InterimTests with
+        | Some each when task.Index + 1 < (tasks plan).Length ->
+            let dataset =
+                { plan.Stream.Dataset with
+                    Test = ImageSet.firstOfEach each plan.Stream.Dataset.Test
+                }
+
+            { plan with
+                Stream = { plan.Stream with Dataset = dataset }
+            }
+        | _ -> plan
+
     /// The context in which a task of the plan is learned.
     let internal taskContext
         (learner: Learner)

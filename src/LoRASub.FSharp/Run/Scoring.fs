@@ -94,6 +94,7 @@ module Scoring =
 
     // Predictions on all tasks so far, and the moments of their classes where drift is measured.
     let internal predictSeen learner (plan: Plan) (clock: PhaseClock) measured onProgress onBatch state task =
+        let plan = Plan.testedAfter task plan
         let seen = plan.Stream.Tasks[.. task.Index]
         let vit = plan.Backbone
 

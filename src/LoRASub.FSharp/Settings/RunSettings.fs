@@ -68,6 +68,8 @@ type RunSettings =
         Recompute: bool
         /// Share of the training images that stands in for the test images.
         Validate: float option
+        /// Test images of each class after each task but the last; None for all. Without drift, which needs all.
+        InterimTests: int option
         /// Attention heads of the network.
         Heads: int option
         ImageSize: int option
@@ -190,6 +192,7 @@ module Preset =
             Transport = true
             Recompute = false
             Validate = None
+            InterimTests = None
             Heads = None
             ImageSize = None
             NormEpsilon =

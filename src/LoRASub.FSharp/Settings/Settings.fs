@@ -374,6 +374,12 @@ module Settings =
                 "score on this share of the training images, not on test images"
                 (optional betweenZeroAndOne)
             |> field _.Validate (fun v s -> { s with Validate = v })
+            row
+                "interim-tests"
+                "test images of each class after each task but the last; drift is then not measured"
+                (optional count)
+            |> field _.InterimTests (fun v s -> { s with InterimTests = v })
+            |> otherwise "all"
             row "seed" "random seed" seed |> field _.Seed (fun v s -> { s with Seed = v })
         ]
 
