@@ -191,6 +191,44 @@ let tests =
                     Expect.equal long.Matrix whole.Matrix "a stop past the end"))
 
             testCase
+                "interim tests take the first images of each class after each task but the last"
+                (inScope (fun () ->
+                    let struct (whole, _) = told (planOf threeTasks)
+
+                    let few =
+                        { threeTasks with
+                            InterimTests = Some 1
+                        }
+
+                    let struct (cut, events) = told (planOf few)
+                    Tiny.sameState "state" whole.State cut.State
+
+                    Expect.equal
+                        (Array.last cut.Matrix)
+                        (Array.last whole.Matrix)
+                        "scores after the last task"
+
+                    Expect.isNone cut.Drift "drift"
+
+                    let notices =
+                        events
+                        |> List.choose (fun event ->
+                            match event with
+                            | Notice text -> Some text
+                            | _ -> None)
+
+                    Expect.exists notices _.Contains("interim-tests") "a notice of why drift is not measured"
+
+                    for row in cut.Matrix[..1] do
+                        for score in row do
+                            Expect.equal score.Total 2 "images of two classes"
+
+                    let struct (stopped, _) = told (planOf { few with StopAfter = Some 2 })
+
+                    Expect.equal stopped.Matrix[1] whole.Matrix[1] "scores where the run stops"
+                    Expect.equal stopped.Matrix[0] cut.Matrix[0] "scores before"))
+
+            testCase
                 "the same seed gives the same state and scores, bit for bit"
                 (inScope (fun () ->
                     for settings in

@@ -94,21 +94,20 @@ module Attention =
 
             sum.``to`` dtype)
 
-    /// <summary>The fused weight of each block with B·A of its pairs in training on its rows, summed in the weight's type
-    /// and rounded once: a weight of few digits would swallow the first steps.</summary>
+    /// <summary>The fused weight of each block, with B·A of its pairs in training added to the rows of their sites. The sum
+    /// is made in the weight's type and rounded once, because a type of few digits would lose the first updates.</summary>
     /// <param name="dtype">The type of the result.</param>
     /// <param name="lora">Per block; those on query, key and value are used. Borrowed.</param>
-    /// <param name="qkv">[3d, d] per block, at least one, borrowed.</param>
-    /// <returns>[3d, d] per block, owned by the caller, without a gradient.</returns>
+    /// <param name="qkv">[3d, d] per block, at least one, all of one type and device; borrowed.</param>
+    /// <returns>[3d, d] per block, views of one tensor, owned by the caller, without a gradient.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">Another number of blocks, or a weight or a pair of another shape,
     /// type or device.</exception>
     let withPairs (dtype: torch.ScalarType) (lora: LayerLora[]) (qkv: torch.Tensor[]) : torch.Tensor[] =
-        if qkv.Length = 0 || lora.Length <> qkv.Length then
-            Errors.reject
-                "LoRA pairs"
-                $"must be at least 1, one per qkv weight of {qkv.Length}"
-                $"{lora.Length}"
-                ""
+        if qkv.Length = 0 then
+            Errors.reject "qkv weights" "must be at least 1" "0" ""
+
+        if lora.Length <> qkv.Length then
+            Errors.reject "LoRA pairs" $"must be {qkv.Length}, one per block" $"{lora.Length}" ""
 
         Scope.noGrad Leaves.tensors (fun () ->
             let first = qkv[0]
@@ -118,7 +117,7 @@ module Attention =
                 Shape.expect "qkv weight" [ Axis.Is(3L * d); Axis.Is d ] weight
                 Shape.expectLike "qkv weight" first weight
 
-            // all blocks at once: a small network waits for the host, which pays for each operation
+            // One sum for all blocks: with a small network, a GPU waits for the host, which pays for each operation.
             let sums = torch.stack qkv // [blocks, 3d, d]
 
             for row, site in List.indexed Site.fused do
@@ -132,8 +131,10 @@ module Attention =
                         delta
 
                 if lora |> Array.exists _.ContainsKey(site) then
-                    let deltas = torch.stack (Array.map deltaOf lora)
-                    sums.narrow(1L, int64 row * d, d).add_ deltas |> ignore
+                    // the deltas of one site at a time
+                    Scope.run (fun () ->
+                        let deltas = torch.stack (Array.map deltaOf lora)
+                        sums.narrow(1L, int64 row * d, d).add_ deltas |> ignore)
 
             sums.``to``(dtype).unbind 0L)
 

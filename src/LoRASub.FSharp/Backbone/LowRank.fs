@@ -27,13 +27,14 @@ type internal PairGradient() =
             |> Array.map (fun p -> p[0], p[1])
             |> Array.unzip
 
+        // `to` makes another handle even where the type is the same
         let like (other: torch.Tensor) (t: torch.Tensor) =
             if t.dtype = other.dtype then t else t.``to`` other.dtype
 
         let parts =
             Array.map2 (fun row (b: torch.Tensor) -> g.narrow (1L, row, b.shape[0])) rows b // [R, outputs] each
 
-        // one product for all pairs whose leaf is trained, split by their ranks; null for the others
+        // One product for all pairs whose leaf is trained, split by rank. Null for the other pairs.
         let together (leaves: torch.Tensor[]) (product: int[] -> torch.Tensor) : torch.Tensor[] =
             let asking =
                 [| 0 .. leaves.Length - 1 |] |> Array.filter (fun i -> leaves[i].requires_grad)
@@ -63,11 +64,11 @@ type internal PairGradient() =
             null
             for i in 0 .. a.Length - 1 do
                 if isNull dA[i] then null else like a[i] dA[i]
-                // [outputs, r]
+
                 if isNull inner[i] then
                     null
                 else
-                    like b[i] (inner[i].mm(parts[i]).t())
+                    like b[i] (inner[i].mm(parts[i]).t()) // [outputs, r]
         |]
 
 /// Low-rank pairs in training on rows of a frozen weight.

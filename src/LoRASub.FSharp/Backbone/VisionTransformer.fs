@@ -116,8 +116,8 @@ type VisionTransformer =
 [<ReferenceEquality>]
 type Adapters =
     {
-        /// Per block, the effective fused weight [3d, d]: in the compute format, or in the master format beside pairs in
-        /// training.
+        /// Per block, the effective fused weight [3d, d]: all in the compute format, or all in the master format beside pairs
+        /// in training.
         Qkv: torch.Tensor[]
         /// Per block, the effective weights [outputs, inputs] of the other adapted sites, without the pairs in training,
         /// in the compute format. Empty where none is adapted.
