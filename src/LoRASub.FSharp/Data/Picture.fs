@@ -99,7 +99,12 @@ module Picture =
             Vector128.Create 255
         )
 
-    /// One row of pixels, a byte longer than they are, to a row of outputs from byte `at` on.
+    /// Sixteen integers of 0 to 255 as bytes.
+    let inline private narrowed a b c d : Vector128<byte> =
+        let two (low: Vector128<int>) high = Vector128.Narrow(low, high).AsUInt16()
+        Vector128.Narrow(two a b, two c d)
+
+    /// One row of pixels to a row of outputs from byte `at` on; both arrays are a byte longer than they need.
     let private across (w: Weights) (source: byte[]) (result: byte[]) (at: int) =
         for x in 0 .. w.First.Length - 1 do
             let first = 3 * w.First[x]
@@ -112,32 +117,33 @@ module Picture =
 
                 sums <- sums + widened pixel * w.Fixed[x * w.Taps + j]
 
-            let sums = shifted sums
-            result[at + 3 * x] <- byte (sums.GetElement 0)
-            result[at + 3 * x + 1] <- byte (sums.GetElement 1)
-            result[at + 3 * x + 2] <- byte (sums.GetElement 2)
+            // the fourth byte is the next pixel's, which is written after it
+            BinaryPrimitives.WriteUInt32LittleEndian(
+                Span(result, at + 3 * x, 4),
+                (narrowed (shifted sums) Vector128.Zero Vector128.Zero Vector128.Zero).AsUInt32().ToScalar()
+            )
 
     /// One output row from consecutive rows of `row` bytes, the first of which is row `low` of the source.
     let private down (w: Weights) (y: int) (low: int) (row: int) (source: byte[]) (result: byte[]) =
         let first = (w.First[y] - low) * row
         let weights = ReadOnlySpan(w.Fixed, y * w.Taps, w.Count[y])
-        let fours = row / 4 * 4
+        let sixteens = row / 16 * 16
 
-        for x in 0..4 .. fours - 1 do
-            let mutable sums = Vector128.Create half
+        for x in 0..16 .. sixteens - 1 do
+            let start = Vector128.Create half
+            let mutable a, b, c, d = start, start, start, start
 
             for j in 0 .. weights.Length - 1 do
-                let bytes =
-                    BinaryPrimitives.ReadUInt32LittleEndian(ReadOnlySpan(source, first + j * row + x, 4))
+                let bytes = Vector128.Create<byte>(ReadOnlySpan(source, first + j * row + x, 16))
+                let low, high = Vector128.WidenLower bytes, Vector128.WidenUpper bytes
+                a <- a + Vector128.WidenLower(low).AsInt32() * weights[j]
+                b <- b + Vector128.WidenUpper(low).AsInt32() * weights[j]
+                c <- c + Vector128.WidenLower(high).AsInt32() * weights[j]
+                d <- d + Vector128.WidenUpper(high).AsInt32() * weights[j]
 
-                sums <- sums + widened bytes * weights[j]
+            (narrowed (shifted a) (shifted b) (shifted c) (shifted d)).CopyTo(Span(result, y * row + x, 16))
 
-            let sums = shifted sums
-
-            for lane in 0..3 do
-                result[y * row + x + lane] <- byte (sums.GetElement lane)
-
-        for x in fours .. row - 1 do
+        for x in sixteens .. row - 1 do
             let mutable sum = half
 
             for j in 0 .. weights.Length - 1 do
@@ -161,7 +167,7 @@ module Picture =
         // the rows that the vertical pass reads
         let low = rows.First[0]
         let high = rows.First[window.Height - 1] + rows.Count[window.Height - 1]
-        let between = Array.zeroCreate<byte>((high - low) * row)
+        let between = Array.zeroCreate<byte>((high - low) * row + 1)
         let source = Array.zeroCreate<byte>(3 * box.Width + 1)
 
         for y in low .. high - 1 do
