@@ -122,7 +122,7 @@ let longer: Row list =
 
                 row
                     $"few-{tasks}-{name}"
-                    $"--data-path FEW --method {name} --heads {own} --epochs 1 --tasks {tasks} --interim-tests 1"
+                    $"--data-path FEW --method {name} --heads {own} --epochs 1 --batch 16 --tasks {tasks} --interim-tests 1"
     ]
 
 let grids: Grid list =
@@ -184,7 +184,7 @@ let writeWhole (path: string) (bytes: byte[]) =
 /// Where `writeFew` puts its images.
 let few = Path.Combine(runs, "few")
 
-/// The first 50 training and 20 test images of each class of the CIFAR-100 folder, for many tests of many tasks.
+/// The first 30 training and 10 test images of each class of the CIFAR-100 folder, for runs of many tasks.
 let writeFew () =
     Directory.CreateDirectory few |> ignore
 
@@ -194,7 +194,7 @@ let writeFew () =
     for name in [ "coarse_label_names.txt"; "fine_label_names.txt" ] do
         writeWhole (Path.Combine(few, name)) (given name)
 
-    for name, each in [ "train.bin", 50; "test.bin", 20 ] do
+    for name, each in [ "train.bin", 30; "test.bin", 10 ] do
         given name
         |> Array.chunkBySize 3074 // coarse label, fine label, 3 planes of 32 x 32
         |> Array.groupBy (fun record -> record[1])
