@@ -439,19 +439,12 @@ module VisionTransformer =
     // Equal patches have no spread and no change, and a root of 0 no gradient.
     let private root (square: torch.Tensor) = square.plus(Number.Of 1e-6).sqrt()
 
-    // One part of the tokens x [b, N, d] that leave its block, in the master format: [b, d], or [b, 4d] for quadrants. Of
-    // the class token, x may hold nothing else.
+    // One part of the tokens x [b, N, d] that leave its block, after the final norm where the part has it, in the master
+    // format: [b, d], or [b, 4d] for quadrants. Of the class token, x may hold nothing else.
     let private read (vit: VisionTransformer) (part: EmbeddingPart) (x: torch.Tensor) : torch.Tensor =
         let master = Precision.master vit.Precision
 
-        // the final norm works token by token
-        let patches () =
-            let patches = x.narrow (1L, 1L, x.shape[1] - 1L) // [b, N - 1, d]
-
-            if part.FinalNorm then
-                normalise vit.Norm patches
-            else
-                patches
+        let patches () = x.narrow (1L, 1L, x.shape[1] - 1L) // [b, N - 1, d]
 
         let side = int64 vit.GridSide
 
@@ -462,13 +455,8 @@ module VisionTransformer =
         match part.Tokens with
         | Tokens.Class ->
             let token = x.select (1L, 0L)
-            // copied otherwise: a view would hold the tokens of all patches
-            (if part.FinalNorm then
-                 normalise vit.Norm token
-             else
-                 token.clone ())
-                .``to``
-                master
+            // copied: a view would hold the tokens of all patches
+            (if x.shape[1] = 1L then token else token.clone ()).``to`` master
         | Tokens.PatchMean -> (patches ()).mean([| 1L |], false, Nullable master)
         | Tokens.PatchSpread ->
             let patches = (patches ()).``to`` master
@@ -527,9 +515,12 @@ module VisionTransformer =
                 else
                     runWhole vit rows i layers[i] x
 
+            let normed = lazy (normalise vit.Norm output)
+
             let add found (position, part) =
                 if part.Block = block then
-                    Map.add position (read vit part output) found
+                    let tokens = if part.FinalNorm then normed.Value else output
+                    Map.add position (read vit part tokens) found
                 else
                     found
 
