@@ -96,6 +96,9 @@ let drift: Row list =
             row "-null-space" " --method null-space"
     ]
 
+/// Settings of runs of few images, in small batches, so that they take as many steps as the others.
+let few = "--data-path FEW --batch 16 --interim-tests 1"
+
 let ablations: Row list =
     [
         for order in orders do
@@ -110,7 +113,7 @@ let ablations: Row list =
                 ] ->
                 row
                     $"ablation-{order}-{name}"
-                    $"{fast} --heads lda@all-blocks,{cosineLda} --recompute --class-order {order}{settings}"
+                    $"{few} --epochs 2 {fast} --heads lda@all-blocks,{cosineLda} --recompute --class-order {order}{settings}"
     ]
 
 /// Without the upper bound, which learns all classes as one task.
@@ -120,9 +123,7 @@ let longer: Row list =
             for name in Methods.names |> List.except [ "joint" ] do
                 let own = defaultArg (ownHead name) "none"
 
-                row
-                    $"few-{tasks}-{name}"
-                    $"--data-path FEW --method {name} --heads {own} --epochs 1 --batch 16 --tasks {tasks} --interim-tests 1"
+                row $"few-{tasks}-{name}" $"{few} --epochs 1 --method {name} --heads {own} --tasks {tasks}"
     ]
 
 let grids: Grid list =
@@ -182,24 +183,24 @@ let writeWhole (path: string) (bytes: byte[]) =
     File.Move(next, path, overwrite = true)
 
 /// Where `writeFew` puts its images.
-let few = Path.Combine(runs, "few")
+let fewFolder = Path.Combine(runs, "few")
 
-/// The first 30 training and 10 test images of each class of the CIFAR-100 folder, for runs of many tasks.
+/// The first 30 training and 10 test images of each class of the CIFAR-100 folder, for ablations and runs of many tasks.
 let writeFew () =
-    Directory.CreateDirectory few |> ignore
+    Directory.CreateDirectory fewFolder |> ignore
 
     let given name =
         File.ReadAllBytes(Path.Combine(given["cifar"], name))
 
     for name in [ "coarse_label_names.txt"; "fine_label_names.txt" ] do
-        writeWhole (Path.Combine(few, name)) (given name)
+        writeWhole (Path.Combine(fewFolder, name)) (given name)
 
     for name, each in [ "train.bin", 30; "test.bin", 10 ] do
         given name
         |> Array.chunkBySize 3074 // coarse label, fine label, 3 planes of 32 x 32
         |> Array.groupBy (fun record -> record[1])
         |> Array.collect (fun (_, records) -> Array.truncate each records |> Array.concat)
-        |> writeWhole (Path.Combine(few, name))
+        |> writeWhole (Path.Combine(fewFolder, name))
 
 /// Options with their values.
 let rec private groups (words: string list) : string list list =
@@ -220,7 +221,7 @@ let settingsOf (grid: Grid) (row: Row) : string list =
     |> List.map (fun word ->
         match word with
         | "DIR" -> given["cifar"]
-        | "FEW" -> few
+        | "FEW" -> fewFolder
         | _ -> word)
 
 let run (grid: Grid) (row: Row) (seed: string) =
@@ -233,7 +234,7 @@ let run (grid: Grid) (row: Row) (seed: string) =
             else
                 settingsOf grid row @ [ "--seed"; seed; "--out"; folder ]
 
-        if List.contains few (settingsOf grid row) then
+        if List.contains fewFolder (settingsOf grid row) then
             writeFew ()
 
         eprintfn "%s %s" (DateTime.Now.ToString "HH:mm:ss") (Path.GetRelativePath(runs, folder))
