@@ -96,8 +96,8 @@ let drift: Row list =
             row "-null-space" " --method null-space"
     ]
 
-/// Settings of runs of few images, in small batches, so that they take as many steps as the others.
-let few = "--data-path FEW --batch 16 --interim-tests 1"
+/// Settings of runs of few images, in small batches, so that each task takes several steps.
+let few = "--data-path FEW --batch 16 --interim-images 1"
 
 let ablations: Row list =
     [

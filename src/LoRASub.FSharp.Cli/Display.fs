@@ -57,11 +57,13 @@ module Workload =
         let batches images =
             (images + settings.Batch - 1) / settings.Batch
 
-        let tests =
-            stream.Tasks |> Array.map (TaskStream.testIndices stream >> _.Length >> batches)
+        let tests task =
+            let tested = (Plan.testedAfter task plan).Stream
 
-        stream.Tasks
-        |> Array.truncate (defaultArg settings.StopAfter stream.Tasks.Length)
+            stream.Tasks[.. task.Index]
+            |> Array.sumBy (TaskStream.testIndices tested >> _.Length >> batches)
+
+        Plan.tasks plan
         |> Array.map (fun task ->
             let train = batches (TaskStream.trainIndices stream task).Length
 
@@ -74,7 +76,7 @@ module Workload =
                      else
                          0)
                     Phase.Prototypes, train
-                    Phase.Predict, Array.sum tests[.. task.Index]
+                    Phase.Predict, tests task
                 ])
 
 /// The state of a display: the progress so far.
@@ -519,7 +521,7 @@ let results (plan: Plan) (outcome: Outcome) : string list =
     let orNeeds name =
         match value name with
         | Some x -> $"{percent x}%%"
-        | None -> "needs two tasks"
+        | None -> "needs two tasks, tested on the same images"
 
     let seconds phases =
         phases

@@ -191,13 +191,13 @@ let tests =
                     Expect.equal long.Matrix whole.Matrix "a stop past the end"))
 
             testCase
-                "interim tests take the first images of each class after each task but the last"
+                "interim images are the first images of each class after each task but the last"
                 (inScope (fun () ->
                     let struct (whole, _) = told (planOf threeTasks)
 
                     let few =
                         { threeTasks with
-                            InterimTests = Some 1
+                            InterimImages = Some 1
                         }
 
                     let struct (cut, events) = told (planOf few)
@@ -217,7 +217,10 @@ let tests =
                             | Notice text -> Some text
                             | _ -> None)
 
-                    Expect.exists notices _.Contains("interim-tests") "a notice of why drift is not measured"
+                    Expect.exists
+                        notices
+                        _.Contains("interim-images")
+                        "a notice of why drift is not measured"
 
                     for row in cut.Matrix[..1] do
                         for score in row do

@@ -248,6 +248,16 @@ let tests =
                     Expect.equal tasks.Length (c.Tasks - 1) "tasks"
                     closeTo 1e-12 "mean" [ (Metrics.measure c.Matrix)["forgetting"] ] [ Array.average tasks ])
 
+            testCase "what changes over time needs the same test images every time" (fun () ->
+                let few = matrix [ [ 1, 1 ]; [ 8, 10; 1, 2 ] ]
+                let measures = Metrics.measure few
+                Expect.isEmpty (Metrics.forgotten few) "forgotten"
+
+                for name in [ "forgetting"; "backwardTransfer" ] do
+                    Expect.isFalse (measures.ContainsKey name) name
+
+                closeTo 1e-12 "last" [ measures["last"] ] [ 0.75 ])
+
             rejects "no task" [ "accuracy matrix"; "at least one task" ] (fun () -> Metrics.check [||])
 
             rejects "a square matrix" [ "row 0"; "1 entries"; "2" ] (fun () ->

@@ -515,7 +515,14 @@ module VisionTransformer =
                 else
                     runWhole vit rows i layers[i] x
 
-            let normed = lazy (normalise vit.Norm output)
+            let normed =
+                lazy
+                    (let isClassEnough =
+                        parts
+                        |> Array.forall (fun part ->
+                            part.Block <> block || not part.FinalNorm || part.Tokens = Tokens.Class)
+
+                     normalise vit.Norm (if isClassEnough then output.narrow (1L, 0L, 1L) else output))
 
             let add found (position, part) =
                 if part.Block = block then

@@ -285,7 +285,7 @@ module ImageSet =
             Read = fun i -> set.Read positions[i]
         }
 
-    /// The first images of each label, at most so many.
+    /// The first `each` images of each label.
     let internal firstOfEach (each: int) (set: ImageSet) : ImageSet =
         let positions =
             Array.indexed set.Labels

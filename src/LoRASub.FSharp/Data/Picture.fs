@@ -104,7 +104,7 @@ module Picture =
         let two (low: Vector128<int>) high = Vector128.Narrow(low, high).AsUInt16()
         Vector128.Narrow(two a b, two c d)
 
-    /// One row of pixels to a row of outputs from byte `at` on; both arrays are a byte longer than they need.
+    /// One row of pixels to a row of outputs from byte `at` on. Both arrays have a spare byte, and rows are written in order.
     let private across (w: Weights) (source: byte[]) (result: byte[]) (at: int) =
         for x in 0 .. w.First.Length - 1 do
             let first = 3 * w.First[x]

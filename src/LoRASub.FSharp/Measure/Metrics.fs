@@ -113,14 +113,29 @@ module Metrics =
     /// <returns>One fraction per task.</returns>
     let curve (matrix: AccuracyMatrix) : float[] = matrix |> Array.map (seen >> accuracy)
 
+    // The tasks but the last, if each was tested on as many images every time: a difference between a few images and all
+    // of them is not one of the network.
+    let private earlier (matrix: AccuracyMatrix) : int[] =
+        let last = Array.last matrix
+
+        let isSame =
+            matrix
+            |> Array.forall (fun row ->
+                Array.indexed row
+                |> Array.forall (fun (j, score: Score) -> score.Total = last[j].Total))
+
+        if isSame then [| 0 .. matrix.Length - 2 |] else [||]
+
     /// <summary>Accuracy lost on each task but the last since its best (Chaudhry et al. 2018).</summary>
     /// <param name="matrix">As `check` accepts it.</param>
-    /// <returns>One fraction per task but the last; negative where a task gained.</returns>
+    /// <returns>One fraction per task but the last; negative where a task gained. None if a task was not always tested on
+    /// the same number of images.</returns>
     let forgotten (matrix: AccuracyMatrix) : float[] =
         let last = matrix.Length - 1
         let at t j = accuracy (matrix[t][j])
 
-        Array.init (max 0 last) (fun j -> Seq.max (seq { for t in j .. last - 1 -> at t j }) - at last j)
+        earlier matrix
+        |> Array.map (fun j -> Seq.max (seq { for t in j .. last - 1 -> at t j }) - at last j)
 
     /// <summary>Forward transfer (Lopez-Paz &amp; Ranzato 2017): the mean, over the tasks but the first, of accuracy
     /// right before learning the task minus accuracy before any learning.</summary>
@@ -142,8 +157,10 @@ module Metrics =
         matrix |> Array.map (Array.averageBy accuracy)
 
     let private backward (matrix: AccuracyMatrix) =
-        let last = matrix.Length - 1
-        Array.init last (fun j -> accuracy (matrix[last][j]) - accuracy (matrix[j][j]))
+        let last = Array.last matrix
+
+        earlier matrix
+        |> Array.map (fun j -> accuracy (last[j]) - accuracy (matrix[j][j]))
 
     // the mean over the earlier tasks, which one task does not have
     let private overEarlier values =
@@ -172,7 +189,8 @@ module Metrics =
         measured "average" "average accuracy" "%" Better.Higher "Rebuffi et al. 2017" (fun m ->
             Some(Array.average (curve m)))
 
-    /// <summary>The mean over earlier tasks of the accuracy lost since the best; None with one task.</summary>
+    /// <summary>The mean over earlier tasks of the accuracy lost since the best; None with one task, or if a task was not
+    /// always tested on the same number of images.</summary>
     let forgetting =
         measured
             "forgetting"

@@ -55,7 +55,8 @@ module internal Protocol =
             "data", data run
             "tasks", tasks run
             "tasks learned", learned run
-            "test images", string (run.Matrix |> Array.sumBy (Array.last >> _.Total))
+            "test images", string (Array.last run.Matrix |> Array.sumBy _.Total)
+            "interim images", setting (_.InterimImages >> Option.map string) run
             "class order", fileName (setting (_.ClassOrder >> Some) run)
             "backbone", backbone run
             "image size", setting (_.ImageSize >> Option.map string) run

@@ -49,10 +49,15 @@ module Experiment =
             let context = Plan.taskContext learner plan (PhaseClock()) state task
             (TaskLoop.learn context state None).State)
 
+    // Where they leave any out.
+    let private interimImages (plan: Plan) : int option =
+        plan.Settings.InterimImages
+        |> Option.filter (fun _ -> (Plan.tasks plan).Length > 1)
+
     // A class mean needs images that no training saw, the same after each task.
     let private whyNoDrift (plan: Plan) : string option =
-        if plan.Settings.InterimTests.IsSome then
-            Some "interim-tests leaves out test images"
+        if (interimImages plan).IsSome then
+            Some "interim-images leaves out test images"
         elif Set.isSubset (Set.ofArray plan.Stream.Order) (Set.ofArray plan.Stream.Dataset.Test.Labels) then
             None
         else
@@ -176,6 +181,12 @@ module Experiment =
         [|
             yield! plan.Stream.Dataset.Notes |> Array.map Notice
             yield! Plan.heldRates plan |> Array.map Notice
+
+            match interimImages plan with
+            | Some each ->
+                let images = Text.counted each "test image" "test images"
+                Notice $"before the last task, only the first {images} of each class count"
+            | None -> ()
 
             match whyNoDrift plan with
             | Some why when plan.Settings.Drift -> Notice $"drift is not measured: {why}"

@@ -142,9 +142,9 @@ module Plan =
         plan.Stream.Tasks
         |> Array.truncate (defaultArg plan.Settings.StopAfter plan.Stream.Tasks.Length)
 
-    /// The plan with the test images that count after a task: before the last one, those of the settings' `InterimTests`.
+    /// The plan with the test images scored after a task.
     let internal testedAfter (task: LearningTask) (plan: Plan) : Plan =
-        match plan.Settings.InterimTests with
+        match plan.Settings.InterimImages with
         | Some each when task.Index + 1 < (tasks plan).Length ->
             let dataset =
                 { plan.Stream.Dataset with

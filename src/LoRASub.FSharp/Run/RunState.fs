@@ -88,7 +88,7 @@ type Outcome =
         /// Of each head the scores on all tasks, with sums computed again from all training images under the last
         /// network; where the settings ask for it.
         Recomputed: Score[][] option
-        /// Owned by the caller; None where a class has no test image to measure it on.
+        /// Owned by the caller; None where drift is not measured.
         Drift: Drift.State option
     }
 
@@ -147,7 +147,7 @@ type RunState =
         State: TaskState
         /// One per scored task.
         Tasks: TaskRecord[]
-        /// Over the scored tasks; None where a class has no test image to measure it on.
+        /// Over the scored tasks; None where drift is not measured.
         Drift: Drift.State option
         Open: OpenTask option
     }

@@ -144,6 +144,8 @@ module Scoring =
 
     // The score on a task before it is learned: see `TaskRecord.Before`.
     let internal scoreBefore learner (plan: Plan) (clock: PhaseClock) onBatch (state: TaskState) task =
+        let plan = Plan.testedAfter task plan
+
         let loaders =
             TaskStream.plainTrainBatches (Plan.testOptions plan) plan.Stream task
             |> Array.map (fun load ->

@@ -68,8 +68,8 @@ type RunSettings =
         Recompute: bool
         /// Share of the training images that stands in for the test images.
         Validate: float option
-        /// Test images of each class after each task but the last; None for all. Without drift, which needs all.
-        InterimTests: int option
+        /// The first test images of each class, to score before the last task. None: all. Without drift, which needs all.
+        InterimImages: int option
         /// Attention heads of the network.
         Heads: int option
         ImageSize: int option
@@ -192,7 +192,7 @@ module Preset =
             Transport = true
             Recompute = false
             Validate = None
-            InterimTests = None
+            InterimImages = None
             Heads = None
             ImageSize = None
             NormEpsilon =

@@ -375,10 +375,10 @@ module Settings =
                 (optional betweenZeroAndOne)
             |> field _.Validate (fun v s -> { s with Validate = v })
             row
-                "interim-tests"
-                "test images of each class after each task but the last; drift is then not measured"
+                "interim-images"
+                "score only the first N test images of each class after all tasks but the last; no drift"
                 (optional count)
-            |> field _.InterimTests (fun v s -> { s with InterimTests = v })
+            |> field _.InterimImages (fun v s -> { s with InterimImages = v })
             |> otherwise "all"
             row "seed" "random seed" seed |> field _.Seed (fun v s -> { s with Seed = v })
         ]
