@@ -269,6 +269,15 @@ module TaskStream =
 
         stream
 
+    /// With the first `each` test images of each class alone.
+    let internal firstTests (each: int) (stream: TaskStream) : TaskStream =
+        { stream with
+            Dataset =
+                { stream.Dataset with
+                    Test = ImageSet.firstOfEach each stream.Dataset.Test
+                }
+        }
+
     /// What counts as the right answer for the class at each position of the order.
     let internal answers (stream: TaskStream) : int[] =
         stream.Order |> Array.map (fun label -> stream.Dataset.Answers[label])

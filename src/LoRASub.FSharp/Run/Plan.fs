@@ -146,13 +146,8 @@ module Plan =
     let internal testedAfter (task: LearningTask) (plan: Plan) : Plan =
         match plan.Settings.InterimImages with
         | Some each when task.Index + 1 < (tasks plan).Length ->
-            let dataset =
-                { plan.Stream.Dataset with
-                    Test = ImageSet.firstOfEach each plan.Stream.Dataset.Test
-                }
-
             { plan with
-                Stream = { plan.Stream with Dataset = dataset }
+                Stream = TaskStream.firstTests each plan.Stream
             }
         | _ -> plan
 
