@@ -518,9 +518,10 @@ module VisionTransformer =
             let normed =
                 lazy
                     (let isClassEnough =
-                        parts
-                        |> Array.forall (fun part ->
-                            part.Block <> block || not part.FinalNorm || part.Tokens = Tokens.Class)
+                        rows = All
+                        && parts
+                           |> Array.forall (fun part ->
+                               part.Block <> block || not part.FinalNorm || part.Tokens = Tokens.Class)
 
                      normalise vit.Norm (if isClassEnough then output.narrow (1L, 0L, 1L) else output))
 
