@@ -134,7 +134,7 @@ module Attention =
                     // the deltas of one site at a time
                     Scope.run (fun () ->
                         let deltas = torch.stack (Array.map deltaOf lora)
-                        sums.narrow(1L, int64 row * d, d).add_ deltas |> ignore)
+                        sums.narrow(1L, int64 row * d, d).plus_ deltas |> ignore)
 
             sums.``to``(dtype).unbind 0L)
 

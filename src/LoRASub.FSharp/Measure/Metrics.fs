@@ -116,7 +116,7 @@ module Metrics =
     // The tasks but the last, if each was tested on as many images every time: a difference between a few images and all
     // of them is not one of the network.
     let private earlier (matrix: AccuracyMatrix) : int[] =
-        let last = Array.last matrix
+        let last = matrix |> Array.tryLast |> Option.defaultValue [||]
 
         let isSame =
             matrix
@@ -124,7 +124,7 @@ module Metrics =
                 Array.indexed row
                 |> Array.forall (fun (j, score: Score) -> score.Total = last[j].Total))
 
-        if isSame then [| 0 .. matrix.Length - 2 |] else [||]
+        if isSame then [| 0 .. last.Length - 2 |] else [||]
 
     /// <summary>Accuracy lost on each task but the last since its best (Chaudhry et al. 2018).</summary>
     /// <param name="matrix">As `check` accepts it.</param>
@@ -157,10 +157,8 @@ module Metrics =
         matrix |> Array.map (Array.averageBy accuracy)
 
     let private backward (matrix: AccuracyMatrix) =
-        let last = Array.last matrix
-
         earlier matrix
-        |> Array.map (fun j -> accuracy (last[j]) - accuracy (matrix[j][j]))
+        |> Array.map (fun j -> accuracy ((Array.last matrix)[j]) - accuracy (matrix[j][j]))
 
     // the mean over the earlier tasks, which one task does not have
     let private overEarlier values =
