@@ -96,9 +96,6 @@ let drift: Row list =
             row "-null-space" " --method null-space"
     ]
 
-/// Settings of runs of few images, in small batches, so that each task takes several steps.
-let few = "--data-path FEW --batch 16 --interim-images 1"
-
 let ablations: Row list =
     [
         for order in orders do
@@ -113,8 +110,11 @@ let ablations: Row list =
                 ] ->
                 row
                     $"ablation-{order}-{name}"
-                    $"{few} --epochs 2 {fast} --heads lda@all-blocks,{cosineLda} --recompute --class-order {order}{settings}"
+                    $"--interim-images 1 --epochs 2 {fast} --heads {cosineLda} --recompute --class-order {order}{settings}"
     ]
+
+/// Settings of runs of few images, in small batches, so that each task takes several steps.
+let few = "--data-path FEW --batch 16 --interim-images 1"
 
 /// Without the upper bound, which learns all classes as one task.
 let longer: Row list =
@@ -185,7 +185,7 @@ let writeWhole (path: string) (bytes: byte[]) =
 /// Where `writeFew` puts its images.
 let fewFolder = Path.Combine(runs, "few")
 
-/// The first 30 training and 10 test images of each class of the CIFAR-100 folder, for ablations and runs of many tasks.
+/// The first 30 training and 10 test images of each class of the CIFAR-100 folder, for runs of many tasks.
 let writeFew () =
     Directory.CreateDirectory fewFolder |> ignore
 

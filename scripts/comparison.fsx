@@ -652,7 +652,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                         section
                             "Ablations of LoRA-Sub-DRS"
                             "ablation"
-                            $"At `{fast}`, so that there is drift to prevent, for two epochs, in batches of 16, on the first 30 training images of each class: 38 steps in each task. The test is the first 10 test images of each class. `unscaled` projects without dividing by the root of the rank. `no-projection-slow` has the rate divided by √192 in all tasks, the first as well: the step that the published projection takes on average. Loss is that of the last epoch, mean over later tasks. One seed."
+                            $"At `{fast}`, so that there is drift to prevent, for two epochs: 16 steps in each task. `unscaled` projects without dividing by the root of the rank. `no-projection-slow` has the rate divided by √192 in all tasks, the first as well: the step that the published projection takes on average. Loss is that of the last epoch, mean over later tasks. One seed."
                             (ablationTable found)
 
                     yield!

@@ -36,6 +36,9 @@ let entries (folder: string) : string[] =
             "ask its owner to change its permissions, or choose another folder"
 
 let requireLearner (folder: string) =
+    if File.Exists folder then
+        Errors.reject folder "must be the folder of a learner" "a file" ""
+
     if not (holdsLearner folder) then
         entries folder |> ignore
 

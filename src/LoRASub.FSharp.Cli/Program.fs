@@ -118,24 +118,21 @@ let private carryOut (shell: Shell) (command: Arguments.Command) : int =
 let start (shell: Shell) (argv: string[]) : int =
     let shell = Shell.visible shell
 
-    let output =
-        new Output(
-            shell.Out,
-            fun why ->
-                Shell.complain
-                    shell.Error
-                    $"lorasub: cannot write to standard output ({why}); further output is not shown"
-        )
+    let guarded (isNeeded: bool) =
+        let report why =
+            let after = if isNeeded then "" else "; further output is not shown"
+            Shell.complain shell.Error $"lorasub: cannot write to standard output ({why}){after}"
+
+        { shell with
+            Out = new Output(shell.Out, isNeeded, report)
+        }
 
     try
         let command = Arguments.parse argv
-        let code = carryOut { shell with Out = output } command
-
-        if output.HasFailed && not (isSaved command) then
-            max 1 code
-        else
-            code
-    with e ->
+        carryOut (guarded (not (isSaved command))) command
+    with
+    | OutputLost -> 1
+    | e ->
         let e =
             match NativeError.ofException e with
             | Some shortage -> NativeError.memory "" "" shortage e
@@ -206,7 +203,7 @@ let main argv =
 
     start
         {
-            Out = Console.Out
+            Out = Shell.standardOutput ()
             Error = Console.Error
             Terminal = terminal
             Interruption = interruption

@@ -2,6 +2,7 @@ namespace LoRASub.Cli
 
 open System
 open System.IO
+open Microsoft.Win32.SafeHandles
 open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Native
@@ -47,9 +48,14 @@ type Shell =
         Interruption: Interruption
     }
 
-/// Standard output that survives a full disk or a closed pipe: reports the first failure and drops later text. Mutable.
-type Output(inner: TextWriter, report: string -> unit) =
+/// Standard output cannot be written, and the command is of no use without it.
+exception OutputLost
+
+/// Standard output that survives a full disk or a closed pipe: reports the first failure, then drops later text, or ends a
+/// command that is of no use without it. Mutable.
+type Output(inner: TextWriter, isNeeded: bool, report: string -> unit) =
     inherit TextWriter()
+    let brokenPipe = 32
     let mutable failed = false
 
     let guard (work: unit -> unit) =
@@ -61,10 +67,13 @@ type Output(inner: TextWriter, report: string -> unit) =
             | :? UnauthorizedAccessException
             | :? ObjectDisposedException as e ->
                 failed <- true
-                report e.Message
 
-    /// Whether some text is missing.
-    member _.HasFailed = failed
+                // who closes a pipe, as `head` does, has read enough
+                if not (isNeeded && e.HResult = brokenPipe) then
+                    report e.Message
+
+                if isNeeded then
+                    raise OutputLost
 
     override _.Encoding = inner.Encoding
     override _.Write(c: char) = guard (fun () -> inner.Write c)
@@ -86,6 +95,20 @@ type private VisibleWriter(inner: TextWriter) =
 
 [<RequireQualifiedAccess>]
 module Shell =
+
+    /// Standard output. The console's own writer says nothing of a pipe that its reader has closed.
+    let standardOutput () : TextWriter =
+        if OperatingSystem.IsWindows() || not Console.IsOutputRedirected then
+            Console.Out
+        else
+            let stream = new FileStream(new SafeFileHandle(1n, ownsHandle = false), FileAccess.Write, 0)
+
+            // a file may have other writers, whose place in it this stream would not follow
+            if stream.CanSeek then
+                Console.Out
+            else
+                new StreamWriter(stream, Console.Out.Encoding, AutoFlush = true)
+                |> TextWriter.Synchronized
 
     /// Held while results are written: an interruption waits for it.
     let saving = obj ()

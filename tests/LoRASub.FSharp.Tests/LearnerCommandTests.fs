@@ -712,6 +712,19 @@ let tests =
                     Expect.isFalse ((done' [ "inspect"; shop world ]).Contains " ant") "forgotten"))
 
             testCase
+                "a prediction ends when its reader has read enough"
+                (inShop (fun world ->
+                    first world "january" [ "--method"; "frozen" ] |> ignore
+                    // more lines than a pipe holds
+                    let images = List.replicate 50 (under world "january")
+                    use child = processOf [] ("predict" :: shop world :: images)
+                    Expect.stringContains (child.StandardOutput.ReadLine()) ".png: " "an answer"
+                    child.StandardOutput.Dispose()
+                    Expect.equal (child.StandardError.ReadToEnd()) "" "nothing to say"
+                    child.WaitForExit()
+                    Expect.equal child.ExitCode 1 "not all was read"))
+
+            testCase
                 "an interruption leaves the learner as it was"
                 (inShop (fun world ->
                     first world "january" [ "--method"; "sequential" ] |> ignore

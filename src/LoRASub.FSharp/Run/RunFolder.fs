@@ -22,6 +22,9 @@ module RunFolder =
     let isFinished (folder: string) = File.Exists(RunFiles.summary folder)
 
     let private refuseLocked (folder: string) (e: exn) =
+        if File.Exists folder then
+            Errors.reject folder "must be a folder" "a file" "choose another name"
+
         Errors.reject
             folder
             "must be writable"
