@@ -430,7 +430,7 @@ let private ablationTable (found: Found list) =
 
     table
         [
-            "class order, without"
+            "class order, setting"
             "loss"
             for head in [ published; cosineLda ] do
                 $"`{head}`"

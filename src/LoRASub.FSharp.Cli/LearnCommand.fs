@@ -67,12 +67,16 @@ let private read (shell: Shell) (request: Request) : Named =
             |> Option.map snd
             |> Option.defaultValue name)
 
-    match names |> Array.countBy id |> Array.tryFind (fun (_, folders) -> folders > 1) with
-    | Some(name, folders) ->
+    match
+        names
+        |> Array.groupBy ImageFolder.canonical
+        |> Array.tryFind (fun (_, folders) -> folders.Length > 1)
+    with
+    | Some(_, same) ->
         Errors.reject
-            $"class '{name}'"
-            "must be the name of one folder"
-            $"{folders} folders"
+            $"class '{same[0]}'"
+            "must be the name of one folder, whatever its case"
+            (same |> Array.map (fun name -> $"'{name}'") |> String.concat ", ")
             "change --rename"
     | None -> { all with Names = names }
 

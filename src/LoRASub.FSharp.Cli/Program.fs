@@ -131,7 +131,7 @@ let start (shell: Shell) (argv: string[]) : int =
         let command = Arguments.parse argv
         carryOut (guarded (not (isSaved command))) command
     with
-    | OutputLost -> 1
+    | OutputLost code -> code
     | e ->
         let e =
             match NativeError.ofException e with

@@ -2,7 +2,7 @@ namespace LoRASub.Cli
 
 open System
 open System.IO
-open Microsoft.Win32.SafeHandles
+open System.Runtime.InteropServices
 open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Native
@@ -48,14 +48,13 @@ type Shell =
         Interruption: Interruption
     }
 
-/// Standard output cannot be written, and the command is of no use without it.
-exception OutputLost
+/// Standard output cannot be written, and the command is of no use without it: its exit code.
+exception OutputLost of int
 
 /// Standard output that survives a full disk or a closed pipe: reports the first failure, then drops later text, or ends a
 /// command that is of no use without it. Mutable.
 type Output(inner: TextWriter, isNeeded: bool, report: string -> unit) =
     inherit TextWriter()
-    let brokenPipe = 32
     let mutable failed = false
 
     let guard (work: unit -> unit) =
@@ -68,12 +67,14 @@ type Output(inner: TextWriter, isNeeded: bool, report: string -> unit) =
             | :? ObjectDisposedException as e ->
                 failed <- true
 
+                match e with
                 // who closes a pipe, as `head` does, has read enough
-                if not (isNeeded && e.HResult = brokenPipe) then
+                | :? EndOfStreamException when isNeeded -> raise (OutputLost 141)
+                | _ ->
                     report e.Message
 
-                if isNeeded then
-                    raise OutputLost
+                    if isNeeded then
+                        raise (OutputLost 1)
 
     override _.Encoding = inner.Encoding
     override _.Write(c: char) = guard (fun () -> inner.Write c)
@@ -81,6 +82,42 @@ type Output(inner: TextWriter, isNeeded: bool, report: string -> unit) =
     override _.WriteLine() = guard inner.WriteLine
     override _.WriteLine(text: string) = guard (fun () -> inner.WriteLine text)
     override _.Flush() = guard inner.Flush
+
+module private Pipe =
+
+    [<Struct; StructLayout(LayoutKind.Sequential)>]
+    type PollFd =
+        {
+            File: int
+            Events: int16
+            Found: int16
+        }
+
+    [<DllImport("libc", EntryPoint = "poll")>]
+    extern int private poll(PollFd& files, unativeint count, int milliseconds)
+
+    /// Whether standard output is a pipe that nobody reads any more.
+    let isUnread () : bool =
+        let mutable output = { File = 1; Events = 0s; Found = 0s }
+        let failedOrHungUp = 0x18s
+        poll (&output, 1un, 0) > 0 && output.Found &&& failedOrHungUp <> 0s
+
+/// Standard output in a pipe. The console's own writer drops text in silence once nobody reads it; this one throws.
+type private PipeWriter(inner: TextWriter) =
+    inherit TextWriter()
+
+    let read () =
+        if Pipe.isUnread () then
+            raise (EndOfStreamException "nobody reads it")
+
+        inner
+
+    override _.Encoding = inner.Encoding
+    override _.Write(c: char) = (read ()).Write c
+    override _.Write(text: string) = (read ()).Write text
+    override _.WriteLine() = (read ()).WriteLine()
+    override _.WriteLine(text: string) = (read ()).WriteLine text
+    override _.Flush() = inner.Flush()
 
 /// Escapes control characters, so that names of files and folders cannot act on the terminal. Only WriteLine ends a
 /// line.
@@ -96,19 +133,11 @@ type private VisibleWriter(inner: TextWriter) =
 [<RequireQualifiedAccess>]
 module Shell =
 
-    /// Standard output. The console's own writer says nothing of a pipe that its reader has closed.
     let standardOutput () : TextWriter =
-        if OperatingSystem.IsWindows() || not Console.IsOutputRedirected then
-            Console.Out
+        if Console.IsOutputRedirected && not (OperatingSystem.IsWindows()) then
+            new PipeWriter(Console.Out)
         else
-            let stream = new FileStream(new SafeFileHandle(1n, ownsHandle = false), FileAccess.Write, 0)
-
-            // a file may have other writers, whose place in it this stream would not follow
-            if stream.CanSeek then
-                Console.Out
-            else
-                new StreamWriter(stream, Console.Out.Encoding, AutoFlush = true)
-                |> TextWriter.Synchronized
+            Console.Out
 
     /// Held while results are written: an interruption waits for it.
     let saving = obj ()

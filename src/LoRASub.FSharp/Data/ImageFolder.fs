@@ -82,10 +82,7 @@ module internal ImageFolder =
 
     /// The class folders of a folder, in ordinal order, and what else was met there. A class folder that holds splits of
     /// its own is a problem: its images would be mixed.
-    let private classFolders
-        (root: DiskFolder)
-        (folder: DiskFolder)
-        : struct (ClassFolder[] * Finding[]) =
+    let private classFolders (root: DiskFolder) (folder: DiskFolder) : struct (ClassFolder[] * Finding[]) =
         let listing = ImageListing.list root [] folder
 
         if
@@ -146,10 +143,7 @@ module internal ImageFolder =
         |> Finding.Problem
 
     /// `classFolders` where each must hold images.
-    let private classes
-        (root: DiskFolder)
-        (folder: DiskFolder)
-        : struct (ClassFolder[] * Finding[]) =
+    let private classes (root: DiskFolder) (folder: DiskFolder) : struct (ClassFolder[] * Finding[]) =
         let struct (found, findings) = classFolders root folder
         let full, empty = found |> Array.partition (fun one -> one.Files.Length > 0)
         // what cannot be read is a problem already

@@ -198,7 +198,12 @@ module internal Json =
         | :? JsonException as e ->
             let text = bytes.Span.TrimEnd(ReadOnlySpan [| 32uy; 9uy; 10uy; 13uy |])
             let subject = if text.IndexOf 10uy >= 0 then place subject e else subject
-            Errors.reject subject "must be JSON" (if text.IsEmpty then "no text" else reason e) "correct the file, or restore it from a backup"
+
+            Errors.reject
+                subject
+                "must be JSON"
+                (if text.IsEmpty then "no text" else reason e)
+                "correct it if you wrote it; else restore it or make it again"
         // what JsonElement throws for a missing member or a value of another kind
         | :? KeyNotFoundException ->
             Errors.reject subject $"must be {what}" "an object that lacks a member" ""
