@@ -96,7 +96,7 @@ let private badInputs: BadInput list =
             "test images beside the classes"
             [ "a/1.jpg"; "b/1.jpg"; "test/a/2.jpg"; "test/b/2.jpg" ]
             [ "test/ beside a/ and b/"; "train/" ]
-        row "held-out images alone" [ "test/a/1.jpg"; "val/a/1.jpg" ] [ "test/ and val/"; "must hold train/" ]
+        row "held-out images alone" [ "test/a/1.jpg"; "val/a/1.jpg" ] [ "test/ and val/"; "needs train/" ]
         row
             "splits inside the classes"
             [ "a/train/1.jpg"; "a/test/2.jpg"; "b/train/1.jpg"; "b/test/2.jpg" ]

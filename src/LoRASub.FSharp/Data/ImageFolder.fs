@@ -82,14 +82,18 @@ module internal ImageFolder =
 
     /// The class folders of a folder, in ordinal order, and what else was met there. A class folder that holds splits of
     /// its own is a problem: its images would be mixed.
-    let private classFolders (root: DiskFolder) (folder: DiskFolder) : struct (ClassFolder[] * Finding[]) =
+    let private classFolders
+        (name: string)
+        (root: DiskFolder)
+        (folder: DiskFolder)
+        : struct (ClassFolder[] * Finding[]) =
         let listing = ImageListing.list root [] folder
 
         if
             Array.isEmpty listing.Folders
             && Array.isEmpty (ImageListing.problems listing.Findings)
         then
-            let rule = "must hold one folder of images for each class"
+            let rule = $"{name} needs one folder of images for each class"
             let images = listing.ImagePaths.Length
 
             match DataFile.archives folder.Path, ImageListing.contents listing.Findings with
@@ -143,8 +147,12 @@ module internal ImageFolder =
         |> Finding.Problem
 
     /// `classFolders` where each must hold images.
-    let private classes (root: DiskFolder) (folder: DiskFolder) : struct (ClassFolder[] * Finding[]) =
-        let struct (found, findings) = classFolders root folder
+    let private classes
+        (name: string)
+        (root: DiskFolder)
+        (folder: DiskFolder)
+        : struct (ClassFolder[] * Finding[]) =
+        let struct (found, findings) = classFolders name root folder
         let full, empty = found |> Array.partition (fun one -> one.Files.Length > 0)
         // what cannot be read is a problem already
         let unexplained =
@@ -302,7 +310,7 @@ module internal ImageFolder =
         let refuse received fix =
             Errors.reject
                 root.Path
-                "must hold train/ with test/ or val/, or one folder for each class"
+                $"{name} needs train/ with test/ or val/, or one folder for each class"
                 received
                 fix
 
@@ -382,13 +390,14 @@ module internal ImageFolder =
         |> FileScan.noteUntested
 
     let private ofSplit
+        name
         (data: DiskFolder)
         (at: Found)
         (trainPlace: DiskFolder)
         (testPlace: DiskFolder)
         : FileScan =
-        let struct (train, trainFindings) = classes data trainPlace
-        let struct (test, testFindings) = classFolders data testPlace
+        let struct (train, trainFindings) = classes name data trainPlace
+        let struct (test, testFindings) = classFolders name data testPlace
         let ids = train |> Array.map _.Id
         // an empty folder is a class without test images, as an absent one is
         let known, unknown =
@@ -429,8 +438,8 @@ module internal ImageFolder =
                 Problems = [||]
             }
 
-    let private ofWhole (options: ReadOptions) (data: DiskFolder) (at: Found) : FileScan =
-        let struct (found, findings) = classes data at.Root
+    let private ofWhole name (options: ReadOptions) (data: DiskFolder) (at: Found) : FileScan =
+        let struct (found, findings) = classes name data at.Root
         let parts = found |> Array.map (fun one -> divide options one.Id one.Files)
 
         let files pick =
@@ -461,8 +470,8 @@ module internal ImageFolder =
         let found = find name data data
 
         match found.Layout with
-        | Whole -> ofWhole options data found
-        | Split(training, test) -> ofSplit data found training test
+        | Whole -> ofWhole name options data found
+        | Split(training, test) -> ofSplit name data found training test
 
     /// All images of a folder of `<class>/*` as training images, without a split. Rejects a folder of splits; problems
     /// as those of `scan`.
@@ -480,7 +489,7 @@ module internal ImageFolder =
                 (SplitNames.listed there)
                 "give one of these folders"
 
-        let struct (found, findings) = classes root root
+        let struct (found, findings) = classes "it" root root
 
         result
             root
