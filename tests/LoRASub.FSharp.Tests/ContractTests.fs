@@ -484,7 +484,9 @@ let private changed =
 let private learned (row: MethodRow) (settings: RunSettings) =
     Scope.run (fun () ->
         let plan = Tiny.plan settings
-        let learner = learnerOf plan (row.Create plan.Backbone settings.Method)
+
+        let learner =
+            learnerOf plan (row.Create plan.Backbone settings.Tasks settings.Method)
 
         let after =
             plan.Stream.Tasks
@@ -524,7 +526,7 @@ let tests =
         "Contract"
         [
             for row in Methods.all do
-                contract row.Info.Name (fun vit -> row.Create vit Tiny.settings.Method)
+                contract row.Info.Name (fun vit -> row.Create vit Tiny.settings.Tasks Tiny.settings.Method)
 
             contract "linear-probe" (ToyMethod.method' >> Method.hide)
             contract "linear-probe of images" (ToyMethod.ofImages >> Method.hide)

@@ -157,6 +157,10 @@ let tests =
                     Expect.isGreaterThan (apart (many 5 0)) 0.01 "a turn"
                     Expect.equal (apart (many 0 10)) 0.0 "noise"))
 
+            rejects "embeddings of a network that diverged" [ "finite"; "lower lr" ] (fun () ->
+                let still = tensor (Array2D.create 2 3 1.0)
+                DriftMap.fit still (still.mul (Number.Of nan)) |> ignore)
+
             testCase "it has the type of the embeddings" (fun () ->
                 Scope.run (fun () ->
                     let c = many 5 1

@@ -217,6 +217,37 @@ let tests =
                 let epsilon = InfLora.threshold InfLora.published
                 close "ε" [ 0.95; 0.975; 1.0; 1.0 ] [ epsilon 0; epsilon 5; epsilon 10; epsilon 25 ])
 
+            testCase "ε grows over the tasks of the run" (fun () ->
+                Scope.run (fun () ->
+                    let plan = plan 2 8 id
+
+                    let after learner =
+                        (Experiment.run learner plan Tiny.silent).State.Method
+                        |> Hidden.leaves
+                        |> Seq.map (fun t -> numbers (t.flatten ()))
+                        |> List.ofSeq
+
+                    let ofRun tasks =
+                        { plan.Settings with
+                            MethodName = InfLora.info.Name
+                            Tasks = tasks
+                        }
+                        |> Recipe.learner plan.Backbone
+                        |> after
+
+                    let ofOptions tasks =
+                        InfLora.methodWith
+                            { InfLora.published with Tasks = tasks }
+                            plan.Backbone
+                            plan.Settings.Method
+                        |> Tiny.learnerOf plan
+                        |> after
+
+                    for tasks in [ 1; 10 ] do
+                        Expect.equal (ofRun tasks) (ofOptions tasks) $"{tasks} tasks"
+
+                    Expect.notEqual (ofRun 1) (ofRun 10) "the number counts"))
+
             testCase "a run with the head logits predicts by the local heads" (fun () ->
                 Scope.run (fun () ->
                     let plan = plan 2 8 id

@@ -271,7 +271,10 @@ let tests =
 
                     LearnerFile.save folder learner record state
                     let saved = LearnerFile.load folder
-                    let loaded = LearnerFile.learner plan.Backbone plan.Settings.Method saved
+
+                    let loaded =
+                        LearnerFile.learner plan.Backbone plan.Settings.Tasks plan.Settings.Method saved
+
                     Expect.equal loaded.Embedding embedding "embedding"
                     Tiny.sameState "state" state (LearnerFile.restore loaded saved)))
 
@@ -297,7 +300,10 @@ let tests =
                     let kept = Tree.write (Learner.tree learner state) state
                     replaceTensors folder (("method.prototypes", means) :: kept)
                     let saved = LearnerFile.load folder
-                    let loaded = LearnerFile.learner plan.Backbone plan.Settings.Method saved
+
+                    let loaded =
+                        LearnerFile.learner plan.Backbone plan.Settings.Tasks plan.Settings.Method saved
+
                     Tiny.sameState "state" state (LearnerFile.restore loaded saved)))
 
             for name, words, damage in damages do
@@ -309,7 +315,14 @@ let tests =
                         Probe.refused words (fun () ->
                             Scope.run (fun () ->
                                 let saved = LearnerFile.load folder
-                                let learner = LearnerFile.learner plan.Backbone plan.Settings.Method saved
+
+                                let learner =
+                                    LearnerFile.learner
+                                        plan.Backbone
+                                        plan.Settings.Tasks
+                                        plan.Settings.Method
+                                        saved
+
                                 LearnerFile.restore learner saved |> ignore))))
 
             testCase
@@ -339,7 +352,10 @@ let tests =
                         refused words (fun () ->
                             Scope.run (fun () ->
                                 let saved = LearnerFile.load folder
-                                let learner = LearnerFile.learner vit plan.Settings.Method saved
+
+                                let learner =
+                                    LearnerFile.learner vit plan.Settings.Tasks plan.Settings.Method saved
+
                                 LearnerFile.restore learner saved |> ignore))))
 
             testCase

@@ -179,7 +179,9 @@ let tests =
                         let state = Tiny.learnFirst learner plan
                         Tiny.save folder plan state
                         let saved = LearnerFile.load folder
-                        let loaded = LearnerFile.learner plan.Backbone plan.Settings.Method saved
+
+                        let loaded =
+                            LearnerFile.learner plan.Backbone plan.Settings.Tasks plan.Settings.Method saved
 
                         Expect.equal
                             (loaded.Others |> Array.map (fun r -> r.Label, r.Head.Info.Name, r.Embedding))
@@ -200,7 +202,7 @@ let tests =
 
                         refused [ "learner.json"; "'magic'" ] (fun () ->
                             LearnerFile.load folder
-                            |> LearnerFile.learner plan.Backbone plan.Settings.Method
+                            |> LearnerFile.learner plan.Backbone plan.Settings.Tasks plan.Settings.Method
                             |> ignore)
 
                         // a learner saved before there were several heads
@@ -211,7 +213,7 @@ let tests =
 
                         let older =
                             LearnerFile.load folder
-                            |> LearnerFile.learner plan.Backbone plan.Settings.Method
+                            |> LearnerFile.learner plan.Backbone plan.Settings.Tasks plan.Settings.Method
 
                         Expect.hasLength older.Others 0 "one head"
                         Expect.isTrue older.Transport "by default")))

@@ -172,6 +172,12 @@ let tests =
                     (fun _ out settings outcome -> sameScores outcome (evaluate out settings))
                     ())
 
+            testCase
+                "a run is evaluated where its reference is gone"
+                (withRun id (fun folder out settings outcome ->
+                    let gone = Path.Combine(folder, "gone")
+                    sameScores outcome (evaluate out { settings with Reference = [ gone ] })))
+
             testCase "the saved class order is used where its file is gone" (fun () ->
                 Probe.inFolder (fun folder ->
                     let order = Path.Combine(folder, "order.json")

@@ -49,8 +49,8 @@ module DriftMap =
     /// <param name="after">[n, D], of the same images in the same order, under the new network; borrowed.</param>
     /// <returns>The map in the type of `before`, owned by the caller. It is the identity without residual where nothing
     /// moved.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">The embeddings differ in shape, type or device, or there is
-    /// none.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">The embeddings differ in shape, type or device, are not
+    /// finite, or there is none.</exception>
     let fit (before: torch.Tensor) (after: torch.Tensor) : DriftMap =
         let subject = "embeddings of both networks"
         Shape.expect subject [ Axis.Any "images"; Axis.Any "width" ] before
@@ -60,6 +60,14 @@ module DriftMap =
 
         if images = 0L then
             Errors.reject subject "must be of at least one image" "none" ""
+
+        for embeddings in [ before; after ] do
+            if not (Scope.run (fun () -> embeddings.isfinite().all().item<bool>())) then
+                Errors.reject
+                    subject
+                    "must be finite"
+                    "NaN or infinity"
+                    "lower lr or head-lr, or use a wider precision"
 
         Scope.noGrad leaves (fun () ->
             let wide (t: torch.Tensor) = t.``to`` torch.ScalarType.Float64

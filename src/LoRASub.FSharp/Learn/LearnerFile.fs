@@ -208,12 +208,13 @@ module LearnerFile =
 
     /// <summary>The learner that was saved, over its backbone.</summary>
     /// <param name="backbone">Borrowed for as long as the learner is used.</param>
+    /// <param name="tasks">How many are planned, learned ones included.</param>
     /// <param name="settings">The method's, for further tasks.</param>
     /// <param name="saved">The learner.</param>
     /// <returns>The learner; `restore` gives its state.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">The method or the head is not known, or the backbone cannot
     /// give the embedding.</exception>
-    let learner (backbone: VisionTransformer) settings (saved: SavedLearner) : Learner =
+    let learner (backbone: VisionTransformer) (tasks: int) settings (saved: SavedLearner) : Learner =
         let record = saved.Record
 
         let embedding =
@@ -229,7 +230,7 @@ module LearnerFile =
                 raise (InputException($"{saved.Path}: {e.Message}", e))
 
         let row = ofFile (fun () -> Methods.find record.Method)
-        let method = row.Create backbone settings
+        let method = row.Create backbone tasks settings
 
         let other (saved': SavedReadout) : Readout =
             {

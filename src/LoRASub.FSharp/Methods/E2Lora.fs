@@ -34,7 +34,7 @@ type E2LoraSettings =
 module E2Lora =
 
     /// <summary>The settings for CIFAR-100, which trains for 5 epochs at rates of 5e-4 for the network and 0.01 for the
-    /// classifier, a tenth of both in the last epoch.</summary>
+    /// classifier. There both fall to a tenth in the last epoch; here the run's settings decide.</summary>
     let published: E2LoraSettings =
         {
             Sgd = { Momentum = 0.9; WeightDecay = 5e-4 }

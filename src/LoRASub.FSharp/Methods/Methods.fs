@@ -12,8 +12,8 @@ type MethodRow =
         Defaults: (string * string) list
         /// The settings of `LoRASubSettings` that it reads, by name. The others change nothing.
         Uses: string list
-        /// The method over a frozen backbone, which it borrows. Rejects settings out of range.
-        Create: VisionTransformer -> LoRASubSettings -> AnyMethod
+        /// The method over a frozen backbone, which it borrows, for so many tasks. Rejects settings out of range.
+        Create: VisionTransformer -> int -> LoRASubSettings -> AnyMethod
     }
 
 /// The methods that can be chosen by name: the only list of them.
@@ -56,30 +56,31 @@ module Methods =
                      "subtraction"
                      "triplet"
                  ])
-                (fun vit settings -> Method.hide (LoRASubDrs.method' vit settings))
-            row Frozen.info [] (fun vit _ -> Method.hide (Frozen.method' vit))
-            row SequentialLora.info ("b-init" :: lora) (fun vit settings ->
+                (fun vit _ settings -> Method.hide (LoRASubDrs.method' vit settings))
+            row Frozen.info [] (fun vit _ _ -> Method.hide (Frozen.method' vit))
+            row SequentialLora.info ("b-init" :: lora) (fun vit _ settings ->
                 Method.hide (SequentialLora.method' vit settings))
-            row SequentialLora.jointInfo ("b-init" :: lora) (fun vit settings ->
+            row SequentialLora.jointInfo ("b-init" :: lora) (fun vit _ settings ->
                 Method.hide (SequentialLora.joint vit settings))
-            row FirstSession.info ("b-init" :: lora) (fun vit settings ->
+            row FirstSession.info ("b-init" :: lora) (fun vit _ settings ->
                 Method.hide (FirstSession.method' vit settings))
-            row NullSpaceLora.info ("b-init" :: "energy" :: lora) (fun vit settings ->
+            row NullSpaceLora.info ("b-init" :: "energy" :: lora) (fun vit _ settings ->
                 Method.hide (NullSpaceLora.methodWith { Energy = settings.Energy } vit settings))
-            row InfLora.info lora (fun vit settings -> Method.hide (InfLora.method' vit settings))
+            row InfLora.info lora (fun vit tasks settings ->
+                Method.hide (InfLora.methodWith { InfLora.published with Tasks = tasks } vit settings))
             |> at "5e-4" "5e-4"
-            row SdLora.info ("rank" :: rates) (fun vit settings ->
+            row SdLora.info ("rank" :: rates) (fun vit _ settings ->
                 SdLora.method'
                     vit
                     { SdLora.published with
                         Rank = settings.Rank
                     })
             |> at "8e-3" "8e-3"
-            row E2Lora.info rates (fun vit _ -> E2Lora.method' vit E2Lora.published)
+            row E2Lora.info rates (fun vit _ _ -> E2Lora.method' vit E2Lora.published)
             |> at "5e-4" "0.01"
-            row RanPac.info rates (fun vit _ -> RanPac.method' vit RanPac.published)
+            row RanPac.info rates (fun vit _ _ -> RanPac.method' vit RanPac.published)
             |> at "0.01" "0.01"
-            row Ease.info rates (fun vit _ -> Ease.method' vit Ease.published)
+            row Ease.info rates (fun vit _ _ -> Ease.method' vit Ease.published)
             |> at "0.025" "0.025"
         ]
 

@@ -22,6 +22,7 @@ type SdLoraSettings =
 /// task t runs with Δ = α_t·B_t·A_t + Σ α_i·B_i·A_i/(‖B_i‖·‖A_i‖) over the earlier tasks i, in Frobenius norms. It trains
 /// A_t, B_t, the α of all tasks, one number per task for the whole network, and the classifier of its own classes. As
 /// published, every α restarts in each task, so that the network changes when a finished pair is scaled to length 1.
+/// The published rates are constant; here the run's settings decide.
 [<RequireQualifiedAccess>]
 module SdLora =
 

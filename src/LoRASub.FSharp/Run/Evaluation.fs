@@ -43,7 +43,8 @@ module Evaluation =
             let saved = LearnerFile.load folder
             let record = saved.Record
             let order = ClassOrder.Explicit(saved.Path, record.ClassOrder)
-            let plan = Plan.loadWith order settings
+            // references, which may be gone, give measures of a run alone
+            let plan = Plan.loadWith order { settings with Reference = [] }
             LearnerFile.checkBackbone saved plan.BackboneSha256 (Option.get settings.Backbone)
 
             if
@@ -55,7 +56,8 @@ module Evaluation =
 
                 Errors.reject saved.Path rule "other values" ""
 
-            let learner = LearnerFile.learner plan.Backbone settings.Method saved
+            let struct (planned, _) = settings.Split
+            let learner = LearnerFile.learner plan.Backbone planned settings.Method saved
             let state = LearnerFile.restore learner saved
             let model = Learner.deploy learner state
             let tasks = plan.Stream.Tasks |> Array.truncate state.Finished

@@ -122,7 +122,8 @@ module KeptLearner =
         LearnerFile.checkBackbone saved sha256 file
 
         opened settings backbone (defaultArg saved.Record.HeldOut [||]) (fun vit ->
-            let learner = LearnerFile.learner vit settings.Method saved
+            let struct (tasks, _) = settings.Split
+            let learner = LearnerFile.learner vit tasks settings.Method saved
             struct (learner, LearnerFile.restore learner saved))
 
     /// <summary>A learner from its folder, with the settings that it was saved with.</summary>
@@ -146,7 +147,8 @@ module KeptLearner =
 
         LearnerFile.checkBackbone saved kept.BackboneSha256 backbone
         let settings = savedSettings saved
-        let learner = LearnerFile.learner kept.Learner.Backbone settings.Method saved
+        let struct (tasks, _) = settings.Split
+        let learner = LearnerFile.learner kept.Learner.Backbone tasks settings.Method saved
 
         { kept with
             Settings =

@@ -69,8 +69,10 @@ module internal Recipe =
             |> List.distinctBy _.Label
             |> List.filter (fun other -> other.Label <> first.Label)
 
+        let struct (tasks, _) = settings.Split
+
         let learner =
-            Learner.ofReadout backbone (settings.ChosenMethod.Create backbone settings.Method) first
+            Learner.ofReadout backbone (settings.ChosenMethod.Create backbone tasks settings.Method) first
             |> Learner.withOthers (Array.ofList others)
 
         { learner with
