@@ -590,14 +590,14 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
         "# Comparison"
         ""
         "Methods, heads and presets on one small backbone (2.7 million parameters, trained on 32-pixel photographs). Accuracy is in %"
-        "over all classes after the last task, on test images that chose no setting here. `dotnet fsi build.fsx -t Compare --cifar DIR`"
+        "over all classes after the last task, on test images, which were not used to choose settings. `dotnet fsi build.fsx -t Compare --cifar DIR`"
         "writes this page from the runs that are finished; `lorasub report artifacts/compare/cifar100/*` shows them with curves and"
-        "matrices. `…-t Compare --only NAME --cifar DIR` runs the rows of one table, whose names begin with `method`, `heads`, `preset`,"
+        "matrices. `…-t Compare --only WORD --cifar DIR` runs the rows whose names hold WORD, such as `method`, `heads`, `preset`,"
         "`drift`, `ablation` or `few`. A table without finished runs stays as it is."
         ""
         "± is half of a 95 % interval: over seeds where there are several, else over the tasks of one run, each with its own classes,"
         "always of paired differences. Without ± there is one run, and a difference below a point means nothing. Several runs share"
-        "a machine, so seconds compare roughly; factorising a covariance counts to the test."
+        "a machine, so seconds compare roughly; factorising a covariance counts as test time."
         ""
         for grid, found in grids do
             let section title prefix text table =
@@ -611,14 +611,14 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                             "Methods"
                             "method"
                             ($"Each with the published nearest means, `{cosineLda}`, and the classifier of its paper (RanPAC: ridge regression on 10,000 random features). The share is that of `{cosineLda}`, of the way from the frozen network's nearest means to `joint`, which sees all classes at once. "
-                             + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of the rivals' papers, 3e-3 for `joint`, and else those of LoRA-Sub-DRS, as are the other settings.")
+                             + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of the rivals' papers, 3e-3 for `joint`, and else those of LoRA-Sub-DRS, as are the other settings, also the fall of the rates over the epochs.")
                             (methodTables found)
 
                     yield!
                         section
                             "Heads over the frozen network"
                             "heads"
-                            "No training: one pass over each image. Such a head ends at the same accuracy in every class order and number of tasks. In the figure, the heads that no smaller one beats have a name, and the recommended one, at a fixed ε, is red."
+                            "No training: one pass over each image. Such a head ends at the same accuracy in every class order and number of tasks. In the figure, heads that no smaller head beats are named, and the recommended one, at a fixed ε, is red."
                             [
                                 yield! headTable found
 
@@ -638,7 +638,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                         section
                             "Presets"
                             "preset"
-                            "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. Two rows are no presets: `published` is LoRA-Sub-DRS with nearest means alone; `ranpac-head` is ridge regression on 10,000 random features of the frozen class token, its best setting here."
+                            "As in [choosing.md](choosing.md), with the trial on the first task, whose seconds are not counted. Two rows are not presets: `published` is LoRA-Sub-DRS with nearest means alone; `ranpac-head` is ridge regression on 10,000 random features of the frozen class token, its best setting here."
                             (presetTable found)
 
                     yield!
@@ -659,7 +659,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                         section
                             "More tasks"
                             "few"
-                            "Accuracy after the last task, the same classes in 10, 20 and 50 tasks: the published nearest means and the classifier of each paper. Each task trains for one epoch, in batches of 16, on the first 30 training images of each class: 19 steps in each of 10 tasks, 4 in each of 50. The test is the first 10 test images of each class, with a standard error of 1.5 points. `joint`, one task, is left out. Classifiers that are trained begin at random, and so few steps do not calibrate them across tasks: after three tasks of two epochs on all images, InfLoRA's own reaches 38.9 with `--head-lr 2e-3`, the default, and 49.3 with `--head-lr 2e-2`."
+                            "Accuracy after the last task, the same classes in 10, 20 and 50 tasks: the published nearest means and the classifier of each paper. Each task trains for one epoch, in batches of 16, on the first 30 training images of each class: 19 steps in each of 10 tasks, 4 in each of 50. The test is the first 10 test images of each class, with a standard error of 1.5 points. `joint`, one task, is left out. Classifiers that are trained begin at random, and so few steps do not calibrate them across tasks: after three tasks of two epochs on all images, InfLoRA's own reaches 38.9 with `--head-lr 2e-3` and 49.3 with `--head-lr 2e-2`."
                             (taskTable found)
                 ]
 

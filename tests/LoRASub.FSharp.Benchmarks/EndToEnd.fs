@@ -490,7 +490,7 @@ let private measure (options: Options) : Findings =
             Text =
                 [
                     runText options single (string TestImages)
-                    "*Bound* is the products of the same batches in the same format; a decomposition is none. *Literal*"
+                    "*Bound* is the products of the same batches in the same format; decompositions are not counted. *Literal*"
                     + " learns from the same batches from the same start, in float32."
                 ]
             Tables =
@@ -539,8 +539,8 @@ let private measurePeers (options: Options) : Findings =
                     [
                         runText options single "all"
                         "The *peer* is the same method in Python, on the LibTorch and OpenBLAS of Debian, on the same images:"
-                        + " vectorised, and with the published code's loops. It is no part of this repository; it tells"
-                        + " observing and projecting together."
+                        + " vectorised, and with the published code's loops. It is not in this repository. It reports"
+                        + " observing and projecting as one time."
                     ]
                 Tables =
                     tables

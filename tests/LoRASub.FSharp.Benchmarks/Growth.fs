@@ -271,7 +271,7 @@ let private measure (options: Options) : Findings =
                 + $" {TaskImages} images a task, {TestImages} test images of each task so far after each: resident memory"
                 + " at the end of a task, in three runs of one process. The first takes what the process keeps from then"
                 + " on, freed activations among it; what a task leaves behind shows in the other two. Steps of 32 images with the prototypes and projections of these tasks were measured in turns beside it; the"
-                + " triplet loss, which compares with all prototypes, is told apart."
+                + " triplet loss, which compares with all prototypes, is shown separately."
                 "The exponent p of time = c · sizeᵖ is fitted by least squares on logarithms."
             ]
         Tables =
