@@ -34,6 +34,15 @@ let private orAsset exists flag path given =
 // saved settings must name the same file from any folder
 let private absolute (path: string) = Path.GetFullPath path
 
+// As a setting, folders are separated by commas.
+let private reference (folder: string) =
+    let path = absolute folder
+
+    if path.Contains ',' then
+        Errors.reject "--reference" "must be a path without a comma" path "rename or move the folder"
+
+    path
+
 /// The settings with a downloaded data set where none is named.
 let downloaded (settings: RunSettings) : RunSettings =
     if settings.DataPath.IsNone && settings.Data <> DataName then
@@ -68,7 +77,7 @@ let fill (settings: RunSettings) : RunSettings =
             |> Option.map Backbones.find
             |> orAsset File.Exists "backbone" backbone
             |> Option.map absolute
-        Reference = List.map absolute settings.Reference
+        Reference = List.map reference settings.Reference
         ClassOrder =
             match settings.ClassOrder with
             | "natural"

@@ -141,7 +141,7 @@ let get (shell: Shell) (name: string) (folder: string option) : int =
 
     let target =
         match folder with
-        | Some folder -> Path.GetFullPath folder
+        | Some folder -> LearnerFolder.absolute folder
         | None -> Backbones.cache ()
 
     let path = Backbones.path target backbone

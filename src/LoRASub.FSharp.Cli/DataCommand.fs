@@ -87,7 +87,7 @@ let lines (report: DataReport) : string list =
 
 /// Checks a folder; 0 without problems, 2 with problems.
 let check (say: string list -> unit) (name: string) (folder: string) : int =
-    let report = Datasets.check name (IO.Path.GetFullPath folder)
+    let report = Datasets.check name (LearnerFolder.absolute folder)
 
     say (lines report)
     if Array.isEmpty report.Problems then 0 else 2
@@ -114,7 +114,7 @@ let get (shell: Shell) (name: string) (folder: string option) : int =
 
     let target =
         match folder with
-        | Some folder -> Path.GetFullPath folder
+        | Some folder -> LearnerFolder.absolute folder
         | None -> DataDownloads.folder name
 
     if DataDownloads.isComplete row target then

@@ -53,6 +53,8 @@ let export (shell: Shell) (request: Request) : int =
             $"a learner whose method {method} did not change them"
             "remove --rank"
 
+    // again: reading took a while
+    requireEmpty out
     let isNew = not (Directory.Exists out)
     WholeFile.makeFolder out
 
@@ -61,13 +63,17 @@ let export (shell: Shell) (request: Request) : int =
         try
             write ()
         with _ ->
-            if isNew then
-                Directory.Delete(out, true)
-            else
-                Directory.GetFiles out |> Array.iter File.Delete
+            try
+                if isNew then
+                    Directory.Delete(out, true)
+                else
+                    Directory.GetFiles out |> Array.iter File.Delete
 
-                Directory.GetDirectories out
-                |> Array.iter (fun below -> Directory.Delete(below, true))
+                    Directory.GetDirectories out
+                    |> Array.iter (fun below -> Directory.Delete(below, true))
+            with
+            | :? IOException
+            | :? System.UnauthorizedAccessException -> ()
 
             reraise ()
 

@@ -177,11 +177,12 @@ let ofClasses (isChosen: string -> bool) (all: Named) : Named =
 /// Claims the folder; one that was made for nothing is removed again.
 let holding (folder: string) (work: unit -> 'T) : 'T =
     let isNew = not (Directory.Exists folder)
+    use _ = RunFolder.hold folder
 
     try
-        use _ = RunFolder.hold folder
         work ()
     finally
+        // while it is held: nobody else's claim is removed
         if isNew && not (holdsLearner folder || OpenLesson.exists folder) then
             try
                 File.Delete(RunFiles.lock' folder)

@@ -2,6 +2,7 @@
 module LoRASub.Cli.MergeCommand
 
 open LoRASub.Core
+open LoRASub.Files
 open LoRASub.Learn
 open LoRASub.Run
 
@@ -11,7 +12,7 @@ let merge (shell: Shell) (into: string) (from: string) settings libTorch : int =
     List.iter LearnerFolder.requireLearner [ into; from ]
     LearnerFolder.requireOwn into
 
-    if into = from then
+    if RealPath.same into from then
         Errors.reject "lorasub merge" "needs two learners" "the same folder twice" ""
 
     LearnerFolder.holding into (fun () ->

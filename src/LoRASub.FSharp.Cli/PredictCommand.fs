@@ -109,9 +109,14 @@ let private shown (form: Form) (classes: ClassInfo[]) (file: string) (answer: An
 // Why no image is called unknown.
 let private noThreshold (falseAlarms: float) (kept: KeptLearner) =
     let held = kept.HeldOut |> Array.sumBy (fun one -> int64 one.Images)
-    let needed = int (ceil (1.0 / falseAlarms)) - 1
+    let needed = int64 (ceil (1.0 / falseAlarms)) - 1L
 
-    $"""no image is called unknown: at {percent falseAlarms}%% false alarms that needs {needed} held-out images, and the learner had {held}"""
+    let share = percent falseAlarms
+
+    if held < needed then
+        $"no image is called unknown: at {share}%% false alarms that needs {needed} held-out images, and the learner had {held}"
+    else
+        $"no image is called unknown: {share}%% false alarms is less than a learner can state; ask for 1%% or more"
 
 /// Prints the best classes of each image. Files that cannot be read are reported and skipped; then the exit code is 1.
 let predict (shell: Shell) (request: Request) : int =
@@ -122,6 +127,14 @@ let predict (shell: Shell) (request: Request) : int =
     let model = Learner.deploy kept.Learner kept.State
     use _ = Scope.own Model.leaves model
     let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
+    let size = batching.Format.Size
+    // once, as an image is read: a batch of large pictures may not fit in memory
+    let shrink = Picture.centre (defaultArg batching.Cropping.TestResize size) size
+
+    let batching =
+        { batching with
+            BatchOptions.Cropping.TestResize = None
+        }
 
     let calibration =
         KeptLearner.calibration (defaultArg request.FalseAlarms Calibration.usualFalseAlarms) kept
@@ -149,7 +162,7 @@ let predict (shell: Shell) (request: Request) : int =
         found <- found + files.Length
         let pictures = Array.zeroCreate<Result<Picture, string>> files.Length
 
-        Parallel.For(0, files.Length, fun i -> pictures[i] <- ImageFile.tryRead files[i])
+        Parallel.For(0, files.Length, fun i -> pictures[i] <- ImageFile.tryRead files[i] |> Result.map shrink)
         |> ignore
 
         let read =

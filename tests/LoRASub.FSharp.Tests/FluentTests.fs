@@ -169,6 +169,7 @@ let tests =
 
                     refused [ "paths"; "must be given" ] (fun () -> Images.FromFiles(null) |> ignore)
                     refused [ "nowhere"; "no such folder" ] (fun () -> Images.FromFolder "nowhere" |> ignore)
+                    refused [ "folder"; "empty" ] (fun () -> Images.FromFolder "" |> ignore)
                     File.WriteAllText(cats[1], "no image")
 
                     refused [ "1.png"; "JPEG, PNG, WebP, BMP or GIF" ] (fun () ->
@@ -525,6 +526,11 @@ let tests =
                             [ "precision"; "'half'"; "float32" ],
                             (fun _ backbone ->
                                 ContinualClassifier.Create(backbone, ClassifierOptions(Precision = "half"))
+                                |> ignore)
+                            "no preset",
+                            [ "Preset"; "null" ],
+                            (fun _ backbone ->
+                                ContinualClassifier.Create(backbone, ClassifierOptions(Preset = null))
                                 |> ignore)
                             "no epochs",
                             [ "epochs"; "0" ],

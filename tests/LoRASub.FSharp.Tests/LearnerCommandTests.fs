@@ -491,7 +491,7 @@ let tests =
                     Expect.stringStarts (done' [ "predict"; shop world; file ]) $"{file}: elk " "predicted"
 
                     refusedIn world [ "class 'elk'"; "count twice" ] [ "merge"; shop world; branch ]
-                    refusedIn world [ "two learners" ] [ "merge"; shop world; shop world ]
+                    refusedIn world [ "two learners" ] [ "merge"; shop world; shop world + "/" ]
                     refusedIn world [ "no learner.json" ] [ "merge"; shop world; under world "none" ]
                     refusedIn world [ "needs the folders of two learners" ] [ "diff"; branch ]
 

@@ -113,6 +113,19 @@ let tests =
                     Expect.stringContains run.Notes[0] "2 of 9 tasks" "said"
                     Expect.isTrue (run.Notes |> Array.exists _.Contains("cut off")) "torn line"))
 
+            testCase "a joint run that is cut off has one task" (fun () ->
+                let joint =
+                    { small with
+                        Tasks = 1
+                        Learned = 0
+                        Settings = [ "method", "joint"; "tasks", "5" ]
+                    }
+
+                inSample
+                    joint
+                    (fun folder -> Expect.equal (load folder).Runs[0].Tasks 1 "all classes are one")
+                    ())
+
             testCase
                 "after a resume the later line counts, and unknown events are skipped"
                 (inSample small (fun folder ->

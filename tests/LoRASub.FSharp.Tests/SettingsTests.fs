@@ -265,7 +265,7 @@ let tests =
                     "norm-epsilon", "1E-06,0", [ "norm-epsilon"; "between 0 and 1" ]
                     "norm-epsilon", "NaN", [ "norm-epsilon" ]
                     "rank", "0", [ "rank" ]
-                    "energy", "1.001", [ "energy"; "switches the projection off"; "found 1.001" ]
+                    "energy", "1.001", [ "energy"; "in (0, 1]"; "found 1.001" ]
                     "lr", "NaN", [ "lr"; "finite"; "NaN" ]
                     "weight-decay", "-1", [ "weight-decay"; "at least 0"; "found -1" ]
                     "adam-beta1", "1", [ "adam-beta1"; "in [0, 1)" ]

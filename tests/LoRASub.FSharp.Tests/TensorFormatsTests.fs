@@ -122,6 +122,9 @@ let private hostileTorch =
                 ]
         ),
         [ "values" ]
+        "a name of 501 characters",
+        value (dictionary [ text (String.replicate 501 "x"), one ]),
+        [ "at most 500" ]
         "a name that is there twice",
         value (dictionary [ text "x", one; text "x", one ]),
         [ "'x'"; "must be there once" ]
@@ -424,6 +427,15 @@ let tests =
 
             testCase "DINOv2's layer scales are multiplied into the layers before them" (fun () ->
                 Expect.isLessThan (difference (fixture "dinov2.pth") "scaled") 1e-12 "difference")
+
+            testCase "two hundred tensors that share 16 bytes are refused" (fun () ->
+                inFolder (fun folder ->
+                    let path = Path.Combine(folder, "shared.pt")
+                    let shared = dictionary [ for i in 1..200 -> text $"{i}", one ]
+                    File.WriteAllBytes(path, torchFile shared)
+
+                    refused [ "shared.pt"; "at most 100 times"; "3200 bytes of 16" ] (fun () ->
+                        TorchArchive.readOnly (fun _ -> true) path |> ignore)))
 
             testCase "an archive of older PyTorch is refused by its name" (fun () ->
                 refused [ "legacy.pth"; "a Python pickle, as older PyTorch saved" ] (fun () ->

@@ -294,7 +294,7 @@ module Backbones =
     /// a file that is not the network.
     let internal get options (folder: string) (backbone: KnownBackbone) onProgress : Download.Fetched =
         WholeFile.makeFolder folder
-
+        use _ = Download.alone folder
         let path = path folder backbone
 
         // whoever changed a card keeps it

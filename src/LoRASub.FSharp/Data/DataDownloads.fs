@@ -139,27 +139,6 @@ module internal DataDownloads =
         |> Option.filter (fun row -> isComplete row (folder name))
         |> Option.map (fun row -> pathOf row (folder name))
 
-    // Claims a folder: two could unpack one archive at a time.
-    let private alone (folder: string) : IDisposable =
-        try
-            new FileStream(
-                Path.Combine(folder, ".lorasub-get.tmp"),
-                FileMode.OpenOrCreate,
-                FileAccess.ReadWrite,
-                FileShare.None,
-                1,
-                FileOptions.DeleteOnClose
-            )
-        with
-        | :? IOException as e when WholeFile.isLocked e ->
-            Errors.reject
-                folder
-                "must be downloaded into once at a time"
-                "another download into it"
-                "wait for it, and run the same command again"
-        | :? UnauthorizedAccessException
-        | :? IOException as e -> Errors.reject folder "must be a folder that can be written" e.Message ""
-
     /// Downloads what a folder lacks of a set, and unpacks it. Rejects as `Download.file` and `Unpack.tar`, and while another
     /// process does the same.
     let get
@@ -169,7 +148,7 @@ module internal DataDownloads =
         (onProgress: string -> int64 -> int64 option -> unit)
         : unit =
         WholeFile.makeFolder folder
-        use _ = alone folder
+        use _ = Download.alone folder
 
         let fetch (source: DataFileSource) =
             let path = path folder source

@@ -487,6 +487,28 @@ module internal Download =
             CheckedBy: string list
         }
 
+    /// Claims a folder, so that no other process downloads into it or unpacks there. Rejects one that is claimed or cannot
+    /// be written.
+    let alone (folder: string) : IDisposable =
+        try
+            new FileStream(
+                Path.Combine(folder, ".lorasub-get.tmp"),
+                FileMode.OpenOrCreate,
+                FileAccess.ReadWrite,
+                FileShare.None,
+                1,
+                FileOptions.DeleteOnClose
+            )
+        with
+        | :? IOException as e when WholeFile.isLocked e ->
+            Errors.reject
+                folder
+                "must be downloaded into once at a time"
+                "another download into it"
+                "wait for it, and run the same command again"
+        | :? UnauthorizedAccessException
+        | :? IOException as e -> Errors.reject folder "must be a folder that can be written" e.Message ""
+
     // Takes a file that someone else has put there.
     let private adopt (path: string) (claims: FileClaims) (accept: string -> unit) : struct (int64 * string) =
         try

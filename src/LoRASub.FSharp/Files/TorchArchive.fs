@@ -20,6 +20,14 @@ module internal TorchArchive =
 
     let private mostValues = 1_000_000
 
+    // Tied weights are stored once.
+    [<Literal>]
+    let private mostCopies = 100L
+
+    // Each tensor's name is a text of its own, though its keys may be shared.
+    [<Literal>]
+    let private longestName = 500
+
     let private storages =
         Map.ofList
             [
@@ -171,6 +179,13 @@ module internal TorchArchive =
             // a list may hold itself, or many times another that holds many
             visited <- visited + 1
 
+            if name.Length > longestName then
+                Errors.reject
+                    $"{archive.Path}: '{TensorBytes.shown name}'"
+                    $"must have at most {longestName} characters"
+                    $"{name.Length}"
+                    ""
+
             if depth > deepest || visited > mostValues then
                 let where = $"{archive.Path}: '{TensorBytes.shown name}'"
                 Errors.reject where $"must have at most {deepest} levels and {mostValues} values" "more" ""
@@ -240,6 +255,21 @@ module internal TorchArchive =
     let readOnly (wanted: string -> bool) (path: string) : TensorFile =
         Archive.using path (fun archive ->
             let views = read archive |> Array.filter (fun view -> wanted view.Entry.Name)
+
+            // views of one storage become tensors of their own
+            let total = views |> Array.sumBy _.Entry.Length
+
+            let stored =
+                views
+                |> Array.distinctBy _.Member
+                |> Array.sumBy (fun view -> (Archive.find view.Member archive).Length)
+
+            if total > mostCopies * stored then
+                Errors.reject
+                    path
+                    $"must have tensors of at most {mostCopies} times the bytes that it stores"
+                    $"{total} bytes of {stored}"
+                    ""
 
             // a storage is read once, for all its tensors
             let tensorsIn (key: string, views: View[]) =

@@ -1,12 +1,25 @@
 namespace LoRASub.Fluent
 
 open System
+open LoRASub.Core
 open LoRASub.Backbone
 open LoRASub.Data
 open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Settings
 open LoRASub.Run
+
+// C# can hand in null where F# cannot.
+module internal Given =
+    let value (name: string) (value: 'T) =
+        if isNull (box value) then
+            Errors.reject name "must be given" "null" ""
+
+    let text (name: string) (text: string) =
+        value name text
+
+        if String.IsNullOrWhiteSpace text then
+            Errors.reject name "must be given" "an empty text" ""
 
 /// The progress of learning and of evaluation, for a progress bar.
 [<Struct>]
@@ -87,6 +100,9 @@ type ClassifierOptions() =
         | _ -> true
 
     member internal this.ToSettings(backbone: string) : RunSettings =
+        Given.text "Preset" this.Preset
+        Given.text "Precision" this.Precision
+        Given.text "Device" this.Device
         Calibration.requireShare "HoldOut" this.HoldOut
         Calibration.requireShare "FalseAlarms" this.FalseAlarms
         let positive n = if n > 0 then Some n else None

@@ -273,7 +273,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
     /// <exception cref="T:LoRASub.Core.InputException">An option is out of range, or the file is not such a
     /// network.</exception>
     static member Create(backbone: string, options: ClassifierOptions) : ContinualClassifier =
-        Given.value "backbone" backbone
+        Given.text "backbone" backbone
         Given.value "options" options
         NativeBackend.ensureLoaded () |> ignore
 
@@ -301,8 +301,8 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
     /// <exception cref="T:LoRASub.Core.InputException">The folder holds no classifier, its files are damaged, or
     /// the backbone is another.</exception>
     static member Load(folder: string, backbone: string, options: ClassifierOptions) : ContinualClassifier =
-        Given.value "folder" folder
-        Given.value "backbone" backbone
+        Given.text "folder" folder
+        Given.text "backbone" backbone
         Given.value "options" options
         NativeBackend.ensureLoaded () |> ignore
         use _ = torch.NewDisposeScope()
@@ -520,7 +520,7 @@ type ContinualClassifier private (initial: KeptLearner, options: ClassifierOptio
     /// <exception cref="T:LoRASub.Core.InputException">The folder cannot be written, or is among the images that
     /// were learned.</exception>
     member _.Save(folder: string) : unit =
-        Given.value "folder" folder
+        Given.text "folder" folder
 
         // in turn, so that the last to come saves the latest
         lock saving (fun () ->

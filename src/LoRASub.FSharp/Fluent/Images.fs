@@ -9,12 +9,6 @@ open System.Threading.Tasks
 open LoRASub.Core
 open LoRASub.Data
 
-// C# can hand in null where F# cannot.
-module internal Given =
-    let value (name: string) (value: 'T) =
-        if isNull (box value) then
-            Errors.reject name "must be given" "null" ""
-
 /// Images for a `ContinualClassifier`, each with a label. Immutable, and safe to use from several threads. Image files are
 /// read when they are needed.
 [<Sealed>]
@@ -210,7 +204,7 @@ type Images =
     static member FromFiles(labels: IReadOnlyList<int>, paths: IReadOnlyList<string>) : ImageCollection =
         Given.value "labels" labels
         Given.value "paths" paths
-        paths |> Seq.iter (Given.value "path")
+        paths |> Seq.iter (Given.text "path")
         require labels paths.Count
 
         Seq.map2 (fun label path -> ({ Path = path; Label = label }: LabelledFile)) labels paths
@@ -233,7 +227,7 @@ type Images =
     /// <exception cref="T:LoRASub.Core.InputException">The folder is missing, holds no class, or has a class
     /// without images.</exception>
     static member FromFolder(folder: string) : ImageCollection =
-        Given.value "folder" folder
+        Given.text "folder" folder
         let found = FileScan.require (ImageFolder.all folder)
         ImageCollection(ImageFiles.set folder found.Train, found.ClassNames, found.Notes)
 
@@ -269,5 +263,5 @@ type Images =
     /// set.</exception>
     static member FromDataset(name: string, folder: string) : ImageDataset =
         Given.value "name" name
-        Given.value "folder" folder
+        Given.text "folder" folder
         ImageDataset(Datasets.load name folder)

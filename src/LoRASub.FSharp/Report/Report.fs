@@ -62,6 +62,9 @@ module Report =
     /// <exception cref="T:LoRASub.Core.InputException">The file is of another kind, belongs to a run, or cannot be
     /// written.</exception>
     let writeHtml (path: string) (groups: RunGroup[]) : WrittenFile =
+        if String.IsNullOrWhiteSpace path then
+            Errors.reject "report" "must have a name" "an empty one" ""
+
         let folder = Path.GetDirectoryName(Path.GetFullPath path)
 
         if

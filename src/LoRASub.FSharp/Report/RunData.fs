@@ -225,7 +225,13 @@ module RunData =
         // the rows up to the first gap
         let learned = Seq.initInfinite id |> Seq.find (rows.ContainsKey >> not)
         let matrix = known _.CorrectAndTotal (Array.init learned (fun t -> rows[t]))
-        let tasks = known _.Tasks (setting _.Tasks matrix.Length)
+
+        let tasks =
+            match start with
+            | Some start -> start.TaskSizes.Length
+            | None -> setting _.Tasks matrix.Length
+            |> known _.Tasks
+
 
         let rankOf task =
             Map.tryFind task ranks |> Option.defaultValue [||]

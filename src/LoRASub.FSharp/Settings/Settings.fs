@@ -287,8 +287,7 @@ module Settings =
         pair "BLOCKS,FINAL" ", or one number for both, between 0 and 1" true (fun blocks final ->
             holds blocks && holds final)
 
-    let private share =
-        number "in (0, 1], where 1 switches the projection off" (fun x -> x > 0.0 && x <= 1.0)
+    let private share = number "in (0, 1]" (fun x -> x > 0.0 && x <= 1.0)
 
     let private prototypeTransform =
         choice [ "train", PrototypeTransform.Train; "test", PrototypeTransform.Test ]
@@ -443,7 +442,10 @@ module Settings =
             |> ofMethod _.TripletWeight (fun v m -> { m with TripletWeight = v })
             row "norm-order" "norm order of feature-to-prototype distances in the triplet loss" order
             |> ofMethod _.NormOrder (fun v m -> { m with NormOrder = v })
-            row "energy" "share of the second moment that is retained" share
+            row
+                "energy"
+                "share of the second moment: lora-sub-drs retains it (1: no projection), null-space leaves it out"
+                share
             |> ofMethod _.Energy (fun v m -> { m with Energy = v })
             row "update-scale" "scaling of the projection: by its Frobenius norm, or none" updateScale
             |> ofMethod _.UpdateScale (fun v m -> { m with UpdateScale = v })

@@ -59,11 +59,7 @@ module Projection =
     /// Rejects an energy threshold outside (0, 1].
     let internal checkThreshold (threshold: float) =
         if not (threshold > 0.0 && threshold <= 1.0) then
-            Errors.reject
-                "energy threshold"
-                "must be in (0, 1]"
-                $"{threshold}"
-                "1 switches the projection off"
+            Errors.reject "energy threshold" "must be in (0, 1]" $"{threshold}" ""
 
     /// The trace of a moment, in float64: its energy. Rejects a moment that is all zero or not finite.
     let internal energyOf (subject: string) (moment: SecondMoment) : float =
