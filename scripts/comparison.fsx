@@ -611,7 +611,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                             "Methods"
                             "method"
                             ($"Each with the published nearest means, `{cosineLda}`, and the classifier of its paper (RanPAC: ridge regression on 10,000 random features). The share is that of `{cosineLda}`, of the way from the frozen network's nearest means to `joint`, which sees all classes at once. "
-                             + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of the rivals' papers, 3e-3 for `joint`, and else those of LoRA-Sub-DRS, as are the other settings, also the fall of the rates over the epochs.")
+                             + "Cost of drift: what sums recomputed from old images, a diagnosis, would gain. Learning rates are those of the rivals' papers, 3e-3 for `joint`, and else those of LoRA-Sub-DRS, as are the other settings, including the decay of the rates.")
                             (methodTables found)
 
                     yield!

@@ -329,6 +329,7 @@ let settingsOf (command: string) : Setting list =
                 [
                     "data"
                     "data-path"
+                    "variant"
                     "split-ratio"
                     "split-seed"
                     "heads"

@@ -8,6 +8,7 @@ open LoRASub.Core
 open LoRASub.Files
 open LoRASub.Backbone
 open LoRASub.Data
+open LoRASub.Methods
 open LoRASub.Learn
 open LoRASub.Measure
 open LoRASub.Settings
@@ -83,8 +84,13 @@ let private read (shell: Shell) (request: Request) : Named =
 let private fresh (shell: Shell) (request: Request) : KeptLearner =
     let preset = KeptLearner.settings (defaultArg request.Preset "recommended")
 
+    let ofMethod =
+        given "method" request.Settings
+        |> Option.map Methods.defaults
+        |> Option.defaultValue []
+
     let settings =
-        { change request.Settings preset with
+        { change (ofMethod @ request.Settings) preset with
             Backbone =
                 Some(
                     given "backbone" request.Settings
@@ -103,9 +109,9 @@ let private refuseLasting (request: Request) =
         [
             if request.Preset.IsSome then
                 "preset"
-            for name, _ in request.Settings do
+            for name, text in request.Settings do
                 if List.contains name lasting then
-                    name
+                    if text = "false" then $"no-{name}" else name
         ]
 
     match named with

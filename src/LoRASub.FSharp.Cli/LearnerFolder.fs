@@ -63,6 +63,7 @@ let lasting =
         "method"
         "head"
         "embedding"
+        "training"
         "input-range"
         "image-size"
         "attention-heads"

@@ -113,10 +113,15 @@ let private noThreshold (falseAlarms: float) (kept: KeptLearner) =
 
     let share = percent falseAlarms
 
-    if held < needed then
-        $"no image is called unknown: at {share}%% false alarms that needs {needed} held-out images, and the learner had {held}"
-    else
-        $"no image is called unknown: {share}%% false alarms is less than a learner can state; ask for 1%% or more"
+    let reason =
+        if held < needed then
+            $"at {share}%% false alarms that needs {needed} held-out images, and the learner had {held}"
+        elif falseAlarms < 0.01 then
+            $"{share}%% false alarms is less than a learner can state; ask for 1%% or more"
+        else
+            $"at {share}%% false alarms that needs more held-out images of the newest classes"
+
+    $"no image is called unknown: {reason}"
 
 /// Prints the best classes of each image. Files that cannot be read are reported and skipped; then the exit code is 1.
 let predict (shell: Shell) (request: Request) : int =
@@ -129,7 +134,7 @@ let predict (shell: Shell) (request: Request) : int =
     let batching = Recipe.testOptions kept.Settings kept.Learner.Backbone
     let size = batching.Format.Size
     // once, as an image is read: a batch of large pictures may not fit in memory
-    let shrink = Picture.centre (defaultArg batching.Cropping.TestResize size) size
+    let shrink = Augment.centred batching.Cropping size
 
     let batching =
         { batching with

@@ -373,6 +373,16 @@ let start (shell: Shell) (command: Arguments.RunCommand) =
 
     use _ = Scope.own Plan.leaves plan
     command.Out |> Option.iter (requireOutside plan)
+    let already = config.Notes.Length
+    let config = Config.fitToBackbone plan.Backbone.ImageSize config
+    Shell.notes shell config.Notes[already..]
+    let settings = config.Settings
+
+    let plan =
+        { plan with
+            Settings.TestResize = settings.TestResize
+        }
+
     let inputs = CheckpointInputs.ofPlan plan
     let header = TensorFormats.header settings.Backbone.Value
     let card = Weights.card header

@@ -143,6 +143,24 @@ let tests =
                     let turned = (Picture.flip (Picture.crop mirrored 6 6 picture)).Pixels
                     Expect.contains [ plain; turned ] made.Pixels "pixels")
 
+            testCase "what the test transform made is as it without the resize makes it" (fun () ->
+                let picture = PillowFixtures.pattern 30 20
+
+                let resized =
+                    { Cropping.standard with
+                        TestResize = Some 9
+                    }
+
+                let made = Augment.centred resized 8 picture
+                Expect.equal (made.Height, made.Width) (8, 8) "size"
+
+                Expect.notEqual
+                    made.Pixels
+                    (Augment.centred Cropping.standard 8 picture).Pixels
+                    "the resize counts"
+
+                Expect.equal (Augment.centred Cropping.standard 8 made).Pixels made.Pixels "pixels")
+
             testCase "the same key gives the same images, another key others" (fun () ->
                 let at seed =
                     augmented Augmentation.CropFlip 8 8 (Rng.ofSeed seed) (PillowFixtures.pattern 10 10)

@@ -346,6 +346,9 @@ let private names =
 
                     Expect.equal (Assets.fill settings).Backbone (Some path) "run"
 
+                    isRefused [ "--reference"; "without a comma" ] (fun () ->
+                        Assets.fill { settings with Reference = [ "a,b" ] } |> ignore)
+
                     leavesNothing (fun () ->
                         let struct (vit, sha256) = Recipe.openBackbone settings Name
                         use _ = Scope.own VisionTransformer.leaves vit

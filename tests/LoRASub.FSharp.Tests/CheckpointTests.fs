@@ -33,6 +33,7 @@ let private planOf (settings: RunSettings) =
 let private untrained: RunScores =
     {
         Trained = false
+        Head = "nearest-mean@class-token"
         Matrix = [| [| { Correct = 1; Total = 4 } |] |]
         Classes = [||]
     }

@@ -1148,6 +1148,24 @@ let private runs =
                     "one image of each class"
 
                 Expect.all held.Heads.Value _.Recomputed.IsSome "diagnosis"
+
+                let struct (_, augmented) =
+                    run
+                        "augmented"
+                        [
+                            "--no-training"
+                            "--augment"
+                            "crop-flip"
+                            "--prototype-transform"
+                            "train"
+                            "--recompute"
+                        ]
+
+                Expect.all
+                    augmented.Heads.Value
+                    (fun head -> head.Recomputed = Some head.Last)
+                    "of the images that the prototypes are of"
+
                 let again = inside [ "evaluate"; under world "held" ]
                 Expect.equal (again.Code, again.Error) (0, "") "evaluated on the same images"))
 

@@ -283,6 +283,8 @@ let tests =
                         [ "--epochs ignored: method frozen does not train" ]
                         [ "method", "inflora"; "training", "false" ],
                         [ "--method ignored: the network stays frozen with --no-training" ]
+                        [ "augment", "flip"; "crop-scale", "0.5,1" ],
+                        [ "--crop-scale ignored: only --augment crop-flip crops" ]
                         [ "rank", "8"; "tasks", "5" ], []
                     ]
 
@@ -366,6 +368,23 @@ let tests =
                     "the preset's, fitted"
 
                 Expect.equal (resize (own "test-resize: 40") [ "image-size", "32" ]) (Some 40, false) "own"
+
+                let onBackbone size file pairs =
+                    let merged = Config.merge None file pairs None |> Config.fitToBackbone size
+
+                    merged.Settings.TestResize,
+                    merged.Notes |> Array.exists (fun n -> n.StartsWith "test-resize")
+
+                let images = [ "data", "imagenet-r" ]
+                Expect.equal (onBackbone 32 None images) (Some 37, true) "a small backbone"
+                Expect.equal (onBackbone 224 None images) (Some 256, false) "one of the preset's size"
+                Expect.equal (onBackbone 32 (lib []) []) (Some 72, false) "the file's"
+
+                Expect.equal
+                    (onBackbone 32 None (("test-resize", "40") :: images))
+                    (Some 40, false)
+                    "the command line's"
+
                 Expect.equal (resize None [ "image-size", "32" ]) (None, false) "none")
 
             testCase "the first task's epochs do not follow the command line's silently" (fun () ->

@@ -437,8 +437,21 @@ let tests =
 
                     Expect.stringContains said "learned     40 images" "all of them"
                     Expect.isFalse (said.Contains "accuracy") "none held out"
+
+                    Expect.equal
+                        (LearnerFile.record (shop world)).Settings["head-lr"]
+                        "0.0005"
+                        "the published rate of the method"
+
                     let more = photos (under world "march") [ "ant"; "elk" ] 3 |> Path.GetFileName
                     refusedIn world [ "--more"; "keeps sums" ] (learning world more [ "--more" ])))
+
+            testCase
+                "whether heads follow the network may change"
+                (inShop (fun world ->
+                    first world "january" [ "--method"; "frozen" ] |> ignore
+                    done' (learning world "february" [ "--no-transport" ]) |> ignore
+                    Expect.equal (LearnerFile.record (shop world)).Transport (Some false) "saved"))
 
             testCase
                 "two learners: the difference, and one of both"
@@ -619,6 +632,7 @@ let tests =
                     let learn more = learning world "february" more
                     refusedIn world [ "--head"; "when a learner is made" ] (learn [ "--head"; "lda" ])
                     refusedIn world [ "--preset"; "when a learner is made" ] (learn [ "--preset"; "small" ])
+                    refusedIn world [ "--no-training"; "when a learner is made" ] (learn [ "--no-training" ])
                     refusedIn world [ "--holdout"; "'1'" ] (learn [ "--holdout"; "1" ])
                     refusedIn world [ "--rename"; "FOLDER=NAME" ] (learn [ "--rename"; "elk" ])
                     refusedIn world [ "class 'wolf'"; "no such folder" ] (learn [ "--skip"; "wolf" ])

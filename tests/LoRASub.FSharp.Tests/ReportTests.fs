@@ -155,6 +155,12 @@ let tests =
                 Expect.stringContains error "a new file or an older page" "message"
                 Expect.equal (File.ReadAllText other) "not a page" "kept")
 
+            testCase "a page needs a name"
+            <| inRun (fun _ run ->
+                let code, _, error = lorasub [ "report"; run; "--out"; "" ]
+                Expect.equal code 2 "refused"
+                Expect.stringContains error "must have a name" "message")
+
             testCase "figures are not written among the images of a run" (fun () ->
                 Probe.inFolder (fun folder ->
                     let data, run = Path.Combine(folder, "data"), Path.Combine(folder, "run")

@@ -1,6 +1,7 @@
 module LoRASub.Tests.TablesTests
 
 open System
+open System.IO
 open System.Text.RegularExpressions
 open LoRASub.Files
 open LoRASub.Settings
@@ -211,6 +212,21 @@ let tests =
 
                 FiguresTests.groupsOf [ "run", { small with Learned = 0 } ] (fun groups ->
                     Expect.equal (Tables.verdict groups[0]) "No task is finished yet." "nothing yet"))
+
+            testCase "a seed that is not finished counts nowhere beside one that is" (fun () ->
+                Probe.inFolder (fun folder ->
+                    writeSeeds folder [ 1L; 2L ] small
+                    File.Delete(Path.Combine(folder, "seed-2", "summary.json"))
+                    let group = (RunData.loadAll [| folder |])[0]
+                    Expect.hasLength group.Runs 2 "both are read"
+
+                    Expect.all
+                        (RunGroup.accuracies group |> Array.concat)
+                        (fun accuracy -> accuracy.N <= 1)
+                        "matrix"
+
+                    let curve = Marks.overRuns (fun run -> [| float run.Seed |]) group
+                    Expect.equal curve[0].Mean 1.0 "curves"))
 
             testCase "several seeds have an interval, the same run under several seeds has none" (fun () ->
                 let verdict seeds =

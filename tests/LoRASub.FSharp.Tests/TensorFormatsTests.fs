@@ -122,9 +122,9 @@ let private hostileTorch =
                 ]
         ),
         [ "values" ]
-        "a name of 501 characters",
-        value (dictionary [ text (String.replicate 501 "x"), one ]),
-        [ "at most 500" ]
+        "a name of 1001 characters",
+        value (dictionary [ text (String.replicate 1001 "x"), one ]),
+        [ "at most 1000" ]
         "a name that is there twice",
         value (dictionary [ text "x", one; text "x", one ]),
         [ "'x'"; "must be there once" ]

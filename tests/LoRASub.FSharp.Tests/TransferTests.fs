@@ -16,6 +16,7 @@ let private matrix (rows: (int * int) list list) : AccuracyMatrix =
 let private run trained rows (classes: (int * int * int * int) list) : RunScores =
     {
         Trained = trained
+        Head = "nearest-mean@class-token"
         Matrix = matrix rows
         Classes =
             classes
@@ -156,6 +157,16 @@ let tests =
                 let transfer = Transfer.measure [| frozen; joint |] [| before[0] |] short
                 closeTo 1e-12 "forward transfer" [ 0.2 ] [ value transfer.ForwardTransfer ]
                 because [ "other classes" ] transfer.Intransigence)
+
+            testCase "the first reference that fits counts" (fun () ->
+                let other (reference: RunScores) = { reference with Head = "ridge@rich" }
+                let of' references = Transfer.measure references before own
+                let expected = of' [| frozen; joint |]
+                let found = of' [| other frozen; other joint; frozen; joint |]
+                Expect.equal found expected "measures"
+                let none = of' [| other frozen; other joint |]
+                because [ "scored with ridge@rich, not nearest-mean@class-token" ] none.ForwardTransfer
+                because [ "scored with ridge@rich" ] none.Intransigence)
 
             noForward "no reference" [ "needs a reference run"; "without training" ] [||] before own
             noForward

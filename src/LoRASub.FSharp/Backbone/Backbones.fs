@@ -294,7 +294,7 @@ module Backbones =
     /// a file that is not the network.
     let internal get options (folder: string) (backbone: KnownBackbone) onProgress : Download.Fetched =
         WholeFile.makeFolder folder
-        use _ = Download.alone folder
+
         let path = path folder backbone
 
         // whoever changed a card keeps it
@@ -306,11 +306,25 @@ module Backbones =
             requireNetwork backbone part
             ensureCard ()
 
-        let fetched =
-            Download.file options backbone.Name Download.unknown (addressOf backbone) path accept onProgress
+        let fetch () =
+            let fetched =
+                Download.file
+                    options
+                    backbone.Name
+                    Download.unknown
+                    (addressOf backbone)
+                    path
+                    accept
+                    onProgress
 
-        ensureCard ()
-        fetched
+            ensureCard ()
+            fetched
+
+        if File.Exists path then
+            fetch ()
+        else
+            use _ = Download.alone folder (Path.GetFileName path)
+            fetch ()
 
     /// `resolve` without a look at the file.
     let internal find (given: string) : string =

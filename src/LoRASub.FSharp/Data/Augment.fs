@@ -116,6 +116,10 @@ module internal Augment =
 
             numbers.data<float32>().ToArray() |> Array.map (fun x -> x < 0.5f))
 
+    /// The test transform.
+    let centred (cropping: Cropping) (size: int) : Picture -> Picture =
+        Picture.centre (defaultArg cropping.TestResize size) size
+
     /// What the augmentation does to the i-th of n pictures, which the key decides. The numbers are drawn at once, so that
     /// the function may be called from any thread, in any order.
     let pictures
@@ -126,7 +130,7 @@ module internal Augment =
         (key: RandomKey)
         : int -> Picture -> Picture =
         let cropKey, flipKey = Rng.fold 0L key, Rng.fold 1L key
-        let centre = Picture.centre (defaultArg cropping.TestResize size) size
+        let centre = centred cropping size
 
         match augmentation with
         | Augmentation.None -> fun _ picture -> centre picture

@@ -148,7 +148,7 @@ module internal DataDownloads =
         (onProgress: string -> int64 -> int64 option -> unit)
         : unit =
         WholeFile.makeFolder folder
-        use _ = Download.alone folder
+        use _ = Download.alone folder row.Name
 
         let fetch (source: DataFileSource) =
             let path = path folder source

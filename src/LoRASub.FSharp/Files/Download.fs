@@ -487,12 +487,12 @@ module internal Download =
             CheckedBy: string list
         }
 
-    /// Claims a folder, so that no other process downloads into it or unpacks there. Rejects one that is claimed or cannot
-    /// be written.
-    let alone (folder: string) : IDisposable =
+    /// Claims what is downloaded into a folder under a name, so that no other process downloads or unpacks the same.
+    /// Rejects what is claimed, and a folder that cannot be written.
+    let alone (folder: string) (name: string) : IDisposable =
         try
             new FileStream(
-                Path.Combine(folder, ".lorasub-get.tmp"),
+                Path.Combine(folder, $".lorasub-{name}.tmp"),
                 FileMode.OpenOrCreate,
                 FileAccess.ReadWrite,
                 FileShare.None,

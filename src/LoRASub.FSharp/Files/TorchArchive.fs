@@ -26,7 +26,11 @@ module internal TorchArchive =
 
     // Each tensor's name is a text of its own, though its keys may be shared.
     [<Literal>]
-    let private longestName = 500
+    let private longestName = 1000
+
+    // Of all names together.
+    [<Literal>]
+    let private mostLetters = 100_000_000
 
     let private storages =
         Map.ofList
@@ -174,6 +178,7 @@ module internal TorchArchive =
         let names = HashSet<string>(StringComparer.Ordinal)
         let found = List<View>()
         let mutable visited = 0
+        let mutable letters = 0
 
         let rec visit (depth: int) (name: string) (value: Pickled) =
             // a list may hold itself, or many times another that holds many
@@ -184,6 +189,15 @@ module internal TorchArchive =
                     $"{archive.Path}: '{TensorBytes.shown name}'"
                     $"must have at most {longestName} characters"
                     $"{name.Length}"
+                    ""
+
+            letters <- letters + name.Length
+
+            if letters > mostLetters then
+                Errors.reject
+                    archive.Path
+                    $"must have names of at most {mostLetters} letters in all"
+                    "more"
                     ""
 
             if depth > deepest || visited > mostValues then

@@ -5,6 +5,8 @@ type RunScores =
     {
         /// False for prototypes of the frozen backbone.
         Trained: bool
+        /// The head that gave the scores, HEAD@EMBEDDING.
+        Head: string
         Matrix: AccuracyMatrix
         /// The classes learned, with their scores under the last state.
         Classes: ClassScore[]
@@ -40,38 +42,48 @@ module Transfer =
     let private measured (run: RunScores) (before: Score[]) =
         Array.map _.Total before = [| for task in 1 .. run.Matrix.Length - 1 -> (learned run task).Total |]
 
+    // of the first reference that fits; otherwise why the first one does not
+    let private ofFirst
+        (missing: string)
+        (value: RunScores -> Result<float, string>)
+        (candidates: RunScores[])
+        =
+        match Array.map value candidates with
+        | [||] -> Error missing
+        | values -> values |> Array.tryFind Result.isOk |> Option.defaultValue values[0]
+
+    let private otherHead (run: RunScores) (reference: RunScores) =
+        Error $"the reference run is scored with {reference.Head}, not {run.Head}"
+
     let private forward (before: Score[]) (run: RunScores) (references: RunScores[]) =
         let tasks = run.Matrix.Length
 
-        match references |> Array.tryFind (fun reference -> not reference.Trained) with
-        | _ when tasks = 1 -> Error "one task has no forward transfer"
-        | None -> Error "needs a reference run of the same tasks without training"
-        | Some _ when not (measured run before) ->
-            Error "the test images of the later tasks were not scored before learning them"
-        | Some reference when reference.Matrix.Length < tasks ->
-            Error $"the reference run has {reference.Matrix.Length} of the {tasks} tasks"
-        | Some reference ->
-            match seq { 0 .. tasks - 1 } |> Seq.tryFind (agree run reference >> not) with
-            | Some task -> Error $"the reference run has other classes or test images in task {task + 1}"
-            | None ->
-                let baseline =
-                    [| for task in 1 .. tasks - 1 -> Metrics.accuracy (learned reference task) |]
+        let over (reference: RunScores) =
+            if reference.Head <> run.Head then
+                otherHead run reference
+            elif reference.Matrix.Length < tasks then
+                Error $"the reference run has {reference.Matrix.Length} of the {tasks} tasks"
+            else
+                match seq { 0 .. tasks - 1 } |> Seq.tryFind (agree run reference >> not) with
+                | Some task -> Error $"the reference run has other classes or test images in task {task + 1}"
+                | None ->
+                    let baseline =
+                        [| for task in 1 .. tasks - 1 -> Metrics.accuracy (learned reference task) |]
 
-                match Metrics.forwardTransfer (Array.map Metrics.accuracy before) baseline with
-                | Some value -> Ok value
-                | None -> Error "one task has no forward transfer"
+                    match Metrics.forwardTransfer (Array.map Metrics.accuracy before) baseline with
+                    | Some value -> Ok value
+                    | None -> Error "one task has no forward transfer"
+
+        match references |> Array.filter (fun reference -> not reference.Trained) with
+        | _ when tasks = 1 -> Error "one task has no forward transfer"
+        | untrained when untrained.Length > 0 && not (measured run before) ->
+            Error "the test images of the later tasks were not scored before learning them"
+        | untrained -> ofFirst "needs a reference run of the same tasks without training" over untrained
 
     let private intransigence (run: RunScores) (references: RunScores[]) =
         let last = run.Matrix.Length - 1
 
-        match
-            references
-            |> Array.tryFind (fun reference -> reference.Trained && reference.Matrix.Length = 1)
-        with
-        | None -> Error "needs a reference run that learned all these classes as one task"
-        | Some joint when labels joint.Classes <> labels run.Classes ->
-            Error "the joint reference run learned other classes"
-        | Some joint ->
+        let under (joint: RunScores) =
             let own = learned run last
             let wanted = labelsOf last run
 
@@ -80,11 +92,19 @@ module Transfer =
                 |> Seq.filter (fun one -> wanted.Contains one.Label)
                 |> Seq.fold (fun sum one -> sum + one.Score) { Correct = 0; Total = 0 }
 
-            if reached.Total <> own.Total then
+            if joint.Head <> run.Head then
+                otherHead run joint
+            elif labels joint.Classes <> labels run.Classes then
+                Error "the joint reference run learned other classes"
+            elif reached.Total <> own.Total then
                 Error
                     $"the joint reference run was scored on {reached.Total} test images of the last task, not {own.Total}"
             else
                 Ok(Metrics.accuracy reached - Metrics.accuracy own)
+
+        references
+        |> Array.filter (fun reference -> reference.Trained && reference.Matrix.Length = 1)
+        |> ofFirst "needs a reference run that learned all these classes as one task" under
 
     /// <summary>Forward transfer and intransigence of a run, compared with reference runs. Forward transfer takes its
     /// baseline from the diagonal of a reference without training and of the same tasks. Intransigence takes a*_k

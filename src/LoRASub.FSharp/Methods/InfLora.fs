@@ -14,7 +14,8 @@ type InfLoraOptions =
         First: float
         /// λ_e: the same after all tasks.
         Last: float
-        /// T, the run's number of tasks: over them the energy grows from λ_b to λ_e. It stays there afterwards.
+        /// T: over how many tasks the energy grows from λ_b to λ_e; it stays there afterwards. `Methods` takes the run's
+        /// number of tasks.
         Tasks: int
     }
 

@@ -87,6 +87,12 @@ module Methods =
     /// <summary>Their names.</summary>
     let names = all |> List.map _.Info.Name
 
+    /// <summary>A method's settings in place of those of LoRA-Sub-DRS.</summary>
+    /// <param name="name">One of `names`; none for another name.</param>
+    /// <returns>Names and texts.</returns>
+    let defaults (name: string) : (string * string) list =
+        all |> List.filter (fun row -> row.Info.Name = name) |> List.collect _.Defaults
+
     /// The setting that leaves the choice between `Frozen` and `FirstSession` to validation on the first task.
     [<Literal>]
     let Auto = "auto"

@@ -154,7 +154,7 @@ module internal Marks =
 
     /// Intervals over a group's runs of what some of them have at 0, 1, …
     let overRuns (values: RunData -> float[]) (group: RunGroup) : Interval[] =
-        group.Runs |> Array.map values |> Interval.ofColumns
+        RunGroup.counted group |> Array.map values |> Interval.ofColumns
 
     /// One curve for each group, at x = 1, 2, …; `hover` describes the point at an index.
     let curves (groups: RunGroup[]) (hover: int -> Interval -> string) (values: RunData -> float[]) : Marks =

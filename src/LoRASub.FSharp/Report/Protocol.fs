@@ -8,12 +8,6 @@ open LoRASub.Settings
 [<RequireQualifiedAccess>]
 module internal Protocol =
 
-    /// The runs whose measures are reported: the finished ones, or those that have learned a task.
-    let counted (group: RunGroup) : RunData[] =
-        match group.Runs |> Array.filter _.Finished with
-        | [||] -> group.Runs |> Array.filter (fun run -> run.Matrix.Length > 0)
-        | finished -> finished
-
     let private setting (get: RunSettings -> string option) (run: RunData) : string =
         run.Settings |> Option.bind get |> Option.defaultValue ""
 
@@ -75,7 +69,7 @@ module internal Protocol =
 
     /// The parts in which groups differ, with each group's.
     let differences (groups: RunGroup[]) : (string * string[])[] =
-        match groups |> Array.choose (counted >> Array.tryHead >> Option.map parts) with
+        match groups |> Array.choose (RunGroup.counted >> Array.tryHead >> Option.map parts) with
         | [||] -> [||]
         | all ->
             [|

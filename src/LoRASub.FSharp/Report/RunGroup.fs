@@ -7,17 +7,23 @@ open LoRASub.Measure
 [<RequireQualifiedAccess; CompilationRepresentation(CompilationRepresentationFlags.ModuleSuffix)>]
 module internal RunGroup =
 
-    /// Tasks that the run has learned which got furthest.
-    let tasks (group: RunGroup) : int =
-        group.Runs |> Array.map _.Matrix.Length |> Array.max
+    /// The runs whose measures are reported: the finished ones, or those that have learned a task.
+    let counted (group: RunGroup) : RunData[] =
+        match group.Runs |> Array.filter _.Finished with
+        | [||] -> group.Runs |> Array.filter (fun run -> run.Matrix.Length > 0)
+        | finished -> finished
 
-    /// Accuracy in percent on task j's test images after learning task t, over the runs that learned it.
+    /// Tasks that the run has learned which got furthest, of those that are counted.
+    let tasks (group: RunGroup) : int =
+        counted group |> Seq.map _.Matrix.Length |> Seq.fold max 0
+
+    /// Accuracy in percent on task j's test images after learning task t, over the counted runs that learned it.
     let accuracies (group: RunGroup) : Interval[][] =
         let tasks = tasks group
 
         Array.init tasks (fun t ->
             Array.init tasks (fun j ->
-                group.Runs
+                counted group
                 |> Seq.choose (_.Matrix >> Array.tryItem t >> Option.bind (Array.tryItem j))
                 |> Seq.map (Metrics.accuracy >> (*) 100.0)
                 |> Interval.ofValues))

@@ -70,7 +70,7 @@ module internal Tables =
         |> Option.defaultValue nan
 
     let private overSeeds (measure: Measure) (group: RunGroup) : Interval =
-        Protocol.counted group |> Seq.map (valueOf measure) |> Interval.ofValues
+        RunGroup.counted group |> Seq.map (valueOf measure) |> Interval.ofValues
 
     let private rowName (measure: Measure) =
         let arrow =
@@ -138,7 +138,7 @@ module internal Tables =
             rows |> Array.exists (snd >> Array.exists condition)
 
         let seeds group =
-            match Protocol.counted group with
+            match RunGroup.counted group with
             | [||] -> "none"
             | runs -> runs |> Array.map (_.Seed >> string) |> String.concat ", "
 
@@ -170,7 +170,7 @@ module internal Tables =
 
     /// Differences from the first group, seed by seed; none where no other group shares a seed and the tasks with it.
     let differences (groups: RunGroup[]) : Table option =
-        let bySeed = Protocol.counted >> Array.map (fun run -> run.Seed, run) >> Map.ofArray
+        let bySeed = RunGroup.counted >> Array.map (fun run -> run.Seed, run) >> Map.ofArray
 
         let first = bySeed groups[0]
 
@@ -439,7 +439,7 @@ module internal Tables =
 
     /// One sentence: method, protocol and result of a group.
     let verdict (group: RunGroup) : string =
-        match Protocol.counted group with
+        match RunGroup.counted group with
         | [||] -> "No task is finished yet."
         | runs ->
             let run = runs |> Array.maxBy _.Matrix.Length

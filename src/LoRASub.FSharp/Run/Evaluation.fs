@@ -43,7 +43,7 @@ module Evaluation =
             let saved = LearnerFile.load folder
             let record = saved.Record
             let order = ClassOrder.Explicit(saved.Path, record.ClassOrder)
-            // references, which may be gone, give measures of a run alone
+            // references affect only a run's own measures, and may be gone
             let plan = Plan.loadWith order { settings with Reference = [] }
             LearnerFile.checkBackbone saved plan.BackboneSha256 (Option.get settings.Backbone)
 

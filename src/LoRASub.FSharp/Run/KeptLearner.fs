@@ -96,6 +96,7 @@ module KeptLearner =
             ImageSize = Some saved.Input.Size
             Heads = Some saved.Record.Heads
             NormEpsilon = saved.NormEpsilon
+            Transport = saved.Record.Transport |> Option.defaultValue true
         }
 
     /// The settings that were saved with a learner; those of a new one where it has none.
@@ -123,7 +124,12 @@ module KeptLearner =
 
         opened settings backbone (defaultArg saved.Record.HeldOut [||]) (fun vit ->
             let struct (tasks, _) = settings.Split
-            let learner = LearnerFile.learner vit tasks settings.Method saved
+
+            let learner =
+                { LearnerFile.learner vit tasks settings.Method saved with
+                    Transport = settings.Transport
+                }
+
             struct (learner, LearnerFile.restore learner saved))
 
     /// <summary>A learner from its folder, with the settings that it was saved with.</summary>

@@ -24,8 +24,11 @@ module Reference =
         let classes =
             Json.load<ClassesFile> "the classes of a finished run" (RunFiles.classes folder)
 
+        let struct (head, embedding) = Settings.readout settings.Embedding settings.Head
+
         {
             Trained = settings.ChosenMethod.Info.Trains
+            Head = $"{head}@{embedding}"
             Matrix = summary.CorrectAndTotal
             Classes = classes.Classes |> Array.map _.ClassScore
         }

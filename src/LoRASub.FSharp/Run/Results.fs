@@ -52,6 +52,7 @@ module Results =
             before
             {
                 Trained = outcome.Learner.Method.Info.Trains
+                Head = outcome.Learner.Readouts[0].Label
                 Matrix = outcome.Matrix
                 Classes = classScores plan outcome
             }

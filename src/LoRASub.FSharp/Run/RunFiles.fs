@@ -31,8 +31,9 @@ module internal RunFiles =
         [
             for path in [ settings; sources; metrics; classes; drift; resources; summary; seeds ] do
                 path ""
-            "learner.json"
+            // in this order: tensors without the file that describes them would refuse a later learner
             "learner.safetensors"
+            "learner.json"
             "learner.next.safetensors"
             "checkpoint.json"
             "checkpoint-*.safetensors"

@@ -147,7 +147,7 @@ module Scoring =
         let plan = Plan.testedAfter task plan
 
         let loaders =
-            TaskStream.plainTrainBatches (Plan.testOptions plan) plan.Stream task
+            (Plan.taskContext learner plan clock state task).Batches Pass.Consolidate
             |> Array.map (fun load ->
                 fun () ->
                     onBatch ()
@@ -172,7 +172,8 @@ module Scoring =
 
         let loaders =
             seen
-            |> Array.collect (TaskStream.plainTrainBatches (Plan.testOptions plan) plan.Stream)
+            |> Array.collect (fun task ->
+                (Plan.taskContext learner plan clock state task).Batches Pass.Consolidate)
 
         clock.Time Phase.Predict (fun () ->
             Scope.run (fun () ->

@@ -48,7 +48,18 @@ module Config =
     let private lastOf name (all: SettingSource list) =
         all |> List.tryFindBack (fun s -> s.Name = name)
 
-    /// A resize that was meant for images of one size, for images of another.
+    // A resize that was meant for images of one size, for images of another.
+    let private resized (resize: int) (old: int) (size: int) (settings: RunSettings) =
+        let fitted = int (Math.Round(float resize * float size / float old))
+
+        { settings with
+            TestResize = Some fitted
+        },
+        [
+            $"test-resize {resize} is meant for images of {old} px; for {size} px it is {fitted}, unless --test-resize is given"
+        ]
+
+    /// The resize for the image size, where that is a setting.
     let private fitTestResize (given: SettingSource list) (settings: RunSettings) =
         let meantFor =
             match lastOf "test-resize" given with
@@ -61,15 +72,7 @@ module Config =
                 |> Option.map (fun s -> int s.Value)
 
         match settings.TestResize, settings.ImageSize, meantFor with
-        | Some resize, Some size, Some old when size <> old ->
-            let fitted = int (Math.Round(float resize * float size / float old))
-
-            { settings with
-                TestResize = Some fitted
-            },
-            [
-                $"test-resize {resize} is meant for images of {old} px; for {size} px it is {fitted}, unless --test-resize is given"
-            ]
+        | Some resize, Some size, Some old when size <> old -> resized resize old size settings
         | _ -> settings, []
 
     /// The first task's epochs if they differ from the command line's epochs.
@@ -116,6 +119,10 @@ module Config =
                    []
                else
                    ignored $"method {name} does not train" training)
+            @ (if settings.Augmentation = Augmentation.CropFlip then
+                   []
+               else
+                   ignored "only --augment crop-flip crops" [ "crop-scale"; "crop-ratio" ])
             @ (if method.Info.Joint then
                    ignored
                        $"method {name} learns all classes as one task"
@@ -203,9 +210,7 @@ module Config =
             match lastOf "method" (named @ inFile @ said) with
             | None -> []
             | Some method ->
-                Methods.all
-                |> List.filter (fun row -> row.Info.Name = method.Value)
-                |> List.collect _.Defaults
+                Methods.defaults method.Value
                 |> List.map (fun (name, value) -> says name value $"method {method.Value}")
 
         let given = ofMethod @ named @ inFile @ said @ first
@@ -268,6 +273,23 @@ module Config =
             Settings = settings
             Sources = sourcesOf before merged.Seeds settings
         }
+
+    /// A preset's resize for the image size of the backbone, where that is no setting; with a note.
+    let internal fitToBackbone (size: int) (merged: MergedConfig) : MergedConfig =
+        let isPreset =
+            merged.Sources
+            |> Array.exists (fun s ->
+                s.Name = "test-resize"
+                && (s.Source = "default" || s.Source.StartsWith("preset ", StringComparison.Ordinal)))
+
+        match merged.Settings.TestResize, merged.Settings.ImageSize with
+        | Some resize, None when isPreset && size <> publishedSize ->
+            let settings, notes = resized resize publishedSize size merged.Settings
+
+            { complete "" settings merged with
+                Notes = Array.append merged.Notes (Array.ofList notes)
+            }
+        | _ -> merged
 
     // ------------------------------------------------------------------------------------------ checks against the data
 
