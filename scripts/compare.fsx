@@ -286,7 +286,7 @@ let finished (grid: Grid) : Found list =
                 if Directory.Exists parent then
                     Array.append
                         [| Path.Combine(parent, row.Name) |]
-                        (Directory.GetDirectories(parent, $"{row.Name}.seed-*"))
+                        (Directory.GetDirectories(parent, $"{row.Name}.seed-*") |> Array.sort)
                     |> Array.filter isFinished
                 else
                     [||]
