@@ -289,10 +289,7 @@ let private requireOutside (plan: Plan) (folder: string) =
 
 let private isGiven (config: MergedConfig) name =
     config.Sources
-    |> Array.exists (fun s ->
-        s.Name = name
-        && s.Source <> "default"
-        && not (s.Source.StartsWith("preset ", StringComparison.Ordinal)))
+    |> Array.exists (fun s -> s.Name = name && not (Config.isAssumed s))
 
 // Notes about data and backbone, after reading them.
 let private planNotes (config: MergedConfig) (plan: Plan) (header: TensorFileHeader) (card: WeightsCard) =

@@ -219,6 +219,28 @@ let tests =
                     Expect.equal (events out) (events (under world "whole")) "metrics"))
 
             testCase
+                "a preset's resize is fitted to a backbone of 8 pixels, and saved with the run"
+                (inWorld (fun world ->
+                    onImages world [] |> ignore
+
+                    let ended =
+                        [
+                            "--data"
+                            "imagenet-r"
+                            "--data-path"
+                            under world "images"
+                            "--initial-epochs"
+                            "1"
+                        ]
+                        |> arguments world
+                        |> inside
+
+                    good ended
+                    Expect.stringContains ended.Out "test-resize 256 is meant for images of 224 px" "note"
+                    Expect.equal (RunFolder.settings (under world "out")).TestResize (Some 9) "256 x 8/224"
+                    good (inside [ "evaluate"; under world "out" ])))
+
+            testCase
                 "a moved data set is found where it is said to be; other settings are refused by name"
                 (inWorld (fun world ->
                     let out = under world "out"

@@ -502,9 +502,9 @@ module internal Download =
         with
         | :? IOException as e when WholeFile.isLocked e ->
             Errors.reject
-                folder
-                "must be downloaded into once at a time"
-                "another download into it"
+                (Path.Combine(folder, name))
+                "must be downloaded once at a time"
+                "another download of it"
                 "wait for it, and run the same command again"
         | :? UnauthorizedAccessException
         | :? IOException as e -> Errors.reject folder "must be a folder that can be written" e.Message ""

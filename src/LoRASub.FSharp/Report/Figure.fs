@@ -154,7 +154,11 @@ module internal Marks =
 
     /// Intervals over a group's runs of what some of them have at 0, 1, …
     let overRuns (values: RunData -> float[]) (group: RunGroup) : Interval[] =
-        RunGroup.counted group |> Array.map values |> Interval.ofColumns
+        match RunGroup.counted group with
+        | [||] -> group.Runs // in their first task
+        | counted -> counted
+        |> Array.map values
+        |> Interval.ofColumns
 
     /// One curve for each group, at x = 1, 2, …; `hover` describes the point at an index.
     let curves (groups: RunGroup[]) (hover: int -> Interval -> string) (values: RunData -> float[]) : Marks =

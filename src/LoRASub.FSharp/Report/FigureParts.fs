@@ -35,7 +35,7 @@ module internal FigureParts =
 
     /// A note for captions.
     let private ifSeveralSeeds (note: string) (groups: RunGroup[]) =
-        if groups |> Array.exists (fun group -> group.Runs.Length > 1) then
+        if groups |> Array.exists (fun group -> (RunGroup.counted group).Length > 1) then
             note
         else
             ""

@@ -55,10 +55,10 @@ module internal Figures =
         forEach groups (fun group ->
             let cells = RunGroup.accuracies group
             let tasks = numbered cells.Length
-            let seeds = group.Runs.Length
+            let seeds = (RunGroup.counted group).Length
 
             let meaning =
-                if seeds = 1 then
+                if seeds <= 1 then
                     "Accuracy"
                 else
                     $"Mean accuracy over {seeds} seeds"

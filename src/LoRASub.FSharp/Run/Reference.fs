@@ -24,11 +24,16 @@ module Reference =
         let classes =
             Json.load<ClassesFile> "the classes of a finished run" (RunFiles.classes folder)
 
-        let struct (head, embedding) = Settings.readout settings.Embedding settings.Head
+        let head =
+            match summary.Heads with
+            | Some heads when heads.Length > 0 -> heads[0].Head
+            | _ ->
+                let struct (head, embedding) = Settings.readout settings.Embedding settings.Head
+                $"{head}@{embedding}"
 
         {
             Trained = settings.ChosenMethod.Info.Trains
-            Head = $"{head}@{embedding}"
+            Head = head
             Matrix = summary.CorrectAndTotal
             Classes = classes.Classes |> Array.map _.ClassScore
         }

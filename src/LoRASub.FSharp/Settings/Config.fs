@@ -35,6 +35,10 @@ module Config =
 
     let private commandLine = "command line"
 
+    /// Whether nobody named the setting: its value is a default or a preset's.
+    let internal isAssumed (s: SettingSource) : bool =
+        s.Source = "default" || s.Source.StartsWith("preset ", StringComparison.Ordinal)
+
     /// The image size that the presets' test-resize is meant for.
     let private publishedSize = 224
 
@@ -277,10 +281,7 @@ module Config =
     /// A preset's resize for the image size of the backbone, where that is no setting; with a note.
     let internal fitToBackbone (size: int) (merged: MergedConfig) : MergedConfig =
         let isPreset =
-            merged.Sources
-            |> Array.exists (fun s ->
-                s.Name = "test-resize"
-                && (s.Source = "default" || s.Source.StartsWith("preset ", StringComparison.Ordinal)))
+            merged.Sources |> Array.exists (fun s -> s.Name = "test-resize" && isAssumed s)
 
         match merged.Settings.TestResize, merged.Settings.ImageSize with
         | Some resize, None when isPreset && size <> publishedSize ->
@@ -311,9 +312,6 @@ module Config =
         (card: WeightsCard)
         (metadata: Map<string, string>)
         : string list =
-        let isAssumed (s: SettingSource) =
-            s.Source = "default" || s.Source.StartsWith("preset ", StringComparison.Ordinal)
-
         let says =
             match Map.tryFind "input" metadata with
             | Some input -> $"""the weights file states '{Text.cut "..." 80 input}'"""
