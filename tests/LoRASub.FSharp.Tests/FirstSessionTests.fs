@@ -109,7 +109,7 @@ let tests =
                             let learner = Tiny.learnerOf plan (firstSession plan)
                             Tiny.prototypes (Experiment.run learner plan Tiny.silent).State)
 
-                    let rows = torch.tensor [| 0L; 1L; 4L; 5L; 2L; 3L |]
+                    let rows = torch.tensor ([| 0L; 1L; 4L; 5L; 2L; 3L |], device = Generators.device)
                     closeTensors "prototypes" outcomes[0] (outcomes[1].index_select(0L, rows))))
 
             testCase

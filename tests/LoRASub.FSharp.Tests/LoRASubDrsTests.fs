@@ -662,7 +662,8 @@ let tests =
                 let shallow, deep = made 2, made 5
                 let each = (deep - shallow) / 3
                 Expect.isLessThanOrEqual each 55 "tensors for each block"
-                Expect.isLessThanOrEqual (shallow - 2 * each) 131 "tensors beside the blocks")
+                let most = if Generators.onCpu then 131 else 135
+                Expect.isLessThanOrEqual (shallow - 2 * each) most "tensors beside the blocks")
 
             testCase "a moment of zeros is refused by block and task" (fun () ->
                 Scope.run (fun () ->
