@@ -57,7 +57,9 @@ let tests =
                 if Generators.onCpu then
                     let none, trials = run (Some 1L)
                     Expect.equal none 0 "nothing fits in one byte"
-                    Expect.hasLength trials 1 "one try")
+                    Expect.hasLength trials 1 "one try"
+                else
+                    Check.refused [ "must be left out on a GPU" ] (fun () -> run (Some 1L) |> ignore))
 
             testCase
                 "the peak begins anew, so that a smaller batch can be measured after a larger one"

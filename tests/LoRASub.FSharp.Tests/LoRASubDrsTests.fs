@@ -662,6 +662,7 @@ let tests =
                 let shallow, deep = made 2, made 5
                 let each = (deep - shallow) / 3
                 Expect.isLessThanOrEqual each 55 "tensors for each block"
+                // 135 is what LibTorch's CUDA device was seen to take
                 let most = if Generators.onCpu then 131 else 135
                 Expect.isLessThanOrEqual (shallow - 2 * each) most "tensors beside the blocks")
 
