@@ -8,6 +8,7 @@
 // before there are any.
 
 open System
+open System.Collections.Concurrent
 open System.Diagnostics
 open System.IO
 open System.Runtime.InteropServices
@@ -30,8 +31,8 @@ module Native =
     [<DllImport("libc", SetLastError = true)>]
     extern int kill(int pid, int signal)
 
-/// The child that a signal to this script has to reach.
-let mutable private running: Process option = None
+/// The children that a signal to this script has to reach, by their number.
+let private running = ConcurrentDictionary<int, Process>()
 
 // Ctrl-C goes from the terminal to every process of the group, so the child already has it: this script only
 // has to outlive the child, to pass its exit code on. A termination request comes here alone.
@@ -43,10 +44,14 @@ let private terminations =
         fun signal ->
             signal.Cancel <- true
 
-            match running with
-            | Some child when not (OperatingSystem.IsWindows()) -> Native.kill (child.Id, 15) |> ignore
-            | Some child -> child.Kill true
-            | None -> exit 143
+            if running.IsEmpty then
+                exit 143
+
+            for KeyValue(number, child) in running do
+                if OperatingSystem.IsWindows() then
+                    child.Kill true
+                else
+                    Native.kill (number, 15) |> ignore
     )
 
 type Output =
@@ -57,8 +62,14 @@ type Output =
     /// Both are collected and thrown away unless the child fails.
     | Quiet of StringBuilder
 
-/// Runs a program in a folder to its end and returns its exit code.
-let runIn (folder: string) (output: Output) (program: string) (arguments: string list) : int =
+/// Runs a program in a folder, with these variables beside its environment, to its end and returns its exit code.
+let runWith
+    (variables: (string * string) list)
+    (folder: string)
+    (output: Output)
+    (program: string)
+    (arguments: string list)
+    : int =
     let info = ProcessStartInfo(program, arguments, WorkingDirectory = folder)
     info.RedirectStandardOutput <- not output.IsInherit
     info.RedirectStandardError <- output.IsQuiet
@@ -70,6 +81,9 @@ let runIn (folder: string) (output: Output) (program: string) (arguments: string
         // A build server would outlive the build and keep the output pipe open.
         info.Environment["MSBUILDDISABLENODEREUSE"] <- "1"
         info.Environment["DOTNET_CLI_USE_MSBUILD_SERVER"] <- "0"
+
+    for name, value in variables do
+        info.Environment[name] <- value
 
     use child = new Process(StartInfo = info)
 
@@ -83,7 +97,7 @@ let runIn (folder: string) (output: Output) (program: string) (arguments: string
     child.OutputDataReceived.Add(fun e -> receive e.Data)
     child.ErrorDataReceived.Add(fun e -> receive e.Data)
     child.Start() |> ignore
-    running <- Some child
+    running[child.Id] <- child
 
     if info.RedirectStandardOutput then
         child.BeginOutputReadLine()
@@ -92,8 +106,12 @@ let runIn (folder: string) (output: Output) (program: string) (arguments: string
         child.BeginErrorReadLine()
 
     child.WaitForExit()
-    running <- None
+    running.TryRemove child.Id |> ignore
     child.ExitCode
+
+/// `runWith` no variables.
+let runIn folder output program arguments =
+    runWith [] folder output program arguments
 
 /// `runIn` the repository.
 let run (output: Output) program arguments = runIn root output program arguments
@@ -344,8 +362,8 @@ let processors =
         "MKL_ENABLE_INSTRUCTIONS", "AVX2" // what MKL gives other makers' processors
     ]
 
-/// Exit code, and the counts where tests were run, of each project of tests.
-let private runTests (arguments: string list) =
+/// Exit code, and the counts where tests were run, of each project of tests; `print` gets the lines of their output.
+let private runTests variables (print: string -> unit) (arguments: string list) =
     [
         for project in projects () |> List.filter _.EndsWith(".Tests.fsproj") do
             let mutable found = None
@@ -356,13 +374,18 @@ let private runTests (arguments: string list) =
                 let line = Regex.Replace(line, @"\x1b\[[0-9;]*m", "")
 
                 match counts line with
-                | None -> printfn "%s" line
+                | None -> print line
                 | sums -> found <- sums
 
             let name = Path.GetFileNameWithoutExtension project
 
             let code =
-                run (Lines show) "dotnet" (output (Path.GetDirectoryName project) name :: arguments)
+                runWith
+                    variables
+                    root
+                    (Lines show)
+                    "dotnet"
+                    (output (Path.GetDirectoryName project) name :: arguments)
 
             match found with
             | None when code <> 0 -> code, Some(0, 1, 0) // it broke down before it could count
@@ -372,18 +395,26 @@ let private runTests (arguments: string list) =
 let test (arguments: string list) =
     build solution
 
-    let runs =
-        [
-            yield! runTests arguments
+    let usual = runTests [] (printfn "%s") arguments
 
-            if List.isEmpty arguments then
-                for name, value in processors do
-                    printfn "\nThe numeric tests with %s=%s" name value
-                    let before = Environment.GetEnvironmentVariable name
-                    Environment.SetEnvironmentVariable(name, value)
-                    yield! runTests [ "--numeric" ]
-                    Environment.SetEnvironmentVariable(name, before)
-        ]
+    // side by side, because most tests keep one core busy: threads that wait must not spin on the other's
+    let repeated =
+        if List.isEmpty arguments then
+            Array.ofList processors
+            |> Array.Parallel.map (fun (name, value) ->
+                let lines =
+                    StringBuilder().AppendLine().AppendLine $"The numeric tests with {name}={value}"
+
+                let variables = [ name, value; "OMP_WAIT_POLICY", "passive" ]
+                let append (line: string) = lines.AppendLine line |> ignore
+                let runs = runTests variables append [ "--numeric" ]
+                stdout.Write(string lines) // in one piece
+                runs)
+            |> List.concat
+        else
+            []
+
+    let runs = usual @ repeated
 
     match List.choose snd runs with
     | [] -> () // a listing or the help
