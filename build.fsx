@@ -8,13 +8,14 @@
 // before there are any.
 
 open System
-open System.Collections.Concurrent
+open System.Collections.Generic
 open System.Diagnostics
 open System.IO
 open System.Runtime.InteropServices
 open System.Security.Cryptography
 open System.Text
 open System.Text.RegularExpressions
+open System.Threading.Tasks
 
 let root = __SOURCE_DIRECTORY__
 let (</>) (a: string) (b: string) = Path.Combine(a, b)
@@ -31,12 +32,20 @@ module Native =
     [<DllImport("libc", SetLastError = true)>]
     extern int kill(int pid, int signal)
 
-/// The children that a signal to this script has to reach, by their number.
-let private running = ConcurrentDictionary<int, Process>()
+/// The children that a signal to this script has to reach; also the lock of both values.
+let private running = HashSet<Process>()
+
+/// After a signal no child is started.
+let mutable private stopping = false
+
+/// What a shell reports of a program that SIGTERM ended.
+let private terminated = 143
 
 // Ctrl-C goes from the terminal to every process of the group, so the child already has it: this script only
 // has to outlive the child, to pass its exit code on. A termination request comes here alone.
-Console.CancelKeyPress.Add(fun signal -> signal.Cancel <- true)
+Console.CancelKeyPress.Add(fun signal ->
+    signal.Cancel <- true
+    lock running (fun () -> stopping <- true))
 
 let private terminations =
     PosixSignalRegistration.Create(
@@ -44,14 +53,20 @@ let private terminations =
         fun signal ->
             signal.Cancel <- true
 
-            if running.IsEmpty then
-                exit 143
+            let reached =
+                lock running (fun () ->
+                    stopping <- true
 
-            for KeyValue(number, child) in running do
-                if OperatingSystem.IsWindows() then
-                    child.Kill true
-                else
-                    Native.kill (number, 15) |> ignore
+                    for child in running do
+                        if OperatingSystem.IsWindows() then
+                            child.Kill true
+                        elif not child.HasExited then
+                            Native.kill (child.Id, 15) |> ignore
+
+                    running.Count)
+
+            if reached = 0 then
+                exit terminated
     )
 
 type Output =
@@ -96,18 +111,22 @@ let runWith
 
     child.OutputDataReceived.Add(fun e -> receive e.Data)
     child.ErrorDataReceived.Add(fun e -> receive e.Data)
-    child.Start() |> ignore
-    running[child.Id] <- child
 
-    if info.RedirectStandardOutput then
-        child.BeginOutputReadLine()
+    let starts () =
+        not stopping && child.Start() && running.Add child
 
-    if info.RedirectStandardError then
-        child.BeginErrorReadLine()
+    if lock running starts then
+        if info.RedirectStandardOutput then
+            child.BeginOutputReadLine()
 
-    child.WaitForExit()
-    running.TryRemove child.Id |> ignore
-    child.ExitCode
+        if info.RedirectStandardError then
+            child.BeginErrorReadLine()
+
+        child.WaitForExit()
+        lock running (fun () -> running.Remove child |> ignore)
+        child.ExitCode
+    else
+        terminated
 
 /// `runWith` no variables.
 let runIn folder output program arguments =
@@ -397,24 +416,26 @@ let test (arguments: string list) =
 
     let usual = runTests [] (printfn "%s") arguments
 
-    // side by side, because most tests keep one core busy: threads that wait must not spin on the other's
-    let repeated =
-        if List.isEmpty arguments then
-            Array.ofList processors
-            |> Array.Parallel.map (fun (name, value) ->
-                let lines =
-                    StringBuilder().AppendLine().AppendLine $"The numeric tests with {name}={value}"
+    // Two at a time, because most tests use one core; passive, because threads that wait would take the other's core.
+    let repeats = if List.isEmpty arguments then processors else []
+    let repeated = Array.create repeats.Length []
 
-                let variables = [ name, value; "OMP_WAIT_POLICY", "passive" ]
-                let append (line: string) = lines.AppendLine line |> ignore
-                let runs = runTests variables append [ "--numeric" ]
-                stdout.Write(string lines) // in one piece
-                runs)
-            |> List.concat
-        else
-            []
+    Parallel.For(
+        0,
+        repeats.Length,
+        ParallelOptions(MaxDegreeOfParallelism = 2),
+        fun i ->
+            let name, value = repeats[i]
+            let variables = [ name, value; "OMP_WAIT_POLICY", "passive" ]
 
-    let runs = usual @ repeated
+            let print (line: string) =
+                stdout.WriteLine $"{name}={value}: {line}"
+
+            repeated[i] <- runTests variables print [ "--numeric" ]
+    )
+    |> ignore
+
+    let runs = usual @ List.concat repeated
 
     match List.choose snd runs with
     | [] -> () // a listing or the help

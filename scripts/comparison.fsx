@@ -596,8 +596,8 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
         "`drift`, `ablation` or `few`. A table without finished runs stays as it is."
         ""
         "± is half of a 95 % interval: over seeds where there are several, else over the tasks of one run, each with its own classes,"
-        "always of paired differences. Without ± there is one run, and a difference below a point means nothing. Several runs share"
-        "a machine, so seconds compare roughly; factorising a covariance counts as test time."
+        "always of paired differences. Without ± there is one run, and a difference below a point means nothing. Machines are"
+        "shared, so seconds compare roughly; factorising a covariance counts as test time."
         ""
         for grid, found in grids do
             let section title prefix text table =
