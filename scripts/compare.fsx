@@ -61,12 +61,12 @@ let methods: Row list =
 let heads: Row list =
     [
         "heads",
-        "cosine-lda:0.03@class-token,lda@class-token,ridge@class-token,rda@class-token,fecam@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@spread,cosine-lda@all-blocks,cosine-lda@moments"
-        "heads-more",
-        "lda:0.03@class-token,rp-ridge@class-token,nearest-mean@moments,lda@moments,ridge@moments"
-        "heads-full", "cosine-lda@full"
-        "heads-large",
-        $"{ranPac},rp-cosine-lda:10000@class-token,rp-ridge:8192@moments,rp-cosine-lda:8192@moments"
+        "cosine-lda:0.03@class-token,lda@class-token,ridge@class-token,rda@class-token,fecam@class-token,cosine-lda:0.003@last-blocks,cosine-lda:0.003@small-texture,cosine-lda@all-blocks,cosine-lda@texture"
+        "heads-more", "lda:0.03@class-token,rp-ridge@class-token,cosine-lda@full"
+        "heads-shift",
+        "nearest-mean@class-token+shift,cosine-lda:0.03@class-token+shift,cosine-lda:0.003@small-texture+shift,nearest-mean@texture+shift,lda@texture+shift,ridge@texture+shift,cosine-lda@texture+shift,cosine-lda@full+shift"
+        "heads-large", $"{ranPac},rp-cosine-lda:10000@class-token"
+        "heads-large-shift", $"{ranPac}+shift,rp-ridge:8192@texture+shift,rp-cosine-lda:8192@texture+shift"
     ]
     |> List.map (fun (name, heads) -> row name $"--method frozen --heads {heads}")
 

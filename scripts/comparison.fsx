@@ -33,7 +33,7 @@ let published, cosineLda, ranPac =
     "nearest-mean@class-token", "cosine-lda@all-blocks", "rp-ridge:10000@class-token"
 
 /// The head of the preset `recommended`, at a fixed ε.
-let recommended = "cosine-lda@moments"
+let recommended = "cosine-lda@texture+shift"
 
 /// The finished runs of a row, one for each seed.
 type Found = { Name: string; Runs: RunData[] }
@@ -307,15 +307,18 @@ let private stepTable (found: Found list) =
                     "cosine rule", "lda:0.03@class-token", "cosine-lda:0.03@class-token"
                     "tokens of three blocks", "cosine-lda:0.03@class-token", "cosine-lda:0.003@last-blocks"
                     "tokens of all blocks", "cosine-lda:0.003@last-blocks", cosineLda
-                    "spread of the patches", cosineLda, "cosine-lda@moments"
-                    "middle and change of the patches", "cosine-lda@moments", "cosine-lda@full"
-                    "random features", "cosine-lda@moments", "rp-cosine-lda:8192@moments"
-                    "more tokens without covariance", published, "nearest-mean@moments"
-                    "more tokens for RanPAC's head", ranPac, "rp-ridge:8192@moments"
+                    "how patches vary, not their means", cosineLda, "cosine-lda@texture"
+                    "shifted image", "cosine-lda@texture", recommended
+                    "means of the patches as well", recommended, "cosine-lda@full+shift"
+                    "random features", recommended, "rp-cosine-lda:8192@texture+shift"
+                    "shifted image alone", "cosine-lda:0.03@class-token", "cosine-lda:0.03@class-token+shift"
+                    "more tokens without covariance", published, "nearest-mean@texture+shift"
+                    "shifted image for RanPAC's head", ranPac, $"{ranPac}+shift"
+                    "more tokens for RanPAC's head", $"{ranPac}+shift", "rp-ridge:8192@texture+shift"
                     "cosine rule for RanPAC's features", ranPac, "rp-cosine-lda:10000@class-token"
                     "cosine rule, both with more tokens",
-                    "rp-ridge:8192@moments",
-                    "rp-cosine-lda:8192@moments"
+                    "rp-ridge:8192@texture+shift",
+                    "rp-cosine-lda:8192@texture+shift"
                     "RanPAC's head to cosine LDA", ranPac, recommended
                 ] do
                 match heads.TryFind before, heads.TryFind after with

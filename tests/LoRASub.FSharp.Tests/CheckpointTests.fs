@@ -245,7 +245,7 @@ let tests =
                 "another version is refused"
                 (withCheckpoint 5 (fun folder plan ->
                     rewrite folder (fun json -> json["version"] <- JsonValue.Create 99)
-                    refused [ "checkpoint.json"; "version 6"; "99" ] (fun () -> pickUp folder plan |> ignore)))
+                    refused [ "checkpoint.json"; "version 7"; "99" ] (fun () -> pickUp folder plan |> ignore)))
 
             testCase
                 "one changed character is refused"

@@ -174,7 +174,7 @@ let tests =
                 let expected =
                     [
                         "recommended", alone "cosine-lda:ratio" "rich"
-                        "small", alone "cosine-lda:ratio" "spread"
+                        "small", alone "cosine-lda:ratio" "small-texture+shift"
                         "large", alone "cosine-lda:ratio" "richest"
                         "libcontinual",
                         { Preset.quick Variant.LibContinual with

@@ -57,8 +57,8 @@ let private embeddings (c: Network) vit : Embedding list =
     [
         Embedding.output vit
         Embedding.lastBlocks vit
-        Embedding.spread vit
-        Embedding.moments vit
+        Embedding.smallTexture vit
+        Embedding.texture vit
         Embedding.full vit
 
         if c.Side % 2 = 0 then
@@ -226,18 +226,20 @@ let tests =
             property "two mirrorings give the image back" (fun (c: Network) ->
                 let vit = build c.Plain
 
-                let views =
+                let views images =
                     Embedding.views
                         { Embedding.output vit with
                             Flip = true
                         }
+                        vit
+                        images
 
                 let once = views c.Batch
                 let twice = views once[1]
                 identical "the image itself" c.Batch once[0]
                 identical "mirrored twice" c.Batch twice[1]
 
-                Expect.hasLength (Embedding.views (Embedding.output vit) c.Batch) 1 "one view"
+                Expect.hasLength (Embedding.views (Embedding.output vit) vit c.Batch) 1 "one view"
 
                 for i in 0 .. c.Images - 1 do
                     for channel, plane in Array.indexed (c.Image i) do
@@ -245,6 +247,25 @@ let tests =
                             "mirrored left to right"
                             (plane |> Array2D.mapi (fun y x _ -> plane[y, c.Size - 1 - x]))
                             (once[1].select(0L, int64 i).select(0L, int64 channel)))
+
+            property "a shifted image is half a patch further down and right" (fun (c: Network) ->
+                let vit = build c.Plain
+                let by = vit.PatchSize / 2
+
+                let views =
+                    Embedding.views
+                        { Embedding.output vit with
+                            Shift = true
+                        }
+                        vit
+                        c.Batch
+
+                for i in 0 .. c.Images - 1 do
+                    for channel, plane in Array.indexed (c.Image i) do
+                        closeMatrix
+                            "shifted, the edge reflected"
+                            (plane |> Array2D.mapi (fun y x _ -> plane[abs (y - by), abs (x - by)]))
+                            (views[1].select(0L, int64 i).select(0L, int64 channel)))
 
             property "activations computed again ≡ activations kept, for every part" (fun (c: Network) ->
                 let vit, parts = build c.Plain, everyPart c
@@ -333,50 +354,52 @@ let tests =
                 (Embedding.named "all-blocks")
 
             gives
-                "spread: of the last four, class token of the last two"
+                "small-texture: of the last four, class token of the last two"
                 5
                 3
                 [
-                    for block in 2..5 do
-                        block, Tokens.PatchSpread, block = 5
+                    2, Tokens.PatchSpread, false
+                    3, Tokens.PatchChange, false
+                    4, Tokens.PatchSpread, false
+                    5, Tokens.PatchChange, true
                     4, Tokens.Class, false
                     5, Tokens.Class, true
                 ]
-                (Embedding.named "spread")
+                (Embedding.named "small-texture")
 
             gives
-                "spread: of one block, that one"
+                "small-texture: of one block, that one"
                 1
                 3
-                [ 1, Tokens.PatchSpread, true; 1, Tokens.Class, true ]
-                (Embedding.named "spread")
+                [ 1, Tokens.PatchChange, true; 1, Tokens.Class, true ]
+                (Embedding.named "small-texture")
 
             gives
-                "moments: mean and spread of every block, class token of the last three"
+                "texture: spread and change of every block, class token of the last three"
                 4
                 3
                 [
                     for block in 1..4 do
-                        block, Tokens.PatchMean, block = 4
                         block, Tokens.PatchSpread, block = 4
+                        block, Tokens.PatchChange, block = 4
                     for block in 2..4 do
                         block, Tokens.Class, block = 4
                 ]
-                (Embedding.named "moments")
+                (Embedding.named "texture")
 
             gives
-                "full: moments, middle patches and changes"
+                "full: texture, means and middle patches"
                 2
                 3
                 [
                     for block in 1..2 do
-                        block, Tokens.PatchMean, block = 2
                         block, Tokens.PatchSpread, block = 2
+                        block, Tokens.PatchChange, block = 2
                     for block in 1..2 do
                         block, Tokens.Class, block = 2
                     for block in 1..2 do
+                        block, Tokens.PatchMean, block = 2
                         block, Tokens.PatchCentre, block = 2
-                        block, Tokens.PatchChange, block = 2
                 ]
                 (Embedding.named "full")
 
@@ -403,8 +426,11 @@ let tests =
                             { e with Flip = true }
                             Embedding.withFrozen e
 
+                            { e with Shift = true }
+
                             { Embedding.withFrozen e with
                                 Flip = true
+                                Shift = true
                             }
                     |]
 
@@ -419,27 +445,24 @@ let tests =
                     tokens
 
                 for e, found in Array.zip all found do
-                    let views = Embedding.views e c.Batch
-                    Expect.hasLength found views.Length "one per view"
+                    let ofView view =
+                        let read parts adapters =
+                            if Array.isEmpty parts then
+                                [||]
+                            else
+                                VisionTransformer.tokens parts adapters vit view
 
-                    Array.iter2
-                        (fun view found ->
-                            let read parts adapters =
-                                if Array.isEmpty parts then
-                                    [||]
-                                else
-                                    VisionTransformer.tokens parts adapters vit view
+                        Array.append (read e.Frozen frozen) (read e.Parts adapters)
+                        |> Embedding.join e
+                        |> numbers
 
-                            let expected =
-                                Embedding.join
-                                    e
-                                    (Array.append (read e.Frozen frozen) (read e.Parts adapters))
+                    let views = Embedding.views e vit c.Batch |> Array.map ofView
 
-                            closeTensors "view" expected found)
-                        views
-                        found)
+                    let mean = views |> Array.transpose |> Array.map Array.average
 
-            property "marks of a name: frozen tokens in front, mirrored views" (fun (c: Network) ->
+                    closeTo 1e-9 "mean of the views" mean (numbers found))
+
+            property "marks of a name: frozen tokens in front, more views" (fun (c: Network) ->
                 let c = if c.Side % 2 = 0 then c else { c with Side = c.Side + 1 }
                 let vit = build c.Plain
 
@@ -447,14 +470,15 @@ let tests =
                     let plain = Embedding.named name vit
 
                     for front in [ ""; "frozen+" ] do
-                        for back in [ ""; "+flip" ] do
+                        for back in [ ""; "+flip"; "+shift"; "+flip+shift"; "+shift+flip" ] do
                             let e = Embedding.named (front + name + back) vit
 
                             Expect.equal
                                 e
                                 { plain with
                                     Frozen = if front = "" then [||] else plain.Parts
-                                    Flip = (back <> "")
+                                    Flip = back.Contains "flip"
+                                    Shift = plain.Shift || back.Contains "shift"
                                 }
                                 (front + name + back)
 
@@ -475,10 +499,10 @@ let tests =
 
                     let more = [| VisionTransformer.output vit |]
 
-                    let struct (tokens, views) =
+                    let struct (tokens, embedded) =
                         Embedding.embedAll all more (Some frozen) adapters vit images
 
-                    Seq.append tokens (Seq.concat views))
+                    Seq.append tokens embedded)
 
             testCase "rich fits 5,000 columns, richest 10,500" (fun () ->
                 Scope.run (fun () ->
@@ -492,22 +516,33 @@ let tests =
 
                         let found = Embedding.named name vit
 
-                        [ "class-token"; "spread"; "moments"; "full" ]
-                        |> List.filter (fun name -> Embedding.named name vit = found)
+                        [ "class-token"; "small-texture"; "texture"; "full" ]
+                        |> List.filter (fun name -> Embedding.named (name + "+shift") vit = found)
 
                     let rich, richest = found "rich", found "richest"
 
                     // of three blocks: 15, 9, 5 and 1 times the width
-                    Expect.equal (rich 555L) [ "moments" ] "4,995 columns"
-                    Expect.equal (rich 556L) [ "spread" ] "5,004 columns"
-                    Expect.equal (rich 1000L) [ "spread" ] "5,000 columns"
+                    Expect.equal (rich 555L) [ "texture" ] "4,995 columns"
+                    Expect.equal (rich 556L) [ "small-texture" ] "5,004 columns"
+                    Expect.equal (rich 1000L) [ "small-texture" ] "5,000 columns"
                     Expect.equal (rich 1001L) [ "class-token" ] "5,005 columns"
                     Expect.equal (richest 700L) [ "full" ] "10,500 columns"
-                    Expect.equal (richest 701L) [ "moments" ] "10,515 columns"
-                    Expect.equal (richest 1167L) [ "spread" ] "10,503 columns"
+                    Expect.equal (richest 701L) [ "texture" ] "10,515 columns"
+                    Expect.equal (richest 1167L) [ "small-texture" ] "10,503 columns"
                     Expect.equal (richest 2101L) [ "class-token" ] "10,505 columns"))
 
-            for name in [ "flip"; "frozen+"; "+flip"; "frozen+flip"; "rich+flip+flip"; "Rich"; "" ] do
+            for name in
+                [
+                    "flip"
+                    "frozen+"
+                    "+flip"
+                    "frozen+flip"
+                    "rich+flip+flip"
+                    "rich+shift+shift"
+                    "rich+turn"
+                    "Rich"
+                    ""
+                ] do
                 rejects $"the name '{name}'" [ "embedding"; "class-token"; $"'{name}'" ] (fun () ->
                     Embedding.named name |> ignore)
 
@@ -523,7 +558,7 @@ let tests =
                 "an unknown name"
                 [
                     "embedding"
-                    "class-token, last-blocks, all-blocks, spread, moments, full, rich, richest"
+                    "class-token, last-blocks, all-blocks, small-texture, texture, full, rich, richest"
                     "'all-block'"
                     "all-blocks?"
                 ]
@@ -591,7 +626,7 @@ let tests =
                 [ "images"; "[batch, channels, height, width]"; "[2, 8, 8]" ]
                 (fun () ->
                     let vit = build wide.Plain
-                    Embedding.views (Embedding.output vit) wide.Batch[0] |> ignore)
+                    Embedding.views (Embedding.output vit) vit wide.Batch[0] |> ignore)
 
             testCase "no images give no rows" (fun () ->
                 Scope.run (fun () ->
@@ -619,13 +654,13 @@ let tests =
                          [ Embedding.embed (Embedding.allBlocks vit) (bare vit) vit images ])
 
                      noLeaks "views" inputs (fun (vit, images) ->
-                         [
-                             (Embedding.views
-                                 { Embedding.output vit with
-                                     Flip = true
-                                 }
-                                 images)[1]
-                         ])
+                         Embedding.views
+                             { Embedding.output vit with
+                                 Flip = true
+                                 Shift = true
+                             }
+                             vit
+                             images)
 
                      noLeaks "the gradient of tokens" inputs (fun (vit, _) ->
                          Scope.keep Leaves.tensors (fun () ->

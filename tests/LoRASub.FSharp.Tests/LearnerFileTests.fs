@@ -253,6 +253,7 @@ let tests =
                                 |]
                             Standardise = true
                             Flip = true
+                            Shift = true
                         }
 
                     let learner =

@@ -19,7 +19,7 @@ let private others =
         "cosine-lda@rich"
         "lda@frozen+class-token"
         "ridge@last-blocks+flip"
-        "rp-cosine-lda:16@frozen+rich+flip"
+        "rp-cosine-lda:16@frozen+rich+flip+shift"
         "nearest-mean@last-blocks"
     ]
 
@@ -228,8 +228,8 @@ let tests =
                         [|
                             for batch in Tiny.batches plan 1 do
                                 let networks = Learner.networks learner state.Method
-                                let struct (_, views) = Learner.embed learner networks [||] batch.Images
-                                views[i][0]
+                                let struct (_, embedded) = Learner.embed learner networks [||] batch.Images
+                                embedded[i]
                         |]
                         |> fun all -> torch.cat (all, 0L)
 
@@ -327,10 +327,10 @@ let tests =
                                 |> List.collect (fun task -> List.ofArray (Tiny.batches plan task))
                                 |> List.fold
                                     (fun sums batch ->
-                                        let struct (_, views) =
+                                        let struct (_, embedded) =
                                             Learner.embed learner networks [||] batch.Images
 
-                                        head.Observe (Array.head views[i]) batch.Labels sums)
+                                        head.Observe embedded[i] batch.Labels sums)
                                     (head.Grow 6 (Learner.noHead learner readout)))
 
                         let model =

@@ -68,16 +68,17 @@ let tests =
                         Expect.isGreaterThan last 0.2 $"last accuracy with {head.Info.Name}"))
 
             testCase
-                "scores of images are those of their features, also of mirrored views"
+                "scores of images are those of their features, also of more views"
                 (withPlan (fun plan ->
                     let vit = plan.Backbone
                     let images = (Array.head (Tiny.batches plan 0)).Images
 
-                    for flip in [ false; true ] do
+                    for more in [ false; true ] do
                         let scores method =
                             let embedding =
                                 { Embedding.output vit with
-                                    Flip = flip
+                                    Flip = more
+                                    Shift = more
                                 }
 
                             let learner =
@@ -88,7 +89,7 @@ let tests =
 
                         closeTo
                             1e-6
-                            $"scores, flip {flip}"
+                            $"scores, more views {more}"
                             (TestFiles.numbers (scores (ToyMethod.method' vit)))
                             (TestFiles.numbers (scores (ToyMethod.ofImages vit)))))
 
@@ -209,6 +210,7 @@ let tests =
                             Parts = [| part |]
                             Standardise = false
                             Flip = false
+                            Shift = false
                         }
 
                     refused [ "block"; "9" ] (fun () ->

@@ -12,9 +12,16 @@ type Embedding =
         Parts: EmbeddingPart[]
         /// Brings each d columns of a row to mean 0 and variance 1, so that no block outweighs another.
         Standardise: bool
-        /// Also embeds each image mirrored left to right.
+        /// Whether each image is also embedded mirrored left to right.
         Flip: bool
+        /// Whether each image is also embedded half a patch further down and to the right.
+        Shift: bool
     }
+
+type private View =
+    | Whole
+    | Mirrored
+    | Shifted
 
 [<RequireQualifiedAccess>]
 module Embedding =
@@ -43,6 +50,7 @@ module Embedding =
             Parts = parts
             Standardise = true
             Flip = false
+            Shift = false
         }
 
     /// <summary>The class token of the last block after the final norm, as `VisionTransformer.features`.</summary>
@@ -54,6 +62,7 @@ module Embedding =
             Parts = [| VisionTransformer.output vit |]
             Standardise = false
             Flip = false
+            Shift = false
         }
 
     /// <summary>Class and mean patch token of the last three blocks, or of all where there are fewer,
@@ -88,52 +97,63 @@ module Embedding =
             FinalNorm = (block = vit.Blocks.Length)
         }
 
-    /// <summary>Mean and spread of the patch tokens of every block, and the class token of the last three, standardised.
-    /// Those of the last block after the final norm.</summary>
-    /// <param name="vit">The backbone.</param>
-    /// <returns>An embedding of (2 · depth + 3) · d columns, fewer where there are fewer than three blocks.</returns>
-    let moments (vit: VisionTransformer) : Embedding =
+    // class tokens of the last few blocks
+    let private lastClasses (count: int) (vit: VisionTransformer) =
         let depth = vit.Blocks.Length
 
+        [|
+            for block in max 1 (depth - count + 1) .. depth -> normed vit block Tokens.Class
+        |]
+
+    /// <summary>Spread of the patch tokens of every block, their change from patch to patch, and the class token of the
+    /// last three, standardised. Those of the last block after the final norm.</summary>
+    /// <param name="vit">The backbone.</param>
+    /// <returns>An embedding of (2 · depth + 3) · d columns, fewer where there are fewer than three blocks.</returns>
+    let texture (vit: VisionTransformer) : Embedding =
         standardised
             [|
-                for block in 1..depth do
-                    normed vit block Tokens.PatchMean
+                for block in 1 .. vit.Blocks.Length do
                     normed vit block Tokens.PatchSpread
+                    normed vit block Tokens.PatchChange
 
-                for block in max 1 (depth - 2) .. depth do
-                    normed vit block Tokens.Class
+                yield! lastClasses 3 vit
             |]
 
-    /// <summary>Spread of the patch tokens of the last four blocks, and the class token of the last two, standardised. Those
-    /// of the last block after the final norm.</summary>
+    /// <summary>Of the last four blocks, in turns, the spread of the patch tokens and their change from patch to patch,
+    /// and the class token of the last two, standardised. Those of the last block after the final norm.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding of 6d columns, fewer where there are fewer than four blocks.</returns>
-    let spread (vit: VisionTransformer) : Embedding =
+    let smallTexture (vit: VisionTransformer) : Embedding =
         let depth = vit.Blocks.Length
 
         standardised
             [|
                 for block in max 1 (depth - 3) .. depth do
-                    normed vit block Tokens.PatchSpread
+                    normed
+                        vit
+                        block
+                        (if (depth - block) % 2 = 0 then
+                             Tokens.PatchChange
+                         else
+                             Tokens.PatchSpread)
 
-                for block in max 1 (depth - 1) .. depth do
-                    normed vit block Tokens.Class
+                yield! lastClasses 2 vit
             |]
 
-    /// <summary>`moments`, and in every block the mean of the middle patches and the change from patch to
-    /// patch.</summary>
+    /// <summary>`texture`, and in every block the mean of the patch tokens and of the middle ones.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding of (4 · depth + 3) · d columns, fewer where there are fewer than three blocks.</returns>
     let full (vit: VisionTransformer) : Embedding =
-        { moments vit with
+        let texture = texture vit
+
+        { texture with
             Parts =
                 [|
-                    yield! (moments vit).Parts
+                    yield! texture.Parts
 
                     for block in 1 .. vit.Blocks.Length do
+                        normed vit block Tokens.PatchMean
                         normed vit block Tokens.PatchCentre
-                        normed vit block Tokens.PatchChange
                 |]
         }
 
@@ -179,16 +199,21 @@ module Embedding =
         |> List.tryFind (fun embedding -> width vit embedding <= columns)
         |> Option.defaultWith (fun () -> output vit)
 
-    /// <summary>The first of `moments`, `spread` and `output` that has at most 5,000 columns.</summary>
+    let private shifted (embedding: Embedding) = { embedding with Shift = true }
+
+    /// <summary>The first of `texture`, `smallTexture` and `output` that has at most 5,000 columns, also of the shifted
+    /// image.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding.</returns>
-    let rich (vit: VisionTransformer) : Embedding = within 5000L [ moments; spread ] vit
+    let rich (vit: VisionTransformer) : Embedding =
+        vit |> within 5000L [ texture; smallTexture ] |> shifted
 
-    /// <summary>The first of `full`, `moments`, `spread` and `output` that has at most 10,500 columns.</summary>
+    /// <summary>The first of `full`, `texture`, `smallTexture` and `output` that has at most 10,500 columns, also of the
+    /// shifted image.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding.</returns>
     let richest (vit: VisionTransformer) : Embedding =
-        within 10500L [ full; moments; spread ] vit
+        vit |> within 10500L [ full; texture; smallTexture ] |> shifted
 
     let private table =
         [
@@ -197,54 +222,50 @@ module Embedding =
             "all-blocks",
             "class and mean patch token of all blocks; the last one's patches by quadrant",
             allBlocks
-            "spread",
-            "spread of the patch tokens of the last four blocks, class token of the last two",
-            spread
-            "moments",
-            "mean and spread of the patch tokens of all blocks, class token of the last three",
-            moments
-            "full",
-            "moments, with the mean of the middle patches and the change from patch to patch of all blocks",
-            full
-            "rich", "the first of moments, spread and class-token with at most 5,000 columns", rich
-            "richest",
-            "the first of full, moments, spread and class-token with at most 10,500 columns",
-            richest
+            "small-texture",
+            "spread and change of the patch tokens of the last four blocks, in turns; class token of the last two",
+            smallTexture
+            "texture",
+            "spread of the patch tokens of all blocks and their change from patch to patch; class token of the last three",
+            texture
+            "full", "texture, with the mean of the patch tokens and of the middle ones of all blocks", full
+            "rich", "texture+shift, or the first of its smaller kinds with at most 5,000 columns", rich
+            "richest", "full+shift, or the first of its smaller kinds with at most 10,500 columns", richest
         ]
 
     /// The embeddings that have a name.
     let names: string list = table |> List.map (fun (name, _, _) -> name)
 
-    /// Names and descriptions, including `frozen+` and `+flip`.
+    /// Names and descriptions, including `frozen+`, `+flip` and `+shift`.
     let meanings: (string * string) list =
         (table |> List.map (fun (name, meaning, _) -> name, meaning))
         @ [
             "frozen+NAME", "the same tokens of the frozen network, side by side with the adapted ones"
-            "NAME+flip", "also of the mirrored image"
+            "NAME+flip", "the mean of those of the image and of its mirror image"
+            "NAME+shift", "the mean of those of the image and of the same half a patch further down and right"
         ]
 
     /// <summary>The embedding of that name.</summary>
     /// <param name="name">One of `names`; after `frozen+` the same tokens of the frozen network stand in front, and
-    /// before `+flip` each image is also embedded mirrored.</param>
+    /// before `+flip` or `+shift` each image is also embedded mirrored or shifted.</param>
     /// <returns>The embedding for a backbone.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">An unknown name.</exception>
     let named (name: string) : VisionTransformer -> Embedding =
-        let without (mark: string) (cut: string -> string) (has: bool) (text: string) =
-            if has then cut text, true else text, false
-
-        let bare, isJoined =
-            without "frozen+" (fun t -> t.Substring 7) (name.StartsWith "frozen+") name
-
-        let bare, isFlipped =
-            without "+flip" (fun t -> t.Substring(0, t.Length - 5)) (bare.EndsWith "+flip") bare
+        let isJoined = name.StartsWith "frozen+"
+        let words = (if isJoined then name.Substring 7 else name).Split '+' |> List.ofArray
+        let bare, marks = words.Head, words.Tail
 
         match table |> List.tryFind (fun (known, _, _) -> known = bare) with
-        | Some(_, _, embedding) ->
+        | Some(_, _, embedding) when List.distinct marks = marks && List.except [ "flip"; "shift" ] marks = [] ->
             fun vit ->
                 let embedding = embedding vit
                 let embedding = if isJoined then withFrozen embedding else embedding
-                { embedding with Flip = isFlipped }
-        | None ->
+
+                { embedding with
+                    Flip = List.contains "flip" marks
+                    Shift = embedding.Shift || List.contains "shift" marks
+                }
+        | _ ->
             let known = String.concat ", " names
             Errors.reject "embedding" $"must be one of {known}" $"'{name}'" (Errors.didYouMean names bare)
 
@@ -256,24 +277,43 @@ module Embedding =
     let check (vit: VisionTransformer) (embedding: Embedding) : unit =
         VisionTransformer.checkParts (parts embedding) vit
 
-    /// <summary>The images to embed: the given ones and, where the embedding flips, their mirror images left to
-    /// right.</summary>
+    let private show (vit: VisionTransformer) (images: torch.Tensor) view : torch.Tensor =
+        // the edge is reflected
+        let shifted (dim: int64) (images: torch.Tensor) =
+            let from =
+                [|
+                    for i in 0L .. images.shape[int dim] - 1L -> abs (i - int64 (vit.PatchSize / 2))
+                |]
+
+            images.index_select (dim, torch.tensor (from, device = images.device))
+
+        match view with
+        | Whole -> images.alias ()
+        | Mirrored -> images.flip 3L
+        | Shifted -> images |> shifted 2L |> shifted 3L
+
+    let private viewsOf (embedding: Embedding) =
+        [|
+            Whole
+            if embedding.Flip then
+                Mirrored
+            if embedding.Shift then
+                Shifted
+        |]
+
+    /// <summary>The images as an embedding sees them: as they are and, where it says so, mirrored left to right, and half
+    /// a patch further down and to the right, with the edges reflected.</summary>
     /// <param name="embedding">The embedding.</param>
+    /// <param name="vit">The backbone.</param>
     /// <param name="images">[n, c, H, W], borrowed.</param>
-    /// <returns>One or two tensors [n, c, H, W]: first the given one itself, then the mirrored, owned by the
-    /// caller.</returns>
-    let views (embedding: Embedding) (images: torch.Tensor) : torch.Tensor[] =
+    /// <returns>One to three tensors [n, c, H, W], owned by the caller.</returns>
+    let views (embedding: Embedding) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor[] =
         Shape.expect
             "images"
             [ Axis.Any "batch"; Axis.Any "channels"; Axis.Any "height"; Axis.Any "width" ]
             images
 
-        [|
-            images
-
-            if embedding.Flip then
-                images.flip 3L
-        |]
+        Scope.keep Leaves.tensors (fun () -> viewsOf embedding |> Array.map (show vit images))
 
     /// <summary>Joins the tokens of an embedding's parts, as `VisionTransformer.tokens` gives them.</summary>
     /// <param name="embedding">The embedding.</param>
@@ -312,7 +352,7 @@ module Embedding =
     /// <param name="adapters">The adapted network, borrowed.</param>
     /// <param name="vit">The backbone, borrowed.</param>
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
-    /// <returns>[n, d] for each of `more`, or [n, 4d] for quadrants, and for each embedding [n, width] of each of its
+    /// <returns>[n, d] for each of `more`, or [n, 4d] for quadrants, and [n, width] for each embedding, the mean over its
     /// views, all in the master format; owned by the caller.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">What `VisionTransformer.tokens` rejects, or frozen parts without
     /// the frozen network.</exception>
@@ -323,66 +363,68 @@ module Embedding =
         (adapters: Adapters)
         (vit: VisionTransformer)
         (images: torch.Tensor)
-        : struct (torch.Tensor[] * torch.Tensor[][]) =
-        let leaves struct (tokens, views) =
-            Seq.append (Leaves.tensors tokens) (Seq.collect Leaves.tensors views)
+        : struct (torch.Tensor[] * torch.Tensor[]) =
+        let leaves struct (tokens, embedded) =
+            Seq.append (Leaves.tensors tokens) (Leaves.tensors embedded)
+
+        let read (network: Adapters) (wanted: EmbeddingPart[]) view =
+            let distinct = Array.distinct wanted
+
+            if Array.isEmpty distinct then
+                Map.empty
+            else
+                VisionTransformer.tokens distinct network vit view
+                |> Array.zip distinct
+                |> Map.ofArray
+
+        let ofView (mine: Embedding[]) more view =
+            let adapted = read adapters (Array.append more (mine |> Array.collect _.Parts)) view
+
+            let still =
+                match frozen, mine |> Array.collect _.Frozen with
+                | Some network, wanted -> read network wanted view
+                | None, [||] -> Map.empty
+                | None, wanted ->
+                    Errors.reject
+                        "embedding"
+                        "must have no frozen parts where the frozen network is not given"
+                        $"{wanted.Length}"
+                        "give that network as well"
+
+            let embed (embedding: Embedding) =
+                [|
+                    yield! embedding.Frozen |> Array.map (fun part -> still[part])
+                    yield! embedding.Parts |> Array.map (fun part -> adapted[part])
+                |]
+                |> join embedding
+
+            // a part that two want is one tensor, and each owner frees its own
+            struct (more |> Array.map (fun part -> adapted[part].alias()), Array.map embed mine)
+
+        // what two heads read is embedded once
+        let inView view =
+            let mine =
+                embeddings |> Array.filter (viewsOf >> Array.contains view) |> Array.distinct
+
+            let more = if view = Whole then more else [||]
+            let struct (tokens, rows) = ofView mine more (show vit images view)
+            tokens, Array.zip mine rows |> Map.ofArray
 
         Scope.keep leaves (fun () ->
-            let read (network: Adapters) (wanted: EmbeddingPart[]) view =
-                let distinct = Array.distinct wanted
-
-                if Array.isEmpty distinct then
-                    Map.empty
-                else
-                    VisionTransformer.tokens distinct network vit view
-                    |> Array.zip distinct
-                    |> Map.ofArray
-
-            let ofView (mine: Embedding[]) more view =
-                let adapted = read adapters (Array.append more (mine |> Array.collect _.Parts)) view
-
-                let still =
-                    match frozen, mine |> Array.collect _.Frozen with
-                    | Some network, wanted -> read network wanted view
-                    | None, [||] -> Map.empty
-                    | None, wanted ->
-                        Errors.reject
-                            "embedding"
-                            "must have no frozen parts where the frozen network is not given"
-                            $"{wanted.Length}"
-                            "give that network as well"
-
-                let embed (embedding: Embedding) =
-                    [|
-                        yield! embedding.Frozen |> Array.map (fun part -> still[part])
-                        yield! embedding.Parts |> Array.map (fun part -> adapted[part])
-                    |]
-                    |> join embedding
-
-                // a part that two want is one tensor, and each owner frees its own
-                struct (more |> Array.map (fun part -> adapted[part].alias()), Array.map embed mine)
-
-            let struct (tokens, first) = ofView embeddings more images
-            let flipping = embeddings |> Array.filter _.Flip
-
-            let mirrored =
-                if Array.isEmpty flipping then
-                    [||]
-                else
-                    let both: torch.Tensor[] = views flipping[0] images
-                    let struct (_, found) = ofView flipping [||] both[1]
-                    found
-
-            let views =
+            let seen =
                 embeddings
-                |> Array.mapi (fun i embedding ->
-                    if embedding.Flip then
-                        let before = embeddings[.. i - 1] |> Array.filter _.Flip |> Array.length
-                        [| first[i]; mirrored[before] |]
-                    else
-                        [| first[i] |])
+                |> Array.collect viewsOf
+                |> Array.append [| Whole |]
+                |> Array.distinct
 
-            struct (tokens, views))
+            let found = seen |> Array.map inView
+
+            let mean embedding =
+                match found |> Array.choose (fun (_, rows) -> Map.tryFind embedding rows) with
+                | [| rows |] -> rows.alias ()
+                | views -> torch.stack(views).mean [| 0L |]
+
+            struct (fst found[0], Array.map mean embeddings))
 
     /// <summary>Embeds one view of images by the adapted network.</summary>
     /// <param name="embedding">Without frozen parts.</param>

@@ -11,7 +11,6 @@ type Shrinkage =
     /// ε estimated from the covariance itself (Chen et al. 2010).
     | Oas
     /// ε = k/(n + k) after n images, as if k more images varied equally in all directions. More images, less shrinkage.
-    /// Here and in `Ratio`, a mirrored view counts as an image.
     | Images of int
     /// ε = 1/(1 + (4n/d)^1.5) after n images of d columns: with few images for each column, nearly a multiple of the
     /// identity.

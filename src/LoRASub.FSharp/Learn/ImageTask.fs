@@ -265,8 +265,8 @@ module ImageTask =
                     )
 
                     let batch = loaders[i]()
-                    let struct (_, views) = Learner.embed learner networks [||] batch.Images
-                    Learner.observe learner views batch.Labels heads
+                    let struct (_, embedded) = Learner.embed learner networks [||] batch.Images
+                    Learner.observe learner embedded batch.Labels heads
 
                 let heads =
                     Scope.fold

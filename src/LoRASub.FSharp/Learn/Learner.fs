@@ -396,34 +396,31 @@ module Learner =
             })
 
     let private embedFor (readouts: Readout[]) (learner: Learner) (networks: Networks) parts images =
-        Scope.noGrad
-            (fun struct (tokens, views) ->
-                Seq.append (Leaves.tensors tokens) (Seq.collect Leaves.tensors views))
-            (fun () ->
-                Embedding.embedAll
-                    (readouts |> Array.map _.Embedding)
-                    parts
-                    networks.Frozen
-                    networks.Adapted
-                    learner.Backbone
-                    images)
+        Scope.noGrad (Leaves.both Leaves.tensors Leaves.tensors) (fun () ->
+            Embedding.embedAll
+                (readouts |> Array.map _.Embedding)
+                parts
+                networks.Frozen
+                networks.Adapted
+                learner.Backbone
+                images)
 
-    /// Tokens of some parts, and for each head the embeddings [n, D] of each view of the images, in the master format.
+    /// Tokens of some parts, and for each head the embeddings [n, D] of the images, in the master format.
     /// Borrows; owned by the caller.
     let internal embed (learner: Learner) networks (parts: EmbeddingPart[]) (images: torch.Tensor) =
         embedFor learner.Readouts learner networks parts images
 
-    /// Adds a batch, the views of each head and the rows, to the sums of every head. Owned by the caller.
+    /// Adds a batch, the embeddings for each head and the rows, to the sums of every head. Owned by the caller.
     let internal observe
         (learner: Learner)
-        (views: torch.Tensor[][])
+        (embedded: torch.Tensor[])
         rows
         (heads: HeadState[])
         : HeadState[] =
-        let observe (readout: Readout) (views: torch.Tensor[]) head =
-            Scope.fold Hidden.leaves (fun head view -> readout.Head.Observe view rows head) head views
+        let observe (readout: Readout) embeddings head =
+            readout.Head.Observe embeddings rows head
 
-        Scope.keep (Seq.collect Hidden.leaves) (fun () -> Array.map3 observe learner.Readouts views heads)
+        Scope.keep (Seq.collect Hidden.leaves) (fun () -> Array.map3 observe learner.Readouts embedded heads)
 
     /// <summary>Makes a state ready to predict.</summary>
     /// <param name="learner">Borrowed.</param>
@@ -460,33 +457,29 @@ module Learner =
             let struct (tokens, embedded) =
                 embedFor (Array.map fst ofFeatures) learner model.Networks parts images
 
-            let mean (readout: Readout) (scorer: Scorer) (views: torch.Tensor[]) =
-                let ofView view =
-                    let scores = scorer.Score view
-                    checkScores learner readout model.Classes view scores
-                    scores
-
-                let sum =
-                    views |> Array.map ofView |> Array.reduce (fun sum scores -> sum.plus scores)
-
-                sum.div (Number.Of(float views.Length))
+            let checked' readout (scorer: Scorer) input =
+                let scores = scorer.Score input
+                checkScores learner readout model.Classes input scores
+                scores
 
             let score i (readout: Readout, scores) =
                 match scores with
-                | OwnScores.OfImages scorer -> mean readout scorer (Embedding.views readout.Embedding images)
+                | OwnScores.OfImages scorer ->
+                    Embedding.views readout.Embedding learner.Backbone images
+                    |> Array.map (checked' readout scorer)
+                    |> fun views -> torch.stack(views).mean [| 0L |]
                 | OwnScores.OfFeatures scorer ->
                     let before =
                         heads[.. i - 1] |> Array.filter (fun (_, scores) -> scores.IsOfFeatures)
 
-                    mean readout scorer embedded[before.Length]
+                    checked' readout scorer embedded[before.Length]
 
             struct (Array.mapi score heads, tokens))
 
     /// The learner without the heads that only compare.
     let internal alone (learner: Learner) : Learner = { learner with Others = [||] }
 
-    /// <summary>The scores of images: the mean over the embedding's views. `Scorer.best` gives the predicted
-    /// rows.</summary>
+    /// <summary>The scores of images. `Scorer.best` gives the predicted rows.</summary>
     /// <param name="learner">Borrowed.</param>
     /// <param name="model">Of one of the learner's states; borrowed.</param>
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range; borrowed.</param>
@@ -541,8 +534,8 @@ module Learner =
 
             let step heads (load: BatchLoader) =
                 let batch = load ()
-                let struct (_, views) = embed learner networks [||] batch.Images
-                observe learner views batch.Labels heads
+                let struct (_, embedded) = embed learner networks [||] batch.Images
+                observe learner embedded batch.Labels heads
 
             let heads =
                 Scope.fold

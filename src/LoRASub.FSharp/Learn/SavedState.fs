@@ -57,6 +57,9 @@ type SavedEmbedding =
         Standardise: bool
         /// Whether each image is also embedded mirrored.
         Flip: bool
+        /// Whether each image is also embedded half a patch further down and right; None where it is not.
+        [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
+        Shift: bool option
     }
 
 /// A head and its embedding in files.
@@ -99,6 +102,7 @@ module internal SavedEmbedding =
             Parts = Array.map saved embedding.Parts
             Standardise = embedding.Standardise
             Flip = embedding.Flip
+            Shift = if embedding.Shift then Some true else None
         }
 
     /// Rejects an unknown kind of tokens; `subject` names the file.
@@ -122,6 +126,7 @@ module internal SavedEmbedding =
             Parts = Array.map part saved.Parts
             Standardise = saved.Standardise
             Flip = saved.Flip
+            Shift = saved.Shift = Some true
         }
 
 [<RequireQualifiedAccess>]

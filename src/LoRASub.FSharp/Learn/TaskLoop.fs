@@ -352,7 +352,7 @@ module TaskLoop =
                 None
 
         // embeddings of the same images by both networks, for each head that follows
-        let pairsOf i (images: torch.Tensor) (views: torch.Tensor[][]) =
+        let pairsOf i (images: torch.Tensor) (embedded: torch.Tensor[]) =
             match before with
             | Some before when isSampled loaders.Length i ->
                 let rows = sampled loaders.Length images
@@ -361,14 +361,14 @@ module TaskLoop =
                     Learner.embed learner before [||] (images.index_select (0L, rows))
 
                 Array.map3
-                    (fun follows (old: torch.Tensor[]) (views: torch.Tensor[]) ->
+                    (fun follows old (now: torch.Tensor) ->
                         if follows then
-                            [| old[0]; views[0].index_select(0L, rows) |]
+                            [| old; now.index_select (0L, rows) |]
                         else
                             [||])
                     follows
                     old
-                    views
+                    embedded
             | _ -> [||]
 
         let step struct (method, heads, sums, pairs) i =
@@ -377,12 +377,12 @@ module TaskLoop =
             c.Clock.Time Phase.Prototypes (fun () ->
                 c.OnEvent(Steps(stepOf c Phase.Prototypes i loaders.Length))
                 let batch = loaders[i]()
-                let struct (tokens, views) = Learner.embed learner networks output batch.Images
+                let struct (tokens, embedded) = Learner.embed learner networks output batch.Images
 
                 struct (m.Consolidate batch tokens[0] method,
-                        Learner.observe learner views batch.Labels heads,
+                        Learner.observe learner embedded batch.Labels heads,
                         ClassSums.observe tokens[0] (batch.Labels.sub first) sums,
-                        Array.append pairs [| pairsOf i batch.Images views |]))
+                        Array.append pairs [| pairsOf i batch.Images embedded |]))
 
         let leaves struct (method, heads, sums, pairs) =
             Seq.concat

@@ -21,7 +21,7 @@ open TorchSharp
 module Checkpoint =
 
     [<Literal>]
-    let private Version = 6L
+    let private Version = 7L
 
     /// The JSON file of the checkpoint in a folder.
     let internal path (folder: string) = Path.Combine(folder, "checkpoint.json")

@@ -182,8 +182,8 @@ module Scoring =
                 let step heads (load: BatchLoader) =
                     onBatch ()
                     let batch = load ()
-                    let struct (_, views) = Learner.embed learner networks [||] batch.Images
-                    Learner.observe learner views batch.Labels heads
+                    let struct (_, embedded) = Learner.embed learner networks [||] batch.Images
+                    Learner.observe learner embedded batch.Labels heads
 
                 let none =
                     learner.Readouts
