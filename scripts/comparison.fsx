@@ -621,7 +621,7 @@ let page (previous: string) (grids: (Grid * Found list) list) : string =
                         section
                             "Heads over the frozen network"
                             "heads"
-                            "No training: one pass over each image. Such a head ends at the same accuracy in every class order and number of tasks. In the figure, heads that no smaller head beats are named, and the recommended one, at a fixed ε, is red."
+                            "No training: each image is read once, and twice with `+shift`. Such a head ends at the same accuracy in every class order and number of tasks. In the figure, heads that no smaller head beats are named, and the recommended one, at a fixed ε, is red."
                             [
                                 yield! headTable found
 

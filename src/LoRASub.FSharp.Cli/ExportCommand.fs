@@ -128,5 +128,15 @@ let export (shell: Shell) (request: Request) : int =
                 shell
                 (line "note" "the head also reads the backbone as it was loaded, which is not in these files")
 
+        if
+            kept.Learner.Readouts
+            |> Array.exists (fun readout -> readout.Embedding.Flip || readout.Embedding.Shift)
+        then
+            Shell.say
+                shell
+                (line
+                    "note"
+                    "the head reads the mean over several views of an image: flip and shift in learner.json")
+
         Shell.say shell (line "exported" $"{folder} to {out}")
         0)

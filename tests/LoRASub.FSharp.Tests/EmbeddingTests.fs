@@ -388,6 +388,31 @@ let tests =
                 (Embedding.named "texture")
 
             gives
+                "moments, as in older files: mean and spread of every block, class token of the last three"
+                2
+                3
+                [
+                    for block in 1..2 do
+                        block, Tokens.PatchMean, block = 2
+                        block, Tokens.PatchSpread, block = 2
+                    1, Tokens.Class, false
+                    2, Tokens.Class, true
+                ]
+                (Embedding.named "moments")
+
+            gives
+                "spread, as in older files: of the last four, class token of the last two"
+                5
+                3
+                [
+                    for block in 2..5 do
+                        block, Tokens.PatchSpread, block = 5
+                    4, Tokens.Class, false
+                    5, Tokens.Class, true
+                ]
+                (Embedding.named "spread")
+
+            gives
                 "full: texture, means and middle patches"
                 2
                 3
@@ -531,19 +556,12 @@ let tests =
                     Expect.equal (richest 1167L) [ "small-texture" ] "10,503 columns"
                     Expect.equal (richest 2101L) [ "class-token" ] "10,505 columns"))
 
-            for name in
-                [
-                    "flip"
-                    "frozen+"
-                    "+flip"
-                    "frozen+flip"
-                    "rich+flip+flip"
-                    "rich+shift+shift"
-                    "rich+turn"
-                    "Rich"
-                    ""
-                ] do
+            for name in [ "flip"; "frozen+"; "+flip"; "frozen+flip"; "Rich"; "" ] do
                 rejects $"the name '{name}'" [ "embedding"; "class-token"; $"'{name}'" ] (fun () ->
+                    Embedding.named name |> ignore)
+
+            for name in [ "rich+flip+flip"; "texture+shift+shift"; "frozen+rich+turn"; "rich+" ] do
+                rejects $"the marks of '{name}'" [ "embedding"; "+flip and +shift"; $"'{name}'" ] (fun () ->
                     Embedding.named name |> ignore)
 
             rejects
@@ -621,12 +639,9 @@ let tests =
 
                 Embedding.join (Embedding.allBlocks vit) tokens |> ignore)
 
-            rejects
-                "an image without a batch"
-                [ "images"; "[batch, channels, height, width]"; "[2, 8, 8]" ]
-                (fun () ->
-                    let vit = build wide.Plain
-                    Embedding.views (Embedding.output vit) vit wide.Batch[0] |> ignore)
+            rejects "an image without a batch" [ "images"; "[batch, channels, 8, 8]"; "[2, 8, 8]" ] (fun () ->
+                let vit = build wide.Plain
+                Embedding.views (Embedding.output vit) vit wide.Batch[0] |> ignore)
 
             testCase "no images give no rows" (fun () ->
                 Scope.run (fun () ->

@@ -76,11 +76,11 @@ let private damages: (string * string list * (string -> Plan -> TaskState -> uni
         "a list",
         [ "learner.json"; "saved learner" ],
         json (fun folder -> File.WriteAllText(LearnerFile.jsonPath folder, "[]"))
-        "another version", [ "learner.json"; "version 1 to 2"; "version 3" ], json (set "version" "3")
+        "another version", [ "learner.json"; "version 1 to 3"; "version 4" ], json (set "version" "4")
         "a version in words",
         [
             "learner.json, version"
-            "a whole number from 1 to 2"
+            "a whole number from 1 to 3"
             "found \"x\""
             "backup"
         ],

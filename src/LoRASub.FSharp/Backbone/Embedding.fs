@@ -10,11 +10,11 @@ type Embedding =
         Frozen: EmbeddingPart[]
         /// Read from the network as the method has adapted it.
         Parts: EmbeddingPart[]
-        /// Brings each d columns of a row to mean 0 and variance 1, so that no block outweighs another.
+        /// Brings each d columns of a view to mean 0 and variance 1, so that no block outweighs another.
         Standardise: bool
-        /// Whether each image is also embedded mirrored left to right.
+        /// Whether the mean is taken with that of the image mirrored left to right.
         Flip: bool
-        /// Whether each image is also embedded half a patch further down and to the right.
+        /// Whether the mean is taken with that of the image moved half a patch down and to the right.
         Shift: bool
     }
 
@@ -105,40 +105,42 @@ module Embedding =
             for block in max 1 (depth - count + 1) .. depth -> normed vit block Tokens.Class
         |]
 
+    // of all blocks
+    let private pairs (first: Tokens) (second: Tokens) (vit: VisionTransformer) =
+        standardised
+            [|
+                for block in 1 .. vit.Blocks.Length do
+                    normed vit block first
+                    normed vit block second
+
+                yield! lastClasses 3 vit
+            |]
+
     /// <summary>Spread of the patch tokens of every block, their change from patch to patch, and the class token of the
     /// last three, standardised. Those of the last block after the final norm.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding of (2 · depth + 3) · d columns, fewer where there are fewer than three blocks.</returns>
     let texture (vit: VisionTransformer) : Embedding =
-        standardised
-            [|
-                for block in 1 .. vit.Blocks.Length do
-                    normed vit block Tokens.PatchSpread
-                    normed vit block Tokens.PatchChange
+        pairs Tokens.PatchSpread Tokens.PatchChange vit
 
-                yield! lastClasses 3 vit
-            |]
-
-    /// <summary>Of the last four blocks, in turns, the spread of the patch tokens and their change from patch to patch,
-    /// and the class token of the last two, standardised. Those of the last block after the final norm.</summary>
-    /// <param name="vit">The backbone.</param>
-    /// <returns>An embedding of 6d columns, fewer where there are fewer than four blocks.</returns>
-    let smallTexture (vit: VisionTransformer) : Embedding =
+    // of the last four blocks
+    let private turns (tokens: Tokens) (others: Tokens) (vit: VisionTransformer) =
         let depth = vit.Blocks.Length
 
         standardised
             [|
                 for block in max 1 (depth - 3) .. depth do
-                    normed
-                        vit
-                        block
-                        (if (depth - block) % 2 = 0 then
-                             Tokens.PatchChange
-                         else
-                             Tokens.PatchSpread)
+                    normed vit block (if (depth - block) % 2 = 0 then tokens else others)
 
                 yield! lastClasses 2 vit
             |]
+
+    /// <summary>Of the last four blocks, by turns, the spread of the patch tokens and their change from patch to patch, and
+    /// the class token of the last two, standardised. Those of the last block after the final norm.</summary>
+    /// <param name="vit">The backbone.</param>
+    /// <returns>An embedding of 6d columns, fewer where there are fewer than four blocks.</returns>
+    let smallTexture (vit: VisionTransformer) : Embedding =
+        turns Tokens.PatchChange Tokens.PatchSpread vit
 
     /// <summary>`texture`, and in every block the mean of the patch tokens and of the middle ones.</summary>
     /// <param name="vit">The backbone.</param>
@@ -223,14 +225,25 @@ module Embedding =
             "class and mean patch token of all blocks; the last one's patches by quadrant",
             allBlocks
             "small-texture",
-            "spread and change of the patch tokens of the last four blocks, in turns; class token of the last two",
+            "spread and change, by turns, of the patch tokens of the last four blocks; class token of the last two",
             smallTexture
             "texture",
             "spread of the patch tokens of all blocks and their change from patch to patch; class token of the last three",
             texture
             "full", "texture, with the mean of the patch tokens and of the middle ones of all blocks", full
-            "rich", "texture+shift, or the first of its smaller kinds with at most 5,000 columns", rich
-            "richest", "full+shift, or the first of its smaller kinds with at most 10,500 columns", richest
+            "rich",
+            "the first of texture, small-texture and class-token with at most 5,000 columns, and +shift",
+            rich
+            "richest",
+            "the first of full, texture, small-texture and class-token with at most 10,500 columns, and +shift",
+            richest
+        ]
+
+    // files of before checkpoint version 7 name them
+    let private former =
+        [
+            "moments", pairs Tokens.PatchMean Tokens.PatchSpread
+            "spread", turns Tokens.PatchSpread Tokens.PatchSpread
         ]
 
     /// The embeddings that have a name.
@@ -241,13 +254,13 @@ module Embedding =
         (table |> List.map (fun (name, meaning, _) -> name, meaning))
         @ [
             "frozen+NAME", "the same tokens of the frozen network, side by side with the adapted ones"
-            "NAME+flip", "the mean of those of the image and of its mirror image"
-            "NAME+shift", "the mean of those of the image and of the same half a patch further down and right"
+            "NAME+flip", "the mean over the image and its mirror image"
+            "NAME+shift", "the mean over the image and a copy moved half a patch down and right"
         ]
 
     /// <summary>The embedding of that name.</summary>
     /// <param name="name">One of `names`; after `frozen+` the same tokens of the frozen network stand in front, and
-    /// before `+flip` or `+shift` each image is also embedded mirrored or shifted.</param>
+    /// before `+flip` and `+shift` the mean is taken with the mirrored and the moved image.</param>
     /// <returns>The embedding for a backbone.</returns>
     /// <exception cref="T:LoRASub.Core.InputException">An unknown name.</exception>
     let named (name: string) : VisionTransformer -> Embedding =
@@ -255,8 +268,16 @@ module Embedding =
         let words = (if isJoined then name.Substring 7 else name).Split '+' |> List.ofArray
         let bare, marks = words.Head, words.Tail
 
-        match table |> List.tryFind (fun (known, _, _) -> known = bare) with
-        | Some(_, _, embedding) when List.distinct marks = marks && List.except [ "flip"; "shift" ] marks = [] ->
+        let known =
+            [ for name, _, embedding in table -> name, embedding ] @ former |> Map.ofList
+
+        match known.TryFind bare with
+        | None ->
+            let listed = String.concat ", " names
+            Errors.reject "embedding" $"must be one of {listed}" $"'{name}'" (Errors.didYouMean names bare)
+        | Some _ when List.distinct marks <> marks || List.except [ "flip"; "shift" ] marks <> [] ->
+            Errors.reject "embedding" "may end in +flip and +shift, each once" $"'{name}'" ""
+        | Some embedding ->
             fun vit ->
                 let embedding = embedding vit
                 let embedding = if isJoined then withFrozen embedding else embedding
@@ -265,9 +286,6 @@ module Embedding =
                     Flip = List.contains "flip" marks
                     Shift = embedding.Shift || List.contains "shift" marks
                 }
-        | _ ->
-            let known = String.concat ", " names
-            Errors.reject "embedding" $"must be one of {known}" $"'{name}'" (Errors.didYouMean names bare)
 
     /// <summary>Rejects an embedding that a backbone cannot give.</summary>
     /// <param name="vit">The backbone.</param>
@@ -278,19 +296,17 @@ module Embedding =
         VisionTransformer.checkParts (parts embedding) vit
 
     let private show (vit: VisionTransformer) (images: torch.Tensor) view : torch.Tensor =
-        // the edge is reflected
-        let shifted (dim: int64) (images: torch.Tensor) =
-            let from =
-                [|
-                    for i in 0L .. images.shape[int dim] - 1L -> abs (i - int64 (vit.PatchSize / 2))
-                |]
+        let by = int64 (vit.PatchSize / 2)
 
-            images.index_select (dim, torch.tensor (from, device = images.device))
+        // the edge is reflected
+        let moved (dim: int64) (images: torch.Tensor) =
+            let edge = images.narrow(dim, 1L, by).flip dim
+            torch.cat ([| edge; images.narrow (dim, 0L, images.shape[int dim] - by) |], dim)
 
         match view with
         | Whole -> images.alias ()
         | Mirrored -> images.flip 3L
-        | Shifted -> images |> shifted 2L |> shifted 3L
+        | Shifted -> images |> moved 2L |> moved 3L
 
     let private viewsOf (embedding: Embedding) =
         [|
@@ -301,18 +317,15 @@ module Embedding =
                 Shifted
         |]
 
-    /// <summary>The images as an embedding sees them: as they are and, where it says so, mirrored left to right, and half
-    /// a patch further down and to the right, with the edges reflected.</summary>
+    /// <summary>The images as an embedding sees them: as they are and, where it says so, mirrored left to right, and moved
+    /// half a patch down and to the right, with the edges reflected.</summary>
     /// <param name="embedding">The embedding.</param>
     /// <param name="vit">The backbone.</param>
-    /// <param name="images">[n, c, H, W], borrowed.</param>
+    /// <param name="images">[n, c, H, W] in the backbone's size, borrowed.</param>
     /// <returns>One to three tensors [n, c, H, W], owned by the caller.</returns>
     let views (embedding: Embedding) (vit: VisionTransformer) (images: torch.Tensor) : torch.Tensor[] =
-        Shape.expect
-            "images"
-            [ Axis.Any "batch"; Axis.Any "channels"; Axis.Any "height"; Axis.Any "width" ]
-            images
-
+        let side = int64 vit.ImageSize
+        Shape.expect "images" [ Axis.Any "batch"; Axis.Any "channels"; Axis.Is side; Axis.Is side ] images
         Scope.keep Leaves.tensors (fun () -> viewsOf embedding |> Array.map (show vit images))
 
     /// <summary>Joins the tokens of an embedding's parts, as `VisionTransformer.tokens` gives them.</summary>
@@ -364,80 +377,69 @@ module Embedding =
         (vit: VisionTransformer)
         (images: torch.Tensor)
         : struct (torch.Tensor[] * torch.Tensor[]) =
-        let leaves struct (tokens, embedded) =
-            Seq.append (Leaves.tensors tokens) (Leaves.tensors embedded)
-
-        let read (network: Adapters) (wanted: EmbeddingPart[]) view =
-            let distinct = Array.distinct wanted
-
-            if Array.isEmpty distinct then
-                Map.empty
-            else
+        let read network wanted view =
+            match Array.distinct wanted with
+            | [||] -> Map.empty
+            | distinct ->
                 VisionTransformer.tokens distinct network vit view
                 |> Array.zip distinct
                 |> Map.ofArray
 
-        let ofView (mine: Embedding[]) more view =
-            let adapted = read adapters (Array.append more (mine |> Array.collect _.Parts)) view
-
-            let still =
-                match frozen, mine |> Array.collect _.Frozen with
-                | Some network, wanted -> read network wanted view
-                | None, [||] -> Map.empty
-                | None, wanted ->
-                    Errors.reject
-                        "embedding"
-                        "must have no frozen parts where the frozen network is not given"
-                        $"{wanted.Length}"
-                        "give that network as well"
-
-            let embed (embedding: Embedding) =
-                [|
-                    yield! embedding.Frozen |> Array.map (fun part -> still[part])
-                    yield! embedding.Parts |> Array.map (fun part -> adapted[part])
-                |]
-                |> join embedding
-
-            // a part that two want is one tensor, and each owner frees its own
-            struct (more |> Array.map (fun part -> adapted[part].alias()), Array.map embed mine)
-
-        // what two heads read is embedded once
-        let inView view =
-            let mine =
-                embeddings |> Array.filter (viewsOf >> Array.contains view) |> Array.distinct
-
+        // tokens of both networks, by part
+        let ofView view =
+            let mine = embeddings |> Array.filter (viewsOf >> Array.contains view)
+            let shown = show vit images view
             let more = if view = Whole then more else [||]
-            let struct (tokens, rows) = ofView mine more (show vit images view)
-            tokens, Array.zip mine rows |> Map.ofArray
 
-        Scope.keep leaves (fun () ->
+            let adapted =
+                read adapters (Array.append more (mine |> Array.collect _.Parts)) shown
+
+            match frozen, mine |> Array.collect _.Frozen with
+            | Some network, wanted -> view, adapted, read network wanted shown
+            | None, [||] -> view, adapted, Map.empty
+            | None, wanted ->
+                Errors.reject
+                    "embedding"
+                    "must have no frozen parts where the frozen network is not given"
+                    $"{wanted.Length}"
+                    "give that network as well"
+
+        Scope.keep (Leaves.both Leaves.tensors Leaves.tensors) (fun () ->
             let seen =
                 embeddings
                 |> Array.collect viewsOf
                 |> Array.append [| Whole |]
                 |> Array.distinct
+                |> Array.map ofView
 
-            let found = seen |> Array.map inView
+            let embed embedding =
+                [|
+                    for view, adapted, still in seen do
+                        if Array.contains view (viewsOf embedding) then
+                            Array.append
+                                (embedding.Frozen |> Array.map (fun part -> still[part]))
+                                (embedding.Parts |> Array.map (fun part -> adapted[part]))
+                            |> join embedding
+                |]
+                |> fun views -> torch.stack(views).mean [| 0L |]
 
-            let mean embedding =
-                match found |> Array.choose (fun (_, rows) -> Map.tryFind embedding rows) with
-                | [| rows |] -> rows.alias ()
-                | views -> torch.stack(views).mean [| 0L |]
+            let _, adapted, _ = seen[0]
 
-            struct (fst found[0], Array.map mean embeddings))
+            // a part that two want is one tensor, and each owner frees its own
+            struct (more |> Array.map (fun part -> adapted[part].alias()), Array.map embed embeddings))
 
-    /// <summary>Embeds one view of images by the adapted network.</summary>
+    /// <summary>Embeds images by the adapted network.</summary>
     /// <param name="embedding">Without frozen parts.</param>
     /// <param name="adapters">The network's adapters, borrowed.</param>
     /// <param name="vit">The backbone, borrowed.</param>
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range, borrowed.</param>
     /// <returns>[n, width] in the master format, owned by the caller. Differentiable once.</returns>
-    /// <exception cref="T:LoRASub.Core.InputException">What `VisionTransformer.tokens` rejects.</exception>
+    /// <exception cref="T:LoRASub.Core.InputException">What `embedAll` rejects.</exception>
     let embed
         (embedding: Embedding)
         (adapters: Adapters)
         (vit: VisionTransformer)
         (images: torch.Tensor)
         : torch.Tensor =
-        Scope.keep Leaves.tensor (fun () ->
-            VisionTransformer.tokens embedding.Parts adapters vit images |> join embedding)
+        let struct (_, embedded) = embedAll [| embedding |] [||] None adapters vit images
+        embedded[0]

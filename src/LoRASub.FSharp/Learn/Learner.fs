@@ -479,7 +479,8 @@ module Learner =
     /// The learner without the heads that only compare.
     let internal alone (learner: Learner) : Learner = { learner with Others = [||] }
 
-    /// <summary>The scores of images. `Scorer.best` gives the predicted rows.</summary>
+    /// <summary>The scores of images; where a method classifies images itself, the mean over the embedding's views.
+    /// `Scorer.best` gives the predicted rows.</summary>
     /// <param name="learner">Borrowed.</param>
     /// <param name="model">Of one of the learner's states; borrowed.</param>
     /// <param name="images">[n, c, H, W], floating point, in the backbone's input range; borrowed.</param>

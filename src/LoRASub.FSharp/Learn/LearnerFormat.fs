@@ -190,7 +190,7 @@ module internal LearnerRecord =
 
     /// Of the format that is written.
     [<Literal>]
-    let Version = 2
+    let Version = 3
 
     /// The record of a learner, to be saved with its state. `order` holds the data set's label of the class learned i-th.
     let create

@@ -55,9 +55,9 @@ type SavedEmbedding =
         Parts: SavedPart[]
         /// Whether each d columns are brought to mean 0 and variance 1.
         Standardise: bool
-        /// Whether each image is also embedded mirrored.
+        /// Whether the mean is taken with the mirrored image.
         Flip: bool
-        /// Whether each image is also embedded half a patch further down and right; None where it is not.
+        /// Whether the mean is taken with the image moved half a patch down and right; None where it is not.
         [<JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)>]
         Shift: bool option
     }

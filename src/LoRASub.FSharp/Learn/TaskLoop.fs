@@ -320,7 +320,7 @@ module TaskLoop =
         let scalar (n: int64) = Number.Of n
         torch.arange (scalar 0L, scalar images.shape[0], scalar step, device = images.device)
 
-    // The pass after training: method, heads and means learn from one forward pass per image. Where the network moved,
+    // The pass after training: method, heads and means learn from one forward pass for each view of an image. Where the network moved,
     // some images also pass the network before the task, and what heads know of old classes follows.
     let private consolidate
         (c: TaskContext)
