@@ -118,12 +118,9 @@ let private timings (setup: Setup) rounds : Timing list =
                 ImageTask.best 3 learner options model Calibration.none set (Array.init paths.Length id)
                 |> ignore
 
-            let views = Embedding.views learner.Embedding vit batch.Images
-
             let forward () =
                 for _ in 1 .. paths.Length / setup.BatchSize do
-                    for view in views do
-                        Scope.run (fun () -> VisionTransformer.features network vit view |> ignore)
+                    Scope.run (fun () -> VisionTransformer.features network vit batch.Images |> ignore)
 
             interleaved rounds [ "predict", predict; "forward", forward ])
     finally
@@ -145,8 +142,7 @@ let private measure (options: Options) : Findings =
             [
                 $"{setup.Photographs} JPEG files of {setup.Width} x {setup.Height} pixels, decoded, resized to 224 pixels,"
                 + $" and predicted in batches of {setup.BatchSize} by the recommended head on a ViT-Ti/16 (width 192, 12"
-                + " blocks, 197 tokens) in float32; against the forward passes of as many batches that are in memory, each in"
-                + " the same two views."
+                + " blocks, 197 tokens) in float32; against the forward passes of as many batches that are in memory."
             ]
         Tables =
             [

@@ -1140,7 +1140,7 @@ let private runs =
                             "frozen"
                         ]
 
-                Expect.equal held.Heads.Value[0].Head "cosine-lda:ratio@small-texture+shift" "the preset"
+                Expect.equal held.Heads.Value[0].Head "cosine-lda:ratio@small-texture" "the preset"
 
                 Expect.equal
                     (held.CorrectAndTotal |> Array.map (Array.map _.Total))

@@ -174,8 +174,8 @@ let tests =
                 let expected =
                     [
                         "recommended", alone "cosine-lda:ratio" "rich"
-                        "small", alone "cosine-lda:ratio" "small-texture+shift"
-                        "large", alone "cosine-lda:ratio" "richest"
+                        "small", alone "cosine-lda:ratio" "small-texture"
+                        "large", alone "cosine-lda:ratio" "richest+shift"
                         "libcontinual",
                         { Preset.quick Variant.LibContinual with
                             OtherHeads = []

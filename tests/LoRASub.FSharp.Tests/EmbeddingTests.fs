@@ -503,7 +503,7 @@ let tests =
                                 { plain with
                                     Frozen = if front = "" then [||] else plain.Parts
                                     Flip = back.Contains "flip"
-                                    Shift = plain.Shift || back.Contains "shift"
+                                    Shift = back.Contains "shift"
                                 }
                                 (front + name + back)
 
@@ -542,7 +542,7 @@ let tests =
                         let found = Embedding.named name vit
 
                         [ "class-token"; "small-texture"; "texture"; "full" ]
-                        |> List.filter (fun name -> Embedding.named (name + "+shift") vit = found)
+                        |> List.filter (fun name -> Embedding.named name vit = found)
 
                     let rich, richest = found "rich", found "richest"
 

@@ -201,21 +201,17 @@ module Embedding =
         |> List.tryFind (fun embedding -> width vit embedding <= columns)
         |> Option.defaultWith (fun () -> output vit)
 
-    let private shifted (embedding: Embedding) = { embedding with Shift = true }
-
-    /// <summary>The first of `texture`, `smallTexture` and `output` that has at most 5,000 columns, also of the shifted
-    /// image.</summary>
+    /// <summary>The first of `texture`, `smallTexture` and `output` that has at most 5,000 columns.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding.</returns>
     let rich (vit: VisionTransformer) : Embedding =
-        vit |> within 5000L [ texture; smallTexture ] |> shifted
+        within 5000L [ texture; smallTexture ] vit
 
-    /// <summary>The first of `full`, `texture`, `smallTexture` and `output` that has at most 10,500 columns, also of the
-    /// shifted image.</summary>
+    /// <summary>The first of `full`, `texture`, `smallTexture` and `output` that has at most 10,500 columns.</summary>
     /// <param name="vit">The backbone.</param>
     /// <returns>An embedding.</returns>
     let richest (vit: VisionTransformer) : Embedding =
-        vit |> within 10500L [ full; texture; smallTexture ] |> shifted
+        within 10500L [ full; texture; smallTexture ] vit
 
     let private table =
         [
@@ -231,11 +227,9 @@ module Embedding =
             "spread of the patch tokens of all blocks and their change from patch to patch; class token of the last three",
             texture
             "full", "texture, with the mean of the patch tokens and of the middle ones of all blocks", full
-            "rich",
-            "the first of texture, small-texture and class-token with at most 5,000 columns, and +shift",
-            rich
+            "rich", "the first of texture, small-texture and class-token with at most 5,000 columns", rich
             "richest",
-            "the first of full, texture, small-texture and class-token with at most 10,500 columns, and +shift",
+            "the first of full, texture, small-texture and class-token with at most 10,500 columns",
             richest
         ]
 
@@ -284,7 +278,7 @@ module Embedding =
 
                 { embedding with
                     Flip = List.contains "flip" marks
-                    Shift = embedding.Shift || List.contains "shift" marks
+                    Shift = List.contains "shift" marks
                 }
 
     /// <summary>Rejects an embedding that a backbone cannot give.</summary>

@@ -301,8 +301,10 @@ module Preset =
             "recommended",
             "cosine LDA on how tokens of all blocks vary over the image; adapts to the first task if that helps",
             only "cosine-lda:ratio" "rich"
-            "small", "the same on the last four blocks", only "cosine-lda:ratio" "small-texture+shift"
-            "large", "the same on as many tokens as fit in 10,500 columns", only "cosine-lda:ratio" "richest"
+            "small", "the same on the last four blocks", only "cosine-lda:ratio" "small-texture"
+            "large",
+            "the same on as many tokens as fit in 10,500 columns, of two views of each image",
+            only "cosine-lda:ratio" "richest+shift"
             "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual"; "heads", "none" ]
             "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official"; "heads", "none" ]
         ]
