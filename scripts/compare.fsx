@@ -66,7 +66,8 @@ let heads: Row list =
         "heads-shift",
         "nearest-mean@class-token+shift,cosine-lda:0.03@class-token+shift,cosine-lda:0.003@small-texture+shift,nearest-mean@texture+shift,lda@texture+shift,ridge@texture+shift,cosine-lda@texture+shift,cosine-lda@full+shift"
         "heads-large", $"{ranPac},rp-cosine-lda:10000@class-token"
-        "heads-large-shift", $"{ranPac}+shift,rp-ridge:8192@texture+shift,rp-cosine-lda:8192@texture+shift"
+        "heads-large-shift", "rp-ridge:8192@texture+shift"
+        "heads-larger-shift", $"{ranPac}+shift,rp-cosine-lda:8192@texture+shift"
     ]
     |> List.map (fun (name, heads) -> row name $"--method frozen --heads {heads}")
 

@@ -134,9 +134,7 @@ let export (shell: Shell) (request: Request) : int =
         then
             Shell.say
                 shell
-                (line
-                    "note"
-                    "the head reads the mean over several views of an image: flip and shift in learner.json")
+                (line "note" "a head averages several views of an image: see flip and shift in learner.json")
 
         Shell.say shell (line "exported" $"{folder} to {out}")
         0)

@@ -12,9 +12,9 @@ type Embedding =
         Parts: EmbeddingPart[]
         /// Brings each d columns of a view to mean 0 and variance 1, so that no block outweighs another.
         Standardise: bool
-        /// Whether the mean is taken with that of the image mirrored left to right.
+        /// Also embeds the image mirrored left to right. The embedding is the mean over the views.
         Flip: bool
-        /// Whether the mean is taken with that of the image moved half a patch down and to the right.
+        /// Also embeds the image moved half a patch down and to the right.
         Shift: bool
     }
 
@@ -221,7 +221,7 @@ module Embedding =
             "class and mean patch token of all blocks; the last one's patches by quadrant",
             allBlocks
             "small-texture",
-            "spread and change, by turns, of the patch tokens of the last four blocks; class token of the last two",
+            "spread or change, alternating, of the patch tokens of the last four blocks; class token of the last two",
             smallTexture
             "texture",
             "spread of the patch tokens of all blocks and their change from patch to patch; class token of the last three",
@@ -233,7 +233,7 @@ module Embedding =
             richest
         ]
 
-    // files of before checkpoint version 7 name them
+    // names in files from before checkpoint version 7
     let private former =
         [
             "moments", pairs Tokens.PatchMean Tokens.PatchSpread

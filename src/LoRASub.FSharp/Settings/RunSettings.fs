@@ -303,7 +303,7 @@ module Preset =
             only "cosine-lda:ratio" "rich"
             "small", "the same on the last four blocks", only "cosine-lda:ratio" "small-texture"
             "large",
-            "the same on as many tokens as fit in 10,500 columns, of two views of each image",
+            "the same on more of the tokens, up to 10,500 columns, and on two views of each image",
             only "cosine-lda:ratio" "richest+shift"
             "libcontinual", "LoRA-Sub-DRS as in LibContinual", [ "variant", "libcontinual"; "heads", "none" ]
             "official", "LoRA-Sub-DRS as in the authors' code", [ "variant", "official"; "heads", "none" ]
